@@ -1,0 +1,1 @@
+//! The CPU device: packed weights, tiles and SIMD kernels.
