@@ -1,3 +1,25 @@
 //! What can be computed: the vocabulary between models and devices, and its plainest implementation.
+//!
+//! A model is a function of the ops in [`Device`]; a device implements them. This crate names no real device and no
+//! model. It holds what both sides must agree on:
+//!
+//! - [`device`]: the ops themselves, one trait.
+//! - [`batch`]: what one step computes: tokens, positions, sequences, roles.
+//! - [`kv`]: how keys and values are paged.
+//! - [`numerics`]: the canonical order of every sum, so that a row's bits never depend on its neighbours.
+//! - [`math`]: our own exp, sine and cosine, equal on every device.
+//! - `reference`: the plainest implementation of every op. It is the specification, and a device of its own.
 
 #![forbid(unsafe_code)]
+
+pub mod batch;
+pub mod device;
+pub mod error;
+pub mod kv;
+pub mod math;
+pub mod numerics;
+
+pub use batch::{Batch, Role};
+pub use device::{Attention, Device, Gate, Linear, MatrixSource, Rope, RopeLayout};
+pub use error::Error;
+pub use kv::{KvFormat, KvLayout, PAGE_TOKENS};

@@ -1,0 +1,171 @@
+//! The canonical order: what every kernel of every device computes, bit for bit.
+//!
+//! A row of activations is quantized once, for each block of [`ACTIVATION_BLOCK`] features, by itself:
+//!
+//! ```text
+//! amax = max |x|            (as integers on the bit patterns, so that NaN wins)
+//! dx   = amax / 127         q[i] = round_ties_even(x[i] * (127 / amax)), 0 where amax = 0
+//! ```
+//!
+//! A block whose amax is not finite gets `dx = NaN` and codes 0, so the row ends in NaN and is reported.
+//!
+//! A product with a quantized weight row (`weight = scale * (code - offset) + min`, [`tessera_formats::DType`]) cuts the
+//! depth into [`segments`]. Inside a segment, sub-blocks (16 or 32 features) are taken in order:
+//!
+//! ```text
+//! acc = 0
+//! for each sub-block b:  acc = fma(f32(I_b), scale_b * dx_b, acc)      I_b = sum (code - offset) * q, an exact integer
+//!                        if the format has minima:  acc = fma(min_b, dx_b * f32(S_b), acc)     S_b = sum q over b
+//! ```
+//!
+//! and the segments are added in order: `y = ((acc_0 + acc_1) + acc_2) + …`. |I_b| < 2^24, so its conversion is exact.
+//!
+//! A product with a plain floating-point weight row (F32, F16, BF16) multiplies unquantized activations, in order inside
+//! a segment: `acc = fma(w[k], x[k], acc)`.
+//!
+//! Sums along a row (norms, softmax) run in [`LANES`] lanes: lane `l` takes elements `l, l + 16, …` in order, and
+//! [`add_lanes`] folds the lanes by halves.
+
+use std::ops::Range;
+
+/// Features that share one activation scale.
+pub const ACTIVATION_BLOCK: usize = 32;
+
+/// Lanes of a sum along a row.
+pub const LANES: usize = 16;
+
+/// The largest activation code.
+pub const ACTIVATION_CODE_MAX: f32 = 127.0;
+
+/// Segments are cut at multiples of this many features (the longest quantized block).
+pub const SEGMENT_UNIT: usize = 256;
+
+/// A depth is cut into segments no shorter than this, ...
+pub const SEGMENT_DEPTH_MIN: usize = 512;
+
+/// ... and into at most this many, so that a device may give each to a worker of its own.
+pub const SEGMENTS_MAX: usize = 8;
+
+/// How many segments a depth is cut into.
+pub const fn segment_count(depth: usize) -> usize {
+    let n = depth / SEGMENT_DEPTH_MIN;
+    if n < 1 {
+        1
+    } else if n > SEGMENTS_MAX {
+        SEGMENTS_MAX
+    } else {
+        n
+    }
+}
+
+/// The features of segment `index` of a depth: near-equal runs of whole [`SEGMENT_UNIT`]s; the last takes the rest.
+pub const fn segment(depth: usize, index: usize) -> Range<usize> {
+    let count = segment_count(depth);
+    let units = depth / SEGMENT_UNIT;
+    let start = units * index / count * SEGMENT_UNIT;
+    let end = if index + 1 == count { depth } else { units * (index + 1) / count * SEGMENT_UNIT };
+    start..end
+}
+
+/// All segments of a depth, in order; none of a depth of zero is an empty range alone.
+pub fn segments(depth: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..segment_count(depth)).map(move |i| segment(depth, i))
+}
+
+/// The quantized form of one block of activations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ActivationBlock {
+    /// Codes in -127..=127.
+    pub codes: [i8; ACTIVATION_BLOCK],
+    /// Scale: an activation is about `scale * code`.
+    pub scale: f32,
+}
+
+/// Quantizes one block of activations (fewer than 32 at the end of a row count as zeros behind it).
+pub fn quantize_block(x: &[f32]) -> ActivationBlock {
+    assert!(x.len() <= ACTIVATION_BLOCK, "a block has at most 32 activations");
+    let amax = f32::from_bits(x.iter().map(|v| v.abs().to_bits()).max().unwrap_or(0));
+    let mut block = ActivationBlock { codes: [0; ACTIVATION_BLOCK], scale: amax / ACTIVATION_CODE_MAX };
+    if !amax.is_finite() {
+        block.scale = f32::NAN;
+    } else if amax > 0.0 {
+        // The reciprocal of a subnormal amax overflows; such a block is zero to all the accuracy that matters.
+        let inverse = ACTIVATION_CODE_MAX / amax;
+        if inverse.is_finite() {
+            for (code, v) in block.codes.iter_mut().zip(x) {
+                *code = (v * inverse).round_ties_even() as i8;
+            }
+        }
+    }
+    block
+}
+
+/// Folds the lanes of a sum by halves: 16 to 8 to 4 to 2 to 1.
+pub fn add_lanes(lanes: [f32; LANES]) -> f32 {
+    let mut lanes = lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] += lanes[l + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Sum of squares of a row in the canonical order.
+pub fn sum_of_squares(row: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for (i, v) in row.iter().enumerate() {
+        lanes[i % LANES] = v.mul_add(*v, lanes[i % LANES]);
+    }
+    add_lanes(lanes)
+}
+
+/// Sum of a row in the canonical order.
+pub fn sum(row: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for (i, v) in row.iter().enumerate() {
+        lanes[i % LANES] += v;
+    }
+    add_lanes(lanes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn segments_cover_every_depth_once() {
+        for depth in (0..20_000).step_by(32) {
+            let mut next = 0;
+            for (i, s) in segments(depth).enumerate() {
+                assert_eq!(s.start, next);
+                assert!(i == 0 || s.start % SEGMENT_UNIT == 0, "{depth}");
+                assert!(segment_count(depth) == 1 || s.len() >= SEGMENT_DEPTH_MIN, "{depth}: {s:?}");
+                next = s.end;
+            }
+            assert_eq!(next, depth);
+        }
+    }
+
+    #[test]
+    fn not_a_number_marks_the_block() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -f32::NAN] {
+            let b = quantize_block(&[1.0, bad, 3.0]);
+            assert!(b.scale.is_nan());
+            assert_eq!(b.codes, [0; ACTIVATION_BLOCK]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_block_is_kept_to_half_a_step(x in prop::collection::vec(-1e4f32..1e4, 1..=32)) {
+            let b = quantize_block(&x);
+            for (v, q) in x.iter().zip(b.codes) {
+                prop_assert!((v - b.scale * f32::from(q)).abs() <= b.scale * 0.5001);
+            }
+        }
+    }
+}
