@@ -44,6 +44,12 @@ pub enum DType {
     MLX8_G32,
     MLX8_G64,
     MLX8_G128,
+    /// Tables, not weights: files carry them beside weights (token maps, for one), and no kernel multiplies by them.
+    I8,
+    I16,
+    I32,
+    I64,
+    F64,
 }
 
 /// One row of the format table.
@@ -53,7 +59,7 @@ struct Row {
     ggml_id: Option<u32>,
     block_len: usize,
     block_bytes: usize,
-    /// Weights that share a scale; 0 for plain floating-point formats.
+    /// Weights that share a scale; 0 for plain numbers.
     sub_block_len: usize,
     code_offset: u8,
     has_min: bool,
@@ -70,13 +76,13 @@ const fn row(
     Row { dtype, name, ggml_id, block_len, block_bytes, sub_block_len, code_offset, has_min }
 }
 
-const FLOAT: (usize, u8, bool) = (0, 0, false);
+const PLAIN: (usize, u8, bool) = (0, 0, false);
 
 /// In the order of the enum, which a test holds.
-static TABLE: [Row; 33] = [
-    row(DType::F32, "F32", 0, (1, 4), FLOAT),
-    row(DType::F16, "F16", 1, (1, 2), FLOAT),
-    row(DType::BF16, "BF16", 30, (1, 2), FLOAT),
+static TABLE: [Row; 38] = [
+    row(DType::F32, "F32", 0, (1, 4), PLAIN),
+    row(DType::F16, "F16", 1, (1, 2), PLAIN),
+    row(DType::BF16, "BF16", 30, (1, 2), PLAIN),
     row(DType::Q4_0, "Q4_0", 2, (32, 18), (32, 8, false)),
     row(DType::Q4_1, "Q4_1", 3, (32, 20), (32, 0, true)),
     row(DType::Q5_0, "Q5_0", 6, (32, 22), (32, 16, false)),
@@ -109,12 +115,26 @@ static TABLE: [Row; 33] = [
     row(DType::MLX8_G32, "MLX8_G32", -1, (32, 8 + 32), (32, 0, true)),
     row(DType::MLX8_G64, "MLX8_G64", -1, (64, 8 + 64), (32, 0, true)),
     row(DType::MLX8_G128, "MLX8_G128", -1, (128, 8 + 128), (32, 0, true)),
+    row(DType::I8, "I8", 24, (1, 1), PLAIN),
+    row(DType::I16, "I16", 25, (1, 2), PLAIN),
+    row(DType::I32, "I32", 26, (1, 4), PLAIN),
+    row(DType::I64, "I64", 27, (1, 8), PLAIN),
+    row(DType::F64, "F64", 28, (1, 8), PLAIN),
 ];
 
+/// Where the formats of weights end and those of tables begin.
+const FIRST_TABLE_FORMAT: DType = DType::I8;
+
 impl DType {
-    /// Every format, in the order of the table.
+    /// Every format of weights, in the order of the table. The plain formats of tables (I32 and its like) are left
+    /// out: files may hold them, but nothing multiplies by them.
     pub fn all() -> impl Iterator<Item = DType> {
-        TABLE.iter().map(|r| r.dtype)
+        TABLE.iter().map(|r| r.dtype).filter(|d| d.is_weight())
+    }
+
+    /// Whether kernels can multiply by it; false for I8, I16, I32, I64 and F64.
+    pub fn is_weight(self) -> bool {
+        self < FIRST_TABLE_FORMAT
     }
 
     fn row(self) -> &'static Row {
@@ -129,6 +149,19 @@ impl DType {
     /// The format of this name, whatever its case: `q4_k`, `Q4_K`.
     pub fn from_name(name: &str) -> Option<DType> {
         TABLE.iter().find(|r| r.name.eq_ignore_ascii_case(name)).map(|r| r.dtype)
+    }
+
+    /// ggml's name of a type number that this crate does not read, for error messages.
+    pub fn unsupported_ggml_name(id: u32) -> Option<&'static str> {
+        Some(match id {
+            4 => "Q4_2, removed from ggml in 2023",
+            5 => "Q4_3, removed from ggml in 2023",
+            9 => "Q8_1, meant for activations",
+            15 => "Q8_K, meant for activations",
+            31..=33 => "Q4_0 interleaved for one CPU, removed from ggml in 2024",
+            36..=38 => "IQ4_NL interleaved for one CPU, removed from ggml in 2024",
+            _ => return None,
+        })
     }
 
     /// The number GGUF files store, or none for formats that live in other containers.
@@ -151,12 +184,12 @@ impl DType {
         self.row().block_bytes
     }
 
-    /// Weights that share one scale (16 or 32), or 0 for a plain floating-point format.
+    /// Weights that share one scale (16 or 32), or 0 for a plain format.
     pub fn sub_block_len(self) -> usize {
         self.row().sub_block_len
     }
 
-    /// Whether weights are plain floating-point numbers without codes and scales.
+    /// Whether values are plain numbers without codes and scales.
     pub fn is_float(self) -> bool {
         self.row().sub_block_len == 0
     }
@@ -196,6 +229,14 @@ mod tests {
                 assert_eq!(DType::from_ggml_id(id), Some(r.dtype));
             }
         }
+    }
+
+    #[test]
+    fn tables_are_not_weights() {
+        assert_eq!(DType::all().count(), 33);
+        assert!(DType::all().all(|d| d.ggml_id().is_none_or(|id| DType::unsupported_ggml_name(id).is_none())));
+        assert_eq!(DType::from_ggml_id(26), Some(DType::I32));
+        assert!(!DType::I32.is_weight() && DType::MLX8_G128.is_weight());
     }
 
     #[test]

@@ -8,6 +8,11 @@
 pub mod bytes;
 pub mod codec;
 pub mod dtype;
+pub mod error;
+pub mod gguf;
+pub mod mmap;
 
 pub use bytes::Bytes;
 pub use dtype::DType;
+pub use error::FormatError;
+pub use gguf::{Gguf, Tensor};

@@ -25,12 +25,22 @@ pub struct Integers<'a> {
 pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     assert_eq!(dtype.row_bytes(out.len()), Some(bytes.len()), "{dtype}: bytes and weights disagree");
     match dtype {
-        DType::F32 => {
-            for (w, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *w = f32::from_le_bytes(*b);
-            }
-        }
+        DType::F32 => plain(bytes, out, f32::from_le_bytes),
+        DType::F16 => plain(bytes, out, |b| half::f16::from_le_bytes(b).to_f32()),
+        DType::BF16 => plain(bytes, out, |[lo, hi]| f32::from_le_bytes([0, 0, lo, hi])),
+        DType::I8 => plain(bytes, out, |b| i8::from_le_bytes(b).into()),
+        DType::I16 => plain(bytes, out, |b| i16::from_le_bytes(b).into()),
+        DType::I32 => plain(bytes, out, |b| i32::from_le_bytes(b) as f32),
+        DType::I64 => plain(bytes, out, |b| i64::from_le_bytes(b) as f32),
+        DType::F64 => plain(bytes, out, |b| f64::from_le_bytes(b) as f32),
         other => unreachable!("{other}"),
+    }
+}
+
+/// Decodes values of `N` bytes that stand alone.
+fn plain<const N: usize>(bytes: &[u8], out: &mut [f32], read: impl Fn([u8; N]) -> f32) {
+    for (w, b) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+        *w = read(*b);
     }
 }
 
