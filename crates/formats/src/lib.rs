@@ -15,4 +15,4 @@ pub mod mmap;
 pub use bytes::Bytes;
 pub use dtype::DType;
 pub use error::FormatError;
-pub use gguf::{Gguf, Tensor};
+pub use gguf::{Gguf, GgufWriter, Tensor};

@@ -7,10 +7,12 @@
 mod cursor;
 mod tensors;
 mod value;
+mod writer;
 
 use std::{collections::HashMap, path::Path};
 
 pub use value::{Array, Value};
+pub use writer::GgufWriter;
 
 use crate::{
     Bytes, FormatError, codec,
@@ -66,7 +68,7 @@ impl Gguf {
         let entry_count = cursor.count("metadata entries", 8 + 4 + 1)?;
         let (metadata, keys) = read_metadata(&mut cursor, entry_count)?;
         let alignment = match keys.get("general.alignment") {
-            Some(&i) => read_alignment(&cursor, &metadata[i].1)?,
+            Some(&i) => check_alignment(&metadata[i].1).map_err(|f| cursor.key_fault("general.alignment", f))?,
             None => DEFAULT_ALIGNMENT,
         };
         let tensors = tensors::read(name, &mut cursor, tensor_count, alignment, &bytes)?;
@@ -169,10 +171,10 @@ fn read_metadata(cursor: &mut Cursor<'_>, count: u64) -> Result<Metadata, Format
 }
 
 /// GGUF wants a multiple of 8; ggml, which pads by masks, a power of two.
-fn read_alignment(cursor: &Cursor<'_>, value: &Value) -> Result<u64, FormatError> {
+fn check_alignment(value: &Value) -> Result<u64, KeyFault> {
     match value.as_u64() {
         Some(n) if n.is_power_of_two() && n >= 8 => Ok(n),
-        Some(n) => Err(cursor.key_fault("general.alignment", KeyFault::Alignment(n.to_string()))),
-        None => Err(cursor.key_fault("general.alignment", KeyFault::Alignment("no unsigned integer".to_owned()))),
+        Some(n) => Err(KeyFault::Alignment(n.to_string())),
+        None => Err(KeyFault::Alignment("no unsigned integer".to_owned())),
     }
 }

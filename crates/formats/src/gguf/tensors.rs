@@ -64,7 +64,7 @@ fn read_entry(file: &str, cursor: &mut Cursor<'_>, index: u64, alignment: u64) -
 }
 
 /// The format, the shape in `usize` and the length in bytes.
-fn check_shape(dims: Vec<u64>, id: u32) -> Result<(DType, Vec<usize>, u64), TensorFault> {
+pub(super) fn check_shape(dims: Vec<u64>, id: u32) -> Result<(DType, Vec<usize>, u64), TensorFault> {
     let Some(dtype) = DType::from_ggml_id(id) else {
         let name = DType::unsupported_ggml_name(id).unwrap_or("unknown");
         return Err(TensorFault::UnknownType { id, name });

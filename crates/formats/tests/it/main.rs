@@ -4,3 +4,4 @@ mod decode;
 mod gguf_bytes;
 mod gguf_hostile;
 mod gguf_read;
+mod gguf_write;
