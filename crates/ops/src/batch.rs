@@ -41,6 +41,12 @@ impl Batch {
         self.tokens.is_empty()
     }
 
+    /// Where position `position` of row `row`'s sequence lies in the cache: the page and the slot in it.
+    pub fn slot(&self, row: usize, position: usize) -> (u32, usize) {
+        let table = &self.page_tables[self.sequences[row] as usize];
+        (table[position / PAGE_TOKENS], position % PAGE_TOKENS)
+    }
+
     /// Adds `tokens` of a new sequence with this page table, the first at position `start`.
     /// Logits are wanted of the last `logits` rows.
     pub fn push(&mut self, tokens: &[u32], start: usize, pages: &[u32], role: Role, logits: usize) {

@@ -4,6 +4,8 @@
 //! loaded, and a device that dies reports at [`Device::read`]. A CPU runs an op at once, a GPU enqueues it.
 //! Tensors come from a pool of the device and go back to it when dropped, so that a warm step allocates nothing.
 
+use std::ops::Range;
+
 use tessera_formats::{Bytes, DType};
 
 use crate::{Batch, Error, KvLayout};
@@ -69,6 +71,16 @@ pub enum RopeLayout {
     Halves,
 }
 
+impl RopeLayout {
+    /// The two features of pair `pair` of `pairs`.
+    pub const fn pair(self, pair: usize, pairs: usize) -> (usize, usize) {
+        match self {
+            RopeLayout::Interleaved => (2 * pair, 2 * pair + 1),
+            RopeLayout::Halves => (pair, pair + pairs),
+        }
+    }
+}
+
 /// A rotary position embedding (Su et al. 2021): pair i turns by `position * frequencies[i]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
@@ -98,6 +110,28 @@ pub struct Attention {
     pub window: Option<usize>,
     /// Soft cap on the scores.
     pub soft_cap: Option<f32>,
+}
+
+impl Attention {
+    /// Query heads that share one head of keys and values.
+    pub const fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// The positions that a row at `position` sees.
+    pub fn visible(&self, position: usize) -> Range<usize> {
+        let seen = self.window.unwrap_or(usize::MAX).min(position + 1);
+        position + 1 - seen..position + 1
+    }
+
+    /// Holds what must be true of every spec.
+    ///
+    /// # Panics
+    /// Where heads are not whole groups or a window is empty: a model's loader has to refuse these.
+    pub fn check(&self) {
+        assert!(self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads), "query heads are whole groups");
+        assert!(self.window != Some(0), "a row sees at least itself");
+    }
 }
 
 /// A device: packs weights when a model is loaded, and computes ops in a step. All tensors are f32 and (rows, width).

@@ -8,7 +8,7 @@
 //! - [`kv`]: how keys and values are paged.
 //! - [`numerics`]: the canonical order of every sum, so that a row's bits never depend on its neighbours.
 //! - [`math`]: our own exp, sine and cosine, equal on every device.
-//! - `reference`: the plainest implementation of every op. It is the specification, and a device of its own.
+//! - [`reference`]: the plainest implementation of every op. It is the specification, and a device of its own.
 
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ pub mod error;
 pub mod kv;
 pub mod math;
 pub mod numerics;
+pub mod reference;
 
 pub use batch::{Batch, Role};
 pub use device::{Attention, Device, Gate, Linear, MatrixSource, Rope, RopeLayout};

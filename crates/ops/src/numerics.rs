@@ -25,6 +25,34 @@
 //!
 //! Sums along a row (norms, softmax) run in [`LANES`] lanes: lane `l` takes elements `l, l + 16, …` in order, and
 //! [`add_lanes`] folds the lanes by halves.
+//!
+//! Each op between the products rounds after every operation written here, and nowhere else:
+//!
+//! ```text
+//! embed      weight * scale
+//! rms_norm   inverse = 1 / sqrt(sum(x²) / n + epsilon);  (x * inverse) * weight
+//! angles     cos(position * frequency) * magnitude,      sin likewise
+//! rotate     a' = fma(a, cos, -(b * sin));               b' = fma(b, cos, a * sin)
+//! bias       y + bias, after the segments
+//! gate       gate(x) * up
+//! ```
+//!
+//! Attention of one query head at position p goes through the pages of [`crate::PAGE_TOKENS`] tokens, in order, that
+//! hold a visible key (t in `max(0, p - window + 1)..=p`). Pages lie at absolute positions, so the order is a function
+//! of p alone. Slots that are not visible take no part in a product: they may hold anything.
+//!
+//! ```text
+//! q = query * scale;  m = -inf;  l = 0;  o = 0
+//! for each page:
+//!     s_t = fma chain over d, from 0, of q[d] * k_t[d];   s_t = soft_cap(s_t) where there is one      t visible
+//!     m'  = max(m, s_t)             `if s > m then s else m`: NaN never becomes the maximum
+//!     w_t = exp(s_t - m')           ... but its weight is NaN, and so is the output;   0 for t not visible
+//!     a   = exp(m - m'), 0 at the first page
+//!     l   = fma(l, a, sum(w))       in lanes, slot t in lane t mod 16
+//!     o[d] = o[d] * a;              o[d] = fma(w_t, v_t[d], o[d]) for visible t in order
+//!     m   = m'
+//! y[d] = o[d] / l
+//! ```
 
 use std::ops::Range;
 

@@ -1,0 +1,214 @@
+//! The same ops in f64, weights decoded and activations not quantized: the truth that tolerances are measured from.
+//!
+//! [`Float64Device`] runs whole models. Keys and values are kept unrounded, whatever the format of the cache. Sums run
+//! in order; at 53 bits their rounding is far below anything that is measured against them.
+
+use super::{KvPages, embed};
+use crate::{Attention, Batch, Device, Error, Gate, KvLayout, Linear, MatrixSource, Rope, RopeLayout};
+
+/// Numbers in f64: (rows, width).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor64 {
+    /// Rows.
+    pub rows: usize,
+    /// Numbers in a row.
+    pub width: usize,
+    /// (rows, width)
+    pub values: Vec<f64>,
+}
+
+impl Tensor64 {
+    fn zeros(rows: usize, width: usize) -> Tensor64 {
+        Tensor64 { rows, width, values: vec![0.0; rows * width] }
+    }
+
+    /// One row.
+    pub fn row(&self, row: usize) -> &[f64] {
+        &self.values[row * self.width..][..self.width]
+    }
+
+    fn row_mut(&mut self, row: usize) -> &mut [f64] {
+        &mut self.values[row * self.width..][..self.width]
+    }
+}
+
+/// The ops in f64.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Float64Device;
+
+impl Device for Float64Device {
+    type Matrix = Tensor64;
+    type Embedding = Tensor64;
+    type Vector = Vec<f64>;
+    type Tensor = Tensor64;
+    type KvCache = KvPages<f64>;
+
+    fn name(&self) -> String {
+        "float64 reference".to_owned()
+    }
+
+    fn load_matrix(&self, source: &MatrixSource) -> Result<Tensor64, Error> {
+        let values = embed::decode_all(source)?.into_iter().map(f64::from).collect();
+        Ok(Tensor64 { rows: source.rows, width: source.depth, values })
+    }
+
+    fn load_embedding(&self, source: &MatrixSource) -> Result<Tensor64, Error> {
+        self.load_matrix(source)
+    }
+
+    fn load_vector(&self, values: &[f32]) -> Result<Vec<f64>, Error> {
+        Ok(values.iter().copied().map(f64::from).collect())
+    }
+
+    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvPages<f64>, Error> {
+        KvPages::new(&self.name(), layout, pages, f64::NAN)
+    }
+
+    fn embed(&self, table: &Tensor64, batch: &Batch, scale: f32) -> Tensor64 {
+        let mut y = Tensor64::zeros(batch.len(), table.width);
+        for (row, token) in batch.tokens.iter().enumerate() {
+            y.row_mut(row).copy_from_slice(table.row(*token as usize));
+        }
+        y.values.iter_mut().for_each(|v| *v *= f64::from(scale));
+        y
+    }
+
+    fn rms_norm(&self, x: &Tensor64, weight: &Vec<f64>, epsilon: f32) -> Tensor64 {
+        let mut y = x.clone();
+        for run in y.values.chunks_exact_mut(weight.len()) {
+            let mean = run.iter().map(|v| v * v).sum::<f64>() / weight.len() as f64;
+            let root = (mean + f64::from(epsilon)).sqrt();
+            run.iter_mut().zip(weight).for_each(|(v, w)| *v = *v / root * w);
+        }
+        y
+    }
+
+    fn project<const N: usize>(&self, x: &Tensor64, linears: [&Linear<Self>; N]) -> [Tensor64; N] {
+        linears.map(|linear| {
+            assert_eq!(x.width, linear.matrix.width, "a row of activations is as long as a row of weights");
+            let mut y = Tensor64::zeros(x.rows, linear.matrix.rows);
+            for row in 0..x.rows {
+                for (feature, out) in y.row_mut(row).iter_mut().enumerate() {
+                    *out =
+                        linear.bias.as_ref().map_or(0.0, |b| b[feature]) + dot(x.row(row), linear.matrix.row(feature));
+                }
+            }
+            y
+        })
+    }
+
+    fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Tensor64 {
+        let pairs = rope.frequencies.len();
+        let mut y = Tensor64::zeros(batch.len(), 2 * pairs);
+        for (row, position) in batch.positions.iter().enumerate() {
+            for (i, frequency) in rope.frequencies.iter().enumerate() {
+                let (sin, cos) = (f64::from(*position) * frequency).sin_cos();
+                y.row_mut(row)[i] = cos * f64::from(rope.magnitude);
+                y.row_mut(row)[pairs + i] = sin * f64::from(rope.magnitude);
+            }
+        }
+        y
+    }
+
+    fn rotate(&self, x: &mut Tensor64, head_dim: usize, layout: RopeLayout, angles: &Tensor64) {
+        let pairs = angles.width / 2;
+        for row in 0..x.rows {
+            for head in x.row_mut(row).chunks_exact_mut(head_dim) {
+                for pair in 0..pairs {
+                    let (first, second) = layout.pair(pair, pairs);
+                    let (cos, sin) = (angles.row(row)[pair], angles.row(row)[pairs + pair]);
+                    let (a, b) = (head[first], head[second]);
+                    head[first] = a * cos - b * sin;
+                    head[second] = b * cos + a * sin;
+                }
+            }
+        }
+    }
+
+    fn store_kv(&self, cache: &mut KvPages<f64>, layer: usize, keys: &Tensor64, values: &Tensor64, batch: &Batch) {
+        for (row, position) in batch.positions.iter().enumerate() {
+            let (page, slot) = batch.slot(row, *position as usize);
+            cache.put(layer, page, slot, keys.row(row), values.row(row));
+        }
+    }
+
+    fn attention(&self, queries: &Tensor64, cache: &KvPages<f64>, spec: &Attention, batch: &Batch) -> Tensor64 {
+        spec.check();
+        let mut y = Tensor64::zeros(queries.rows, queries.width);
+        for row in 0..queries.rows {
+            let slots: Vec<_> = spec.visible(batch.positions[row] as usize).map(|t| batch.slot(row, t)).collect();
+            for head in 0..spec.heads {
+                let features = head * spec.head_dim..(head + 1) * spec.head_dim;
+                let out = &mut y.row_mut(row)[features.clone()];
+                one_head(&queries.row(row)[features], head / spec.group(), cache, spec, &slots, out);
+            }
+        }
+        y
+    }
+
+    fn gate(&self, x: &Tensor64, up: &Tensor64, gate: Gate) -> Tensor64 {
+        let mut y = x.clone();
+        for (v, u) in y.values.iter_mut().zip(&up.values) {
+            let gated = match gate {
+                Gate::Silu => *v / (1.0 + (-*v).exp()),
+                Gate::GeluTanh => {
+                    let inner = (2.0 / std::f64::consts::PI).sqrt() * (*v + 0.044_715 * v.powi(3));
+                    0.5 * *v * (1.0 + inner.tanh())
+                }
+            };
+            *v = gated * u;
+        }
+        y
+    }
+
+    fn add(&self, x: &mut Tensor64, y: &Tensor64) {
+        x.values.iter_mut().zip(&y.values).for_each(|(v, u)| *v += u);
+    }
+
+    fn soft_cap(&self, x: &mut Tensor64, cap: f32) {
+        let cap = f64::from(cap);
+        x.values.iter_mut().for_each(|v| *v = cap * (*v / cap).tanh());
+    }
+
+    fn logit_rows(&self, x: &Tensor64, batch: &Batch) -> Tensor64 {
+        let mut y = Tensor64::zeros(batch.logit_rows.len(), x.width);
+        for (to, from) in batch.logit_rows.iter().enumerate() {
+            y.row_mut(to).copy_from_slice(x.row(*from as usize));
+        }
+        y
+    }
+
+    fn read(&self, x: &Tensor64, out: &mut Vec<f32>) -> Result<(), Error> {
+        out.clear();
+        out.extend(x.values.iter().map(|v| *v as f32));
+        Ok(())
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Softmax attention in two passes over the visible `slots`, given as (page, slot in page).
+fn one_head(
+    query: &[f64],
+    kv_head: usize,
+    cache: &KvPages<f64>,
+    spec: &Attention,
+    slots: &[(u32, usize)],
+    out: &mut [f64],
+) {
+    let at = |&(page, slot): &(u32, usize)| cache.get(spec.layer, page, slot, kv_head);
+    let mut weights: Vec<f64> = slots.iter().map(|s| f64::from(spec.scale) * dot(query, at(s).0)).collect();
+    if let Some(cap) = spec.soft_cap.map(f64::from) {
+        weights.iter_mut().for_each(|w| *w = cap * (*w / cap).tanh());
+    }
+    let highest = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    weights.iter_mut().for_each(|w| *w = (*w - highest).exp());
+    let total: f64 = weights.iter().sum();
+    for (weight, slot) in weights.iter().zip(slots) {
+        for (o, v) in out.iter_mut().zip(at(slot).1) {
+            *o += weight / total * v;
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The plainest implementation of every op. It is the specification: a device is right when it gives these bits.
+//!
+//! One file an op, loops as they are written on paper, no cleverness. [`ReferenceDevice`] puts them behind the
+//! [`Device`] trait, so that models can run on it and every device can be compared with it. Slots of the cache that
+//! nothing was written to hold NaN, so an op that reads too far is seen at once.
+//!
+//! [`float64`] holds the same ops in f64 without quantized activations: the truth that tolerances are measured from.
+
+mod attention;
+mod embed;
+pub mod float64;
+mod gate;
+mod kv;
+mod matmul;
+mod norm;
+mod rope;
+
+pub use kv::KvPages;
+pub use matmul::Matrix;
+
+use crate::{Attention, Batch, Device, Error, Gate, KvLayout, Linear, MatrixSource, Rope, RopeLayout};
+
+/// Activations of the reference: (rows, width).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// Rows: tokens of the step.
+    pub rows: usize,
+    /// Numbers in a row.
+    pub width: usize,
+    /// (rows, width)
+    pub values: Vec<f32>,
+}
+
+impl Tensor {
+    /// A tensor of zeros.
+    pub fn zeros(rows: usize, width: usize) -> Tensor {
+        Tensor { rows, width, values: vec![0.0; rows * width] }
+    }
+
+    /// One row.
+    pub fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.width..][..self.width]
+    }
+
+    /// One row, to be changed.
+    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        &mut self.values[row * self.width..][..self.width]
+    }
+}
+
+/// A table of rows fetched by token id.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    width: usize,
+    /// (token ids, width)
+    values: Vec<f32>,
+}
+
+/// The specification as a device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReferenceDevice;
+
+impl Device for ReferenceDevice {
+    type Matrix = Matrix;
+    type Embedding = Embedding;
+    type Vector = Vec<f32>;
+    type Tensor = Tensor;
+    type KvCache = KvPages<f32>;
+
+    fn name(&self) -> String {
+        "reference".to_owned()
+    }
+
+    fn load_matrix(&self, source: &MatrixSource) -> Result<Matrix, Error> {
+        Matrix::load(source)
+    }
+
+    fn load_embedding(&self, source: &MatrixSource) -> Result<Embedding, Error> {
+        Ok(Embedding { width: source.depth, values: embed::decode_all(source)? })
+    }
+
+    fn load_vector(&self, values: &[f32]) -> Result<Vec<f32>, Error> {
+        Ok(values.to_vec())
+    }
+
+    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvPages<f32>, Error> {
+        KvPages::new(&self.name(), layout, pages, f32::NAN)
+    }
+
+    fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Tensor {
+        embed::embed(&table.values, table.width, batch, scale)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Vec<f32>, epsilon: f32) -> Tensor {
+        norm::rms_norm(x, weight, epsilon)
+    }
+
+    fn project<const N: usize>(&self, x: &Tensor, linears: [&Linear<Self>; N]) -> [Tensor; N] {
+        linears.map(|linear| matmul::project(x, &linear.matrix, linear.bias.as_deref()))
+    }
+
+    fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Tensor {
+        rope::angles(rope, batch)
+    }
+
+    fn rotate(&self, x: &mut Tensor, head_dim: usize, layout: RopeLayout, angles: &Tensor) {
+        rope::rotate(x, head_dim, layout, angles);
+    }
+
+    fn store_kv(&self, cache: &mut KvPages<f32>, layer: usize, keys: &Tensor, values: &Tensor, batch: &Batch) {
+        kv::store(cache, layer, keys, values, batch);
+    }
+
+    fn attention(&self, queries: &Tensor, cache: &KvPages<f32>, spec: &Attention, batch: &Batch) -> Tensor {
+        attention::attention(queries, cache, spec, batch)
+    }
+
+    fn gate(&self, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {
+        gate::gate(x, up, gate)
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) {
+        gate::add(x, y);
+    }
+
+    fn soft_cap(&self, x: &mut Tensor, cap: f32) {
+        gate::soft_cap(x, cap);
+    }
+
+    fn logit_rows(&self, x: &Tensor, batch: &Batch) -> Tensor {
+        embed::logit_rows(x, batch)
+    }
+
+    fn read(&self, x: &Tensor, out: &mut Vec<f32>) -> Result<(), Error> {
+        out.clear();
+        out.extend_from_slice(&x.values);
+        Ok(())
+    }
+}

@@ -1,0 +1,5 @@
+//! The reference device, seen from the outside.
+
+mod attention;
+mod rowwise;
+mod support;
