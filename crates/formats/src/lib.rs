@@ -6,13 +6,17 @@
 #![deny(unsafe_code)]
 
 pub mod bytes;
+pub mod checkpoint;
 pub mod codec;
 pub mod dtype;
 pub mod error;
 pub mod gguf;
+pub mod mlx;
 pub mod mmap;
+pub mod safetensors;
 
 pub use bytes::Bytes;
+pub use checkpoint::Checkpoint;
 pub use dtype::DType;
 pub use error::FormatError;
 pub use gguf::{Gguf, GgufWriter, Tensor};

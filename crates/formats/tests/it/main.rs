@@ -1,5 +1,6 @@
 //! Tests of the formats crate from the outside.
 
+mod checkpoints;
 mod decode;
 mod gguf_bytes;
 mod gguf_hostile;
