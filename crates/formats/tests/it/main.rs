@@ -6,3 +6,4 @@ mod gguf_bytes;
 mod gguf_hostile;
 mod gguf_read;
 mod gguf_write;
+mod mutations;
