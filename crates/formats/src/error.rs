@@ -76,6 +76,10 @@ pub enum TensorFault {
     OutOfRange { start: u64, len: u64, file_len: u64 },
     #[error("its bytes overlap those of tensor `{0}`; the file was written wrongly, convert the model again")]
     Overlap(String),
+    #[error(
+        "row {row} has an infinite or undefined (NaN) weight near value {column}; the model is damaged, convert it again"
+    )]
+    NotFinite { row: usize, column: usize },
     #[error("{0}")]
     Other(String),
 }

@@ -10,6 +10,7 @@
 //! where ggml rounds.
 
 mod bits;
+mod finite;
 pub mod grids;
 mod iq1_m;
 mod iq1_s;
@@ -36,6 +37,8 @@ mod q6_k;
 mod q8_0;
 mod tq1_0;
 mod tq2_0;
+
+pub use finite::first_non_finite_block;
 
 use crate::DType;
 

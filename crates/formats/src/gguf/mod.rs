@@ -136,6 +136,22 @@ impl Tensor {
         codec::decode(self.dtype, &self.bytes, &mut out);
         out
     }
+
+    /// Checks that all weights are finite. It reads all of the bytes, so opening a file does not do it; loading does.
+    /// `file` is named in the error.
+    ///
+    /// # Errors
+    /// If a weight is infinite or NaN, or a scale could make one; says where.
+    pub fn check_finite(&self, file: &str) -> Result<(), FormatError> {
+        match codec::first_non_finite_block(self.dtype, &self.bytes) {
+            None => Ok(()),
+            Some(block) => {
+                let value = block * self.dtype.block_len();
+                let fault = TensorFault::NotFinite { row: value / self.depth(), column: value % self.depth() };
+                Err(FormatError::Tensor { file: file.to_owned(), tensor: self.name.clone(), fault })
+            }
+        }
+    }
 }
 
 fn read_version(file: &str, cursor: &mut Cursor<'_>, bytes: &[u8]) -> Result<u32, FormatError> {

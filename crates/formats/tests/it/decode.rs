@@ -135,3 +135,27 @@ fn the_integer_view_means_the_decoded_weights() {
         assert_eq!(highest, code_limit(dtype), "{dtype}: the highest code");
     }
 }
+
+#[test]
+fn non_finite_weights_are_found_in_the_scales() {
+    for f in fixtures() {
+        let (block_len, block_bytes) = (f.dtype.block_len(), f.dtype.block_bytes());
+        let bytes = random_bytes(f.seed + 1, f.more_blocks * block_bytes);
+        let mut found = [0; 2];
+        for block in bytes.chunks(block_bytes) {
+            let mut weights = vec![0.0; block_len];
+            codec::decode(f.dtype, block, &mut weights);
+            let bad = codec::first_non_finite_block(f.dtype, block).is_some();
+            let finite = weights.iter().all(|w| w.is_finite());
+            // A scale that is too large for some code is refused even if the block lacks that code.
+            let strict = matches!(f.dtype.name(), "MXFP4") || f.dtype.name().starts_with("MLX");
+            assert!(bad != finite || bad && strict, "{}: {weights:?}", f.dtype);
+            found[usize::from(bad)] += 1;
+        }
+        // NVFP4's scales are always finite; every other format must show both kinds.
+        assert!(found[0] > 0 && (found[1] > 0 || f.dtype == DType::NVFP4), "{}: {found:?}", f.dtype);
+        let bad = |block: &&[u8]| codec::first_non_finite_block(f.dtype, block).is_some();
+        let first = bytes.chunks(block_bytes).position(|block| bad(&block));
+        assert_eq!(codec::first_non_finite_block(f.dtype, &bytes), first, "{}", f.dtype);
+    }
+}

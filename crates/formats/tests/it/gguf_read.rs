@@ -76,3 +76,15 @@ fn unreadable_paths_are_named() {
     std::fs::write(&empty, b"").unwrap();
     assert!(Gguf::open(&empty).unwrap_err().to_string().contains("not a GGUF file"));
 }
+
+#[test]
+fn a_nan_scale_is_located() {
+    let mut parts = Parts::sound();
+    parts.data[16..20].copy_from_slice(&f32::NAN.to_le_bytes());
+    parts.data[32..34].copy_from_slice(&[0x00, 0xfc]); // Q8_0 with scale minus infinity
+    let file = Gguf::parse("f", Bytes::new(parts.build())).unwrap();
+    let fault = |name: &str| file.tensor(name).unwrap().check_finite("f").unwrap_err().to_string();
+    assert!(fault("a").contains("row 1") && fault("a").contains("value 0"), "{}", fault("a"));
+    assert!(fault("b").starts_with("f: tensor `b`: row 0"), "{}", fault("b"));
+    file.tensor("c").unwrap().check_finite("f").unwrap();
+}
