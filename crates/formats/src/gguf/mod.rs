@@ -40,7 +40,8 @@ pub struct Tensor {
     pub name: String,
     /// How its values lie in `bytes`.
     pub dtype: DType,
-    /// At least one dimension (in a GGUF file at most four), none zero, in ggml's order: `shape[0]` is a row's length (depth), `shape[1]` the rows, and so on.
+    /// At least one dimension (in a GGUF file at most four), none zero, in ggml's order: `shape[0]` is a row's length
+    /// (depth), `shape[1]` the rows, and so on.
     pub shape: Vec<usize>,
     /// Its bytes: rows one after another, each a whole number of blocks. They may begin at any address.
     pub bytes: Bytes,
