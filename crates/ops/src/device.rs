@@ -185,6 +185,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// once, and all matrices run as one launch.
     fn project<const N: usize>(&self, x: &Self::Tensor, linears: [&Linear<Self>; N]) -> [Self::Tensor; N];
 
+    /// One projection in the fine arithmetic of [`crate::numerics`]: the input is quantized to about 15 bits. For the
+    /// output head, whose input errors go straight into the logits.
+    fn project_fine(&self, x: &Self::Tensor, linear: &Linear<Self>) -> Self::Tensor;
+
     /// Cosines and sines of a step: (rows, 2 · pairs), a row's cosines first.
     fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Self::Tensor;
 

@@ -23,6 +23,10 @@
 //! A product with a plain floating-point weight row (F32, F16, BF16) multiplies unquantized activations, in order inside
 //! a segment: `acc = fma(w[k], x[k], acc)`.
 //!
+//! A *fine* product quantizes its input twice: a row `x` becomes the codes above and, as a second row, what they leave,
+//! `fma(-dx, f32(q), x)`, quantized in the same way. Both rows are multiplied as above and added: `y = y_codes + y_rest`.
+//! That is int8 arithmetic to about 15 bits. Plain floating-point weights have no codes, so there it changes nothing.
+//!
 //! Sums along a row (norms, softmax) run in [`LANES`] lanes: lane `l` takes elements `l, l + 16, …` in order, and
 //! [`add_lanes`] folds the lanes by halves.
 //!
@@ -128,6 +132,17 @@ pub fn quantize_block(x: &[f32]) -> ActivationBlock {
     block
 }
 
+/// What the codes of a row leave of it, for a fine product: `rest[i] = fma(-dx, q[i], x[i])`, and 0 where a block is not
+/// finite (its codes carry the NaN already).
+pub fn quantization_rest(x: &[f32], rest: &mut [f32]) {
+    for (x, rest) in x.chunks(ACTIVATION_BLOCK).zip(rest.chunks_mut(ACTIVATION_BLOCK)) {
+        let block = quantize_block(x);
+        for ((r, v), q) in rest.iter_mut().zip(x).zip(block.codes) {
+            *r = if block.scale.is_nan() { 0.0 } else { (-block.scale).mul_add(f32::from(q), *v) };
+        }
+    }
+}
+
 /// Folds the lanes of a sum by halves: 16 to 8 to 4 to 2 to 1.
 pub fn add_lanes(lanes: [f32; LANES]) -> f32 {
     let mut lanes = lanes;
@@ -188,6 +203,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_rest_completes_the_codes(x in prop::collection::vec(-1e4f32..1e4, 1..=70)) {
+            let mut rest = vec![f32::NAN; x.len()];
+            quantization_rest(&x, &mut rest);
+            for (x, rest) in x.chunks(ACTIVATION_BLOCK).zip(rest.chunks(ACTIVATION_BLOCK)) {
+                let (codes, fine) = (quantize_block(x), quantize_block(rest));
+                for (i, v) in x.iter().enumerate() {
+                    let sum = codes.scale * f32::from(codes.codes[i]) + fine.scale * f32::from(fine.codes[i]);
+                    prop_assert!((v - sum).abs() <= codes.scale * 0.0021);
+                }
+            }
+        }
+
         #[test]
         fn a_block_is_kept_to_half_a_step(x in prop::collection::vec(-1e4f32..1e4, 1..=32)) {
             let b = quantize_block(&x);

@@ -97,6 +97,11 @@ impl Device for Float64Device {
         })
     }
 
+    fn project_fine(&self, x: &Tensor64, linear: &Linear<Self>) -> Tensor64 {
+        let [y] = self.project(x, [linear]);
+        y
+    }
+
     fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Tensor64 {
         let pairs = rope.frequencies.len();
         let mut y = Tensor64::zeros(batch.len(), 2 * pairs);

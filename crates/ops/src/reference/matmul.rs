@@ -3,7 +3,7 @@
 use tessera_formats::codec::{self, Integers};
 
 use super::{Tensor, embed};
-use crate::numerics::{ACTIVATION_BLOCK, ActivationBlock, quantize_block, segments};
+use crate::numerics::{ACTIVATION_BLOCK, ActivationBlock, quantization_rest, quantize_block, segments};
 use crate::{Error, MatrixSource};
 
 /// A weight matrix.
@@ -82,6 +82,25 @@ pub(super) fn project(x: &Tensor, matrix: &Matrix, bias: Option<&[f32]>) -> Tens
                 Weights::Float(w) => dot_float(&w[feature * matrix.depth..][..matrix.depth], x.row(row)),
                 Weights::Quantized(q) => dot_quantized(q, feature, matrix.depth, &activations),
             };
+            *out = bias.map_or(sum, |b| sum + b[feature]);
+        }
+    }
+    y
+}
+
+pub(super) fn project_fine(x: &Tensor, matrix: &Matrix, bias: Option<&[f32]>) -> Tensor {
+    if matches!(matrix.weights, Weights::Float(_)) {
+        return project(x, matrix, bias);
+    }
+    let mut rest = Tensor::zeros(x.rows, x.width);
+    for row in 0..x.rows {
+        quantization_rest(x.row(row), rest.row_mut(row));
+    }
+    let mut y = project(x, matrix, None);
+    let y_rest = project(&rest, matrix, None);
+    for row in 0..y.rows {
+        for (feature, (out, rest)) in y.row_mut(row).iter_mut().zip(y_rest.row(row)).enumerate() {
+            let sum = *out + rest;
             *out = bias.map_or(sum, |b| sum + b[feature]);
         }
     }

@@ -99,6 +99,10 @@ impl Device for ReferenceDevice {
         linears.map(|linear| matmul::project(x, &linear.matrix, linear.bias.as_deref()))
     }
 
+    fn project_fine(&self, x: &Tensor, linear: &Linear<Self>) -> Tensor {
+        matmul::project_fine(x, &linear.matrix, linear.bias.as_deref())
+    }
+
     fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Tensor {
         rope::angles(rope, batch)
     }

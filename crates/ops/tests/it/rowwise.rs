@@ -101,6 +101,36 @@ fn projected<D: Device>(device: &D, matrix: &tessera_ops::MatrixSource, x: &[f32
     read(device, &a)
 }
 
+fn projected_finely<D: Device>(device: &D, matrix: &tessera_ops::MatrixSource, x: &[f32], bias: &[f32]) -> Vec<f32> {
+    let bias = Some(device.load_vector(bias).unwrap());
+    let linear: Linear<D> = Linear { matrix: device.load_matrix(matrix).unwrap(), bias };
+    let x = tensor(device, x.len() / matrix.depth, matrix.depth, x);
+    read(device, &device.project_fine(&x, &linear))
+}
+
+#[test]
+fn fine_products_are_closer_still() {
+    let mut random = Random(5);
+    for dtype in DType::all() {
+        let (rows, depth) = (2, 1280);
+        let matrix = random.matrix(dtype, rows, depth);
+        let (x, bias) = (random.values(3 * depth), random.values(rows));
+        let got = projected_finely(&ReferenceDevice, &matrix, &x, &bias);
+        let want = projected_finely(&Float64Device, &matrix, &x, &bias);
+        let mut weights = vec![0.0f32; rows * depth];
+        tessera_formats::codec::decode(dtype, &matrix.bytes, &mut weights);
+        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+            // The rest of a code is at most half a step, and its own code is off by half of a 127th of that.
+            let total: f32 = weights[i % rows * depth..][..depth].iter().map(|v| v.abs()).sum();
+            let step = if dtype.is_float() { 0.0 } else { 0.51 / 127.0 * 0.51 / 127.0 };
+            assert!((g - w).abs() <= total * (step + 1e-5) + 1e-5, "{dtype}: {g}, not {w}");
+        }
+        let alone: Vec<f32> =
+            x.chunks(depth).flat_map(|row| projected_finely(&ReferenceDevice, &matrix, row, &bias)).collect();
+        assert_eq!(bits(&got), bits(&alone), "{dtype}: a row depends on its neighbours");
+    }
+}
+
 #[test]
 fn products_are_close_to_the_truth_in_every_format() {
     let mut random = Random(4);
