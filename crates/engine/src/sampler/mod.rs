@@ -1,0 +1,115 @@
+//! From logits to the next token.
+//!
+//! The steps, in this order: penalties (repetition, frequency, presence) over the last tokens, logit bias, temperature,
+//! then the filters top-k, top-p and min-p, each over what the one before it left; then one draw. Log-probabilities
+//! are those of the raw logits, before any of this.
+//!
+//! The random number of a token depends on the seed and the token's index only, never on what was drawn before, so a
+//! speculative decoder that asks for index 7 twice gets the same answer twice. Candidates are always walked in one
+//! order (higher logit first, then the lower id) and no platform's own `exp` is used, so the same logits give the
+//! same token everywhere.
+
+mod draw;
+mod logprobs;
+mod params;
+mod penalties;
+mod ranking;
+mod stop;
+
+pub use params::{SamplingError, SamplingParams};
+pub use stop::StopStrings;
+
+use draw::Distribution;
+use ranking::Ranking;
+
+/// Draws tokens by fixed parameters. It keeps no state between tokens but buffers.
+#[derive(Debug)]
+pub struct Sampler {
+    params: SamplingParams,
+    ranking: Ranking,
+}
+
+/// A drawn token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampled {
+    /// The token.
+    pub id: u32,
+    /// Whether the token is one of [`SamplingParams::stop_tokens`].
+    pub stop: bool,
+    /// The natural logarithm of its probability under the raw logits; `None` unless
+    /// [`SamplingParams::logprobs`] asks for it.
+    pub logprob: Option<f32>,
+    /// The most likely tokens under the raw logits, with their log-probabilities, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl Sampler {
+    /// A sampler with these parameters.
+    ///
+    /// # Errors
+    /// If a parameter is outside its range.
+    pub fn new(params: SamplingParams) -> Result<Sampler, SamplingError> {
+        params.check()?;
+        Ok(Sampler { params, ranking: Ranking::default() })
+    }
+
+    /// The parameters.
+    pub fn params(&self) -> &SamplingParams {
+        &self.params
+    }
+
+    /// Draws the token number `index` of the reply.
+    ///
+    /// `logits` (vocabulary size) are changed in place by penalties and bias. `history` holds all tokens before this
+    /// one, prompt and reply; penalties look at its end.
+    ///
+    /// # Errors
+    /// If a logit is NaN or +infinity, if no token is left to choose, or if a bias names a token that does not exist.
+    pub fn sample(&mut self, logits: &mut [f32], history: &[u32], index: u64) -> Result<Sampled, SamplingError> {
+        check_logits(logits)?;
+        let raw = self.params.logprobs.map(|count| logprobs::Logprobs::new(logits, count, &mut self.ranking));
+        // What the raw logits alone know is taken before the penalties change them.
+        let saved = raw.as_ref().map(|_| logits.to_vec());
+        penalties::apply(&self.params, logits, history);
+        self.apply_bias(logits)?;
+        let id = self.choose(logits, index)?;
+        let logprob = raw.as_ref().zip(saved).map(|(raw, saved)| raw.of(saved[id as usize]));
+        let stop = self.params.stop_tokens.contains(&id);
+        Ok(Sampled { id, stop, logprob, top: raw.map(|raw| raw.top).unwrap_or_default() })
+    }
+
+    fn apply_bias(&self, logits: &mut [f32]) -> Result<(), SamplingError> {
+        let vocabulary = logits.len();
+        for &(token, bias) in &self.params.logit_bias {
+            let Some(logit) = logits.get_mut(token as usize) else {
+                return Err(SamplingError::BiasToken { token, vocabulary });
+            };
+            // Two finite numbers may add to infinity; a ban (-infinity) must stay one.
+            *logit = (*logit + bias).min(f32::MAX);
+        }
+        Ok(())
+    }
+
+    fn choose(&mut self, logits: &[f32], index: u64) -> Result<u32, SamplingError> {
+        let best = ranking::argmax(logits).ok_or(SamplingError::NothingLeft)?;
+        if self.params.temperature == 0.0 || self.params.top_k == 1 {
+            return Ok(best);
+        }
+        self.ranking.reset(logits.len());
+        let mut distribution = Distribution::new(logits, best, f64::from(self.params.temperature));
+        distribution.keep_top_k(self.params.top_k, &mut self.ranking);
+        distribution.keep_top_p(f64::from(self.params.top_p), &mut self.ranking);
+        distribution.keep_min_p(f64::from(self.params.min_p), &mut self.ranking);
+        Ok(distribution.draw(draw::uniform(self.params.seed, index), &mut self.ranking))
+    }
+}
+
+/// Refuses what no model with sound weights gives. -infinity is allowed: it means "never".
+fn check_logits(logits: &[f32]) -> Result<(), SamplingError> {
+    // One branch-free pass over all: NaN and +infinity are what is not below +infinity.
+    if !logits.iter().fold(true, |sound, &l| sound & (l < f32::INFINITY)) {
+        let token = logits.iter().position(|&l| l.is_nan() || l == f32::INFINITY).unwrap_or(0);
+        return Err(SamplingError::BadLogit { token: token as u32, value: logits[token] });
+    }
+    Ok(())
+}
