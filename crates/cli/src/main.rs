@@ -2,4 +2,36 @@
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod args;
+mod commands;
+mod store;
+mod ui;
+
+use std::{io, process::ExitCode};
+
+use args::{Cli, Command};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Pull(args) => commands::pull::main(&args),
+        Command::List(args) => commands::list::main(&args),
+        Command::Rm(args) => commands::rm::main(&args),
+        Command::Completions(args) => commands::completions::main(&args),
+        Command::Inspect(args) => commands::inspect::main(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has enough of it, as `head` does.
+        Err(error) if closed_output(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            ui::print_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn closed_output(error: &anyhow::Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    kinds.into_iter().any(|kind| kind == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,129 @@
+//! What users write for MODEL: a known name, `hf:org/repo[/file]`, or a path.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::registry::{self, Known};
+use crate::ui::Failure;
+
+/// Where a model is to come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Reference {
+    /// A row of the table of names.
+    Known(&'static Known),
+    /// A repository of the Hugging Face hub.
+    Hub(HubReference),
+    /// A file or folder that is there already.
+    Path(PathBuf),
+}
+
+/// `hf:owner/repo[/file]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct HubReference {
+    pub(crate) owner: String,
+    pub(crate) repo: String,
+    /// A path inside the repository; none: the store chooses.
+    pub(crate) file: Option<String>,
+}
+
+impl Reference {
+    /// Reads what a user wrote.
+    pub(crate) fn parse(text: &str) -> Result<Reference> {
+        if let Some(rest) = text.strip_prefix("hf:") {
+            return HubReference::parse(text, rest).map(Reference::Hub);
+        }
+        if let Some(known) = registry::MODELS.iter().find(|m| m.name == text) {
+            return Ok(Reference::Known(known));
+        }
+        if looks_like_path(text) {
+            return Ok(Reference::Path(PathBuf::from(text)));
+        }
+        let names: Vec<_> = registry::MODELS.iter().map(|m| m.name).collect();
+        let remedy = format!("use {}, hf:OWNER/REPO[/FILE], or the path of a GGUF file", names.join(", "));
+        Err(Failure::new(format!("there is no model named `{text}`"), remedy).into())
+    }
+
+    /// The name in the store, which is also how the user wrote it; none for a path.
+    pub(crate) fn name(&self) -> Option<String> {
+        match self {
+            Reference::Known(known) => Some(known.name.to_owned()),
+            Reference::Hub(hub) => Some(hub.name()),
+            Reference::Path(_) => None,
+        }
+    }
+}
+
+impl HubReference {
+    fn parse(text: &str, rest: &str) -> Result<HubReference> {
+        let mut segments = rest.splitn(3, '/').map(str::to_owned);
+        let (owner, repo, file) = (segments.next(), segments.next(), segments.next());
+        let sound = |s: &str| {
+            let allowed = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '+');
+            !s.is_empty() && s != "." && s != ".." && s.chars().all(allowed)
+        };
+        match (owner, repo) {
+            (Some(owner), Some(repo))
+                if sound(&owner) && sound(&repo) && file.as_deref().is_none_or(|f| f.split('/').all(sound)) =>
+            {
+                Ok(HubReference { owner, repo, file })
+            }
+            _ => Err(Failure::new(
+                format!("`{text}` names no repository of the hub"),
+                "write hf:OWNER/REPO, or hf:OWNER/REPO/FILE.gguf",
+            )
+            .into()),
+        }
+    }
+
+    /// As the user writes it.
+    pub(crate) fn name(&self) -> String {
+        let file = self.file.as_ref().map(|f| format!("/{f}")).unwrap_or_default();
+        format!("hf:{}/{}{file}", self.owner, self.repo)
+    }
+}
+
+fn looks_like_path(text: &str) -> bool {
+    let exists = !text.is_empty() && std::path::Path::new(text).exists();
+    // A prompt may hold a slash, but then it mostly holds a space as well.
+    let shaped = text.ends_with(".gguf") || (text.contains(['/', '\\']) && !text.contains(char::is_whitespace));
+    exists || shaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(text: &str) -> String {
+        match Reference::parse(text) {
+            Ok(Reference::Known(known)) => format!("known {}", known.name),
+            Ok(Reference::Hub(hub)) => format!("hub {} {} {:?}", hub.owner, hub.repo, hub.file),
+            Ok(Reference::Path(path)) => format!("path {}", path.display()),
+            Err(error) => format!("error {error}"),
+        }
+    }
+
+    #[test]
+    fn references_are_told_apart() {
+        let cases = [
+            ("smollm2:135m", "known smollm2:135m"),
+            ("hf:a/b", "hub a b None"),
+            ("hf:a/b/c.gguf", "hub a b Some(\"c.gguf\")"),
+            ("hf:a/b/sub/c.gguf", "hub a b Some(\"sub/c.gguf\")"),
+            ("./smollm2:135m", "path ./smollm2:135m"),
+            ("model.gguf", "path model.gguf"),
+            ("models/mlx", "path models/mlx"),
+            ("hf:a", "error `hf:a` names no repository of the hub"),
+            ("hf:a/", "error `hf:a/` names no repository of the hub"),
+            ("hf:../b", "error `hf:../b` names no repository of the hub"),
+            ("hf:a/b/../c", "error `hf:a/b/../c` names no repository of the hub"),
+            ("hf:a/b//c", "error `hf:a/b//c` names no repository of the hub"),
+            ("hf:a/b?x", "error `hf:a/b?x` names no repository of the hub"),
+            ("smollm3", "error there is no model named `smollm3`"),
+            ("", "error there is no model named ``"),
+        ];
+        for (text, expect) in cases {
+            assert_eq!(kind(text), expect, "{text}");
+        }
+    }
+}
