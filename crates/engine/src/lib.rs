@@ -2,8 +2,20 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
+pub mod config;
+pub mod error;
+pub mod models;
+pub mod rope;
 pub mod sampler;
+pub mod session;
 pub mod text_stream;
+pub mod weights;
 
+pub use checkpoint::Checkpoint;
+pub use config::Config;
+pub use error::Error;
+pub use models::{LanguageModel, LoadOptions};
 pub use sampler::{Sampled, Sampler, SamplingError, SamplingParams, StopStrings};
+pub use session::Session;
 pub use text_stream::TextStream;

@@ -1,5 +1,6 @@
 //! The engine's tests, from the outside.
 
+mod golden;
 mod sampler;
 mod stop_strings;
 mod text_stream;

@@ -1,0 +1,191 @@
+//! A folder of safetensors as MLX and Hugging Face lay it out, told in GGUF's vocabulary.
+//!
+//! `config.json` becomes metadata and tensor names are mapped by a table, so that models and their configuration
+//! have one source. Weights stay as they are; what a GGUF converter would change in them (row order of rotated heads,
+//! norm offsets) the checkpoint tells instead.
+
+use std::{collections::HashMap, path::Path};
+
+use serde_json::Value as Json;
+use tessera_formats::{Checkpoint as Files, FormatError, Tensor, gguf::Value};
+
+use super::Metadata;
+use crate::Error;
+
+/// What `config.json` calls the architectures, and what GGUF does.
+const MODEL_TYPES: [(&str, &str); 5] =
+    [("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3"), ("gemma3_text", "gemma3"), ("gemma3", "gemma3")];
+
+/// `config.json`'s names for numbers, and GGUF's without the architecture.
+const NUMBERS: [(&str, &str); 11] = [
+    ("num_hidden_layers", "block_count"),
+    ("hidden_size", "embedding_length"),
+    ("intermediate_size", "feed_forward_length"),
+    ("num_attention_heads", "attention.head_count"),
+    ("num_key_value_heads", "attention.head_count_kv"),
+    ("head_dim", "attention.key_length"),
+    ("max_position_embeddings", "context_length"),
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("rope_theta", "rope.freq_base"),
+    ("rope_local_base_freq", "rope.local.freq_base"),
+    ("sliding_window", "attention.sliding_window"),
+];
+
+/// `rope_scaling`'s names, and GGUF's.
+const ROPE_SCALING: [(&str, &str); 6] = [
+    ("factor", "rope.scaling.factor"),
+    ("original_max_position_embeddings", "rope.scaling.original_context_length"),
+    ("low_freq_factor", "rope.scaling.low_freq_factor"),
+    ("high_freq_factor", "rope.scaling.high_freq_factor"),
+    ("beta_fast", "rope.scaling.yarn_beta_fast"),
+    ("beta_slow", "rope.scaling.yarn_beta_slow"),
+];
+
+/// Tensor names after `model.`, outside of layers.
+const TOP: [(&str, &str); 3] = [
+    ("embed_tokens.weight", "token_embd.weight"),
+    ("norm.weight", "output_norm.weight"),
+    ("lm_head.weight", "output.weight"),
+];
+
+/// Tensor names after `model.layers.N.`; for Gemma, whose norms have other places, see [`GEMMA_LAYER`].
+const LAYER: [(&str, &str); 11] = [
+    ("input_layernorm", "attn_norm"),
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.k_proj", "attn_k"),
+    ("self_attn.v_proj", "attn_v"),
+    ("self_attn.o_proj", "attn_output"),
+    ("self_attn.q_norm", "attn_q_norm"),
+    ("self_attn.k_norm", "attn_k_norm"),
+    ("post_attention_layernorm", "ffn_norm"),
+    ("mlp.gate_proj", "ffn_gate"),
+    ("mlp.up_proj", "ffn_up"),
+    ("mlp.down_proj", "ffn_down"),
+];
+
+/// What Gemma's layers name differently.
+const GEMMA_LAYER: [(&str, &str); 3] = [
+    ("post_attention_layernorm", "post_attention_norm"),
+    ("pre_feedforward_layernorm", "ffn_norm"),
+    ("post_feedforward_layernorm", "post_ffw_norm"),
+];
+
+/// An opened folder.
+pub(super) struct Folder {
+    files: Files,
+    pub(super) metadata: Metadata,
+    gemma: bool,
+    /// GGUF's name to the index of the tensor.
+    names: HashMap<String, usize>,
+}
+
+impl Folder {
+    pub(super) fn open(path: &Path) -> Result<Folder, Error> {
+        let files = Files::open(path)?;
+        let config_file = path.join("config.json").display().to_string();
+        let metadata = metadata(&config_file, files.config())?;
+        let gemma = metadata.get("general.architecture").and_then(Value::as_str) == Some("gemma3");
+        let known = files.tensors().iter().enumerate();
+        let names = known.filter_map(|(i, t)| Some((gguf_name(&t.name, gemma)?, i))).collect();
+        Ok(Folder { files, metadata, gemma, names })
+    }
+
+    pub(super) fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.names.get(name).map(|i| &self.files.tensors()[*i])
+    }
+
+    pub(super) fn tensors(&self) -> &[Tensor] {
+        self.files.tensors()
+    }
+
+    pub(super) fn norms_are_offsets(&self) -> bool {
+        self.gemma
+    }
+
+    pub(super) fn chat_template(&self) -> Result<Option<String>, Error> {
+        if self.files.has_file("chat_template.jinja") {
+            let bytes = self.files.file("chat_template.jinja")?;
+            return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
+        }
+        if !self.files.has_file("tokenizer_config.json") {
+            return Ok(None);
+        }
+        let bytes = self.files.file("tokenizer_config.json")?;
+        let config: Json = serde_json::from_slice(&bytes).unwrap_or(Json::Null);
+        Ok(config.get("chat_template").and_then(Json::as_str).map(str::to_owned))
+    }
+}
+
+fn metadata(file: &str, config: &Json) -> Result<Metadata, Error> {
+    // Some checkpoints keep the text model's numbers one level down.
+    let text = config.get("text_config").unwrap_or(config);
+    let model_type = text.get("model_type").or_else(|| config.get("model_type")).and_then(Json::as_str);
+    let Some(model_type) = model_type else {
+        return Err(Error::MissingKey { file: file.to_owned(), key: "model_type".to_owned() });
+    };
+    let named = MODEL_TYPES.iter().find(|(theirs, _)| *theirs == model_type);
+    // An unknown name is kept: the registry of models says which are known.
+    let architecture = named.map_or(model_type, |(_, ours)| *ours).to_owned();
+    let mut out = Metadata::new();
+    let mut put = |key: &str, value: Value| out.insert(format!("{architecture}.{key}"), value);
+    for (theirs, ours) in NUMBERS {
+        if let Some(v) = text.get(theirs).filter(|v| !v.is_null()) {
+            put(ours, number(file, theirs, v)?);
+        }
+    }
+    if let Some(scaling) = text.get("rope_scaling").and_then(Json::as_object) {
+        if let Some(kind) = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Json::as_str) {
+            put("rope.scaling.type", Value::String(kind.to_owned()));
+        }
+        for (theirs, ours) in ROPE_SCALING {
+            if let Some(v) = scaling.get(theirs) {
+                put(ours, number(file, theirs, v)?);
+            }
+        }
+    }
+    if let Some(cap) = text.get("final_logit_softcapping").filter(|v| !v.is_null()) {
+        put("final_logit_softcapping", number(file, "final_logit_softcapping", cap)?);
+    }
+    out.insert("general.architecture".to_owned(), Value::String(architecture));
+    Ok(out)
+}
+
+fn number(file: &str, key: &str, value: &Json) -> Result<Value, Error> {
+    let whole = value.as_u64().map(Value::U64);
+    whole.or_else(|| value.as_f64().map(Value::F64)).ok_or_else(|| {
+        let problem = format!("config.json: `{key}` is {value}, not a number");
+        Error::Format(FormatError::Checkpoint { file: file.to_owned(), problem })
+    })
+}
+
+/// GGUF's name of a published tensor; none for what no known model uses.
+fn gguf_name(name: &str, gemma: bool) -> Option<String> {
+    let name = name.strip_prefix("language_model.").unwrap_or(name);
+    let name = name.strip_prefix("model.").unwrap_or(name);
+    if let Some((_, ours)) = TOP.iter().find(|(theirs, _)| *theirs == name) {
+        return Some((*ours).to_owned());
+    }
+    let (layer, rest) = name.strip_prefix("layers.")?.split_once('.')?;
+    let (module, part) = rest.rsplit_once('.')?;
+    let tables: [&[(&str, &str)]; 2] = if gemma { [&GEMMA_LAYER, &LAYER] } else { [&LAYER, &[]] };
+    let (_, ours) = tables.iter().copied().flatten().find(|(theirs, _)| *theirs == module)?;
+    Some(format!("blk.{layer}.{ours}.{part}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_told_in_ggufs_words() {
+        let name = |n: &str, gemma| gguf_name(n, gemma).unwrap_or_default();
+        assert_eq!(name("model.embed_tokens.weight", false), "token_embd.weight");
+        assert_eq!(name("lm_head.weight", false), "output.weight");
+        assert_eq!(name("model.layers.12.self_attn.q_proj.bias", false), "blk.12.attn_q.bias");
+        assert_eq!(name("model.layers.0.post_attention_layernorm.weight", false), "blk.0.ffn_norm.weight");
+        assert_eq!(name("model.layers.0.post_attention_layernorm.weight", true), "blk.0.post_attention_norm.weight");
+        assert_eq!(name("model.layers.0.pre_feedforward_layernorm.weight", true), "blk.0.ffn_norm.weight");
+        assert_eq!(name("language_model.model.layers.3.mlp.up_proj.weight", true), "blk.3.ffn_up.weight");
+        assert_eq!(gguf_name("vision_tower.x.weight", true), None);
+    }
+}

@@ -1,0 +1,38 @@
+//! What can be wrong between a model file and a reply. Every message names the file and what to do.
+
+use tessera_formats::FormatError;
+
+use crate::sampler::SamplingError;
+
+/// Errors of loading and running a model.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the messages say what the fields are
+pub enum Error {
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    #[error("{file}: {source}")]
+    Device { file: String, source: tessera_ops::Error },
+    #[error(transparent)]
+    Step(#[from] tessera_ops::Error),
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    #[error("{file}: metadata key `{key}` is missing; the file is incomplete, convert the model again")]
+    MissingKey { file: String, key: String },
+    #[error("{file}: metadata key `{key}` is {found}, and must be {expected}; convert the model again")]
+    Key { file: String, key: String, found: String, expected: String },
+    #[error("{file}: architecture `{architecture}` is not supported; supported are {}", known.join(", "))]
+    Architecture { file: String, architecture: String, known: Vec<&'static str> },
+    #[error("{file}: tensor `{tensor}` is missing; the file is incomplete, download or convert it again")]
+    MissingTensor { file: String, tensor: String },
+    #[error("{file}: tensor `{tensor}` has shape {found:?}, and the model needs {expected:?}; convert the model again")]
+    TensorShape { file: String, tensor: String, found: Vec<usize>, expected: Vec<usize> },
+    #[error("{file}: tensor `{tensor}` is stored as {dtype}, which holds no weights; convert the model again")]
+    TensorType { file: String, tensor: String, dtype: &'static str },
+    #[error(
+        "{tokens} tokens do not fit the context of {context}; shorten the text or ask for a larger context (the model \
+         was trained for {trained})"
+    )]
+    ContextFull { tokens: usize, context: usize, trained: usize },
+    #[error("token {token} does not exist; the vocabulary has {vocabulary}")]
+    Token { token: u32, vocabulary: usize },
+}

@@ -1,0 +1,147 @@
+//! Models: functions of ops, one file an architecture. They name no device, no format and no width.
+
+mod blocks;
+mod gemma3;
+mod llama;
+mod qwen;
+
+use std::sync::Arc;
+
+use tessera_ops::{Batch, Device, KvFormat, KvLayout, PAGE_TOKENS, kv::KvLayer};
+
+use crate::{
+    Checkpoint, Config, Error,
+    weights::{Loader, Progress},
+};
+
+/// One architecture: its weights on a device, and what it does with them.
+trait Architecture<D: Device>: Send + Sized {
+    /// Takes the weights to the device.
+    fn load(loader: &mut Loader<'_, D>) -> Result<Self, Error>;
+
+    /// The logits of the rows that the batch wants: (wanted rows, vocabulary).
+    fn forward(&self, ops: &D, cache: &mut D::KvCache, batch: &Batch) -> D::Tensor;
+}
+
+/// A loaded model with its cache, on a device that no longer matters.
+pub trait LanguageModel: Send {
+    /// The model's shape.
+    fn config(&self) -> &Config;
+
+    /// Tokens that the cache holds, over all sequences.
+    fn cache_tokens(&self) -> usize;
+
+    /// Bytes of the cache.
+    fn cache_bytes(&self) -> usize;
+
+    /// Runs one step and leaves the logits of the wanted rows, (rows, vocabulary), in `logits`.
+    ///
+    /// # Errors
+    /// If a token does not exist, or the device fails.
+    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error>;
+}
+
+/// What may be chosen when a model is loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// Tokens of context to make room for; none: what the model was trained for, at most [`CONTEXT_DEFAULT`].
+    pub context: Option<usize>,
+    /// How cached keys and values are stored.
+    pub kv_format: KvFormat,
+}
+
+/// The largest context that is reserved without being asked for.
+pub const CONTEXT_DEFAULT: usize = 4096;
+
+impl Default for LoadOptions {
+    fn default() -> LoadOptions {
+        LoadOptions { context: None, kv_format: KvFormat::F16 }
+    }
+}
+
+impl LoadOptions {
+    /// Pages that a model of this shape gets.
+    pub fn pages(&self, config: &Config) -> usize {
+        self.context.unwrap_or(config.context.min(CONTEXT_DEFAULT)).div_ceil(PAGE_TOKENS)
+    }
+}
+
+/// What a model of this shape keeps of every token.
+pub fn kv_layout(config: &Config, format: KvFormat) -> KvLayout {
+    let layer = KvLayer { heads: config.kv_heads, head_dim: config.head_dim };
+    KvLayout { layers: vec![layer; config.layers], format }
+}
+
+/// The names of all architectures.
+pub const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
+
+/// Loads a checkpoint onto a device.
+///
+/// # Errors
+/// If the architecture is unknown, metadata or tensors are missing or wrong, or the device refuses them.
+pub fn load<D: Device>(
+    checkpoint: &Checkpoint,
+    device: Arc<D>,
+    options: &LoadOptions,
+    report: &mut dyn FnMut(Progress),
+) -> Result<Box<dyn LanguageModel>, Error> {
+    let architecture = checkpoint.architecture()?.to_owned();
+    match architecture.as_str() {
+        "llama" => Loaded::<D, llama::Llama<D>>::boxed(checkpoint, device, options, report),
+        "qwen2" => Loaded::<D, qwen::Qwen2<D>>::boxed(checkpoint, device, options, report),
+        "qwen3" => Loaded::<D, qwen::Qwen3<D>>::boxed(checkpoint, device, options, report),
+        "gemma3" => Loaded::<D, gemma3::Gemma3<D>>::boxed(checkpoint, device, options, report),
+        _ => {
+            let (file, known) = (checkpoint.file().to_owned(), ARCHITECTURES.to_vec());
+            Err(Error::Architecture { file, architecture, known })
+        }
+    }
+}
+
+/// A model, its device and its cache.
+struct Loaded<D: Device, A> {
+    device: Arc<D>,
+    config: Config,
+    model: A,
+    cache: D::KvCache,
+    pages: usize,
+    page_bytes: usize,
+}
+
+impl<D: Device, A: Architecture<D> + 'static> Loaded<D, A> {
+    fn boxed(
+        checkpoint: &Checkpoint,
+        device: Arc<D>,
+        options: &LoadOptions,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<Box<dyn LanguageModel>, Error> {
+        let config = Config::read(checkpoint)?;
+        let model = A::load(&mut Loader::new(checkpoint, &config, &*device, report))?;
+        let (layout, pages) = (kv_layout(&config, options.kv_format), options.pages(&config));
+        let cache = device.kv_cache(&layout, pages)?;
+        Ok(Box::new(Loaded { device, config, model, cache, pages, page_bytes: layout.page_bytes() }))
+    }
+}
+
+impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn cache_tokens(&self) -> usize {
+        self.pages * PAGE_TOKENS
+    }
+
+    fn cache_bytes(&self) -> usize {
+        self.pages * self.page_bytes
+    }
+
+    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
+        let vocabulary = self.config.vocabulary;
+        if let Some(token) = batch.tokens.iter().find(|t| **t as usize >= vocabulary) {
+            return Err(Error::Token { token: *token, vocabulary });
+        }
+        let out = self.model.forward(&self.device, &mut self.cache, batch);
+        Ok(self.device.read(&out, logits)?)
+    }
+}

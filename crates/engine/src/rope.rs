@@ -1,0 +1,91 @@
+//! Frequencies of rotary position embeddings, with the scalings that checkpoints ask for.
+//!
+//! Plain: pair i of d / 2 turns by `base^(-2i / d)` radians a position (Su et al. 2021). Linear scaling divides all
+//! frequencies by the factor. YaRN (Peng et al. 2023) divides the slow ones, keeps the fast ones, and blends between;
+//! Llama 3 does so by wavelength, which GGUF files store as one divisor a pair in the tensor `rope_freqs.weight`.
+
+use tessera_ops::{Rope, RopeLayout};
+
+use crate::{Checkpoint, Error, config::Keys};
+
+const FACTORS_TENSOR: &str = "rope_freqs.weight";
+
+/// The rotation of a checkpoint whose heads have `head_dim` numbers, with base `rope.freq_base` and any scaling.
+///
+/// # Errors
+/// If a key is absurd or a scaling is unknown.
+pub fn read(checkpoint: &Checkpoint, layout: RopeLayout, head_dim: usize) -> Result<Rope, Error> {
+    let keys = Keys::new(checkpoint)?;
+    let dims = keys.count_or("rope.dimension_count", 2..=head_dim, head_dim)?;
+    let base = f64::from(keys.optional_number("rope.freq_base")?.unwrap_or(10_000.0));
+    if base <= 0.0 || !dims.is_multiple_of(2) {
+        return Err(keys.wrong("rope.freq_base", base, "above 0, over an even number of dimensions"));
+    }
+    let mut rope = plain(layout, dims, base);
+    let factor = f64::from(keys.optional_number("rope.scaling.factor")?.unwrap_or(1.0));
+    if factor <= 0.0 {
+        return Err(keys.wrong("rope.scaling.factor", factor, "above 0"));
+    }
+    match keys.word("rope.scaling.type") {
+        None | Some("none" | "default") => {}
+        Some("linear") => rope.frequencies.iter_mut().for_each(|f| *f /= factor),
+        Some("yarn") => yarn(&mut rope, &keys, base, factor)?,
+        Some("llama3") => llama3(&mut rope, &keys, factor)?,
+        Some(other) => return Err(keys.wrong("rope.scaling.type", other, "none, linear, yarn or llama3")),
+    }
+    divide_by_tensor(&mut rope, checkpoint)?;
+    Ok(rope)
+}
+
+/// Frequencies without scaling.
+pub fn plain(layout: RopeLayout, dims: usize, base: f64) -> Rope {
+    let frequencies = (0..dims / 2).map(|i| base.powf(-2.0 * i as f64 / dims as f64)).collect();
+    Rope { layout, frequencies, magnitude: 1.0 }
+}
+
+/// YaRN, with the attention factor 0.1 ln(s) + 1 on cosine and sine.
+fn yarn(rope: &mut Rope, keys: &Keys<'_>, base: f64, factor: f64) -> Result<(), Error> {
+    let original = keys.count("rope.scaling.original_context_length", 1..=1 << 30)? as f64;
+    let number = |key, default| Ok::<_, Error>(f64::from(keys.optional_number(key)?.unwrap_or(default)));
+    let (fast, slow) = (number("rope.scaling.yarn_beta_fast", 32.0)?, number("rope.scaling.yarn_beta_slow", 1.0)?);
+    let dims = 2.0 * rope.frequencies.len() as f64;
+    // The pair that turns `turns` times over the original context.
+    let pair = |turns: f64| dims * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * base.ln());
+    let low = pair(fast).floor().max(0.0);
+    let high = pair(slow).ceil().min(dims - 1.0);
+    for (i, f) in rope.frequencies.iter_mut().enumerate() {
+        let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+        *f = *f / factor * ramp + *f * (1.0 - ramp);
+    }
+    let given = keys.optional_number("rope.scaling.attn_factor")?.unwrap_or(1.0);
+    rope.magnitude = given * (1.0 + 0.1 * factor.ln()) as f32;
+    Ok(())
+}
+
+/// Llama 3.1's scaling by wavelength.
+fn llama3(rope: &mut Rope, keys: &Keys<'_>, factor: f64) -> Result<(), Error> {
+    let original = keys.count("rope.scaling.original_context_length", 1..=1 << 30)? as f64;
+    let number = |key, default| Ok::<_, Error>(f64::from(keys.optional_number(key)?.unwrap_or(default)));
+    let low = number("rope.scaling.low_freq_factor", 1.0)?;
+    let high = number("rope.scaling.high_freq_factor", 4.0)?;
+    for f in &mut rope.frequencies {
+        let turns = original * *f / std::f64::consts::TAU;
+        let blend = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+        *f = *f / factor * (1.0 - blend) + *f * blend;
+    }
+    Ok(())
+}
+
+fn divide_by_tensor(rope: &mut Rope, checkpoint: &Checkpoint) -> Result<(), Error> {
+    let Some(tensor) = checkpoint.tensor(FACTORS_TENSOR) else { return Ok(()) };
+    let (file, name) = (checkpoint.file().to_owned(), FACTORS_TENSOR.to_owned());
+    if tensor.len() != rope.frequencies.len() {
+        let expected = vec![rope.frequencies.len()];
+        return Err(Error::TensorShape { file, tensor: name, found: tensor.shape.clone(), expected });
+    }
+    tensor.check_finite(&file)?;
+    for (f, divisor) in rope.frequencies.iter_mut().zip(tensor.decode()) {
+        *f /= f64::from(divisor);
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! Tiny models against logits of the reference implementations (float32), whole, in chunks and token by token.
+
+use std::{path::PathBuf, sync::Arc};
+
+use tessera_engine::{Checkpoint, LoadOptions, Session, models};
+use tessera_formats::{Bytes, safetensors};
+use tessera_ops::{Device, KvFormat, reference::ReferenceDevice};
+
+/// The lengths of the prompts that every fixture has.
+const PROMPTS: [usize; 5] = [1, 7, 33, 130, 300];
+
+struct Fixture {
+    folder: PathBuf,
+    logits: Vec<safetensors::Stored>,
+}
+
+impl Fixture {
+    fn open(name: &str) -> Fixture {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+        let logits = safetensors::open(&folder.join("logits.safetensors")).unwrap();
+        Fixture { folder, logits }
+    }
+
+    fn bytes(&self, name: &str) -> Bytes {
+        self.logits.iter().find(|t| t.name == name).unwrap_or_else(|| panic!("{name} is recorded")).bytes.clone()
+    }
+
+    fn tokens(&self, len: usize) -> Vec<u32> {
+        self.bytes(&format!("tokens.{len}")).as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
+    }
+
+    fn expected(&self, len: usize) -> Vec<f32> {
+        self.bytes(&format!("logits.{len}")).as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    }
+
+    fn session<D: Device>(&self, device: &Arc<D>, chunk: usize) -> Session {
+        let checkpoint = Checkpoint::open(&self.folder.join("model.gguf")).unwrap();
+        let options = LoadOptions { context: Some(320), kv_format: KvFormat::F32 };
+        Session::new(models::load(&checkpoint, device.clone(), &options, &mut |_| {}).unwrap(), chunk)
+    }
+}
+
+fn scores(session: &mut Session, tokens: &[u32]) -> Vec<f32> {
+    session.rewind(0);
+    let mut all = Vec::new();
+    session.score(tokens, &mut |_, logits| all.extend_from_slice(logits)).unwrap();
+    all
+}
+
+fn worst_relative(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    let scale = (want.iter().map(|v| v * v).sum::<f32>() / want.len() as f32).sqrt();
+    got.iter().zip(want).map(|(g, w)| (g - w).abs() / w.abs().max(scale)).fold(0.0, f32::max)
+}
+
+/// Every prompt within `tolerance`, relative to the larger of a logit and the logits' root mean square.
+fn check<D: Device>(name: &str, device: D, tolerance: f32) {
+    let (fixture, device) = (Fixture::open(name), Arc::new(device));
+    let mut whole = fixture.session(&device, 512);
+    for len in PROMPTS {
+        let tokens = fixture.tokens(len);
+        let got = scores(&mut whole, &tokens);
+        let worst = worst_relative(&got, &fixture.expected(len));
+        assert!(worst <= tolerance, "{name}, {len} tokens: off by {worst}");
+        for chunk in [1, 7, 64] {
+            let chunked = scores(&mut fixture.session(&device, chunk), &tokens);
+            let same = got.iter().zip(&chunked).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{name}, {len} tokens: chunks of {chunk} change bits");
+        }
+    }
+}
+
+#[test]
+fn llama_agrees_with_its_reference() {
+    check("llama", ReferenceDevice, 1e-3);
+}
+
+#[test]
+fn qwen2_agrees_with_its_reference() {
+    check("qwen2", ReferenceDevice, 1e-3);
+}
+
+#[test]
+fn qwen3_agrees_with_its_reference() {
+    check("qwen3", ReferenceDevice, 1e-3);
+}
+
+#[test]
+fn decoded_tokens_have_the_bits_of_prompt_tokens() {
+    let (fixture, device) = (Fixture::open("qwen3"), Arc::new(ReferenceDevice));
+    let tokens = fixture.tokens(130);
+    let mut session = fixture.session(&device, 64);
+    session.prefill(&tokens[..100]).unwrap();
+    for t in &tokens[100..] {
+        session.decode(*t).unwrap();
+    }
+    let decoded = session.logits().to_vec();
+    session.rewind(0);
+    session.prefill(&tokens).unwrap();
+    assert_eq!(decoded, session.logits());
+}
