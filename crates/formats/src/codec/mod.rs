@@ -3,13 +3,14 @@
 //! Three views of the same bytes:
 //! - [`decode`]: f32 weights, bit for bit what ggml's `dequantize` gives.
 //! - [`integers`]: codes, scales and minima, the exact integers that kernels multiply (see [`crate::dtype`]).
-//! - `encode`: f32 weights to blocks, for the formats that can be written.
+//! - [`encode`](fn@encode): f32 weights to blocks, for the formats that can be written.
 //!
 //! A quantized format is described once, by the `unpack` of its file, which fills the integer view. Decoding follows
 //! from it: every scale and minimum is a product that f32 holds exactly, so `scale * (code - offset) + min` rounds
 //! where ggml rounds.
 
 mod bits;
+pub mod encode;
 mod finite;
 pub mod grids;
 mod iq1_m;
@@ -38,6 +39,7 @@ mod q8_0;
 mod tq1_0;
 mod tq2_0;
 
+pub use encode::{EncodeError, can_encode, encode};
 pub use finite::first_non_finite_block;
 
 use crate::DType;

@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod decode;
+mod encode;
 mod gguf_bytes;
 mod gguf_hostile;
 mod gguf_read;
