@@ -10,6 +10,7 @@ pub mod rope;
 pub mod sampler;
 pub mod session;
 pub mod text_stream;
+pub mod tokenizer;
 pub mod weights;
 
 pub use checkpoint::Checkpoint;
@@ -19,3 +20,4 @@ pub use models::{LanguageModel, LoadOptions};
 pub use sampler::{Sampled, Sampler, SamplingError, SamplingParams, StopStrings};
 pub use session::Session;
 pub use text_stream::TextStream;
+pub use tokenizer::{Special, Tokenizer, TokenizerError};

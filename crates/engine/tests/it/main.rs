@@ -3,4 +3,8 @@
 mod golden;
 mod sampler;
 mod stop_strings;
+mod support;
 mod text_stream;
+mod tokenizer;
+mod tokenizer_errors;
+mod tokenizer_json;
