@@ -103,7 +103,7 @@ impl Isa {
     #[inline]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
-            Isa::Portable(simd) => kernel.run(simd),
+            Isa::Portable(simd) => simd.vectorize(kernel),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(simd) => simd.vectorize(kernel),
             #[cfg(target_arch = "x86_64")]

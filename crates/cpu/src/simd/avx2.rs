@@ -229,13 +229,14 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn magnitude_bits_max(self, v: Self::F32) -> u32 {
+    fn magnitude_bits_max(self, a: Self::F32, b: Self::F32) -> u32 {
         proven!({
             // Without the sign the bits are positive i32, so signed maxima serve.
             let mask = _mm256_set1_epi32(0x7fff_ffff);
+            let magnitude = |v| _mm256_and_si256(_mm256_castps_si256(v), mask);
             let v = _mm256_max_epi32(
-                _mm256_and_si256(_mm256_castps_si256(v.0), mask),
-                _mm256_and_si256(_mm256_castps_si256(v.1), mask),
+                _mm256_max_epi32(magnitude(a.0), magnitude(a.1)),
+                _mm256_max_epi32(magnitude(b.0), magnitude(b.1)),
             );
             let v = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
             let v = _mm_max_epi32(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));

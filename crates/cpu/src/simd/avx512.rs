@@ -178,10 +178,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn magnitude_bits_max(self, v: __m512) -> u32 {
+    fn magnitude_bits_max(self, a: __m512, b: __m512) -> u32 {
         proven!({
-            let bits = _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fff_ffff));
-            _mm512_reduce_max_epu32(bits)
+            let mask = _mm512_set1_epi32(0x7fff_ffff);
+            let a = _mm512_and_si512(_mm512_castps_si512(a), mask);
+            let b = _mm512_and_si512(_mm512_castps_si512(b), mask);
+            _mm512_reduce_max_epu32(_mm512_max_epu32(a, b))
         })
     }
 

@@ -100,8 +100,8 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     fn add_lanes(self, v: Self::F32) -> f32;
     /// Folds by halves with [`Simd::max`].
     fn max_lanes(self, v: Self::F32) -> f32;
-    /// The largest bit pattern of |v|, as an integer: NaN wins over infinity, infinity over numbers.
-    fn magnitude_bits_max(self, v: Self::F32) -> u32;
+    /// The largest bit pattern of |a| and |b|, as an integer: NaN wins over infinity, infinity over numbers.
+    fn magnitude_bits_max(self, a: Self::F32, b: Self::F32) -> u32;
 
     // ---- codes ----
 

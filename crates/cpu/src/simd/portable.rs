@@ -6,10 +6,19 @@ use half::f16;
 use tessera_ops::numerics;
 
 use super::{CODE_BYTES, LANES, Simd};
+use crate::isa::Kernel;
 
 /// Plain Rust, for every CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Portable;
+
+impl Portable {
+    /// Runs a kernel.
+    #[inline(always)]
+    pub(crate) fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+}
 
 impl Simd for Portable {
     type F32 = [f32; LANES];
@@ -17,7 +26,7 @@ impl Simd for Portable {
     type U8 = [u8; CODE_BYTES];
 
     const BYTE_OFFSET: i32 = 0;
-    const TOKENS_MAX: usize = 4;
+    const TOKENS_MAX: usize = 2;
 
     #[inline(always)]
     fn splat(self, v: f32) -> Self::F32 {
@@ -138,8 +147,8 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn magnitude_bits_max(self, v: Self::F32) -> u32 {
-        v.iter().map(|v| v.abs().to_bits()).fold(0, u32::max)
+    fn magnitude_bits_max(self, a: Self::F32, b: Self::F32) -> u32 {
+        a.iter().chain(&b).map(|v| v.abs().to_bits()).fold(0, u32::max)
     }
 
     #[inline(always)]

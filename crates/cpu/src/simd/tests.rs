@@ -69,7 +69,7 @@ impl Kernel for Everything<'_> {
         let mut part = [0.0; 3];
         s.store_partial(&mut part, a);
         out.push(("store_partial", part.map(canonical_nan).to_vec()));
-        let folds = [s.add_lanes(a), s.max_lanes(a), f32::from_bits(s.magnitude_bits_max(a))];
+        let folds = [s.add_lanes(a), s.max_lanes(a), f32::from_bits(s.magnitude_bits_max(a, b))];
         out.push(("folds", folds.map(canonical_nan).to_vec()));
         out
     }

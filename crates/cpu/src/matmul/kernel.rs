@@ -1,0 +1,378 @@
+//! The inner loops: one tile of 16 rows by C tokens over the whole depth, for a run of groups.
+//!
+//! For each block the weights' codes are loaded once and serve all C columns; columns go four at a time, so that four
+//! independent integer sums hide the latency of one. The accumulators of a segment stay in registers; at a segment's end they are
+//! added to the output, which is the canonical order's tree (`numerics`). Nothing here depends on how many tokens or
+//! rows there are but the addresses: a row's bits cannot know their neighbours.
+
+use std::{marker::PhantomData, ops::Range};
+
+use half::{bf16, f16};
+
+use super::{
+    layout::{Layout, floats::Float},
+    select::{Packed, Visitor},
+    tile::{BLOCK, COLUMN_RUN, QUAD, QUADS, ROWS, TOKENS_MAX, halves_bytes, record_bytes, unroll},
+};
+use crate::{
+    isa::{Isa, Kernel},
+    simd::Simd,
+};
+
+/// The segments of a depth, cut once for a projection.
+#[derive(Clone, Copy)]
+pub(super) struct Segments {
+    ends: [usize; tessera_ops::numerics::SEGMENTS_MAX],
+    count: usize,
+}
+
+impl Segments {
+    /// The segments of `depth`.
+    pub(super) fn new(depth: usize) -> Segments {
+        let mut segments = Segments { ends: [0; _], count: 0 };
+        for segment in tessera_ops::numerics::segments(depth) {
+            segments.ends[segments.count] = segment.end;
+            segments.count += 1;
+        }
+        segments
+    }
+
+    #[inline(always)]
+    fn get(&self, index: usize) -> Range<usize> {
+        let start = if index == 0 { 0 } else { self.ends[index - 1] };
+        start..self.ends[index]
+    }
+}
+
+/// What a strip of tiles reads and writes: some groups of rows, some panels of one width. Pointers, because workers share
+/// all of it; see [`run`] for what must hold.
+#[derive(Clone, Copy)]
+pub(super) struct Strip<'a> {
+    /// The first packed group, how many, and bytes from one to the next.
+    pub(super) group: *const u8,
+    pub(super) groups: usize,
+    pub(super) group_bytes: usize,
+    pub(super) depth: usize,
+    pub(super) segments: &'a Segments,
+    /// Tokens of a panel, and how many panels.
+    pub(super) tokens: usize,
+    pub(super) panels: usize,
+    /// The first panel's records and their halves (for layouts of codes), and bytes from one panel's to the next.
+    pub(super) panel: *const u8,
+    pub(super) halves: *const u8,
+    pub(super) strides: (usize, usize),
+    /// The panels' activations themselves, (tokens, depth) (for layouts of floats).
+    pub(super) x: *const f32,
+    /// The output of the first token at the first group's first row.
+    pub(super) out: *mut f32,
+    /// Numbers from one token's output to the next.
+    pub(super) out_stride: usize,
+    /// Rows that are left from the first group's first row on; at most the last group is partial.
+    pub(super) rows: usize,
+    /// The bias of those rows.
+    pub(super) bias: Option<&'a [f32]>,
+    /// How far ahead the first panel asks for weights; 0 for not at all. The others find them in the cache.
+    pub(super) prefetch_bytes: usize,
+}
+
+/// Computes a strip.
+///
+/// # Safety
+/// The strip's groups are packed in `layout`, its panels (and halves, where the layout has them) hold quantized blocks
+/// of `tokens` tokens of `depth` features each, `x` as many numbers, and the outputs of its rows for its tokens are
+/// valid for writing and touched by no other thread.
+pub(super) unsafe fn run(isa: Isa, layout: Packed, strip: Strip<'_>) {
+    match layout {
+        Packed::F32 => widths(isa, strip, Floats::<f32>(PhantomData)),
+        Packed::F16 => widths(isa, strip, Floats::<f16>(PhantomData)),
+        Packed::BF16 => widths(isa, strip, Floats::<bf16>(PhantomData)),
+        codes => codes.visit(RunCodes { isa, strip }),
+    }
+}
+
+struct RunCodes<'a> {
+    isa: Isa,
+    strip: Strip<'a>,
+}
+
+impl Visitor for RunCodes<'_> {
+    type Output = ();
+
+    fn visit<L: Layout>(self) {
+        widths(self.isa, self.strip, Codes::<L>(PhantomData));
+    }
+}
+
+/// Picks the tile of the panel's width. The widths listed for an instruction set are those up to its
+/// [`Simd::TOKENS_MAX`]; wider ones are never planned, and not compiled.
+fn widths<A: Chain>(isa: Isa, strip: Strip<'_>, _chain: A) {
+    macro_rules! pick {
+        ($simd:ident, $($c:literal)*) => {
+            match strip.tokens {
+                $($c => $simd.vectorize(Tile::<A, $c> { strip, chain: PhantomData }),)*
+                c => unreachable!("no tile is {c} tokens wide"),
+            }
+        };
+    }
+    match isa {
+        Isa::Portable(simd) => pick!(simd, 1 2),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(simd) => pick!(simd, 1 2 3 4),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(simd) => pick!(simd, 1 2 3 4 5 6 7 8 9 10 11 12),
+    }
+}
+
+/// What one tile of a strip reads.
+#[derive(Clone, Copy)]
+struct Operands {
+    group: *const u8,
+    panel: *const u8,
+    halves: *const u8,
+    x: *const f32,
+    depth: usize,
+    prefetch_bytes: usize,
+}
+
+/// One segment of a tile: the part that differs between codes and floats.
+trait Chain: Copy {
+    /// Sums of a segment for C tokens, 16 rows each.
+    ///
+    /// # Safety
+    /// As [`run`], for one group and one panel.
+    unsafe fn segment<S: Simd, const C: usize>(simd: S, from: &Operands, features: Range<usize>) -> [S::F32; C];
+}
+
+/// A strip of tiles C tokens wide.
+struct Tile<'a, A, const C: usize> {
+    strip: Strip<'a>,
+    chain: PhantomData<A>,
+}
+
+impl<A: Chain, const C: usize> Kernel for Tile<'_, A, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let strip = &self.strip;
+        for g in 0..strip.groups {
+            let rows = strip.rows - g * ROWS;
+            let bias = strip.bias.map(|b| &b[g * ROWS..(g * ROWS + rows.min(ROWS))]);
+            for p in 0..strip.panels {
+                // SAFETY: the strip's promises: group g, panel p and their outputs are there.
+                unsafe {
+                    let from = Operands {
+                        group: strip.group.add(g * strip.group_bytes),
+                        panel: strip.panel.wrapping_add(p * strip.strides.0),
+                        halves: strip.halves.wrapping_add(p * strip.strides.1),
+                        x: strip.x.add(p * C * strip.depth),
+                        depth: strip.depth,
+                        prefetch_bytes: if p == 0 { strip.prefetch_bytes } else { 0 },
+                    };
+                    let out = strip.out.add(p * C * strip.out_stride + g * ROWS);
+                    // A partial group is computed whole, beside the output.
+                    let mut whole = [[0.0f32; ROWS]; C];
+                    let (to, stride) =
+                        if rows >= ROWS { (out, strip.out_stride) } else { (whole.as_mut_ptr().cast(), ROWS) };
+                    tile::<S, A, C>(simd, strip.segments, &from, to, stride);
+                    if rows < ROWS {
+                        for (token, lanes) in whole.iter().enumerate() {
+                            out.add(token * strip.out_stride).copy_from_nonoverlapping(lanes.as_ptr(), rows);
+                        }
+                    }
+                    if let Some(bias) = bias {
+                        add_bias::<S, C>(simd, bias, out, strip.out_stride);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds the bias of at most 16 rows to C tokens, `stride` apart.
+///
+/// # Safety
+/// `out` takes as many numbers as there are biases, for each token.
+#[inline(always)]
+unsafe fn add_bias<S: Simd, const C: usize>(simd: S, bias: &[f32], out: *mut f32, stride: usize) {
+    let lanes = simd.load_partial(bias, 0.0);
+    for token in 0..C {
+        // SAFETY: the caller's promise.
+        let y = unsafe { std::slice::from_raw_parts_mut(out.add(token * stride), bias.len()) };
+        let sum = simd.add(simd.load_partial(y, 0.0), lanes);
+        simd.store_partial(y, sum);
+    }
+}
+
+/// One tile: its segments in order, added up in the output.
+///
+/// # Safety
+/// As [`run`] for one group and one panel; `out` takes 16 numbers for each token, `stride` apart.
+#[inline(always)]
+unsafe fn tile<S: Simd, A: Chain, const C: usize>(
+    simd: S,
+    segments: &Segments,
+    from: &Operands,
+    out: *mut f32,
+    stride: usize,
+) {
+    for index in 0..segments.count {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let acc = A::segment::<S, C>(simd, from, segments.get(index));
+            unroll!(12, c, {
+                if c < C {
+                    let to = out.add(c * stride);
+                    let sum = if index == 0 { acc[c] } else { simd.add(simd.load_at(to), acc[c]) };
+                    simd.store_at(to, sum);
+                }
+            });
+        }
+    }
+}
+
+/// Sums over codes of a layout.
+struct Codes<L>(PhantomData<L>);
+
+impl<L> Clone for Codes<L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L> Copy for Codes<L> {}
+
+impl<L: Layout> Chain for Codes<L> {
+    #[inline(always)]
+    unsafe fn segment<S: Simd, const C: usize>(simd: S, from: &Operands, features: Range<usize>) -> [S::F32; C] {
+        let mut acc = [simd.splat(0.0); C];
+        let blocks = from.depth / BLOCK;
+        for index in features.start / BLOCK..features.end / BLOCK {
+            let at = L::block(from.group, blocks, index);
+            if from.prefetch_bytes > 0 {
+                L::prefetch(simd, at, from.prefetch_bytes);
+            }
+            // SAFETY: the panel and its halves hold a record for each block.
+            unsafe {
+                let record = from.panel.add(index * record_bytes(C));
+                if L::SUB_BLOCK == BLOCK {
+                    let numbers = record.add(C * BLOCK).cast::<f32>();
+                    let sums = Sums { scaled: numbers.add(C), plain: numbers.add(2 * C).cast() };
+                    sub_block::<S, L, C>(simd, at, record, sums, 0, &mut acc);
+                } else {
+                    let halves = from.halves.add(index * halves_bytes(C)).cast::<f32>();
+                    unroll!(2, half, {
+                        let sums = Sums { scaled: halves.add(half * C), plain: halves.add((2 + half) * C).cast() };
+                        sub_block::<S, L, C>(simd, at, record, sums, half, &mut acc);
+                    });
+                }
+            }
+        }
+        acc
+    }
+}
+
+/// Sums of the activation codes of a sub-block, for each token.
+#[derive(Clone, Copy)]
+struct Sums {
+    /// Times the scale.
+    scaled: *const f32,
+    plain: *const i32,
+}
+
+/// Adds one sub-block to the accumulators.
+///
+/// # Safety
+/// `at` is a block of a packed group; `record` and `sums` belong to the same block of a panel of C tokens.
+#[inline(always)]
+unsafe fn sub_block<S: Simd, L: Layout, const C: usize>(
+    simd: S,
+    at: super::layout::BlockAt,
+    record: *const u8,
+    sums: Sums,
+    half: usize,
+    acc: &mut [S::F32; C],
+) {
+    let quads = L::SUB_BLOCK / QUAD;
+    // What is still to be taken off each code, beside what the instruction takes off itself.
+    let offset = i32::from(L::CODE_OFFSET) - if L::SMALL_CODES { 0 } else { S::BYTE_OFFSET };
+    // SAFETY: the caller's promises; a record holds 32 codes a token and then a scale a token.
+    unsafe {
+        let scales = L::scales(simd, at, half);
+        let zero = simd.splat_i32(0);
+        unroll!(3, run, {
+            let mut sum = [zero; COLUMN_RUN];
+            if offset != 0 {
+                unroll!(4, i, {
+                    let c = run * COLUMN_RUN + i;
+                    if c < C {
+                        sum[i] = simd.splat_i32(sums.plain.add(c).read() * -offset);
+                    }
+                });
+            }
+            unroll!(8, q, {
+                if q < quads {
+                    let quad = half * quads + q;
+                    let codes = L::codes(simd, at, quad);
+                    unroll!(4, i, {
+                        let c = run * COLUMN_RUN + i;
+                        if c < C {
+                            let x = record.add(c * BLOCK + quad * QUAD).cast::<i32>().read_unaligned();
+                            sum[i] = if L::SMALL_CODES {
+                                simd.dot_small(sum[i], codes, x)
+                            } else {
+                                simd.dot_bytes(sum[i], codes, x)
+                            };
+                        }
+                    });
+                }
+            });
+            unroll!(4, i, {
+                let c = run * COLUMN_RUN + i;
+                if c < C {
+                    let dx = simd.splat(record.add(C * BLOCK).cast::<f32>().add(c).read());
+                    acc[c] = simd.fma(simd.to_f32(sum[i]), simd.mul(scales, dx), acc[c]);
+                    if L::HAS_MIN {
+                        acc[c] = simd.fma(L::mins(simd, at, half), simd.splat(sums.scaled.add(c).read()), acc[c]);
+                    }
+                }
+            });
+        });
+    }
+}
+
+const _: () = assert!(QUADS == 8 && TOKENS_MAX == 3 * COLUMN_RUN);
+
+/// Sums over plain floating-point weights.
+struct Floats<T>(PhantomData<T>);
+
+impl<T> Clone for Floats<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Floats<T> {}
+
+impl<T: Float> Chain for Floats<T> {
+    #[inline(always)]
+    unsafe fn segment<S: Simd, const C: usize>(simd: S, from: &Operands, features: Range<usize>) -> [S::F32; C] {
+        let mut acc = [simd.splat(0.0); C];
+        for k in features {
+            let at = from.group.wrapping_add(k * ROWS * T::BYTES);
+            if from.prefetch_bytes > 0 {
+                simd.prefetch(at.wrapping_add(from.prefetch_bytes));
+            }
+            // SAFETY: a group holds 16 weights for each feature, `x` a row of activations for each token.
+            unsafe {
+                let w = T::load(simd, at);
+                unroll!(12, c, {
+                    if c < C {
+                        acc[c] = simd.fma(w, simd.splat(from.x.add(c * from.depth + k).read()), acc[c]);
+                    }
+                });
+            }
+        }
+        acc
+    }
+}

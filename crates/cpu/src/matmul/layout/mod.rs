@@ -1,0 +1,118 @@
+//! Packed layouts: how the weights of 16 rows (a *group*) lie in memory. One file a family.
+//!
+//! Packing re-orders and loses nothing. A vector of 64 code bytes holds four consecutive features of 16 rows, so that
+//! one dot instruction advances 16 outputs by four features with no work across lanes. Groups are contiguous and
+//! start on a cache line.
+
+pub(in crate::matmul) mod blocks;
+pub(in crate::matmul) mod floats;
+pub(in crate::matmul) mod q4_k;
+
+use super::tile;
+use crate::simd::Simd;
+
+/// Where a block of 32 features of a group lies.
+#[derive(Clone, Copy)]
+pub(in crate::matmul) struct BlockAt {
+    /// What several blocks share, in layouts that have such a thing.
+    pub(in crate::matmul) head: *const u8,
+    /// Its scales, and minima behind them.
+    pub(in crate::matmul) scales: *const u8,
+    /// Its codes.
+    pub(in crate::matmul) codes: *const u8,
+}
+
+/// One block of a row as its file holds it, seen as integers.
+pub(in crate::matmul) struct RowBlock<'a> {
+    /// The format's own bytes.
+    pub(in crate::matmul) raw: &'a [u8],
+    /// Codes, offset by [`Layout::CODE_OFFSET`].
+    pub(in crate::matmul) codes: &'a [u8],
+    /// One scale a sub-block.
+    pub(in crate::matmul) scales: &'a [f32],
+    /// One minimum a sub-block.
+    pub(in crate::matmul) mins: &'a [f32],
+}
+
+/// A packed layout of codes.
+pub(in crate::matmul) trait Layout: Copy + Send + Sync + 'static {
+    /// Weights that share a scale: 16 or 32.
+    const SUB_BLOCK: usize;
+    /// Whether sub-blocks have minima.
+    const HAS_MIN: bool;
+    /// What is to be taken off each code.
+    const CODE_OFFSET: u8;
+    /// Whether codes stay below 128, which some instruction sets multiply faster.
+    const SMALL_CODES: bool;
+
+    /// Bytes of a group of `blocks` blocks; whole cache lines.
+    fn group_bytes(blocks: usize) -> usize;
+
+    /// Where block `index` lies. Plain address arithmetic: to read there, `group` must be a group of `blocks` blocks.
+    fn block(group: *const u8, blocks: usize, index: usize) -> BlockAt;
+
+    /// The vector of codes of features `4 quad..4 quad + 4`.
+    ///
+    /// # Safety
+    /// `at` is a block of a packed group that is alive.
+    unsafe fn codes<S: Simd>(simd: S, at: BlockAt, quad: usize) -> S::U8;
+
+    /// The scales of 16 rows for sub-block `half`.
+    ///
+    /// # Safety
+    /// As [`Layout::codes`].
+    unsafe fn scales<S: Simd>(simd: S, at: BlockAt, half: usize) -> S::F32;
+
+    /// The minima of 16 rows for sub-block `half`; only with [`Layout::HAS_MIN`].
+    ///
+    /// # Safety
+    /// As [`Layout::codes`].
+    unsafe fn mins<S: Simd>(simd: S, at: BlockAt, half: usize) -> S::F32;
+
+    /// Asks for what lies `distance` bytes behind a block: as many cache lines as a block takes.
+    fn prefetch<S: Simd>(simd: S, at: BlockAt, distance: usize);
+
+    /// Writes one row's block of the file, of `weights.codes.len()` features, into lane `row` of a group. `first` is
+    /// the index of its first block of 32.
+    fn put(group: &mut [u8], blocks: usize, row: usize, first: usize, weights: &RowBlock<'_>);
+}
+
+/// Writes the 32 codes of a block as bytes into lane `row`: one vector a quad.
+fn put_bytes(to: &mut [u8], row: usize, codes: &[u8]) {
+    for (quad, four) in codes.as_chunks::<{ tile::QUAD }>().0.iter().enumerate() {
+        let at = quad * crate::simd::CODE_BYTES + row * tile::QUAD;
+        to[at..at + tile::QUAD].copy_from_slice(four);
+    }
+}
+
+/// Writes the 32 codes of a block as nibbles: a vector holds quad `j` low and quad `j + 4` high.
+fn put_nibbles(to: &mut [u8], row: usize, codes: &[u8]) {
+    let (low, high) = codes.split_at(tile::BLOCK / 2);
+    let mut bytes = [0; tile::BLOCK / 2];
+    for (byte, (low, high)) in bytes.iter_mut().zip(low.iter().zip(high)) {
+        *byte = low | high << 4;
+    }
+    put_bytes(to, row, &bytes);
+}
+
+/// Loads quad `quad` of a block of nibbles.
+///
+/// # Safety
+/// `codes` starts 256 bytes of packed nibbles.
+#[inline(always)]
+unsafe fn load_nibbles<S: Simd>(simd: S, codes: *const u8, quad: usize) -> S::U8 {
+    let half = tile::QUADS / 2;
+    // SAFETY: vectors 0..4 of the caller's 256 bytes.
+    let both = unsafe { simd.load_codes(codes.add(quad % half * crate::simd::CODE_BYTES)) };
+    if quad < half { simd.low_nibbles(both) } else { simd.high_nibbles(both) }
+}
+
+/// Asks for `lines` cache lines from an address on.
+#[inline(always)]
+fn prefetch_lines<S: Simd>(simd: S, address: *const u8, lines: usize) {
+    tile::unroll!(12, line, {
+        if line < lines {
+            simd.prefetch(address.wrapping_add(line * 64));
+        }
+    });
+}

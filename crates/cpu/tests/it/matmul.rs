@@ -1,0 +1,224 @@
+//! Projections: every format, instruction set, width, position, depth and number of threads gives the reference's bits.
+
+use std::num::NonZero;
+
+use tessera_cpu::{
+    isa::Isa,
+    matmul::{Activations, Job, PackedMatrix, project, select::select, tile},
+    threads::Threads,
+};
+use tessera_formats::{Bytes, DType};
+use tessera_ops::{
+    Device, Error, Linear, MatrixSource,
+    reference::{
+        ReferenceDevice, Tensor,
+        float64::{Float64Device, Tensor64},
+    },
+};
+
+use crate::weights::{activations, matrix};
+
+fn weight_formats() -> impl Iterator<Item = DType> {
+    DType::all().filter(|d| select(*d).is_some())
+}
+
+fn pool(threads: usize) -> Threads {
+    Threads::new(NonZero::new(threads).unwrap())
+}
+
+/// The reference's answer: (tokens, rows).
+fn reference(source: &MatrixSource, bias: Option<&[f32]>, x: &[f32], tokens: usize) -> Vec<f32> {
+    let x = Tensor { rows: tokens, width: source.depth, values: x.to_vec() };
+    let device = ReferenceDevice;
+    let linear = Linear { matrix: device.load_matrix(source).unwrap(), bias: bias.map(<[f32]>::to_vec) };
+    let [y] = device.project(&x, [&linear]);
+    y.values
+}
+
+/// One projection into an output poisoned with NaN.
+fn run(isa: Isa, pool: &Threads, packed: &PackedMatrix, bias: Option<&[f32]>, x: &[f32], tokens: usize) -> Vec<f32> {
+    let mut out = vec![f32::NAN; tokens * packed.rows()];
+    let jobs = &mut [Job::new(packed, bias, &mut out)];
+    project(isa, pool, &mut Activations::new(), x, tokens, packed.depth(), jobs);
+    out
+}
+
+#[track_caller]
+fn assert_same_bits(got: &[f32], want: &[f32], rows: usize, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        let same = g.to_bits() == w.to_bits() || g.is_nan() && w.is_nan();
+        assert!(same, "{what}: token {}, row {}: {g:e} instead of {w:e}", i / rows, i % rows);
+    }
+}
+
+#[test]
+fn every_format_width_and_instruction_set_gives_the_reference_s_bits() {
+    let pools = [pool(1), pool(2)];
+    // Over every tile's edge: 1..=25 covers one and two panels of 12, 33 three.
+    let widths: Vec<usize> = (1..=25).chain([33]).collect();
+    for dtype in weight_formats() {
+        let (rows, depth) = (2 * tile::ROWS + 5, 1280);
+        let source = matrix(dtype, rows, depth, 1);
+        let x = activations(33, depth, 2);
+        let want = reference(&source, None, &x, 33);
+        let packed = PackedMatrix::pack(&source, &pools[1]).unwrap();
+        for isa in Isa::available() {
+            for (pool, &tokens) in pools.iter().flat_map(|p| widths.iter().map(move |w| (p, w))) {
+                let got = run(isa, pool, &packed, None, &x[..tokens * depth], tokens);
+                let what = format!("{dtype}, {}, {tokens} tokens, {} threads", isa.name(), pool.count());
+                assert_same_bits(&got, &want[..tokens * rows], rows, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_depth_gives_the_reference_s_bits() {
+    let pool = pool(2);
+    for dtype in weight_formats() {
+        let block = dtype.block_len();
+        // One block; around the cuts of segments; and with a rest that is no whole unit of 256.
+        let depths = [block, 2 * block, 480, 512, 768, 992, 1024, 1280, 2048 + 256, 4096, 4096 + 256, 4096 + 96];
+        // Floats have no blocks, so any depth will do.
+        let odd: &[usize] = if dtype.is_float() { &[1, 7, 33, 515, 1029] } else { &[] };
+        for depth in depths.iter().chain(odd).copied().filter(|d| d.is_multiple_of(block)) {
+            let (rows, tokens) = (tile::ROWS + 3, 3);
+            let source = matrix(dtype, rows, depth, 3);
+            let x = activations(tokens, depth, 4);
+            let want = reference(&source, None, &x, tokens);
+            let packed = PackedMatrix::pack(&source, &pool).unwrap();
+            for isa in Isa::available() {
+                let got = run(isa, &pool, &packed, None, &x, tokens);
+                assert_same_bits(&got, &want, rows, &format!("{dtype}, {}, depth {depth}", isa.name()));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_number_of_rows_is_covered_and_no_more() {
+    let (pool, depth, tokens) = (pool(2), 256, 14);
+    let x = activations(tokens, depth, 5);
+    for dtype in [DType::F16, DType::Q4_1, DType::Q6_K] {
+        for rows in 1..=2 * tile::ROWS + 1 {
+            let source = matrix(dtype, rows, depth, 6);
+            let bias: Vec<f32> = activations(1, rows, 7);
+            let want = reference(&source, Some(&bias), &x, tokens);
+            let packed = PackedMatrix::pack(&source, &pool).unwrap();
+            for isa in Isa::available() {
+                let got = run(isa, &pool, &packed, Some(&bias), &x, tokens);
+                assert_same_bits(&got, &want, rows, &format!("{dtype}, {}, {rows} rows", isa.name()));
+            }
+        }
+    }
+}
+
+#[test]
+fn neighbours_and_positions_change_nothing() {
+    let (rows, depth, tokens) = (21, 544, 29);
+    let pool = pool(2);
+    for dtype in [DType::Q4_0, DType::Q8_0, DType::NVFP4, DType::F32] {
+        let depth = if dtype == DType::NVFP4 { 576 } else { depth };
+        let packed = PackedMatrix::pack(&matrix(dtype, rows, depth, 8), &pool).unwrap();
+        let x = activations(tokens, depth, 9);
+        for isa in Isa::available() {
+            let straight = run(isa, &pool, &packed, None, &x, tokens);
+            // Token i moves to 11 i mod 29; one neighbour in the middle turns into NaN.
+            let place = |i: usize| 11 * i % tokens;
+            let mut moved = vec![0.0; x.len()];
+            for i in 0..tokens {
+                moved[place(i) * depth..][..depth].copy_from_slice(&x[i * depth..][..depth]);
+            }
+            moved[place(7) * depth + 100] = f32::NAN;
+            let shuffled = run(isa, &pool, &packed, None, &moved, tokens);
+            for i in (0..tokens).filter(|i| *i != 7) {
+                let (got, want) = (&shuffled[place(i) * rows..][..rows], &straight[i * rows..][..rows]);
+                assert_same_bits(got, want, rows, &format!("{dtype}, {}, token {i}", isa.name()));
+            }
+            assert!(shuffled[place(7) * rows..][..rows].iter().all(|v| v.is_nan()), "a bad row must show");
+        }
+    }
+}
+
+#[test]
+fn jobs_of_all_formats_share_one_input_and_scratch() {
+    let (depth, pool) = (768, pool(2));
+    let mut scratch = Activations::new();
+    let sources: Vec<_> = weight_formats().enumerate().map(|(i, d)| matrix(d, 5 + 7 * i, depth, i as u64)).collect();
+    let packed: Vec<_> = sources.iter().map(|s| PackedMatrix::pack(s, &pool).unwrap()).collect();
+    for tokens in [0, 40, 1, 3, 17] {
+        let x = activations(tokens, depth, 10);
+        for isa in Isa::available() {
+            let mut outs: Vec<Vec<f32>> = sources.iter().map(|s| vec![f32::NAN; tokens * s.rows]).collect();
+            let mut jobs: Vec<_> = packed.iter().zip(&mut outs).map(|(p, o)| Job::new(p, None, o)).collect();
+            project(isa, &pool, &mut scratch, &x, tokens, depth, &mut jobs);
+            for (source, out) in sources.iter().zip(&outs) {
+                let want = reference(source, None, &x, tokens);
+                assert_same_bits(out, &want, source.rows, &format!("{}, {} tokens", source.dtype, tokens));
+            }
+        }
+    }
+}
+
+#[test]
+fn results_are_close_to_float64() {
+    let (rows, depth, tokens, pool) = (33, 2048, 3, pool(1));
+    let x = activations(tokens, depth, 11);
+    for dtype in weight_formats() {
+        let source = matrix(dtype, rows, depth, 12);
+        let got = run(Isa::best(), &pool, &PackedMatrix::pack(&source, &pool).unwrap(), None, &x, tokens);
+        let truth = Float64Device;
+        let linear = Linear { matrix: truth.load_matrix(&source).unwrap(), bias: None };
+        let [want] = truth.project(&tensor64(tokens, depth, &x), [&linear]);
+        let error: f64 = (0..tokens * rows).map(|i| (want.values[i] - f64::from(got[i])).powi(2)).sum();
+        let norm: f64 = want.values.iter().map(|v| v * v).sum();
+        // Eight-bit activations with outliers cost about 1 %; plain weights only rounding.
+        let bound = if dtype.is_float() { 1e-6 } else { 2.5e-2 };
+        assert!((error / norm).sqrt() < bound, "{dtype}: {}", (error / norm).sqrt());
+    }
+}
+
+fn tensor64(rows: usize, width: usize, values: &[f32]) -> Tensor64 {
+    Tensor64 { rows, width, values: values.iter().map(|v| f64::from(*v)).collect() }
+}
+
+#[test]
+fn damaged_weights_are_refused_by_name_and_row() {
+    let pool = pool(2);
+    for (dtype, depth, bad_block, what) in
+        [(DType::Q8_0, 64, 5 * 2 + 1, "scale"), (DType::Q4_1, 32, 5, "scale"), (DType::F16, 1, 5, "weight")]
+    {
+        let source = matrix(dtype, 40, depth, 13);
+        let mut bytes = source.bytes.to_vec();
+        bytes[bad_block * dtype.block_bytes()..][..2].copy_from_slice(&half::f16::NAN.to_le_bytes());
+        let damaged = MatrixSource { bytes: Bytes::new(bytes), ..source };
+        match PackedMatrix::pack(&damaged, &pool).err() {
+            Some(Error::NotFinite { tensor, row: 5, what: said }) => {
+                assert_eq!((tensor.as_str(), said), (format!("random {dtype}").as_str(), what));
+            }
+            other => panic!("{dtype}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn formats_that_are_no_weights_and_wrong_shapes_are_refused() {
+    let pool = pool(1);
+    let source = |dtype, bytes| MatrixSource { name: "t".into(), dtype, rows: 2, depth: 4, bytes: Bytes::new(bytes) };
+    let integers = PackedMatrix::pack(&source(DType::I32, vec![0u8; 32]), &pool);
+    assert!(matches!(integers.err(), Some(Error::Unsupported { .. })));
+    let short = PackedMatrix::pack(&source(DType::F32, vec![0u8; 31]), &pool);
+    assert!(matches!(short.err(), Some(Error::Shape { .. })));
+}
+
+#[test]
+fn packing_adds_little_to_what_the_file_has() {
+    // Bytes a weight, packed over file, for the formats with layouts of their own.
+    let pool = pool(1);
+    for (dtype, most) in [(DType::Q4_0, 1.0), (DType::Q4_1, 1.0), (DType::Q8_0, 1.0), (DType::Q4_K, 1.03)] {
+        let source = matrix(dtype, 64, 1024, 14);
+        let packed = PackedMatrix::pack(&source, &pool).unwrap();
+        assert!(packed.bytes() as f64 <= source.bytes.len() as f64 * most, "{dtype}");
+    }
+}
