@@ -2,7 +2,7 @@
 
 use tessera_formats::FormatError;
 
-use crate::sampler::SamplingError;
+use crate::{sampler::SamplingError, tokenizer::TokenizerError};
 
 /// Errors of loading and running a model.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,8 @@ pub enum Error {
     Step(#[from] tessera_ops::Error),
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    #[error("{file}: {source}")]
+    Tokenizer { file: String, source: TokenizerError },
     #[error("{file}: metadata key `{key}` is missing; the file is incomplete, convert the model again")]
     MissingKey { file: String, key: String },
     #[error("{file}: metadata key `{key}` is {found}, and must be {expected}; convert the model again")]
@@ -35,4 +37,6 @@ pub enum Error {
     ContextFull { tokens: usize, context: usize, trained: usize },
     #[error("token {token} does not exist; the vocabulary has {vocabulary}")]
     Token { token: u32, vocabulary: usize },
+    #[error("there is nothing to run: the prompt has no tokens")]
+    EmptyPrompt,
 }

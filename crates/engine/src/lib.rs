@@ -5,6 +5,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod error;
+pub mod generate;
 pub mod models;
 pub mod rope;
 pub mod sampler;
@@ -16,6 +17,7 @@ pub mod weights;
 pub use checkpoint::Checkpoint;
 pub use config::Config;
 pub use error::Error;
+pub use generate::{Event, Finish, Outcome, Request, generate};
 pub use models::{LanguageModel, LoadOptions};
 pub use sampler::{Sampled, Sampler, SamplingError, SamplingParams, StopStrings};
 pub use session::Session;

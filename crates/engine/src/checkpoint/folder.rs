@@ -7,7 +7,7 @@
 use std::{collections::HashMap, path::Path};
 
 use serde_json::Value as Json;
-use tessera_formats::{Checkpoint as Files, FormatError, Tensor, gguf::Value};
+use tessera_formats::{Bytes, Checkpoint as Files, FormatError, Tensor, gguf::Value};
 
 use super::Metadata;
 use crate::Error;
@@ -100,6 +100,12 @@ impl Folder {
 
     pub(super) fn norms_are_offsets(&self) -> bool {
         self.gemma
+    }
+
+    pub(super) fn tokenizer(&self) -> Result<(Bytes, Option<Bytes>), Error> {
+        let config = "tokenizer_config.json";
+        let config = if self.files.has_file(config) { Some(self.files.file(config)?) } else { None };
+        Ok((self.files.file("tokenizer.json")?, config))
     }
 
     pub(super) fn chat_template(&self) -> Result<Option<String>, Error> {

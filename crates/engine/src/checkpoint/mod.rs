@@ -6,7 +6,7 @@ use std::{collections::HashMap, path::Path};
 
 use tessera_formats::{Gguf, Tensor, gguf::Value};
 
-use crate::Error;
+use crate::{Error, Tokenizer};
 use folder::Folder;
 
 /// An opened model file, or folder of files.
@@ -105,6 +105,21 @@ impl Checkpoint {
             Container::Folder(folder) if folder.norms_are_offsets() => 1.0,
             _ => 0.0,
         }
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// If there is none, or it is of an unknown kind or contradicts itself.
+    pub fn tokenizer(&self) -> Result<Tokenizer, Error> {
+        let read = match &self.container {
+            Container::Gguf(gguf) => Tokenizer::from_gguf(gguf),
+            Container::Folder(folder) => {
+                let (tokenizer, config) = folder.tokenizer()?;
+                Tokenizer::from_json(&tokenizer, config.as_deref())
+            }
+        };
+        read.map_err(|source| Error::Tokenizer { file: self.file.clone(), source })
     }
 
     /// The text of the chat template, if the model has one.

@@ -1,5 +1,6 @@
 //! The engine's tests, from the outside.
 
+mod generation;
 mod golden;
 mod sampler;
 mod stop_strings;
