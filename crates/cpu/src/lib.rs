@@ -1,7 +1,22 @@
 //! The CPU device: packed weights, tiles and SIMD kernels.
+//!
+//! [`CpuDevice`] gives the bits of `tessera_ops::reference` on every instruction set and number of threads.
 
+mod attention;
+pub mod device;
+mod embed;
+mod gate;
 pub mod isa;
+mod kv;
+mod lanes;
 pub mod matmul;
 pub mod memory;
+mod norm;
+mod rope;
 pub mod simd;
+pub mod tensor;
 pub mod threads;
+
+pub use device::CpuDevice;
+pub use embed::Embedding;
+pub use kv::KvPages;

@@ -1,4 +1,8 @@
 //! The CPU device from the outside: against the reference device, bit for bit.
 
+mod attention;
+mod device;
+mod layer;
 mod matmul;
+mod tensors;
 mod weights;

@@ -1,0 +1,299 @@
+//! One block of attention: some rows of the step, one head of keys and values, and the query heads that share it.
+//!
+//! Rows of one sequence are taken together, page by page. Rows see different slots of a page (the causal edge, the
+//! window's edge); scores are computed for every slot that some row sees, and those a row does not see are put out
+//! before its maximum is taken. In the sum of values a slot takes part only for the rows that see it, since even a
+//! weight of zero times garbage could change a bit.
+
+use std::{marker::PhantomData, ops::Range};
+
+use tessera_ops::{Attention, Batch, PAGE_TOKENS};
+
+use super::chain::Chain;
+use crate::{
+    gate::soft_cap_lanes,
+    isa::Kernel,
+    kv::{Layer, Number},
+    lanes::{load, map_lanes, store},
+    simd::{LANES, Simd},
+    tensor::Tensor,
+    threads::SharedSlice,
+};
+
+/// What a block computes.
+pub(super) struct Block<'a> {
+    pub(super) queries: &'a Tensor,
+    pub(super) layer: &'a Layer,
+    pub(super) spec: &'a Attention,
+    pub(super) batch: &'a Batch,
+    pub(super) kv_head: usize,
+    pub(super) rows: Range<usize>,
+    /// (rows, heads · head_dim); the block writes its rows' part of its heads.
+    pub(super) out: &'a SharedSlice<'a, f32>,
+}
+
+/// A block's memory: for each column its scaled query, the weights of a page, the sum of values, and `m` and `l`.
+pub(super) struct Scratch<'a> {
+    /// (columns, stride)
+    queries: &'a mut [f32],
+    /// (columns, 64)
+    weights: &'a mut [f32],
+    /// (columns, stride)
+    sums: &'a mut [f32],
+    highest: &'a mut [f32],
+    totals: &'a mut [f32],
+}
+
+impl<'a> Scratch<'a> {
+    /// Numbers it takes for so many columns, whole vectors.
+    pub(super) fn len(columns: usize, layer: &Layer) -> usize {
+        columns * (2 * layer.stride() + PAGE_TOKENS) + 2 * columns.next_multiple_of(LANES)
+    }
+
+    fn new(memory: &'a mut [f32], columns: usize, layer: &Layer) -> Scratch<'a> {
+        let (queries, rest) = memory.split_at_mut(columns * layer.stride());
+        let (sums, rest) = rest.split_at_mut(columns * layer.stride());
+        let (weights, rest) = rest.split_at_mut(columns * PAGE_TOKENS);
+        let (highest, totals) = rest.split_at_mut(columns);
+        Scratch { queries, weights, sums, highest, totals: &mut totals[..columns] }
+    }
+}
+
+impl<'a> Block<'a> {
+    /// The block with its memory, over a cache of `N`.
+    pub(super) fn over<N: Number>(self, scratch: &'a mut [f32]) -> BlockOver<'a, N> {
+        BlockOver { block: self, scratch, number: PhantomData }
+    }
+}
+
+/// A block over a cache of `N`, as a kernel.
+pub(super) struct BlockOver<'a, N> {
+    block: Block<'a>,
+    scratch: &'a mut [f32],
+    number: PhantomData<N>,
+}
+
+impl<N: Number> Kernel for BlockOver<'_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let sequences = &self.block.batch.sequences;
+        let mut start = self.block.rows.start;
+        while start < self.block.rows.end {
+            let mut end = start + 1;
+            while end < self.block.rows.end && sequences[end] == sequences[start] {
+                end += 1;
+            }
+            let columns = (end - start) * self.block.spec.group();
+            let scratch = Scratch::new(self.scratch, columns, self.block.layer);
+            Run::<N> { block: &self.block, start, end, scratch, number: PhantomData }.compute(simd);
+            start = end;
+        }
+    }
+}
+
+/// Rows of a block that belong to one sequence.
+struct Run<'a, N> {
+    block: &'a Block<'a>,
+    start: usize,
+    end: usize,
+    scratch: Scratch<'a>,
+    number: PhantomData<N>,
+}
+
+impl<N: Number> Run<'_, N> {
+    #[inline(always)]
+    fn compute<S: Simd>(mut self, simd: S) {
+        self.begin(simd);
+        let first = self.visible(self.start).start / PAGE_TOKENS;
+        let last = self.visible(self.end - 1).end.div_ceil(PAGE_TOKENS);
+        for page in first..last {
+            // Positions ascend, so the rows that see something of a page stand together.
+            let sees = |row: &usize| !self.slots(*row, page).is_empty();
+            let Some(from) = (self.start..self.end).find(sees) else { continue };
+            let to = (from..self.end).find(|r| !sees(r)).unwrap_or(self.end);
+            self.score(simd, page, from, to);
+            for row in from..to {
+                for column in self.columns(row, row + 1) {
+                    self.weigh(simd, row, page, column);
+                }
+            }
+            self.add_values(simd, page, from, to);
+        }
+        self.finish(simd);
+    }
+
+    fn visible(&self, row: usize) -> Range<usize> {
+        self.block.spec.visible(self.block.batch.positions[row] as usize)
+    }
+
+    /// The slots of a page that a row sees.
+    fn slots(&self, row: usize, page: usize) -> Range<usize> {
+        let (visible, first) = (self.visible(row), page * PAGE_TOKENS);
+        let slot = |position: usize| position.clamp(first, first + PAGE_TOKENS) - first;
+        slot(visible.start)..slot(visible.end)
+    }
+
+    /// The columns of rows `from..to`.
+    fn columns(&self, from: usize, to: usize) -> Range<usize> {
+        let group = self.block.spec.group();
+        (from - self.start) * group..(to - self.start) * group
+    }
+
+    /// Where a column's query and output lie among all.
+    fn place(&self, column: usize) -> Range<usize> {
+        let spec = self.block.spec;
+        let (row, head) =
+            (self.start + column / spec.group(), self.block.kv_head * spec.group() + column % spec.group());
+        let at = (row * spec.heads + head) * spec.head_dim;
+        at..at + spec.head_dim
+    }
+
+    /// Scales the queries and clears the sums.
+    #[inline(always)]
+    fn begin<S: Simd>(&mut self, simd: S) {
+        let (stride, scale) = (self.block.layer.stride(), simd.splat(self.block.spec.scale));
+        for column in self.columns(self.start, self.end) {
+            let from = &self.block.queries.as_slice()[self.place(column)];
+            let query = &mut self.scratch.queries[column * stride..][..from.len()];
+            query.copy_from_slice(from);
+            map_lanes(simd, query, |q| simd.mul(q, scale));
+        }
+        self.scratch.sums.fill(0.0);
+        self.scratch.highest.fill(f32::NEG_INFINITY);
+        self.scratch.totals.fill(0.0);
+    }
+
+    /// The page's number in the cache.
+    fn page_id(&self, page: usize) -> u32 {
+        self.block.batch.slot(self.start, page * PAGE_TOKENS).0
+    }
+
+    /// Scores of all slots that some of the rows `from..to` sees.
+    #[inline(always)]
+    fn score<S: Simd>(&mut self, simd: S, page: usize, from: usize, to: usize) {
+        let (layer, columns) = (self.block.layer, self.columns(from, to));
+        let first = self.slots(from, page).start / LANES;
+        let end = self.slots(to - 1, page).end.div_ceil(LANES);
+        // SAFETY: queries are (columns, stride), a page's keys (head_dim, 64), weights (columns, 64).
+        unsafe {
+            Chain {
+                a: self.scratch.queries[columns.start * layer.stride()..].as_ptr(),
+                a_stride: layer.stride(),
+                b: layer.keys::<N>(self.page_id(page), self.block.kv_head).add(first * LANES),
+                b_stride: PAGE_TOKENS,
+                c: self.scratch.weights[columns.start * PAGE_TOKENS..].as_mut_ptr().add(first * LANES),
+                c_stride: PAGE_TOKENS,
+                columns: columns.len(),
+                vectors: end - first,
+                depth: layer.head_dim,
+                from_zero: true,
+            }
+            .run(simd);
+        }
+    }
+
+    /// Turns a column's scores into weights, and rescales its sums to the new maximum.
+    #[inline(always)]
+    fn weigh<S: Simd>(&mut self, simd: S, row: usize, page: usize, column: usize) {
+        let slots = self.slots(row, page);
+        let stride = self.block.layer.stride();
+        let weights = &mut self.scratch.weights[column * PAGE_TOKENS..][..PAGE_TOKENS].as_chunks_mut::<LANES>().0
+            [slots.start / LANES..slots.end.div_ceil(LANES)];
+        let start = slots.start / LANES * LANES;
+
+        let mut lanes = simd.splat(f32::NEG_INFINITY);
+        for (i, scores) in weights.iter_mut().enumerate() {
+            if let Some(cap) = self.block.spec.soft_cap {
+                let capped = soft_cap_lanes(simd, simd.load(scores), cap);
+                simd.store(scores, capped);
+            }
+            let base = start + i * LANES;
+            if base < slots.start || base + LANES > slots.end {
+                for (lane, score) in scores.iter_mut().enumerate() {
+                    if !slots.contains(&(base + lane)) {
+                        *score = f32::NEG_INFINITY;
+                    }
+                }
+            }
+            // A score that is NaN is not above the lane's maximum, which stays.
+            lanes = simd.max(simd.load(scores), lanes);
+        }
+        let (before, page_highest) = (self.scratch.highest[column], simd.max_lanes(lanes));
+        let highest = if page_highest > before { page_highest } else { before };
+
+        let mut sums = simd.splat(0.0);
+        for scores in weights.iter_mut() {
+            // Slots put out weigh exp(-inf) = 0 (or NaN where all is lost already).
+            let weight = simd.exp(simd.sub(simd.load(scores), simd.splat(highest)));
+            simd.store(scores, weight);
+            sums = simd.add(sums, weight);
+        }
+        let first_page = page == self.visible(row).start / PAGE_TOKENS;
+        let keep = if first_page {
+            0.0
+        } else {
+            let mut lanes = [0.0; LANES];
+            simd.store(&mut lanes, simd.exp(simd.splat(before - highest)));
+            lanes[0]
+        };
+        self.scratch.totals[column] = self.scratch.totals[column].mul_add(keep, simd.add_lanes(sums));
+        self.scratch.highest[column] = highest;
+        // A factor of one changes no bit.
+        if keep != 1.0 {
+            let factor = simd.splat(keep);
+            map_lanes(simd, &mut self.scratch.sums[column * stride..][..stride], |o| simd.mul(o, factor));
+        }
+    }
+
+    /// Adds the page's weighted values, in runs of slots that the same rows see.
+    #[inline(always)]
+    fn add_values<S: Simd>(&mut self, simd: S, page: usize, from: usize, to: usize) {
+        let (layer, end) = (self.block.layer, self.slots(to - 1, page).end);
+        let values = layer.values::<N>(self.page_id(page), self.block.kv_head);
+        let mut slot = self.slots(from, page).start;
+        while slot < end {
+            // Both ends of what a row sees move with its position: the rows that see a slot stand together.
+            let sees = |row: &usize| self.slots(*row, page).contains(&slot);
+            let first = (from..to).find(sees).unwrap_or(to);
+            let last = (first..to).find(|r| !sees(r)).unwrap_or(to);
+            let edges = (from..to).flat_map(|r| [self.slots(r, page).start, self.slots(r, page).end]);
+            let next = edges.filter(|e| *e > slot).min().unwrap_or(end);
+            let columns = self.columns(first, last);
+            // SAFETY: weights are (columns, 64), a page's values (64, stride), sums (columns, stride).
+            unsafe {
+                Chain {
+                    a: self.scratch.weights.as_ptr().add(columns.start * PAGE_TOKENS + slot),
+                    a_stride: PAGE_TOKENS,
+                    b: values.add(slot * layer.stride()),
+                    b_stride: layer.stride(),
+                    c: self.scratch.sums.as_mut_ptr().add(columns.start * layer.stride()),
+                    c_stride: layer.stride(),
+                    columns: columns.len(),
+                    vectors: layer.stride() / LANES,
+                    depth: next - slot,
+                    from_zero: false,
+                }
+                .run(simd);
+            }
+            slot = next;
+        }
+    }
+
+    /// Divides by the sums of weights and writes the outputs.
+    #[inline(always)]
+    fn finish<S: Simd>(&mut self, simd: S) {
+        let (stride, head_dim) = (self.block.layer.stride(), self.block.spec.head_dim);
+        for column in self.columns(self.start, self.end) {
+            let total = simd.splat(self.scratch.totals[column]);
+            let place = self.place(column);
+            // SAFETY: a (row, query head) pair belongs to one block.
+            let out = unsafe { self.block.out.range(place.start, place.end) };
+            let sums = &self.scratch.sums[column * stride..][..head_dim];
+            for (o, sum) in out.chunks_mut(LANES).zip(sums.chunks(LANES)) {
+                store(simd, o, simd.div(load(simd, sum), total));
+            }
+        }
+    }
+}

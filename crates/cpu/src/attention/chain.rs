@@ -1,0 +1,116 @@
+//! The inner loop of attention: chains of fused multiply-adds, a tile of them at a time.
+//!
+//! `c[q][n] = fma(a[q][k], b[k][n], c[q][n])` for k in order: scores are q · keys over features, outputs are weights ·
+//! values over tokens. Each element is one chain, so tiles of any size give the same bits; a tile only keeps enough
+//! chains in registers to hide the latency of each.
+
+use super::super::kv::Number;
+use crate::simd::{LANES, Simd};
+
+/// A product of (columns, depth) with (depth, vectors · 16).
+pub(super) struct Chain<N> {
+    /// (columns, depth), `a_stride` numbers apart.
+    pub(super) a: *const f32,
+    pub(super) a_stride: usize,
+    /// (depth, vectors · 16), `b_stride` numbers apart.
+    pub(super) b: *const N,
+    pub(super) b_stride: usize,
+    /// (columns, vectors · 16), `c_stride` numbers apart.
+    pub(super) c: *mut f32,
+    pub(super) c_stride: usize,
+    pub(super) columns: usize,
+    pub(super) vectors: usize,
+    pub(super) depth: usize,
+    /// Whether sums start from zero instead of from what `c` holds.
+    pub(super) from_zero: bool,
+}
+
+impl<N: Number> Chain<N> {
+    /// Computes it.
+    ///
+    /// # Safety
+    /// `a`, `b` and `c` are valid for the shapes and strides given, and `c` overlaps neither of the others.
+    #[inline(always)]
+    pub(super) unsafe fn run<S: Simd>(&self, simd: S) {
+        let mut vector = 0;
+        while vector < self.vectors {
+            let left = self.vectors - vector;
+            // SAFETY: the caller's promise, and all tiles lie inside.
+            unsafe {
+                // An instruction set that can hold 12 columns of a product has 32 registers.
+                if S::TOKENS_MAX >= 12 && left >= 4 {
+                    self.columns::<S, 4>(simd, vector);
+                    vector += 4;
+                } else if S::TOKENS_MAX >= 12 && left >= 2 {
+                    self.columns::<S, 2>(simd, vector);
+                    vector += 2;
+                } else {
+                    self.columns::<S, 1>(simd, vector);
+                    vector += 1;
+                }
+            }
+        }
+    }
+
+    /// Vectors `vector..vector + V` of all columns.
+    ///
+    /// # Safety
+    /// As [`Chain::run`], and the vectors exist.
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const V: usize>(&self, simd: S, vector: usize) {
+        let mut column = 0;
+        while column < self.columns {
+            // SAFETY: the tile is no wider than what is left.
+            unsafe {
+                column += match self.columns - column {
+                    6.. => self.tile::<S, 6, V>(simd, column, vector),
+                    4 | 5 => self.tile::<S, 4, V>(simd, column, vector),
+                    3 => self.tile::<S, 3, V>(simd, column, vector),
+                    2 => self.tile::<S, 2, V>(simd, column, vector),
+                    _ => self.tile::<S, 1, V>(simd, column, vector),
+                }
+            }
+        }
+    }
+
+    /// Q columns by V vectors; gives Q.
+    ///
+    /// # Safety
+    /// As [`Chain::run`], and the columns and vectors exist.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const Q: usize, const V: usize>(&self, simd: S, column: usize, vector: usize) -> usize {
+        let mut sums = [[simd.splat(0.0); V]; Q];
+        // SAFETY: the caller's promise: every address is inside the shapes.
+        unsafe {
+            let c = self.c.add(column * self.c_stride + vector * LANES);
+            if !self.from_zero {
+                for (q, sums) in sums.iter_mut().enumerate() {
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        *sum = simd.load_at(c.add(q * self.c_stride + v * LANES));
+                    }
+                }
+            }
+            let a = self.a.add(column * self.a_stride);
+            let mut b = self.b.add(vector * LANES);
+            for k in 0..self.depth {
+                let mut operands = [simd.splat(0.0); V];
+                for (v, operand) in operands.iter_mut().enumerate() {
+                    *operand = N::load(simd, b.add(v * LANES));
+                }
+                for (q, sums) in sums.iter_mut().enumerate() {
+                    let factor = simd.splat(*a.add(q * self.a_stride + k));
+                    for (sum, operand) in sums.iter_mut().zip(operands) {
+                        *sum = simd.fma(factor, operand, *sum);
+                    }
+                }
+                b = b.wrapping_add(self.b_stride);
+            }
+            for (q, sums) in sums.iter().enumerate() {
+                for (v, sum) in sums.iter().enumerate() {
+                    simd.store_at(c.add(q * self.c_stride + v * LANES), *sum);
+                }
+            }
+        }
+        Q
+    }
+}

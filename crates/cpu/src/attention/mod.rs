@@ -1,0 +1,87 @@
+//! Causal softmax attention over pages, in the canonical order of [`tessera_ops::numerics`].
+//!
+//! A *block* is some consecutive rows of the step and one head of keys and values, with all the query heads that share
+//! it: (row, query head) pairs are the *columns* of a block, and one read of a page serves them all. Scores of a page
+//! are a small matrix product (columns × 64 tokens), and so is the weighted sum of values (columns × head_dim); both run in
+//! [`chain`]. How rows are cut into blocks and which thread takes which changes no bit, so threads simply take the next
+//! block, the longest first.
+
+mod block;
+mod chain;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use half::f16;
+use tessera_ops::{Attention, Batch, KvFormat};
+
+use self::block::{Block, Scratch};
+use crate::{
+    kv::KvPages,
+    lanes::Workers,
+    tensor::{Pool, Tensor},
+    threads::SharedSlice,
+};
+
+/// Columns of a block in a long prefill: enough to serve several register tiles from one page in the first cache.
+const COLUMNS: usize = 24;
+
+/// Blocks for each thread, so that the last ones even out the work.
+const BLOCKS_PER_THREAD: usize = 6;
+
+/// Below this many multiplications a step is not worth a second thread.
+const ALONE_MAX: usize = 64 << 10;
+
+pub(crate) fn attention(
+    workers: &Workers,
+    pool: &Arc<Pool>,
+    queries: &Tensor,
+    cache: &KvPages,
+    spec: &Attention,
+    batch: &Batch,
+) -> Tensor {
+    spec.check();
+    let layer = &cache.layers[spec.layer];
+    assert_eq!((layer.heads, layer.head_dim), (spec.kv_heads, spec.head_dim), "the cache entry has the layer's shape");
+    assert_eq!(queries.width(), spec.heads * spec.head_dim, "queries fill all heads");
+    assert_eq!(queries.rows(), batch.len(), "each row has a query");
+
+    let rows = queries.rows();
+    let visible: usize = batch.positions.iter().map(|p| spec.visible(*p as usize).len()).sum();
+    let alone = workers.pool.count() == 1 || 2 * visible * queries.width() <= ALONE_MAX;
+    let threads = if alone { 1 } else { workers.pool.count() };
+    let block_rows = (rows * spec.kv_heads / (threads * BLOCKS_PER_THREAD)).clamp(1, (COLUMNS / spec.group()).max(1));
+    let blocks = rows.div_ceil(block_rows);
+
+    let scratch_len = Scratch::len(block_rows * spec.group(), layer);
+    let mut scratch = pool.take(threads, scratch_len);
+    let scratch = SharedSlice::new(scratch.as_mut_slice());
+    let mut y = pool.take(rows, queries.width());
+    let out = SharedSlice::new(y.as_mut_slice());
+    let next = AtomicUsize::new(0);
+    let work = |share: usize| {
+        // SAFETY: each share has scratch of its own.
+        let scratch = unsafe { scratch.range(share * scratch_len, (share + 1) * scratch_len) };
+        loop {
+            let item = next.fetch_add(1, Ordering::Relaxed);
+            if item >= blocks * spec.kv_heads {
+                return;
+            }
+            let first = (blocks - 1 - item / spec.kv_heads) * block_rows;
+            let (kv_head, range) = (item % spec.kv_heads, first..rows.min(first + block_rows));
+            let block = Block { queries, layer, spec, batch, kv_head, rows: range, out: &out };
+            match cache.format {
+                KvFormat::F32 => workers.isa.run(block.over::<f32>(scratch)),
+                KvFormat::F16 => workers.isa.run(block.over::<f16>(scratch)),
+            }
+        }
+    };
+    if alone {
+        work(0)
+    } else {
+        workers.pool.run(&|share, _| work(share))
+    }
+    y
+}

@@ -1,0 +1,97 @@
+//! Element by element: the feed-forward gate, the residual sum, the soft cap.
+
+use std::sync::Arc;
+
+use tessera_ops::{Gate, math};
+
+use crate::{
+    isa::Kernel,
+    lanes::{Workers, map_lanes, zip_lanes},
+    simd::{LANES, Simd},
+    tensor::{Pool, Tensor},
+};
+
+pub(crate) fn gate(workers: &Workers, pool: &Arc<Pool>, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {
+    assert_eq!((x.rows(), x.width()), (up.rows(), up.width()), "gate and up have one shape");
+    let mut y = pool.take(x.rows(), x.width());
+    workers.runs(y.as_mut_slice(), LANES, |first, y| {
+        let part = first * LANES..first * LANES + y.len();
+        y.copy_from_slice(&up.as_slice()[part.clone()]);
+        workers.isa.run(GateKernel { x: &x.as_slice()[part], y, gate });
+    });
+    y
+}
+
+pub(crate) fn add(workers: &Workers, x: &mut Tensor, y: &Tensor) {
+    assert_eq!((x.rows(), x.width()), (y.rows(), y.width()), "summands have one shape");
+    workers.runs(x.as_mut_slice(), LANES, |first, x| {
+        workers.isa.run(AddKernel { x: &y.as_slice()[first * LANES..][..x.len()], y: x });
+    });
+}
+
+pub(crate) fn soft_cap(workers: &Workers, x: &mut Tensor, cap: f32) {
+    workers.runs(x.as_mut_slice(), LANES, |_, y| workers.isa.run(CapKernel { y, cap }));
+}
+
+/// [`math::soft_cap`] in each lane.
+#[inline(always)]
+pub(crate) fn soft_cap_lanes<S: Simd>(simd: S, x: S::F32, cap: f32) -> S::F32 {
+    let (cap, one, two) = (simd.splat(cap), simd.splat(1.0), simd.splat(2.0));
+    let e = simd.exp(simd.mul(two, simd.div(x, cap)));
+    simd.mul(cap, simd.sub(one, simd.div(two, simd.add(e, one))))
+}
+
+struct GateKernel<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+    gate: Gate,
+}
+
+impl Kernel for GateKernel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let one = simd.splat(1.0);
+        // x · sigmoid(u), as [`math::silu`] and [`math::gelu_tanh`] write it.
+        let swish = |x, u| simd.div(x, simd.add(one, simd.exp(simd.neg(u))));
+        match self.gate {
+            Gate::Silu => zip_lanes(simd, self.x, self.y, |x, up| simd.mul(swish(x, x), up)),
+            Gate::GeluTanh => {
+                let (scale, cubic) = (simd.splat(math::GELU_SCALE), simd.splat(math::GELU_CUBIC));
+                zip_lanes(simd, self.x, self.y, |x, up| {
+                    let bend = simd.fma(simd.mul(x, x), cubic, one);
+                    simd.mul(swish(x, simd.mul(simd.mul(scale, x), bend)), up)
+                });
+            }
+        }
+    }
+}
+
+struct AddKernel<'a> {
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for AddKernel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        zip_lanes(simd, self.x, self.y, |x, y| simd.add(y, x));
+    }
+}
+
+struct CapKernel<'a> {
+    y: &'a mut [f32],
+    cap: f32,
+}
+
+impl Kernel for CapKernel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        map_lanes(simd, self.y, |x| soft_cap_lanes(simd, x, self.cap));
+    }
+}
