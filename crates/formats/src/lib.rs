@@ -13,6 +13,7 @@ pub mod error;
 pub mod gguf;
 pub mod mlx;
 pub mod mmap;
+pub mod quantize;
 pub mod safetensors;
 
 pub use bytes::Bytes;

@@ -8,3 +8,4 @@ mod gguf_hostile;
 mod gguf_read;
 mod gguf_write;
 mod mutations;
+mod quantize;

@@ -28,6 +28,16 @@ pub enum EncodeError {
     TooLarge { dtype: DType, index: usize, value: f32, max: f32 },
 }
 
+impl EncodeError {
+    /// The same for weights that begin at `start` of a longer row of them.
+    pub fn counted_from(mut self, start: usize) -> EncodeError {
+        if let EncodeError::NotFinite { index, .. } | EncodeError::TooLarge { index, .. } = &mut self {
+            *index += start;
+        }
+        self
+    }
+}
+
 /// The formats with an encoder, in the order of the format table.
 pub const ENCODABLE: [DType; 12] = [
     DType::F32,
