@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod text_stream;
 pub mod tokenizer;
 pub mod weights;
 
+pub use chat_template::{ChatTemplate, Message, TemplateError, TemplateOptions};
 pub use checkpoint::Checkpoint;
 pub use config::Config;
 pub use error::Error;

@@ -1,5 +1,6 @@
 //! The engine's tests, from the outside.
 
+mod chat_template;
 mod generation;
 mod golden;
 mod sampler;
