@@ -77,6 +77,30 @@ impl Gguf {
         Ok(Gguf { version, metadata, keys, tensors, names })
     }
 
+    /// What a file of version 3 with these entries would hold, without the file. Tensors may be in formats that GGUF
+    /// has no number for.
+    ///
+    /// # Errors
+    /// If a key or a name appears twice, or a tensor's shape, format and bytes do not fit each other; `name` stands for
+    /// the file.
+    pub fn from_parts(name: &str, metadata: Vec<(String, Value)>, tensors: Vec<Tensor>) -> Result<Gguf, FormatError> {
+        let (mut keys, mut names) = (HashMap::new(), HashMap::new());
+        for (i, (key, _)) in metadata.iter().enumerate() {
+            if keys.insert(key.clone(), i).is_some() {
+                return Err(FormatError::Key { file: name.to_owned(), key: key.clone(), fault: KeyFault::Duplicate });
+            }
+        }
+        for (i, tensor) in tensors.iter().enumerate() {
+            let fault = if names.insert(tensor.name.clone(), i).is_some() {
+                Err(TensorFault::Duplicate)
+            } else {
+                tensor.check_bytes()
+            };
+            fault.map_err(|fault| FormatError::Tensor { file: name.to_owned(), tensor: tensor.name.clone(), fault })?;
+        }
+        Ok(Gguf { version: 3, metadata, keys, tensors, names })
+    }
+
     /// The file's GGUF version, 2 or 3.
     pub fn version(&self) -> u32 {
         self.version
@@ -129,6 +153,23 @@ impl Tensor {
     /// Whether there are no values; never so for a tensor of a checked file.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether shape, format and bytes fit each other.
+    fn check_bytes(&self) -> Result<(), TensorFault> {
+        let dims = || self.shape.iter().map(|&d| d as u64).collect();
+        match self.shape.as_slice() {
+            [] => return Err(TensorFault::Rank(0)),
+            shape if shape.contains(&0) => return Err(TensorFault::Empty(dims())),
+            _ => {}
+        }
+        let len = self.depth();
+        let row = self.dtype.row_bytes(len).ok_or(TensorFault::PartialBlock { dtype: self.dtype, len })?;
+        let bytes = self.shape[1..].iter().try_fold(row, |bytes, &d| bytes.checked_mul(d));
+        match bytes.ok_or_else(|| TensorFault::Overflow(dims()))? {
+            bytes if bytes == self.bytes.len() => Ok(()),
+            bytes => Err(TensorFault::Other(format!("has {} bytes, and its shape asks for {bytes}", self.bytes.len()))),
+        }
     }
 
     /// All values as f32, rows one after another: for small tensors, such as norms and biases.

@@ -2,7 +2,9 @@
 
 use std::{
     collections::HashSet,
-    io::{self, Write},
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
 };
 
 use super::{Array, DType, FormatError, TensorFault, Value};
@@ -111,6 +113,31 @@ impl<'a> GgufWriter<'a> {
         Ok(())
     }
 
+    /// Writes the file at `path`, in place of one that is there: under a temporary name beside it, renamed when it is
+    /// whole. A failure leaves nothing behind.
+    ///
+    /// # Errors
+    /// As [`GgufWriter::write_to`], or if the file cannot be made or renamed.
+    pub fn write_file(self, path: &Path) -> Result<(), FormatError> {
+        let file = path.display().to_string();
+        let io = |source| FormatError::Io { file: file.clone(), source };
+        let temporary = temporary_name(path);
+        let written = File::create_new(&temporary).map_err(io).and_then(|created| {
+            let mut out = BufWriter::new(created);
+            self.write_to(&mut out).map_err(|error| match error {
+                FormatError::Io { source, .. } => io(source),
+                other => other,
+            })?;
+            let finished = out.flush().and_then(|()| out.get_ref().sync_all());
+            finished.and_then(|()| fs::rename(&temporary, path)).map_err(io)
+        });
+        if written.is_err() {
+            // What went wrong first is what matters; the file may not even exist.
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+
     /// All that precedes the data, padded, and each tensor's length in bytes.
     fn header(&self, alignment: u64) -> Result<(Vec<u8>, Vec<u64>), FormatError> {
         let mut out = b"GGUF".to_vec();
@@ -140,6 +167,12 @@ impl<'a> GgufWriter<'a> {
         pad(&mut out, len, alignment).expect("writing to a vector cannot fail");
         Ok((out, lens))
     }
+}
+
+/// Hidden, in the same folder (a rename must not cross file systems), and unlike that of another process.
+fn temporary_name(path: &Path) -> PathBuf {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    path.with_file_name(format!(".{name}.partial-{}", std::process::id()))
 }
 
 fn fault(tensor: &str, fault: TensorFault) -> FormatError {

@@ -8,8 +8,7 @@ mod plan;
 
 use std::{
     cell::RefCell,
-    fs::{self, File},
-    io::{self, BufWriter, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
     thread,
 };
@@ -82,29 +81,13 @@ pub fn quantize(
         bytes_after: bytes_of(source, assignments.iter().map(|a| a.to)),
         assignments,
     };
-    let temporary = temporary_name(path);
-    let written = write(source, plan, &summary.assignments, &temporary, progress)
-        .and_then(|()| fs::rename(&temporary, path).map_err(|source| write_error(path, source)));
-    if written.is_err() {
-        // What went wrong first is what matters; the file may not even exist.
-        let _ = fs::remove_file(&temporary);
-    }
-    written.map(|()| summary)
-}
-
-fn write_error(path: &Path, source: io::Error) -> QuantizeError {
-    QuantizeError::Write { path: path.to_owned(), source }
+    write(source, plan, &summary.assignments, path, progress)?;
+    Ok(summary)
 }
 
 fn bytes_of(source: &Gguf, dtypes: impl Iterator<Item = DType>) -> u64 {
     let lens = source.tensors().iter().zip(dtypes).map(|(t, d)| d.row_bytes(t.depth()).map(|b| b * t.rows()));
     lens.map(|len| len.expect("assigned formats divide rows") as u64).sum()
-}
-
-/// Hidden, in the same folder (a rename must not cross file systems), and unlike that of another process.
-fn temporary_name(path: &Path) -> PathBuf {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    path.with_file_name(format!(".{name}.partial-{}", std::process::id()))
 }
 
 /// The state that the tensors' closures share; they run one after another.
@@ -120,7 +103,7 @@ fn write(
     source: &Gguf,
     plan: &QuantizePlan,
     assignments: &[Assignment],
-    temporary: &Path,
+    path: &Path,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<(), QuantizeError> {
     let weights_total = source.tensors().iter().map(|t| t.len() as u64).sum();
@@ -140,19 +123,14 @@ fn write(
             step.run(out, &mut shared.borrow_mut())
         });
     }
-    let file = File::create_new(temporary).map_err(|source| write_error(temporary, source))?;
-    let mut out = BufWriter::new(file);
-    let written = writer.write_to(&mut out);
+    let written = writer.write_file(path);
     if let Some(fault) = shared.into_inner().fault {
         return Err(fault);
     }
-    match written {
-        Err(FormatError::Io { source, .. }) => return Err(write_error(temporary, source)),
-        Err(source) => return Err(QuantizeError::Layout { path: temporary.to_owned(), source }),
-        Ok(()) => {}
-    }
-    let finished = out.flush().and_then(|()| out.get_ref().sync_all());
-    finished.map_err(|source| write_error(temporary, source))
+    written.map_err(|error| match error {
+        FormatError::Io { source, .. } => QuantizeError::Write { path: path.to_owned(), source },
+        source => QuantizeError::Layout { path: path.to_owned(), source },
+    })
 }
 
 /// One tensor's turn.

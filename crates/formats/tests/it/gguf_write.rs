@@ -2,7 +2,7 @@
 
 use proptest::{collection::vec, prelude::*};
 use tessera_formats::{
-    Bytes, DType, FormatError, Gguf, GgufWriter,
+    Bytes, DType, FormatError, Gguf, GgufWriter, Tensor,
     gguf::{Array, Value},
 };
 
@@ -145,4 +145,70 @@ fn a_full_disk_is_an_error() {
         }
     }
     assert!(matches!(GgufWriter::new().write_to(&mut Full), Err(FormatError::Io { .. })));
+}
+
+#[test]
+fn files_appear_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    let names = || std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect::<Vec<_>>();
+    let failing = GgufWriter::new().produced_tensor("a", DType::F32, [2], |_| Err(std::io::Error::other("no more")));
+    let error = failing.write_file(&path).unwrap_err().to_string();
+    assert!(error.contains("a.gguf") && error.contains("no more"), "{error}");
+    assert!(names().is_empty(), "{:?}", names());
+    for value in [1.0f32, 2.0] {
+        let bytes = value.to_le_bytes().to_vec();
+        GgufWriter::new().tensor("a", DType::F32, [1], bytes).write_file(&path).unwrap();
+        assert_eq!(
+            Gguf::open(&path).unwrap().tensor("a").unwrap().decode(),
+            [value],
+            "a file that is there is replaced"
+        );
+        assert_eq!(names(), ["a.gguf"]);
+    }
+    let nowhere = folder.path().join("missing/a.gguf");
+    assert!(GgufWriter::new().write_file(&nowhere).unwrap_err().to_string().contains("missing/a.gguf"));
+}
+
+#[test]
+fn parts_make_the_same_as_a_file_of_them() {
+    let tensor = |name: &str, shape: &[usize], len: usize| Tensor {
+        name: name.to_owned(),
+        dtype: DType::Q8_0,
+        shape: shape.to_vec(),
+        bytes: Bytes::from(vec![1; len]),
+    };
+    let metadata = || vec![("k".to_owned(), Value::from(3u32)), ("l".to_owned(), Value::from("x"))];
+    let parts = Gguf::from_parts("m", metadata(), vec![tensor("a", &[64, 2], 136), tensor("b", &[32], 34)]).unwrap();
+    let mut writer = GgufWriter::new();
+    for (key, value) in parts.metadata() {
+        writer = writer.set(key, value.clone());
+    }
+    for t in parts.tensors() {
+        writer = writer.tensor(&t.name, t.dtype, &*t.shape, t.bytes.clone());
+    }
+    let mut out = Vec::new();
+    writer.write_to(&mut out).unwrap();
+    let read = Gguf::parse("m", Bytes::from(out)).unwrap();
+    assert!(read.metadata().eq(parts.metadata()));
+    for (a, b) in read.tensors().iter().zip(parts.tensors()) {
+        assert_eq!((&a.name, a.dtype, &a.shape, &*a.bytes), (&b.name, b.dtype, &b.shape, &*b.bytes));
+    }
+    assert_eq!(parts.get("k"), read.get("k"));
+    assert_eq!(parts.tensor("b").unwrap().shape, [32]);
+
+    let wrong = [
+        (vec![tensor("a", &[32], 34), tensor("a", &[32], 34)], "twice"),
+        (vec![tensor("a", &[32], 33)], "33 bytes, and its shape asks for 34"),
+        (vec![tensor("a", &[31], 34)], "31 values do not divide"),
+        (vec![tensor("a", &[32, 0], 0)], "dimension of zero"),
+        (vec![tensor("a", &[], 0)], "0 dimensions"),
+        (vec![tensor("a", &[32, usize::MAX], 34)], "too large"),
+    ];
+    for (tensors, part) in wrong {
+        let error = Gguf::from_parts("m", metadata(), tensors).unwrap_err().to_string();
+        assert!(error.starts_with("m: tensor `a`") && error.contains(part), "{error}");
+    }
+    let twice = [metadata(), metadata()].concat();
+    assert!(Gguf::from_parts("m", twice, vec![]).unwrap_err().to_string().contains("key `k`"));
 }
