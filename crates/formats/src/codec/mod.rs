@@ -5,6 +5,8 @@
 //! - [`integers`]: codes, scales and minima, the exact integers that kernels multiply (see [`crate::dtype`]).
 //! - [`encode`](fn@encode): f32 weights to blocks, for the formats that can be written.
 //!
+//! And [`random`] makes blocks out of nothing, for tests and benchmarks.
+//!
 //! A quantized format is described once, by the `unpack` of its file, which fills the integer view. Decoding follows
 //! from it: every scale and minimum is a product that f32 holds exactly, so `scale * (code - offset) + min` rounds
 //! where ggml rounds.
@@ -36,11 +38,13 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+pub mod random;
 mod tq1_0;
 mod tq2_0;
 
 pub use encode::{EncodeError, can_encode, encode};
 pub use finite::first_non_finite_block;
+pub use random::RandomBlocks;
 
 use crate::DType;
 

@@ -15,7 +15,7 @@ pub(super) fn unpack(block: &[u8], out: Integers<'_>) {
 }
 
 /// Half of an E4M3 value without its sign. 0x7f, a NaN by the standard, counts as zero, as in ggml.
-fn half_e4m3(byte: u8) -> f32 {
+pub(super) fn half_e4m3(byte: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
     match (byte, exponent) {
         (0x7f, _) => 0.0,
