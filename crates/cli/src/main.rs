@@ -4,6 +4,13 @@
 
 mod args;
 mod commands;
+mod device;
+mod divergence;
+mod generation;
+mod input;
+mod model;
+mod reference_file;
+mod scoring;
 mod store;
 mod ui;
 
@@ -14,10 +21,15 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Run(args) => commands::run::main(&args),
+        Command::Chat(args) => commands::chat::main(&args),
         Command::Pull(args) => commands::pull::main(&args),
         Command::List(args) => commands::list::main(&args),
         Command::Rm(args) => commands::rm::main(&args),
+        Command::Tokenize(args) => commands::tokenize::main(&args),
+        Command::Perplexity(args) => commands::perplexity::main(&args),
         Command::Completions(args) => commands::completions::main(&args),
+        Command::Quantize(args) => commands::quantize::main(&args),
         Command::Inspect(args) => commands::inspect::main(&args),
     };
     match result {

@@ -107,6 +107,11 @@ pub(crate) fn bytes_bar(label: &str, total: u64) -> ProgressBar {
     bar(label, total, template)
 }
 
+/// A bar that counts steps; invisible where stderr is no terminal.
+pub(crate) fn steps_bar(label: &str, total: u64) -> ProgressBar {
+    bar(label, total, "{msg:24!} {bar:30} {pos:>6} of {len:6} {eta:>5}")
+}
+
 fn bar(label: &str, total: u64, template: &str) -> ProgressBar {
     let target = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(total), target).with_message(label.to_owned());

@@ -153,8 +153,8 @@ impl ChatTemplate {
         Ok(ChatTemplate { model: model.to_owned(), environment, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
-    /// The prompt for a conversation. It holds BOS where the template writes it: encode it with
-    /// [`crate::Special::Parse`] and without adding BOS.
+    /// The prompt for a conversation, with BOS where the template writes it. Contents that people wrote go through
+    /// [`Tokenizer::shield`] before, and the text to [`Tokenizer::encode_rendered`].
     ///
     /// `messages` is a sequence of [`Message`]s, or of anything that serializes to what the template expects.
     ///

@@ -1,7 +1,12 @@
 //! The commands, one file each.
 
+pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod inspect;
 pub(crate) mod list;
+pub(crate) mod perplexity;
 pub(crate) mod pull;
+pub(crate) mod quantize;
 pub(crate) mod rm;
+pub(crate) mod run;
+pub(crate) mod tokenize;

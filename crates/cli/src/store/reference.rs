@@ -44,6 +44,14 @@ impl Reference {
         Err(Failure::new(format!("there is no model named `{text}`"), remedy).into())
     }
 
+    /// Whether `text` is meant as a model, right or wrong, so that `tessera run TEXT` does not take it as a prompt.
+    pub(crate) fn is_model(text: &str) -> bool {
+        let word = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
+        let named = text.split_once(':').is_some_and(|(family, size)| word(family) && word(size));
+        let family = registry::MODELS.iter().any(|m| m.name.split(':').next() == Some(text));
+        text.starts_with("hf:") || named || family || looks_like_path(text)
+    }
+
     /// The name in the store, which is also how the user wrote it; none for a path.
     pub(crate) fn name(&self) -> Option<String> {
         match self {
@@ -124,6 +132,16 @@ mod tests {
         ];
         for (text, expect) in cases {
             assert_eq!(kind(text), expect, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_no_model() {
+        for text in ["Why is the sky blue?", "and/or what?", "hello", "Note: this", "a: b", ""] {
+            assert!(!Reference::is_model(text), "{text}");
+        }
+        for text in ["hf:a/b", "hf:", "smollm2:135m", "gemma9:1b", "gemma3", "x.gguf", "a/b", "."] {
+            assert!(Reference::is_model(text), "{text}");
         }
     }
 }

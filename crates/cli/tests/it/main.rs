@@ -2,8 +2,13 @@
 
 #![forbid(unsafe_code)]
 
+mod chat;
 mod fake_hub;
+mod hostile;
 mod inspect;
+mod perplexity;
+mod run;
 mod store;
 mod support;
 mod surface;
+mod tokenize;

@@ -6,6 +6,8 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use tessera_formats::{DType, Gguf, GgufWriter, Tensor, gguf::Value};
+
 /// A home folder for one test, with an empty model store.
 pub(crate) struct Home {
     folder: tempfile::TempDir,
@@ -62,7 +64,6 @@ impl Home {
     }
 
     /// Runs it with text on stdin.
-    #[allow(dead_code)]
     pub(crate) fn run_with(&self, args: &[&str], input: &str) -> Ran {
         let mut command = self.command(args);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -112,4 +113,60 @@ impl Ran {
 pub(crate) fn fixture(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures");
     folder.join(name).join("model.gguf").canonicalize().unwrap()
+}
+
+/// A tiny model taken apart, to be changed and written again.
+pub(crate) struct Parts {
+    metadata: Vec<(String, Value)>,
+    tensors: Vec<Tensor>,
+}
+
+impl Parts {
+    pub(crate) fn of(name: &str) -> Parts {
+        let gguf = Gguf::open(&fixture(name)).unwrap();
+        let metadata = gguf.metadata().map(|(key, value)| (key.to_owned(), value.clone())).collect();
+        Parts { metadata, tensors: gguf.tensors().to_vec() }
+    }
+
+    /// Sets or replaces a metadata value.
+    pub(crate) fn set(mut self, key: &str, value: impl Into<Value>) -> Parts {
+        self = self.without_key(key);
+        self.metadata.push((key.to_owned(), value.into()));
+        self
+    }
+
+    pub(crate) fn without_key(mut self, key: &str) -> Parts {
+        self.metadata.retain(|(k, _)| k != key);
+        self
+    }
+
+    pub(crate) fn without_tensor(mut self, name: &str) -> Parts {
+        let count = self.tensors.len();
+        self.tensors.retain(|tensor| tensor.name != name);
+        assert_eq!(self.tensors.len() + 1, count, "there is no tensor {name}");
+        self
+    }
+
+    /// Replaces a tensor's format, shape and bytes.
+    pub(crate) fn with_tensor(mut self, name: &str, format: &str, shape: &[usize], bytes: Vec<u8>) -> Parts {
+        let tensor = self.tensors.iter_mut().find(|tensor| tensor.name == name).expect("a tensor of the model");
+        tensor.dtype = DType::from_name(format).unwrap();
+        tensor.shape = shape.to_vec();
+        tensor.bytes = bytes.into();
+        self
+    }
+
+    /// Writes it into the home as `FILE.gguf`.
+    pub(crate) fn write(self, home: &Home, file: &str) -> String {
+        let path = home.path().join(format!("{file}.gguf"));
+        let mut writer = GgufWriter::new();
+        for (key, value) in self.metadata {
+            writer = writer.set(key, value);
+        }
+        for tensor in self.tensors {
+            writer = writer.tensor(tensor.name, tensor.dtype, tensor.shape, tensor.bytes);
+        }
+        writer.write_to(&mut std::fs::File::create(&path).unwrap()).unwrap();
+        path.into_os_string().into_string().unwrap()
+    }
 }

@@ -75,6 +75,20 @@ pub fn kv_layout(config: &Config, format: KvFormat) -> KvLayout {
 /// The names of all architectures.
 pub const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
 
+/// Whether an architecture is one of [`ARCHITECTURES`].
+///
+/// # Errors
+/// If it is not, or the metadata does not say.
+pub fn check_architecture(checkpoint: &Checkpoint) -> Result<(), Error> {
+    let architecture = checkpoint.architecture()?;
+    if ARCHITECTURES.contains(&architecture) { Ok(()) } else { Err(unknown(checkpoint, architecture)) }
+}
+
+fn unknown(checkpoint: &Checkpoint, architecture: &str) -> Error {
+    let (file, known) = (checkpoint.file().to_owned(), ARCHITECTURES.to_vec());
+    Error::Architecture { file, architecture: architecture.to_owned(), known }
+}
+
 /// Loads a checkpoint onto a device.
 ///
 /// # Errors
@@ -85,16 +99,12 @@ pub fn load<D: Device>(
     options: &LoadOptions,
     report: &mut dyn FnMut(Progress),
 ) -> Result<Box<dyn LanguageModel>, Error> {
-    let architecture = checkpoint.architecture()?.to_owned();
-    match architecture.as_str() {
+    match checkpoint.architecture()? {
         "llama" => Loaded::<D, llama::Llama<D>>::boxed(checkpoint, device, options, report),
         "qwen2" => Loaded::<D, qwen::Qwen2<D>>::boxed(checkpoint, device, options, report),
         "qwen3" => Loaded::<D, qwen::Qwen3<D>>::boxed(checkpoint, device, options, report),
         "gemma3" => Loaded::<D, gemma3::Gemma3<D>>::boxed(checkpoint, device, options, report),
-        _ => {
-            let (file, known) = (checkpoint.file().to_owned(), ARCHITECTURES.to_vec());
-            Err(Error::Architecture { file, architecture, known })
-        }
+        other => Err(unknown(checkpoint, other)),
     }
 }
 

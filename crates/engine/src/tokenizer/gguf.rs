@@ -85,7 +85,7 @@ fn finish(
     let partition = Partition::new(&vocabulary)?;
     let add_bos = add_bos && vocabulary.bos.is_some();
     let add_eos = flag(gguf, ADD_EOS)?.unwrap_or(false) && vocabulary.eos.is_some();
-    Ok(Tokenizer { vocabulary, partition: Some(partition), engine, add_bos, add_eos, add_space })
+    Ok(Tokenizer { vocabulary, partition, engine, add_bos, add_eos, add_space })
 }
 
 fn vocabulary(gguf: &Gguf, bytes_of: fn(&str) -> Vec<u8>) -> Result<Vocabulary, TokenizerError> {

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{
     Engine, Special, Tokenizer, byte_level,
     error::TokenizerError,
+    partition::Partition,
     spm::SPACE,
     vocabulary::{Kind, Vocabulary, byte_named},
 };
@@ -45,7 +46,8 @@ pub(super) fn read(json: &[u8], config: Option<&[u8]>) -> Result<Tokenizer, Toke
     plain.set_encode_special_tokens(true);
     let engine = Engine::Json(Box::new(Json { parsing, plain }));
     let add_space = drops_first_space(&file["decoder"]);
-    Ok(Tokenizer { vocabulary, partition: None, engine, add_bos, add_eos: false, add_space })
+    let partition = Partition::new(&vocabulary)?;
+    Ok(Tokenizer { vocabulary, partition, engine, add_bos, add_eos: false, add_space })
 }
 
 impl Json {

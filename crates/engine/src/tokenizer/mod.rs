@@ -13,6 +13,7 @@ mod gguf;
 mod json;
 mod partition;
 mod pre_tokenizer;
+mod rendered;
 mod spm;
 mod vocabulary;
 
@@ -37,8 +38,8 @@ pub enum Special {
 #[derive(Debug)]
 pub struct Tokenizer {
     vocabulary: Vocabulary,
-    /// None where the engine finds special tokens itself.
-    partition: Option<Partition>,
+    /// Finds the names of special tokens, unless the engine does.
+    partition: Partition,
     engine: Engine,
     add_bos: bool,
     add_eos: bool,
@@ -82,11 +83,11 @@ impl Tokenizer {
         if add_bos && self.add_bos {
             out.extend(self.vocabulary.bos);
         }
-        match &self.partition {
-            None => self.encode_part(text, special, true, &mut out)?,
-            Some(partition) => {
+        match &self.engine {
+            Engine::Json(json) => json.encode(text, special, &mut out)?,
+            Engine::Bpe(_) | Engine::Spm(_) => {
                 let mut after_special = true;
-                for part in partition.split(text, special) {
+                for part in self.partition.split(text, special) {
                     match part {
                         Part::Token(id) => out.push(id),
                         Part::Text(text) => self.encode_part(text, special, after_special, &mut out)?,

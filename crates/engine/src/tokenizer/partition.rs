@@ -42,6 +42,11 @@ impl Partition {
         Ok(Partition { finder, tokens })
     }
 
+    /// Where every name in a text begins, overlapping ones too, and whether it is a control token's.
+    pub(super) fn occurrences(&self, text: &[u8]) -> impl Iterator<Item = (usize, bool)> {
+        self.finder.find_overlapping_iter(text).map(|m| (m.start(), !self.tokens[m.pattern().as_usize()].1))
+    }
+
     /// The parts of a text in order. Without [`Special::Parse`], only user-defined tokens are found.
     pub(super) fn split<'t>(&self, text: &'t [u8], special: Special) -> Vec<Part<'t>> {
         let allowed = |priority: usize| special == Special::Parse || self.tokens[priority].1;

@@ -42,7 +42,7 @@ pub mod random;
 mod tq1_0;
 mod tq2_0;
 
-pub use encode::{EncodeError, can_encode, encode};
+pub use encode::{ENCODABLE, EncodeError, can_encode, encode};
 pub use finite::first_non_finite_block;
 pub use random::RandomBlocks;
 

@@ -1,0 +1,97 @@
+//! `tessera run`: one prompt, one reply.
+
+use std::{
+    io::{self, Write},
+    sync::atomic::AtomicBool,
+};
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use tessera_engine::Message;
+
+use crate::{
+    args::Run,
+    generation::{Piece, Reply, reply, request},
+    input,
+    model::Model,
+    ui::{self, Failure},
+};
+
+/// Generates the reply and prints it as it comes.
+pub(crate) fn main(args: &Run) -> Result<()> {
+    let (name, prompt) = input::model_and_text(args.model.as_deref(), args.prompt.as_deref());
+    // Read before the model is fetched and loaded: a missing prompt is known at once.
+    let prompt = input::text_or_stdin(prompt, "prompt")?;
+    if prompt.is_empty() {
+        return Err(Failure::new("the prompt is empty", "give some text").into());
+    }
+    let mut model = Model::open(&name, &args.engine)?;
+    let tokens = match args.raw {
+        true => model.raw_prompt(&prompt)?,
+        false => model.chat_prompt(&model.template(args.template.as_deref())?, &messages(args, &prompt))?,
+    };
+    let request = request(&args.sampling, args.logprobs, tokens);
+    let mut printer = Printer { json: args.json, logprobs: args.logprobs.is_some(), tokens: Vec::new() };
+    let reply = reply(&mut model, &request, &AtomicBool::new(false), &mut |piece| printer.piece(piece))?;
+    printer.end(&name, &reply)?;
+    if args.engine.stats {
+        ui::note(&reply.stats());
+    }
+    Ok(())
+}
+
+fn messages(args: &Run, prompt: &[u8]) -> Vec<Message> {
+    let system = args.system.iter().map(|text| Message::new("system", text));
+    system.chain([Message::new("user", String::from_utf8_lossy(prompt))]).collect()
+}
+
+/// Prints a reply, at once or as one object at its end.
+struct Printer {
+    json: bool,
+    logprobs: bool,
+    tokens: Vec<Value>,
+}
+
+impl Printer {
+    fn piece(&mut self, piece: Piece) -> Result<()> {
+        match piece {
+            Piece::Text(text) if !self.json => {
+                let mut out = io::stdout().lock();
+                out.write_all(text.as_bytes())?;
+                out.flush()?;
+            }
+            Piece::Token(token) if self.logprobs && self.json => {
+                let top = token.top.iter().map(|(id, text, p)| json!({ "id": id, "text": text, "logprob": p }));
+                let top: Vec<_> = top.collect();
+                self.tokens.push(json!({ "id": token.id, "text": token.text, "logprob": token.logprob, "top": top }));
+            }
+            Piece::Token(token) if self.logprobs => {
+                let top = token.top.iter().map(|(_, text, p)| format!("  {text:?} {p:.3}")).collect::<String>();
+                ui::note(&format!("{:?} {:.3}{top}", token.text, token.logprob.unwrap_or(f32::NAN)));
+            }
+            Piece::Text(_) | Piece::Token(_) => {}
+        }
+        Ok(())
+    }
+
+    fn end(self, model: &str, reply: &Reply) -> Result<()> {
+        let mut out = io::stdout().lock();
+        if !self.json {
+            return Ok(writeln!(out)?);
+        }
+        let mut object = json!({
+            "model": model,
+            "text": reply.text,
+            "finish_reason": reply.finish_reason(),
+            "prompt_tokens": reply.outcome.prompt_tokens,
+            "reply_tokens": reply.outcome.tokens.len(),
+            "seed": reply.seed,
+            "prefill_tokens_per_second": reply.prefill_speed(),
+            "decode_tokens_per_second": reply.decode_speed(),
+        });
+        if self.logprobs {
+            object["tokens"] = Value::Array(self.tokens);
+        }
+        Ok(writeln!(out, "{object}")?)
+    }
+}

@@ -1,0 +1,162 @@
+//! A model as the commands use it: opened, its text turned into tokens, and loaded when the first step needs it.
+//!
+//! Opening reads the file's header only, so that a prompt that does not fit, or a template that fails, is known
+//! before weights are packed.
+
+use std::ops::Range;
+
+use anyhow::Result;
+use tessera_engine::{
+    ChatTemplate, Checkpoint, Config, Error, LoadOptions, Message, Session, Special, TemplateOptions, Tokenizer,
+    models::{self, CONTEXT_DEFAULT},
+};
+
+use crate::{
+    args::Engine,
+    device,
+    store::{Reference, Store},
+    ui::{self, Failure},
+};
+
+/// An opened model.
+pub(crate) struct Model {
+    checkpoint: Checkpoint,
+    config: Config,
+    tokenizer: Tokenizer,
+    engine: Engine,
+    /// None until it is loaded.
+    session: Option<Session>,
+}
+
+/// Opens what `model` names, fetching it first if need be.
+///
+/// # Errors
+/// Where it cannot be fetched or read.
+pub(crate) fn open_checkpoint(model: &str) -> Result<Checkpoint> {
+    let path = Store::open()?.obtain(&Reference::parse(model)?)?;
+    Ok(Checkpoint::open(&path)?)
+}
+
+impl Model {
+    /// Opens what `model` names, fetching it first if need be.
+    ///
+    /// # Errors
+    /// Where it cannot be fetched or read, or is of an unknown architecture.
+    pub(crate) fn open(model: &str, engine: &Engine) -> Result<Model> {
+        let checkpoint = open_checkpoint(model)?;
+        models::check_architecture(&checkpoint)?;
+        let config = Config::read(&checkpoint)?;
+        let tokenizer = checkpoint.tokenizer()?;
+        Ok(Model { checkpoint, config, tokenizer, engine: engine.clone(), session: None })
+    }
+
+    /// Tokens in its vocabulary.
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.config.vocabulary
+    }
+
+    /// The token that begins every text of this model, if one does.
+    pub(crate) fn leading_token(&self) -> Option<u32> {
+        self.tokenizer.bos().filter(|_| self.tokenizer.adds_bos())
+    }
+
+    /// The tokens of a text that is to be continued as it is.
+    ///
+    /// # Errors
+    /// Where the tokenizer knows no token for a part of it.
+    pub(crate) fn raw_prompt(&self, text: &[u8]) -> Result<Vec<u32>> {
+        Ok(self.tokenizer.encode(text, Special::Plain, true)?)
+    }
+
+    /// The template that `name` names, or the model's own.
+    ///
+    /// # Errors
+    /// Where there is none, or it does not compile.
+    pub(crate) fn template(&self, name: Option<&str>) -> Result<ChatTemplate> {
+        if let Some(name) = name {
+            return Ok(ChatTemplate::built_in(name, &self.tokenizer)?);
+        }
+        let source = self.checkpoint.chat_template()?;
+        Ok(ChatTemplate::new(self.checkpoint.file(), source.as_deref(), &self.tokenizer)?)
+    }
+
+    /// The tokens of a conversation, up to where the model is to speak.
+    ///
+    /// # Errors
+    /// Where the template fails or refuses the messages.
+    pub(crate) fn chat_prompt(&self, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {
+        let shield = |m: &Message| Message::new(m.role.as_str(), self.tokenizer.shield(&m.content));
+        let shielded: Vec<Message> = messages.iter().map(shield).collect();
+        let text = template.render(&shielded, &TemplateOptions::default())?;
+        let mut tokens = self.tokenizer.encode_rendered(&text)?;
+        // Some templates write the leading token and some leave it to the tokenizer.
+        if let Some(bos) = self.leading_token().filter(|bos| tokens.first() != Some(bos)) {
+            tokens.insert(0, bos);
+        }
+        Ok(tokens)
+    }
+
+    /// Computes `tokens` from an empty cache and shows the logits that follow each position of `range`.
+    ///
+    /// # Errors
+    /// Where they do not fit, or the device or `show` fails.
+    pub(crate) fn logits(
+        &mut self,
+        tokens: &[u32],
+        range: Range<usize>,
+        show: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let (_, session) = self.session(tokens.len())?;
+        session.rewind(0);
+        session.prefill(&tokens[..range.start])?;
+        let mut shown = Ok(());
+        session.score(&tokens[range.clone()], &mut |index, logits| {
+            if shown.is_ok() {
+                shown = show(range.start + index, logits);
+            }
+        })?;
+        shown
+    }
+
+    /// Tokenizer and session, loaded, with room for `tokens` at least where no flag says how much.
+    ///
+    /// # Errors
+    /// Where the tokens do not fit, or the weights are not sound or too large for the memory.
+    pub(crate) fn session(&mut self, tokens: usize) -> Result<(&Tokenizer, &mut Session)> {
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => self.load(tokens)?,
+        };
+        if tokens > session.context() {
+            let context = session.context();
+            self.session = Some(session);
+            return Err(self.too_long(tokens, context));
+        }
+        Ok((&self.tokenizer, self.session.insert(session)))
+    }
+
+    fn load(&self, tokens: usize) -> Result<Session> {
+        // What the model was trained for, up to a limit, or more where the text is known to be longer.
+        let usual = self.config.context.min(CONTEXT_DEFAULT);
+        let context = self.engine.context.unwrap_or(usual.max(tokens.min(self.config.context)));
+        if tokens > context.next_multiple_of(tessera_ops::PAGE_TOKENS) {
+            return Err(self.too_long(tokens, context)); // before all the work
+        }
+        let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
+        let device = device::open(&self.engine)?;
+        let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
+        let model = models::load(&self.checkpoint, device, &options, &mut |progress| {
+            bar.set_position(progress.bytes_done);
+        });
+        bar.finish_and_clear();
+        Ok(Session::new(model?, self.engine.chunk))
+    }
+
+    /// The error of a text that is too long, in the words of the command line.
+    pub(crate) fn too_long(&self, tokens: usize, context: usize) -> anyhow::Error {
+        let message = format!("{tokens} tokens do not fit the context of {context}");
+        let trained = self.config.context;
+        let remedy = format!("shorten the text, or make room with --context (the model was trained for {trained})");
+        Failure::new(message, remedy).caused_by(Error::ContextFull { tokens, context, trained }).into()
+    }
+}
