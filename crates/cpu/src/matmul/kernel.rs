@@ -19,6 +19,9 @@ use crate::{
     simd::Simd,
 };
 
+/// Bytes that one prefetch brings.
+const LINE_BYTES: usize = 64;
+
 /// The segments of a depth, cut once for a projection.
 #[derive(Clone, Copy)]
 pub(super) struct Segments {
@@ -250,7 +253,13 @@ impl<L: Layout> Chain for Codes<L> {
         for index in features.start / BLOCK..features.end / BLOCK {
             let at = L::block(from.group, blocks, index);
             if from.prefetch_bytes > 0 {
-                L::prefetch(simd, at, from.prefetch_bytes);
+                // In even steps through the group, whatever the order of its parts: no line is left out.
+                let ahead = from.group.wrapping_add(index * L::BLOCK_BYTES + from.prefetch_bytes);
+                unroll!(12, line, {
+                    if line < L::BLOCK_BYTES.div_ceil(LINE_BYTES) {
+                        simd.prefetch(ahead.wrapping_add(line * LINE_BYTES));
+                    }
+                });
             }
             // SAFETY: the panel and its halves hold a record for each block.
             unsafe {

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use half::f16;
 
-use super::{BlockAt, Layout, RowBlock, load_nibbles, prefetch_lines, put_bytes, put_nibbles};
+use super::{BlockAt, Layout, RowBlock, load_nibbles, put_bytes, put_nibbles};
 use crate::{
     matmul::tile::{BLOCK, ROWS},
     simd::{CODE_BYTES, Simd},
@@ -121,6 +121,7 @@ impl<T: Scale, const NIBBLES: bool, const SUB: usize, const MIN: bool, const OFF
     const HAS_MIN: bool = MIN;
     const CODE_OFFSET: u8 = OFFSET;
     const SMALL_CODES: bool = NIBBLES;
+    const BLOCK_BYTES: usize = Self::HEAD + Self::CODES;
 
     fn group_bytes(blocks: usize) -> usize {
         if Self::INLINE { blocks * (Self::HEAD + Self::CODES) } else { Self::plane(blocks) + blocks * Self::CODES }
@@ -150,15 +151,6 @@ impl<T: Scale, const NIBBLES: bool, const SUB: usize, const MIN: bool, const OFF
     unsafe fn mins<S: Simd>(simd: S, at: BlockAt, half: usize) -> S::F32 {
         // SAFETY: with minima, a block has as many lines of them behind its scales.
         unsafe { T::load(simd, at.scales.add(Self::SCALES + half * Self::LINE)) }
-    }
-
-    #[inline(always)]
-    fn prefetch<S: Simd>(simd: S, at: BlockAt, distance: usize) {
-        if Self::INLINE {
-            prefetch_lines(simd, at.scales.wrapping_add(distance), (Self::HEAD + Self::CODES) / 64);
-        } else {
-            prefetch_lines(simd, at.codes.wrapping_add(distance), Self::CODES / 64);
-        }
     }
 
     fn put(group: &mut [u8], blocks: usize, row: usize, first: usize, weights: &RowBlock<'_>) {

@@ -45,6 +45,9 @@ pub(in crate::matmul) trait Layout: Copy + Send + Sync + 'static {
     /// Whether codes stay below 128, which some instruction sets multiply faster.
     const SMALL_CODES: bool;
 
+    /// Bytes of a block of 16 rows, its scales and its part of what blocks share included.
+    const BLOCK_BYTES: usize;
+
     /// Bytes of a group of `blocks` blocks; whole cache lines.
     fn group_bytes(blocks: usize) -> usize;
 
@@ -68,9 +71,6 @@ pub(in crate::matmul) trait Layout: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Layout::codes`].
     unsafe fn mins<S: Simd>(simd: S, at: BlockAt, half: usize) -> S::F32;
-
-    /// Asks for what lies `distance` bytes behind a block: as many cache lines as a block takes.
-    fn prefetch<S: Simd>(simd: S, at: BlockAt, distance: usize);
 
     /// Writes one row's block of the file, of `weights.codes.len()` features, into lane `row` of a group. `first` is
     /// the index of its first block of 32.
@@ -105,14 +105,4 @@ unsafe fn load_nibbles<S: Simd>(simd: S, codes: *const u8, quad: usize) -> S::U8
     // SAFETY: vectors 0..4 of the caller's 256 bytes.
     let both = unsafe { simd.load_codes(codes.add(quad % half * crate::simd::CODE_BYTES)) };
     if quad < half { simd.low_nibbles(both) } else { simd.high_nibbles(both) }
-}
-
-/// Asks for `lines` cache lines from an address on.
-#[inline(always)]
-fn prefetch_lines<S: Simd>(simd: S, address: *const u8, lines: usize) {
-    tile::unroll!(12, line, {
-        if line < lines {
-            simd.prefetch(address.wrapping_add(line * 64));
-        }
-    });
 }

@@ -5,7 +5,7 @@
 
 use half::f16;
 
-use super::{BlockAt, Layout, RowBlock, load_nibbles, prefetch_lines, put_nibbles};
+use super::{BlockAt, Layout, RowBlock, load_nibbles, put_nibbles};
 use crate::{
     matmul::tile::{BLOCK, ROWS},
     simd::Simd,
@@ -41,6 +41,7 @@ impl Layout for Q4K {
     const HAS_MIN: bool = true;
     const CODE_OFFSET: u8 = 0;
     const SMALL_CODES: bool = true;
+    const BLOCK_BYTES: usize = SUPER / BLOCKS;
 
     fn group_bytes(blocks: usize) -> usize {
         blocks / BLOCKS * SUPER
@@ -68,11 +69,6 @@ impl Layout for Q4K {
     unsafe fn mins<S: Simd>(simd: S, at: BlockAt, _half: usize) -> S::F32 {
         // SAFETY: the super-block's second 16 f16, and a block's second 16 bytes.
         unsafe { simd.mul(simd.load_f16_at(at.head.add(FACTORS / 2).cast()), simd.load_u8_at(at.scales.add(ROWS))) }
-    }
-
-    #[inline(always)]
-    fn prefetch<S: Simd>(simd: S, at: BlockAt, distance: usize) {
-        prefetch_lines(simd, at.codes.wrapping_add(distance), CODES / 64);
     }
 
     fn put(group: &mut [u8], _blocks: usize, row: usize, first: usize, weights: &RowBlock<'_>) {
