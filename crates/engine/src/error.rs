@@ -2,7 +2,7 @@
 
 use tessera_formats::FormatError;
 
-use crate::{sampler::SamplingError, tokenizer::TokenizerError};
+use crate::{sampler::SamplingError, synth::SynthError, tokenizer::TokenizerError};
 
 /// Errors of loading and running a model.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,8 @@ pub enum Error {
     Step(#[from] tessera_ops::Error),
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    #[error("synthetic model: {0}")]
+    Synth(#[from] SynthError),
     #[error("{file}: {source}")]
     Tokenizer { file: String, source: TokenizerError },
     #[error("{file}: metadata key `{key}` is missing; the file is incomplete, convert the model again")]

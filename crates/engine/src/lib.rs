@@ -11,6 +11,7 @@ pub mod models;
 pub mod rope;
 pub mod sampler;
 pub mod session;
+pub mod synth;
 pub mod text_stream;
 pub mod tokenizer;
 pub mod weights;

@@ -26,7 +26,7 @@ const ALPHABET: [char; 256] = {
 };
 
 /// Appends bytes in the alphabet.
-pub(super) fn encode(bytes: &[u8], out: &mut String) {
+pub(crate) fn encode(bytes: &[u8], out: &mut String) {
     out.extend(bytes.iter().map(|b| ALPHABET[usize::from(*b)]));
 }
 

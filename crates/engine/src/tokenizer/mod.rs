@@ -7,7 +7,7 @@
 //! [`crate::TextStream`] makes text of them.
 
 mod bpe;
-mod byte_level;
+pub(crate) mod byte_level;
 mod error;
 mod gguf;
 mod json;

@@ -6,6 +6,7 @@ mod golden;
 mod sampler;
 mod stop_strings;
 mod support;
+mod synth;
 mod text_stream;
 mod tokenizer;
 mod tokenizer_errors;
