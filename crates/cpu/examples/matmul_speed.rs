@@ -15,7 +15,22 @@ use tessera_ops::MatrixSource;
 /// Rows and depth: the projections of SmolLM2-135M (with its head), and of a larger model.
 const SHAPES: [(usize, usize); 6] = [(576, 576), (1536, 576), (576, 1536), (49152, 576), (4096, 4096), (11008, 4096)];
 const WIDTHS: [usize; 8] = [1, 2, 4, 8, 9, 16, 64, 512];
-const FORMATS: [DType; 7] = [DType::Q4_1, DType::Q8_0, DType::Q4_0, DType::Q4_K, DType::Q5_0, DType::Q6_K, DType::F16];
+const FORMATS: [DType; 14] = [
+    DType::Q4_1,
+    DType::Q8_0,
+    DType::Q4_0,
+    DType::Q4_K,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q5_K,
+    DType::Q6_K,
+    DType::Q3_K,
+    DType::Q2_K,
+    DType::IQ4_NL,
+    DType::IQ4_XS,
+    DType::MXFP4,
+    DType::F16,
+];
 /// Copies of a matrix take turns over this much memory.
 const COLD_BYTES: usize = 96 << 20;
 const SECONDS: f64 = 0.15;
@@ -89,15 +104,18 @@ fn random(dtype: DType, rows: usize, depth: usize) -> MatrixSource {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         *byte = (state >> 56) as u8;
     }
-    // Where a block holds f16 numbers; 0x2000 is 2^-7.
+    // Where a block holds f16 numbers; 0x2000 is 2^-7, as is MXFP4's exponent 0x79.
     let halves: &[usize] = match dtype {
-        DType::Q4_1 | DType::Q4_K => &[0, 2],
+        DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
+        DType::Q2_K => &[80, 82],
+        DType::Q3_K => &[108],
         DType::Q6_K => &[208],
         _ => &[0],
     };
+    let number: u16 = if dtype == DType::MXFP4 { 0x7979 } else { 0x2000 };
     for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
         for at in halves {
-            block[*at..*at + 2].copy_from_slice(&0x2000u16.to_le_bytes());
+            block[*at..*at + 2].copy_from_slice(&number.to_le_bytes());
         }
     }
     MatrixSource { name: "random".to_owned(), dtype, rows, depth, bytes: Bytes::new(bytes) }

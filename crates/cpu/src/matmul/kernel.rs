@@ -309,6 +309,7 @@ unsafe fn sub_block<S: Simd, L: Layout, const C: usize>(
     unsafe {
         let scales = L::scales(simd, at, half);
         let zero = simd.splat_i32(0);
+        let mins = if L::HAS_MIN { L::mins(simd, at, half) } else { scales };
         unroll!(3, run, {
             let mut sum = [zero; COLUMN_RUN];
             if offset != 0 {
@@ -342,7 +343,7 @@ unsafe fn sub_block<S: Simd, L: Layout, const C: usize>(
                     let dx = simd.splat(record.add(C * BLOCK).cast::<f32>().add(c).read());
                     acc[c] = simd.fma(simd.to_f32(sum[i]), simd.mul(scales, dx), acc[c]);
                     if L::HAS_MIN {
-                        acc[c] = simd.fma(L::mins(simd, at, half), simd.splat(sums.scaled.add(c).read()), acc[c]);
+                        acc[c] = simd.fma(mins, simd.splat(sums.scaled.add(c).read()), acc[c]);
                     }
                 }
             });

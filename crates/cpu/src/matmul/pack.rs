@@ -164,7 +164,7 @@ impl Visitor for PutRow<'_> {
             if shift != 0 {
                 codes.iter_mut().for_each(|c| *c = c.wrapping_add(shift));
             }
-            let weights = RowBlock { raw, codes, scales, mins };
+            let weights = RowBlock { raw, codes: codes.as_chunks().0, scales, mins };
             L::put(self.group, self.source.depth / BLOCK, self.lane, i * length / BLOCK, &weights);
         }
         finite

@@ -2,22 +2,35 @@
 
 use tessera_formats::DType;
 
-use super::layout::{Layout, blocks, q4_k};
+use super::{
+    layout::{Layout, blocks, supers},
+    tile::BLOCK,
+};
 
 /// A packed layout, by name. [`Packed::visit`] turns those of codes into types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)] // see `layout::blocks` and `layout::q4_k`
+#[allow(missing_docs)] // see `layout::blocks` and `layout::supers`
 pub enum Packed {
-    Nibbles,
-    NibblesMin,
-    NibblesWideMin,
-    Q4K,
-    Bytes,
-    BytesMin,
-    BytesWide,
-    BytesWideMin,
-    BytesHalves,
-    BytesHalvesMin,
+    BlocksOf1,
+    BlocksOf2,
+    BlocksOf4,
+    BlocksOf4Min,
+    BlocksOf4WideMin,
+    BlocksUneven,
+    BlocksFp4,
+    BlocksFp4Halves,
+    BlocksOf5,
+    BlocksOf5Min,
+    BlocksOf8,
+    BlocksOf8Wide,
+    BlocksOf8WideMin,
+    BlocksOf8Halves,
+    SupersOf2,
+    SupersOf3,
+    SupersOf4,
+    SupersOf5,
+    SupersOf6,
+    SupersUneven,
     F32,
     F16,
     BF16,
@@ -25,17 +38,27 @@ pub enum Packed {
 
 impl Packed {
     /// Every layout.
-    pub const ALL: [Packed; 13] = [
-        Packed::Nibbles,
-        Packed::NibblesMin,
-        Packed::NibblesWideMin,
-        Packed::Q4K,
-        Packed::Bytes,
-        Packed::BytesMin,
-        Packed::BytesWide,
-        Packed::BytesWideMin,
-        Packed::BytesHalves,
-        Packed::BytesHalvesMin,
+    pub const ALL: [Packed; 23] = [
+        Packed::BlocksOf1,
+        Packed::BlocksOf2,
+        Packed::BlocksOf4,
+        Packed::BlocksOf4Min,
+        Packed::BlocksOf4WideMin,
+        Packed::BlocksUneven,
+        Packed::BlocksFp4,
+        Packed::BlocksFp4Halves,
+        Packed::BlocksOf5,
+        Packed::BlocksOf5Min,
+        Packed::BlocksOf8,
+        Packed::BlocksOf8Wide,
+        Packed::BlocksOf8WideMin,
+        Packed::BlocksOf8Halves,
+        Packed::SupersOf2,
+        Packed::SupersOf3,
+        Packed::SupersOf4,
+        Packed::SupersOf5,
+        Packed::SupersOf6,
+        Packed::SupersUneven,
         Packed::F32,
         Packed::F16,
         Packed::BF16,
@@ -48,7 +71,15 @@ impl Packed {
 
     /// Whether scales belong to 16 weights.
     pub fn has_halves(self) -> bool {
-        matches!(self, Packed::BytesHalves | Packed::BytesHalvesMin)
+        struct Halves;
+        impl Visitor for Halves {
+            type Output = bool;
+
+            fn visit<L: Layout>(self) -> bool {
+                L::SUB_BLOCK < BLOCK
+            }
+        }
+        !self.is_float() && self.visit(Halves)
     }
 
     /// Runs a visitor with the layout's type.
@@ -58,16 +89,26 @@ impl Packed {
     #[inline]
     pub(super) fn visit<V: Visitor>(self, visitor: V) -> V::Output {
         match self {
-            Packed::Nibbles => visitor.visit::<blocks::Nibbles>(),
-            Packed::NibblesMin => visitor.visit::<blocks::NibblesMin>(),
-            Packed::NibblesWideMin => visitor.visit::<blocks::NibblesWideMin>(),
-            Packed::Q4K => visitor.visit::<q4_k::Q4K>(),
-            Packed::Bytes => visitor.visit::<blocks::Bytes>(),
-            Packed::BytesMin => visitor.visit::<blocks::BytesMin>(),
-            Packed::BytesWide => visitor.visit::<blocks::BytesWide>(),
-            Packed::BytesWideMin => visitor.visit::<blocks::BytesWideMin>(),
-            Packed::BytesHalves => visitor.visit::<blocks::BytesHalves>(),
-            Packed::BytesHalvesMin => visitor.visit::<blocks::BytesHalvesMin>(),
+            Packed::BlocksOf1 => visitor.visit::<blocks::BlocksOf1>(),
+            Packed::BlocksOf2 => visitor.visit::<blocks::BlocksOf2>(),
+            Packed::BlocksOf4 => visitor.visit::<blocks::BlocksOf4>(),
+            Packed::BlocksOf4Min => visitor.visit::<blocks::BlocksOf4Min>(),
+            Packed::BlocksOf4WideMin => visitor.visit::<blocks::BlocksOf4WideMin>(),
+            Packed::BlocksUneven => visitor.visit::<blocks::BlocksUneven>(),
+            Packed::BlocksFp4 => visitor.visit::<blocks::BlocksFp4>(),
+            Packed::BlocksFp4Halves => visitor.visit::<blocks::BlocksFp4Halves>(),
+            Packed::BlocksOf5 => visitor.visit::<blocks::BlocksOf5>(),
+            Packed::BlocksOf5Min => visitor.visit::<blocks::BlocksOf5Min>(),
+            Packed::BlocksOf8 => visitor.visit::<blocks::BlocksOf8>(),
+            Packed::BlocksOf8Wide => visitor.visit::<blocks::BlocksOf8Wide>(),
+            Packed::BlocksOf8WideMin => visitor.visit::<blocks::BlocksOf8WideMin>(),
+            Packed::BlocksOf8Halves => visitor.visit::<blocks::BlocksOf8Halves>(),
+            Packed::SupersOf2 => visitor.visit::<supers::SupersOf2>(),
+            Packed::SupersOf3 => visitor.visit::<supers::SupersOf3>(),
+            Packed::SupersOf4 => visitor.visit::<supers::SupersOf4>(),
+            Packed::SupersOf5 => visitor.visit::<supers::SupersOf5>(),
+            Packed::SupersOf6 => visitor.visit::<supers::SupersOf6>(),
+            Packed::SupersUneven => visitor.visit::<supers::SupersUneven>(),
             Packed::F32 | Packed::F16 | Packed::BF16 => unreachable!("a layout of floats has no codes"),
         }
     }
@@ -88,19 +129,27 @@ pub fn select(dtype: DType) -> Option<Packed> {
         DType::F32 => Packed::F32,
         DType::F16 => Packed::F16,
         DType::BF16 => Packed::BF16,
-        DType::Q4_0 => Packed::Nibbles,
-        DType::Q4_1 => Packed::NibblesMin,
-        DType::Q4_K => Packed::Q4K,
-        DType::MLX4_G32 | DType::MLX4_G64 | DType::MLX4_G128 => Packed::NibblesWideMin,
-        // Scales that are f16 in the file stay f16.
-        DType::Q5_0 | DType::Q8_0 | DType::IQ4_NL => Packed::Bytes,
-        DType::Q5_1 => Packed::BytesMin,
-        // The others' scales are products; f32 holds them exactly.
-        DType::IQ1_S | DType::IQ2_XXS | DType::IQ3_XXS | DType::IQ3_S | DType::IQ4_XS => Packed::BytesWide,
-        DType::TQ1_0 | DType::TQ2_0 | DType::MXFP4 | DType::Q1_0 => Packed::BytesWide,
-        DType::Q5_K | DType::MLX8_G32 | DType::MLX8_G64 | DType::MLX8_G128 => Packed::BytesWideMin,
-        DType::Q3_K | DType::Q6_K | DType::IQ1_M | DType::IQ2_XS | DType::IQ2_S | DType::NVFP4 => Packed::BytesHalves,
-        DType::Q2_K => Packed::BytesHalvesMin,
+        DType::Q1_0 => Packed::BlocksOf1,
+        DType::TQ1_0 | DType::TQ2_0 => Packed::BlocksOf2,
+        DType::Q4_0 => Packed::BlocksOf4,
+        DType::Q4_1 => Packed::BlocksOf4Min,
+        DType::MLX4_G32 | DType::MLX4_G64 | DType::MLX4_G128 => Packed::BlocksOf4WideMin,
+        DType::IQ4_NL => Packed::BlocksUneven,
+        DType::MXFP4 => Packed::BlocksFp4,
+        DType::NVFP4 => Packed::BlocksFp4Halves,
+        DType::Q5_0 => Packed::BlocksOf5,
+        DType::Q5_1 => Packed::BlocksOf5Min,
+        DType::Q8_0 => Packed::BlocksOf8,
+        DType::MLX8_G32 | DType::MLX8_G64 | DType::MLX8_G128 => Packed::BlocksOf8WideMin,
+        DType::Q2_K => Packed::SupersOf2,
+        DType::Q3_K => Packed::SupersOf3,
+        DType::Q4_K => Packed::SupersOf4,
+        DType::Q5_K => Packed::SupersOf5,
+        DType::Q6_K => Packed::SupersOf6,
+        DType::IQ4_XS => Packed::SupersUneven,
+        // Codebooks of many weights at once: the codes as bytes. Scales are products; f32 holds them exactly.
+        DType::IQ1_S | DType::IQ2_XXS | DType::IQ3_XXS | DType::IQ3_S => Packed::BlocksOf8Wide,
+        DType::IQ1_M | DType::IQ2_XS | DType::IQ2_S => Packed::BlocksOf8Halves,
         DType::I8 | DType::I16 | DType::I32 | DType::I64 | DType::F64 => return None,
     })
 }

@@ -128,6 +128,28 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8_at(self, from: *const i8) -> Self::F32 {
+        // SAFETY: the caller vouches for 16 bytes.
+        let v = unsafe { _mm_loadu_si128(from.cast()) };
+        proven!((
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(v)))
+        ))
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles_at(self, from: *const u8) -> (Self::F32, Self::F32) {
+        // SAFETY: the caller vouches for 16 bytes.
+        let v = unsafe { _mm_loadu_si128(from.cast()) };
+        proven!({
+            let (first, second) = (_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(v)));
+            let low = |v| _mm256_cvtepi32_ps(_mm256_and_si256(v, _mm256_set1_epi32(15)));
+            let high = |v| _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(v));
+            ((low(first), low(second)), (high(first), high(second)))
+        })
+    }
+
+    #[inline(always)]
     fn store_f16(self, to: &mut [f16; LANES], v: Self::F32) {
         let to = to.as_mut_ptr();
         // SAFETY: the reference is valid for 16 f16; `self` vouches for the instructions.
@@ -277,13 +299,32 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn low_nibbles(self, v: Self::U8) -> Self::U8 {
-        proven!((_mm256_and_si256(v.0, _mm256_set1_epi8(15)), _mm256_and_si256(v.1, _mm256_set1_epi8(15))))
+    fn field(self, v: Self::U8, shift: i32, mask: u8) -> Self::U8 {
+        proven!({
+            let (count, mask) = (_mm_cvtsi32_si128(shift.abs()), _mm256_set1_epi8(mask as i8));
+            // A count that is known when compiling becomes part of the instruction.
+            let field = |v| {
+                let moved = match shift {
+                    0 => v,
+                    1.. => _mm256_sll_epi16(v, count),
+                    _ => _mm256_srl_epi16(v, count),
+                };
+                _mm256_and_si256(moved, mask)
+            };
+            (field(v.0), field(v.1))
+        })
     }
 
     #[inline(always)]
-    fn high_nibbles(self, v: Self::U8) -> Self::U8 {
-        self.low_nibbles(proven!((_mm256_srli_epi16::<4>(v.0), _mm256_srli_epi16::<4>(v.1))))
+    fn or(self, a: Self::U8, b: Self::U8) -> Self::U8 {
+        proven!((_mm256_or_si256(a.0, b.0), _mm256_or_si256(a.1, b.1)))
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[u8; 16], v: Self::U8) -> Self::U8 {
+        // SAFETY: the reference is valid for 16 bytes; `self` vouches for the instructions.
+        let table = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())) };
+        proven!((_mm256_shuffle_epi8(table, v.0), _mm256_shuffle_epi8(table, v.1)))
     }
 
     #[inline(always)]

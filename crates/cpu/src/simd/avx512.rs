@@ -89,6 +89,22 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8_at(self, from: *const i8) -> __m512 {
+        // SAFETY: the caller vouches for 16 bytes; `self` for the instructions.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles_at(self, from: *const u8) -> (__m512, __m512) {
+        // SAFETY: the caller vouches for 16 bytes; `self` for the instructions.
+        let v = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) };
+        proven!((
+            _mm512_cvtepi32_ps(_mm512_and_si512(v, _mm512_set1_epi32(15))),
+            _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(v))
+        ))
+    }
+
+    #[inline(always)]
     fn store_f16(self, to: &mut [f16; LANES], v: __m512) {
         // SAFETY: the reference is valid for 16 f16; `self` vouches for the instructions.
         unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
@@ -212,13 +228,28 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn low_nibbles(self, v: __m512i) -> __m512i {
-        proven!(_mm512_and_si512(v, _mm512_set1_epi8(15)))
+    fn field(self, v: __m512i, shift: i32, mask: u8) -> __m512i {
+        proven!({
+            // A count that is known when compiling becomes part of the instruction.
+            let count = _mm_cvtsi32_si128(shift.abs());
+            let moved = match shift {
+                0 => v,
+                1.. => _mm512_sll_epi16(v, count),
+                _ => _mm512_srl_epi16(v, count),
+            };
+            _mm512_and_si512(moved, _mm512_set1_epi8(mask as i8))
+        })
     }
 
     #[inline(always)]
-    fn high_nibbles(self, v: __m512i) -> __m512i {
-        proven!(_mm512_and_si512(_mm512_srli_epi16::<4>(v), _mm512_set1_epi8(15)))
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_or_si512(a, b))
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[u8; 16], v: __m512i) -> __m512i {
+        // SAFETY: the reference is valid for 16 bytes; `self` vouches for the instructions.
+        unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), v) }
     }
 
     #[inline(always)]

@@ -70,6 +70,16 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// # Safety
     /// `from` is valid for reading 16 bytes.
     unsafe fn load_u8_at(self, from: *const u8) -> Self::F32;
+    /// Loads 16 signed bytes and converts them to f32.
+    ///
+    /// # Safety
+    /// `from` is valid for reading 16 bytes.
+    unsafe fn load_i8_at(self, from: *const i8) -> Self::F32;
+    /// Loads 16 bytes and converts their low, and their high, four bits to f32.
+    ///
+    /// # Safety
+    /// `from` is valid for reading 16 bytes.
+    unsafe fn load_nibbles_at(self, from: *const u8) -> (Self::F32, Self::F32);
     /// Rounds to f16 (to nearest, ties to even) and stores.
     fn store_f16(self, to: &mut [f16; LANES], v: Self::F32);
     /// a + b
@@ -119,10 +129,13 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// # Safety
     /// `from` is valid for reading 64 bytes.
     unsafe fn load_codes(self, from: *const u8) -> Self::U8;
-    /// The low four bits of each byte.
-    fn low_nibbles(self, v: Self::U8) -> Self::U8;
-    /// The high four bits of each byte.
-    fn high_nibbles(self, v: Self::U8) -> Self::U8;
+    /// Each byte shifted left by `shift` bits (right where negative; -7..=7), then masked. The mask must hold no bit that
+    /// only a neighbouring byte could bring in.
+    fn field(self, v: Self::U8, shift: i32, mask: u8) -> Self::U8;
+    /// a | b
+    fn or(self, a: Self::U8, b: Self::U8) -> Self::U8;
+    /// `table[byte]` for each byte, which must be below 16.
+    fn look_up(self, table: &[u8; 16], v: Self::U8) -> Self::U8;
     /// `acc[l] += sum over i in 0..4 of codes[4 l + i] * x[i]`, for codes up to 127; `x` is four i8, lowest byte first.
     fn dot_small(self, acc: Self::I32, codes: Self::U8, x: i32) -> Self::I32;
     /// `acc[l] += sum over i in 0..4 of (codes[4 l + i] - BYTE_OFFSET) * x[i]`, for all codes and x within ±127.

@@ -64,6 +64,19 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_i8_at(self, from: *const i8) -> Self::F32 {
+        // SAFETY: the caller vouches for 16 bytes.
+        unsafe { from.cast::<[i8; LANES]>().read() }.map(f32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn load_nibbles_at(self, from: *const u8) -> (Self::F32, Self::F32) {
+        // SAFETY: the caller vouches for 16 bytes.
+        let bytes = unsafe { from.cast::<[u8; LANES]>().read() };
+        (bytes.map(|v| f32::from(v & 15)), bytes.map(|v| f32::from(v >> 4)))
+    }
+
+    #[inline(always)]
     fn store_f16(self, to: &mut [f16; LANES], v: Self::F32) {
         *to = v.map(f16::from_f32);
     }
@@ -176,13 +189,18 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn low_nibbles(self, v: Self::U8) -> Self::U8 {
-        v.map(|v| v & 15)
+    fn field(self, v: Self::U8, shift: i32, mask: u8) -> Self::U8 {
+        v.map(|v| mask & if shift < 0 { v >> -shift } else { v << shift })
     }
 
     #[inline(always)]
-    fn high_nibbles(self, v: Self::U8) -> Self::U8 {
-        v.map(|v| v >> 4)
+    fn or(self, a: Self::U8, b: Self::U8) -> Self::U8 {
+        from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[u8; 16], v: Self::U8) -> Self::U8 {
+        v.map(|v| table[usize::from(v & 15)])
     }
 
     #[inline(always)]

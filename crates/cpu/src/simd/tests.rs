@@ -7,6 +7,9 @@ use tessera_ops::{math, numerics};
 use super::{LANES, Simd};
 use crate::isa::{Isa, Kernel};
 
+/// Something to look up.
+const TABLE: [u8; 16] = [3, 1, 4, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 0, 127];
+
 /// All operations on some vectors; bits of all results.
 struct Everything<'a> {
     a: &'a [f32; LANES],
@@ -48,13 +51,21 @@ impl Kernel for Everything<'_> {
         unsafe {
             keep("bf16", s.load_bf16_at(words.as_ptr()));
             keep("u8", s.load_u8_at(self.codes.as_ptr()));
+            keep("i8", s.load_i8_at(self.codes.as_ptr().cast()));
+            let (low, high) = s.load_nibbles_at(self.codes.as_ptr());
+            keep("low nibbles", low);
+            keep("high nibbles", high);
         }
         // SAFETY: 64 bytes are there.
         let codes = unsafe { s.load_codes(self.codes.as_ptr()) };
         let x = i32::from_le_bytes(self.x.map(|v| v as u8));
         let start = s.splat_i32(-77);
-        keep("low", s.to_f32(s.dot_small(start, s.low_nibbles(codes), x)));
-        keep("high", s.to_f32(s.dot_small(start, s.high_nibbles(codes), x)));
+        let (low, high) = (s.field(codes, 0, 15), s.field(codes, -4, 15));
+        keep("low", s.to_f32(s.dot_small(start, low, x)));
+        keep("high", s.to_f32(s.dot_small(start, high, x)));
+        keep("left", s.to_f32(s.dot_small(start, s.field(codes, 3, 0x78), x)));
+        keep("or", s.to_f32(s.dot_small(start, s.or(low, s.field(codes, -2, 0x30)), x)));
+        keep("look_up", s.to_f32(s.dot_small(start, s.look_up(&TABLE, low), x)));
         let sum: i32 = self.x.iter().map(|v| i32::from(*v)).sum();
         keep("bytes", s.to_f32(s.dot_bytes(s.splat_i32(S::BYTE_OFFSET * sum), codes, x)));
         let mut lanes = [0i8; LANES];
@@ -151,7 +162,14 @@ proptest! {
             prop_assert_eq!(of("folds")[0], numerics::add_lanes(a).to_bits());
             prop_assert_eq!(of("low"), dot(&|w| w & 15, -77));
             prop_assert_eq!(of("high"), dot(&|w| w >> 4, -77));
+            prop_assert_eq!(of("left"), dot(&|w| (w & 15) << 3, -77));
+            prop_assert_eq!(of("or"), dot(&|w| (w & 15) | (w >> 6) << 4, -77));
+            prop_assert_eq!(of("look_up"), dot(&|w| TABLE[usize::from(w & 15)], -77));
             prop_assert_eq!(of("bytes"), dot(&|w| w, 0));
+            let bytes = |f: &dyn Fn(u8) -> f32| codes[..LANES].iter().map(|b| f(*b).to_bits()).collect::<Vec<_>>();
+            prop_assert_eq!(of("i8"), bytes(&|b| f32::from(b as i8)));
+            prop_assert_eq!(of("low nibbles"), bytes(&|b| f32::from(b & 15)));
+            prop_assert_eq!(of("high nibbles"), bytes(&|b| f32::from(b >> 4)));
         }
     }
 }

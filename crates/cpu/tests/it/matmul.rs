@@ -214,9 +214,26 @@ fn formats_that_are_no_weights_and_wrong_shapes_are_refused() {
 
 #[test]
 fn packing_adds_little_to_what_the_file_has() {
-    // Bytes a weight, packed over file, for the formats with layouts of their own.
     let pool = pool(1);
-    for (dtype, most) in [(DType::Q4_0, 1.0), (DType::Q4_1, 1.0), (DType::Q8_0, 1.0), (DType::Q4_K, 1.03)] {
+    // Bytes a weight, packed over file, for the formats with layouts of their own bits.
+    for (dtype, most) in [
+        (DType::Q4_0, 1.0),
+        (DType::Q4_1, 1.0),
+        (DType::Q5_0, 1.0),
+        (DType::Q5_1, 1.0),
+        (DType::Q8_0, 1.0),
+        (DType::Q2_K, 1.0),
+        (DType::Q3_K, 1.06),
+        (DType::Q4_K, 1.03),
+        (DType::Q5_K, 1.03),
+        (DType::Q6_K, 1.01),
+        (DType::IQ4_NL, 1.0),
+        (DType::IQ4_XS, 1.03),
+        (DType::MXFP4, 1.06),
+        (DType::NVFP4, 1.12),
+        (DType::TQ2_0, 1.22),
+        (DType::Q1_0, 1.34),
+    ] {
         let source = matrix(dtype, 64, 1024, 14);
         let packed = PackedMatrix::pack(&source, &pool).unwrap();
         assert!(packed.bytes() as f64 <= source.bytes.len() as f64 * most, "{dtype}");

@@ -1,13 +1,16 @@
-//! Blocks of 32 features with their own scales: nibbles or bytes, f16 or f32 scales, one or two a block.
+//! Blocks of 32 features with their own scales: codes of any form, scales of f16, bf16 or f32, one or two a block.
 //!
 //! A block is `scales (16 rows) for each sub-block | minima likewise | codes`. Where the scales do not fill whole cache
-//! lines (f16 without minima), they stand in a plane before all codes, so that codes stay on cache lines.
+//! lines (one of 16 bits without minima), they stand in a plane before all codes, so that codes stay on cache lines.
 
 use std::marker::PhantomData;
 
-use half::f16;
+use half::{bf16, f16};
 
-use super::{BlockAt, Layout, RowBlock, load_nibbles, put_bytes, put_nibbles};
+use super::{
+    BlockAt, Layout, RowBlock,
+    forms::{Chosen, Fives, Form, Fp4, Nibbles, Pairs, Signs, Uneven, Whole},
+};
 use crate::{
     matmul::tile::{BLOCK, ROWS},
     simd::{CODE_BYTES, Simd},
@@ -44,6 +47,22 @@ impl Scale for f16 {
     }
 }
 
+impl Scale for bf16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(simd: S, from: *const u8) -> S::F32 {
+        // SAFETY: the caller's promise.
+        unsafe { simd.load_bf16_at(from.cast()) }
+    }
+
+    fn store(to: &mut [u8], v: f32) {
+        let short = bf16::from_f32(v);
+        assert_eq!(short.to_f32().to_bits(), v.to_bits(), "a layout with bf16 scales got one that is not");
+        to.copy_from_slice(&short.to_le_bytes());
+    }
+}
+
 impl Scale for f32 {
     const BYTES: usize = 4;
 
@@ -58,42 +77,46 @@ impl Scale for f32 {
     }
 }
 
-/// A layout of this family.
+/// A layout of this family: codes of form `F`, scales of type `T`.
 #[derive(Clone, Copy)]
-pub(in crate::matmul) struct Blocks<T, const NIBBLES: bool, const SUB: usize, const MIN: bool, const OFFSET: u8>(
-    PhantomData<T>,
-);
+pub(in crate::matmul) struct Blocks<F, T, const SUB: usize, const MIN: bool, const OFFSET: u8>(PhantomData<(F, T)>);
 
-/// Q4_0: 18 bytes for 32 weights.
-pub(in crate::matmul) type Nibbles = Blocks<f16, true, 32, false, 8>;
+/// Q1_0: 6 bytes for 32 weights.
+pub(in crate::matmul) type BlocksOf1 = Blocks<Signs, f16, 32, false, 1>;
+/// TQ1_0, TQ2_0: 10 bytes.
+pub(in crate::matmul) type BlocksOf2 = Blocks<Pairs, f16, 32, false, 1>;
+/// Q4_0: 18 bytes.
+pub(in crate::matmul) type BlocksOf4 = Blocks<Nibbles, f16, 32, false, 8>;
 /// Q4_1: 20 bytes.
-pub(in crate::matmul) type NibblesMin = Blocks<f16, true, 32, true, 0>;
+pub(in crate::matmul) type BlocksOf4Min = Blocks<Nibbles, f16, 32, true, 0>;
 /// 4-bit codes with f32 scales and minima: 24 bytes.
-pub(in crate::matmul) type NibblesWideMin = Blocks<f32, true, 32, true, 0>;
+pub(in crate::matmul) type BlocksOf4WideMin = Blocks<Nibbles, f32, 32, true, 0>;
+/// IQ4_NL: 18 bytes.
+pub(in crate::matmul) type BlocksUneven = Blocks<Chosen<Uneven>, f16, 32, false, 128>;
+/// MXFP4: 18 bytes, of which a power of two takes two.
+pub(in crate::matmul) type BlocksFp4 = Blocks<Chosen<Fp4>, bf16, 32, false, 16>;
+/// NVFP4: 20 bytes, of which two scales take two each.
+pub(in crate::matmul) type BlocksFp4Halves = Blocks<Chosen<Fp4>, f16, 16, false, 16>;
+/// Q5_0: 22 bytes.
+pub(in crate::matmul) type BlocksOf5 = Blocks<Fives, f16, 32, false, 16>;
+/// Q5_1: 24 bytes.
+pub(in crate::matmul) type BlocksOf5Min = Blocks<Fives, f16, 32, true, 0>;
 /// Q8_0: 34 bytes.
-pub(in crate::matmul) type Bytes = Blocks<f16, false, 32, false, 128>;
-/// Codes to bytes, f16 scales and minima: 36 bytes.
-pub(in crate::matmul) type BytesMin = Blocks<f16, false, 32, true, 0>;
+pub(in crate::matmul) type BlocksOf8 = Blocks<Whole, f16, 32, false, 128>;
 /// Codes to bytes, f32 scales: 36 bytes.
-pub(in crate::matmul) type BytesWide = Blocks<f32, false, 32, false, 128>;
+pub(in crate::matmul) type BlocksOf8Wide = Blocks<Whole, f32, 32, false, 128>;
 /// Codes to bytes, f32 scales and minima: 40 bytes.
-pub(in crate::matmul) type BytesWideMin = Blocks<f32, false, 32, true, 0>;
+pub(in crate::matmul) type BlocksOf8WideMin = Blocks<Whole, f32, 32, true, 0>;
 /// Codes to bytes, two f32 scales a block: 40 bytes.
-pub(in crate::matmul) type BytesHalves = Blocks<f32, false, 16, false, 128>;
-/// Codes to bytes, two f32 scales and minima a block: 48 bytes.
-pub(in crate::matmul) type BytesHalvesMin = Blocks<f32, false, 16, true, 0>;
+pub(in crate::matmul) type BlocksOf8Halves = Blocks<Whole, f32, 16, false, 128>;
 
-impl<T: Scale, const NIBBLES: bool, const SUB: usize, const MIN: bool, const OFFSET: u8>
-    Blocks<T, NIBBLES, SUB, MIN, OFFSET>
-{
+impl<F: Form, T: Scale, const SUB: usize, const MIN: bool, const OFFSET: u8> Blocks<F, T, SUB, MIN, OFFSET> {
     /// Scales of 16 rows.
     const LINE: usize = ROWS * T::BYTES;
     /// All scales, or all minima, of a block.
     const SCALES: usize = BLOCK / SUB * Self::LINE;
     /// Scales and minima of a block.
     const HEAD: usize = if MIN { 2 * Self::SCALES } else { Self::SCALES };
-    /// Codes of a block.
-    const CODES: usize = if NIBBLES { ROWS * BLOCK / 2 } else { ROWS * BLOCK };
     /// Whether a block's scales stand before its codes rather than in a plane.
     const INLINE: bool = Self::HEAD.is_multiple_of(CODE_BYTES);
 
@@ -106,25 +129,23 @@ impl<T: Scale, const NIBBLES: bool, const SUB: usize, const MIN: bool, const OFF
     #[inline(always)]
     const fn offsets(blocks: usize, index: usize) -> (usize, usize) {
         if Self::INLINE {
-            let start = index * (Self::HEAD + Self::CODES);
+            let start = index * Self::BLOCK_BYTES;
             (start, start + Self::HEAD)
         } else {
-            (index * Self::HEAD, Self::plane(blocks) + index * Self::CODES)
+            (index * Self::HEAD, Self::plane(blocks) + index * F::BYTES)
         }
     }
 }
 
-impl<T: Scale, const NIBBLES: bool, const SUB: usize, const MIN: bool, const OFFSET: u8> Layout
-    for Blocks<T, NIBBLES, SUB, MIN, OFFSET>
-{
+impl<F: Form, T: Scale, const SUB: usize, const MIN: bool, const OFFSET: u8> Layout for Blocks<F, T, SUB, MIN, OFFSET> {
     const SUB_BLOCK: usize = SUB;
     const HAS_MIN: bool = MIN;
     const CODE_OFFSET: u8 = OFFSET;
-    const SMALL_CODES: bool = NIBBLES;
-    const BLOCK_BYTES: usize = Self::HEAD + Self::CODES;
+    const SMALL_CODES: bool = F::SMALL;
+    const BLOCK_BYTES: usize = Self::HEAD + F::BYTES;
 
     fn group_bytes(blocks: usize) -> usize {
-        if Self::INLINE { blocks * (Self::HEAD + Self::CODES) } else { Self::plane(blocks) + blocks * Self::CODES }
+        if Self::INLINE { blocks * Self::BLOCK_BYTES } else { Self::plane(blocks) + blocks * F::BYTES }
     }
 
     #[inline(always)]
@@ -135,10 +156,8 @@ impl<T: Scale, const NIBBLES: bool, const SUB: usize, const MIN: bool, const OFF
 
     #[inline(always)]
     unsafe fn codes<S: Simd>(simd: S, at: BlockAt, quad: usize) -> S::U8 {
-        // SAFETY: a block has all its quads.
-        unsafe {
-            if NIBBLES { load_nibbles(simd, at.codes, quad) } else { simd.load_codes(at.codes.add(quad * CODE_BYTES)) }
-        }
+        // SAFETY: a block has all its codes.
+        unsafe { F::load(simd, at.codes, quad) }
     }
 
     #[inline(always)]
@@ -155,7 +174,7 @@ impl<T: Scale, const NIBBLES: bool, const SUB: usize, const MIN: bool, const OFF
 
     fn put(group: &mut [u8], blocks: usize, row: usize, first: usize, weights: &RowBlock<'_>) {
         let halves = BLOCK / SUB;
-        for (i, codes) in weights.codes.chunks_exact(BLOCK).enumerate() {
+        for (i, codes) in weights.codes.iter().enumerate() {
             let (scales, at) = Self::offsets(blocks, first + i);
             for half in 0..halves {
                 let lane = scales + half * Self::LINE + row * T::BYTES;
@@ -165,11 +184,7 @@ impl<T: Scale, const NIBBLES: bool, const SUB: usize, const MIN: bool, const OFF
                     T::store(&mut group[lane..lane + T::BYTES], weights.mins[i * halves + half]);
                 }
             }
-            if NIBBLES {
-                put_nibbles(&mut group[at..], row, codes);
-            } else {
-                put_bytes(&mut group[at..], row, codes);
-            }
+            F::put(&mut group[at..at + F::BYTES], row, codes);
         }
     }
 }

@@ -6,9 +6,10 @@
 
 pub(in crate::matmul) mod blocks;
 pub(in crate::matmul) mod floats;
-pub(in crate::matmul) mod q4_k;
+pub(in crate::matmul) mod forms;
+pub(in crate::matmul) mod supers;
 
-use super::tile;
+use super::tile::BLOCK;
 use crate::simd::Simd;
 
 /// Where a block of 32 features of a group lies.
@@ -26,8 +27,8 @@ pub(in crate::matmul) struct BlockAt {
 pub(in crate::matmul) struct RowBlock<'a> {
     /// The format's own bytes.
     pub(in crate::matmul) raw: &'a [u8],
-    /// Codes, offset by [`Layout::CODE_OFFSET`].
-    pub(in crate::matmul) codes: &'a [u8],
+    /// Codes, offset by [`Layout::CODE_OFFSET`], in blocks of 32.
+    pub(in crate::matmul) codes: &'a [[u8; BLOCK]],
     /// One scale a sub-block.
     pub(in crate::matmul) scales: &'a [f32],
     /// One minimum a sub-block.
@@ -72,37 +73,7 @@ pub(in crate::matmul) trait Layout: Copy + Send + Sync + 'static {
     /// As [`Layout::codes`].
     unsafe fn mins<S: Simd>(simd: S, at: BlockAt, half: usize) -> S::F32;
 
-    /// Writes one row's block of the file, of `weights.codes.len()` features, into lane `row` of a group. `first` is
+    /// Writes one row's block of the file, of `weights.codes.len()` blocks of 32, into lane `row` of a group. `first` is
     /// the index of its first block of 32.
     fn put(group: &mut [u8], blocks: usize, row: usize, first: usize, weights: &RowBlock<'_>);
-}
-
-/// Writes the 32 codes of a block as bytes into lane `row`: one vector a quad.
-fn put_bytes(to: &mut [u8], row: usize, codes: &[u8]) {
-    for (quad, four) in codes.as_chunks::<{ tile::QUAD }>().0.iter().enumerate() {
-        let at = quad * crate::simd::CODE_BYTES + row * tile::QUAD;
-        to[at..at + tile::QUAD].copy_from_slice(four);
-    }
-}
-
-/// Writes the 32 codes of a block as nibbles: a vector holds quad `j` low and quad `j + 4` high.
-fn put_nibbles(to: &mut [u8], row: usize, codes: &[u8]) {
-    let (low, high) = codes.split_at(tile::BLOCK / 2);
-    let mut bytes = [0; tile::BLOCK / 2];
-    for (byte, (low, high)) in bytes.iter_mut().zip(low.iter().zip(high)) {
-        *byte = low | high << 4;
-    }
-    put_bytes(to, row, &bytes);
-}
-
-/// Loads quad `quad` of a block of nibbles.
-///
-/// # Safety
-/// `codes` starts 256 bytes of packed nibbles.
-#[inline(always)]
-unsafe fn load_nibbles<S: Simd>(simd: S, codes: *const u8, quad: usize) -> S::U8 {
-    let half = tile::QUADS / 2;
-    // SAFETY: vectors 0..4 of the caller's 256 bytes.
-    let both = unsafe { simd.load_codes(codes.add(quad % half * crate::simd::CODE_BYTES)) };
-    if quad < half { simd.low_nibbles(both) } else { simd.high_nibbles(both) }
 }

@@ -1,0 +1,196 @@
+//! Super-blocks of 256 features, as the K formats and IQ4_XS have them: one f16 factor (or two, with minima) for all,
+//! and small whole numbers by which it is multiplied, one a sub-block.
+//!
+//! A super-block of 16 rows is `d (f16) [| -dmin (f16)] | sub-scales of 8 blocks | padding to a cache line | 8 x codes`.
+//! Sub-scales keep to bytes: one i8 without minima; with minima two u8, or two nibbles of one where sub-blocks have 16
+//! weights. The product of an f16 and a byte has at most 19 bits, so it is exact, and the scale is the file's to the bit.
+
+use std::marker::PhantomData;
+
+use half::f16;
+
+use super::{
+    BlockAt, Layout, RowBlock,
+    forms::{Chosen, Fives, Form, Nibbles, Pairs, Sixes, Threes, Uneven},
+};
+use crate::{
+    matmul::tile::{BLOCK, ROWS},
+    simd::{CODE_BYTES, Simd},
+};
+
+/// A layout of this family: codes of form `F`, sub-blocks of `SUB` weights. `D_AT` is where a block of the file has
+/// its factor; the one of the minima follows it.
+#[derive(Clone, Copy)]
+pub(in crate::matmul) struct Supers<F, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: usize>(
+    PhantomData<F>,
+);
+
+/// Q2_K: 10.5 bytes for 32 weights, as in the file.
+pub(in crate::matmul) type SupersOf2 = Supers<Pairs, 16, true, 0, 80>;
+/// Q3_K: 14.5 bytes; the file has 13.75.
+pub(in crate::matmul) type SupersOf3 = Supers<Threes, 16, false, 4, 108>;
+/// Q4_K: 18.5 bytes; the file has 18.
+pub(in crate::matmul) type SupersOf4 = Supers<Nibbles, 32, true, 0, 0>;
+/// Q5_K: 22.5 bytes; the file has 22.
+pub(in crate::matmul) type SupersOf5 = Supers<Fives, 32, true, 0, 0>;
+/// Q6_K: 26.5 bytes; the file has 26.25.
+pub(in crate::matmul) type SupersOf6 = Supers<Sixes, 16, false, 32, 208>;
+/// IQ4_XS: 17.5 bytes; the file has 17.
+pub(in crate::matmul) type SupersUneven = Supers<Chosen<Uneven>, 32, false, 128, 0>;
+
+/// Blocks of a super-block.
+const BLOCKS: usize = 8;
+/// Bytes of a factor of 16 rows.
+const FACTOR: usize = 2 * ROWS;
+
+impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: usize>
+    Supers<F, SUB, MIN, OFFSET, D_AT>
+{
+    /// Sub-blocks of a block.
+    const HALVES: usize = BLOCK / SUB;
+    /// Whether a sub-scale and a sub-minimum share a byte.
+    const SHARED: bool = MIN && SUB == 16;
+    /// Bytes of the factors.
+    const FACTORS: usize = if MIN { 2 * FACTOR } else { FACTOR };
+    /// Bytes of a sub-block's sub-scales, and sub-minima.
+    const SUBS: usize = if MIN && !Self::SHARED { 2 * ROWS } else { ROWS };
+    /// Bytes before the codes.
+    const HEAD: usize = (Self::FACTORS + BLOCKS * Self::HALVES * Self::SUBS).next_multiple_of(CODE_BYTES);
+    /// Bytes of a super-block.
+    const SUPER: usize = Self::HEAD + BLOCKS * F::BYTES;
+
+    /// Offsets in a group of a block's super-block, sub-scales and codes.
+    #[inline(always)]
+    const fn offsets(index: usize) -> (usize, usize, usize) {
+        let (start, i) = (index / BLOCKS * Self::SUPER, index % BLOCKS);
+        (start, start + Self::FACTORS + i * Self::HALVES * Self::SUBS, start + Self::HEAD + i * F::BYTES)
+    }
+}
+
+impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: usize> Layout
+    for Supers<F, SUB, MIN, OFFSET, D_AT>
+{
+    const SUB_BLOCK: usize = SUB;
+    const HAS_MIN: bool = MIN;
+    const CODE_OFFSET: u8 = OFFSET;
+    const SMALL_CODES: bool = F::SMALL;
+    const BLOCK_BYTES: usize = Self::SUPER / BLOCKS;
+
+    fn group_bytes(blocks: usize) -> usize {
+        blocks / BLOCKS * Self::SUPER
+    }
+
+    #[inline(always)]
+    fn block(group: *const u8, _blocks: usize, index: usize) -> BlockAt {
+        let (head, scales, codes) = Self::offsets(index);
+        BlockAt { head: group.wrapping_add(head), scales: group.wrapping_add(scales), codes: group.wrapping_add(codes) }
+    }
+
+    #[inline(always)]
+    unsafe fn codes<S: Simd>(simd: S, at: BlockAt, quad: usize) -> S::U8 {
+        // SAFETY: a block has all its codes.
+        unsafe { F::load(simd, at.codes, quad) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(simd: S, at: BlockAt, half: usize) -> S::F32 {
+        // SAFETY: the super-block starts with 16 f16, and a sub-block has at least 16 bytes.
+        unsafe {
+            let from = at.scales.add(half * Self::SUBS);
+            let subs = match (MIN, Self::SHARED) {
+                (false, _) => simd.load_i8_at(from.cast()),
+                (true, false) => simd.load_u8_at(from),
+                (true, true) => simd.load_nibbles_at(from).0,
+            };
+            simd.mul(simd.load_f16_at(at.head.cast()), subs)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mins<S: Simd>(simd: S, at: BlockAt, half: usize) -> S::F32 {
+        // SAFETY: with minima there are a second factor, and 16 more bytes a sub-block unless they are shared.
+        unsafe {
+            let from = at.scales.add(half * Self::SUBS);
+            let subs = if Self::SHARED { simd.load_nibbles_at(from).1 } else { simd.load_u8_at(from.add(ROWS)) };
+            simd.mul(simd.load_f16_at(at.head.add(FACTOR).cast()), subs)
+        }
+    }
+
+    fn put(group: &mut [u8], _blocks: usize, row: usize, first: usize, weights: &RowBlock<'_>) {
+        let (head, _, _) = Self::offsets(first);
+        let factor = |at: usize| f16::from_le_bytes([weights.raw[at], weights.raw[at + 1]]);
+        let (d, minus_dmin) = (factor(D_AT), if MIN { -factor(D_AT + 2) } else { f16::ZERO });
+        group[head + 2 * row..][..2].copy_from_slice(&d.to_le_bytes());
+        if MIN {
+            group[head + FACTOR + 2 * row..][..2].copy_from_slice(&minus_dmin.to_le_bytes());
+        }
+        for (i, codes) in weights.codes.iter().enumerate() {
+            let (_, subs, at) = Self::offsets(first + i);
+            for half in 0..Self::HALVES {
+                let (lane, sub) = (subs + half * Self::SUBS + row, i * Self::HALVES + half);
+                let scale = multiple(d, weights.scales[sub]);
+                let min = if MIN { multiple(minus_dmin, weights.mins[sub]) } else { 0 };
+                match (MIN, Self::SHARED) {
+                    (false, _) => group[lane] = signed(scale),
+                    (true, false) => (group[lane], group[lane + ROWS]) = (unsigned(scale), unsigned(min)),
+                    (true, true) => group[lane] = nibble(scale) | nibble(min) << 4,
+                }
+            }
+            F::put(&mut group[at..at + F::BYTES], row, codes);
+        }
+    }
+}
+
+/// The whole number of which `scale` is the product with a factor, to the bit, signs of zeros included.
+fn multiple(factor: f16, scale: f32) -> i32 {
+    let factor = factor.to_f32();
+    let n = if factor != 0.0 {
+        // The quotient is a whole number, so the division is exact.
+        (scale / factor) as i32
+    } else if scale.is_sign_negative() == factor.is_sign_negative() {
+        0
+    } else {
+        -1
+    };
+    assert_eq!((factor * n as f32).to_bits(), scale.to_bits(), "a scale is no multiple of its block's factor");
+    n
+}
+
+const NO_FIT: &str = "a sub-scale has more bits than its format";
+
+fn signed(n: i32) -> u8 {
+    i8::try_from(n).expect(NO_FIT) as u8
+}
+
+fn unsigned(n: i32) -> u8 {
+    u8::try_from(n).expect(NO_FIT)
+}
+
+fn nibble(n: i32) -> u8 {
+    let n = unsigned(n);
+    assert!(n < 16, "{NO_FIT}");
+    n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_factor_gives_back_every_multiple() {
+        for bits in (0..=u16::MAX).map(f16::from_bits).filter(|d| d.is_finite()) {
+            for n in [-128i8, -127, -33, -32, -1, 0, 1, 3, 31, 63, 127] {
+                let scale = bits.to_f32() * f32::from(n);
+                let got = multiple(bits, scale);
+                assert_eq!((bits.to_f32() * got as f32).to_bits(), scale.to_bits());
+                assert!(got == i32::from(n) || bits == f16::ZERO, "{bits} times {n}");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "no multiple")]
+    fn anything_else_is_refused() {
+        multiple(f16::ONE, 1.5);
+    }
+}
