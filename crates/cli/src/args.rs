@@ -57,7 +57,7 @@ pub(crate) struct Run {
     pub(crate) model: Option<String>,
     /// The prompt; `-`, or none while stdin is no terminal: read it from stdin
     pub(crate) prompt: Option<String>,
-    /// Continue the prompt as it is, without the model's chat template
+    /// Continue the prompt as it is, without the model's chat template (as models without one do)
     #[arg(long, conflicts_with_all = ["system", "template"])]
     pub(crate) raw: bool,
     /// A message that tells the model how to behave

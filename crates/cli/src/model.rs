@@ -68,6 +68,14 @@ impl Model {
         Ok(self.tokenizer.encode(text, Special::Plain, true)?)
     }
 
+    /// Whether it has a chat template of its own.
+    ///
+    /// # Errors
+    /// Where its file cannot be read.
+    pub(crate) fn has_template(&self) -> Result<bool> {
+        Ok(self.checkpoint.chat_template()?.is_some_and(|source| !source.trim().is_empty()))
+    }
+
     /// The template that `name` names, or the model's own.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use tessera_engine::Message;
+use tessera_engine::{ChatTemplate, Message};
 
 use crate::{
     args::Run,
@@ -26,9 +26,9 @@ pub(crate) fn main(args: &Run) -> Result<()> {
         return Err(Failure::new("the prompt is empty", "give some text").into());
     }
     let mut model = Model::open(&name, &args.engine)?;
-    let tokens = match args.raw {
-        true => model.raw_prompt(&prompt)?,
-        false => model.chat_prompt(&model.template(args.template.as_deref())?, &messages(args, &prompt))?,
+    let tokens = match template(args, &model)? {
+        Some(template) => model.chat_prompt(&template, &messages(args, &prompt))?,
+        None => model.raw_prompt(&prompt)?,
     };
     let request = request(&args.sampling, args.logprobs, tokens);
     let mut printer = Printer { json: args.json, logprobs: args.logprobs.is_some(), tokens: Vec::new() };
@@ -38,6 +38,20 @@ pub(crate) fn main(args: &Run) -> Result<()> {
         ui::note(&reply.stats());
     }
     Ok(())
+}
+
+/// The template to put the prompt in; none where it is to be continued as it is.
+fn template(args: &Run, model: &Model) -> Result<Option<ChatTemplate>> {
+    if args.raw {
+        return Ok(None);
+    }
+    let asked_for_chat = args.template.is_some() || args.system.is_some();
+    if !asked_for_chat && !model.has_template()? {
+        // Such models were trained to continue a text, not to talk.
+        ui::note("note: this model has no chat template; it continues the prompt as it is (--raw says so)");
+        return Ok(None);
+    }
+    model.template(args.template.as_deref()).map(Some)
 }
 
 fn messages(args: &Run, prompt: &[u8]) -> Vec<Message> {

@@ -7,6 +7,7 @@ mod fake_hub;
 mod hostile;
 mod inspect;
 mod perplexity;
+mod real;
 mod run;
 mod store;
 mod support;

@@ -170,3 +170,8 @@ impl Parts {
         path.into_os_string().into_string().unwrap()
     }
 }
+
+/// A committed file of these tests.
+pub(crate) fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}

@@ -1,7 +1,8 @@
 //! Tiny models against logits of the reference implementations (float32), whole, in chunks and token by token.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{num::NonZero, path::PathBuf, sync::Arc};
 
+use tessera_cpu::{CpuDevice, isa::Isa};
 use tessera_engine::{Checkpoint, LoadOptions, Session, models};
 use tessera_formats::{Bytes, safetensors};
 use tessera_ops::{Device, KvFormat, reference::ReferenceDevice};
@@ -55,42 +56,59 @@ fn worst_relative(got: &[f32], want: &[f32]) -> f32 {
     got.iter().zip(want).map(|(g, w)| (g - w).abs() / w.abs().max(scale)).fold(0.0, f32::max)
 }
 
-/// Every prompt within `tolerance`, relative to the larger of a logit and the logits' root mean square.
-fn check<D: Device>(name: &str, device: D, prompts: &[usize], tolerance: f32) {
-    let (fixture, device) = (Fixture::open(name), Arc::new(device));
+/// Every prompt within `tolerance`, relative to the larger of a logit and the logits' root mean square; and the same
+/// bits in chunks, and on the CPU with any instruction set and number of threads.
+fn check(name: &str, prompts: &[usize], tolerance: f32) {
+    let (fixture, device) = (Fixture::open(name), Arc::new(ReferenceDevice));
     let mut whole = fixture.session(&device, 512);
+    let processors = processors();
     for &len in prompts {
         let tokens = fixture.tokens(len);
         let got = scores(&mut whole, &tokens);
         let worst = worst_relative(&got, &fixture.expected(len));
         assert!(worst <= tolerance, "{name}, {len} tokens: off by {worst}");
+        let same = |other: &[f32], what: &str| {
+            let same = got.len() == other.len() && got.iter().zip(other).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{name}, {len} tokens: {what} changes bits");
+        };
         for chunk in [1, 7, 64] {
-            let chunked = scores(&mut fixture.session(&device, chunk), &tokens);
-            let same = got.iter().zip(&chunked).all(|(a, b)| a.to_bits() == b.to_bits());
-            assert!(same, "{name}, {len} tokens: chunks of {chunk} change bits");
+            same(&scores(&mut fixture.session(&device, chunk), &tokens), &format!("chunks of {chunk}"));
+        }
+        for processor in &processors {
+            for chunk in [7, 512] {
+                let what = format!("{}, chunks of {chunk}", processor.name());
+                same(&scores(&mut fixture.session(processor, chunk), &tokens), &what);
+            }
         }
     }
 }
 
+/// The CPU with every instruction set, alone and in company.
+fn processors() -> Vec<Arc<CpuDevice>> {
+    let threads = [1, 2].map(NonZero::new);
+    let device = |threads, isa| Arc::new(CpuDevice::new(threads, Some(isa)).unwrap());
+    Isa::available().into_iter().flat_map(|isa| threads.map(|t| device(t, isa))).collect()
+}
+
 #[test]
 fn llama_agrees_with_its_reference() {
-    check("llama", ReferenceDevice, &PROMPTS, 1e-3);
+    check("llama", &PROMPTS, 1e-3);
 }
 
 #[test]
 fn qwen2_agrees_with_its_reference() {
-    check("qwen2", ReferenceDevice, &PROMPTS, 1e-3);
+    check("qwen2", &PROMPTS, 1e-3);
 }
 
 #[test]
 fn qwen3_agrees_with_its_reference() {
-    check("qwen3", ReferenceDevice, &PROMPTS, 1e-3);
+    check("qwen3", &PROMPTS, 1e-3);
 }
 
 #[test]
 fn gemma3_agrees_with_its_reference() {
     // llama.cpp reads GELU from a table in half precision; see tools/make_gemma3_fixture.py.
-    check("gemma3", ReferenceDevice, &SHORT_PROMPTS, 1e-2);
+    check("gemma3", &SHORT_PROMPTS, 1e-2);
 }
 
 #[test]
