@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use tessera_formats::{Bytes, DType};
 
-use crate::{Batch, Error, KvLayout};
+use crate::{Batch, Error, KvLayout, Routing};
 
 /// One weight matrix as a file holds it: `rows` output features of `depth` inputs each, row by row.
 #[derive(Clone, Debug)]
@@ -43,6 +43,18 @@ impl MatrixSource {
             }),
         }
     }
+
+    /// Output features of each of `count` matrices that lie one after another in this one.
+    ///
+    /// # Errors
+    /// As [`MatrixSource::row_bytes`], and where the rows are not that many equal parts.
+    pub fn rows_each(&self, count: usize) -> Result<usize, Error> {
+        self.row_bytes()?;
+        match self.rows.checked_div(count) {
+            Some(rows) if rows * count == self.rows => Ok(rows),
+            _ => Err(Error::Stack { tensor: self.name.clone(), rows: self.rows, count }),
+        }
+    }
 }
 
 /// A projection: a matrix and, in some models, a bias.
@@ -51,6 +63,24 @@ pub struct Linear<D: Device> {
     pub matrix: D::Matrix,
     /// (rows)
     pub bias: Option<D::Vector>,
+}
+
+/// A stack of projections of one shape: the segments of a grouped or a routed projection.
+pub struct LinearStack<D: Device> {
+    /// (segments, rows, depth)
+    pub matrices: D::Stack,
+    /// (segments, rows)
+    pub bias: Option<D::Vector>,
+}
+
+/// How a layer of experts routes its tokens.
+pub struct Router<D: Device> {
+    /// How experts are chosen and weighed.
+    pub routing: Routing,
+    /// (experts) added to the scores for the choice, but not for the weights.
+    pub bias: Option<D::Vector>,
+    /// (experts) factors on the weights.
+    pub factors: Option<D::Vector>,
 }
 
 /// The gate of a gated feed-forward layer: `gate(x) * up`.
@@ -138,6 +168,8 @@ impl Attention {
 pub trait Device: Send + Sync + Sized + 'static {
     /// A weight matrix in the form its kernels read.
     type Matrix: Send + Sync;
+    /// A stack of weight matrices of one shape, in the same form.
+    type Stack: Send + Sync;
     /// A table of rows fetched by token id.
     type Embedding: Send + Sync;
     /// A vector of f32: norm weights, biases.
@@ -146,6 +178,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     type Tensor: Send;
     /// Pages of keys and values.
     type KvCache: Send;
+    /// Which experts each token of a step goes to, and with what weights: (rows, slots).
+    type Routes: Send;
 
     /// For people: `CPU (AVX-512 VNNI, 2 threads)`.
     fn name(&self) -> String;
@@ -155,6 +189,12 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// # Errors
     /// Formats without a kernel, wrong shapes, scales that are not finite, no memory.
     fn load_matrix(&self, source: &MatrixSource) -> Result<Self::Matrix, Error>;
+
+    /// Packs `count` matrices of `source.rows / count` rows each, which lie one after another: experts, or groups.
+    ///
+    /// # Errors
+    /// As [`Device::load_matrix`]; and rows that are not `count` equal parts.
+    fn load_stack(&self, source: &MatrixSource, count: usize) -> Result<Self::Stack, Error>;
 
     /// Takes a table for [`Device::embed`].
     ///
@@ -188,6 +228,28 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// One projection in the fine arithmetic of [`crate::numerics`]: the input is quantized to about 15 bits. For the
     /// output head, whose input errors go straight into the logits.
     fn project_fine(&self, x: &Self::Tensor, linear: &Linear<Self>) -> Self::Tensor;
+
+    /// A block-diagonal projection: segment g multiplies its own slice of each row. `x` (tokens, segments · depth) becomes
+    /// (tokens, segments · rows), so that the next projection reads it as it lies:
+    /// `y[t, g · rows + r] = x[t, g · depth ..][.. depth] · W[g, r] + bias[g, r]`.
+    fn project_grouped(&self, x: &Self::Tensor, linear: &LinearStack<Self>) -> Self::Tensor;
+
+    /// Chooses and weighs the experts of each token from router logits (tokens, experts), as [`crate::routing`] says.
+    fn route(&self, logits: &Self::Tensor, router: &Router<Self>) -> Self::Routes;
+
+    /// Routed projections that share their input: for each stack, `x` (tokens, depth) becomes (tokens · slots, rows). Row
+    /// `t · slots + s` is token t's row times the matrix of the expert in its slot s, plus that expert's bias.
+    fn project_routed<const N: usize>(
+        &self,
+        x: &Self::Tensor,
+        linears: [&LinearStack<Self>; N],
+        routes: &Self::Routes,
+    ) -> [Self::Tensor; N];
+
+    /// The way back from the experts: `x` (tokens · slots, depth), in the order of [`Device::project_routed`], becomes
+    /// (tokens, rows): `y[t] = sum over s of weight[t, s] · (x[t · slots + s] · W[expert[t, s]] + bias[expert[t, s]])`,
+    /// in the order of slots.
+    fn combine_routed(&self, x: &Self::Tensor, linear: &LinearStack<Self>, routes: &Self::Routes) -> Self::Tensor;
 
     /// Cosines and sines of a step: (rows, 2 · pairs), a row's cosines first.
     fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Self::Tensor;
@@ -227,4 +289,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// # Errors
     /// The device failed somewhere in the step.
     fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>) -> Result<(), Error>;
+
+    /// Copies routes out, waiting for all work before them: (tokens, slots) of experts and of weights. For tests and
+    /// statistics.
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    fn read_routes(&self, routes: &Self::Routes, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error>;
 }

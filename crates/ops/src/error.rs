@@ -29,6 +29,18 @@ pub enum Error {
         /// Bytes found.
         bytes: usize,
     },
+    /// A tensor of several matrices is not whole matrices.
+    #[error(
+        "tensor {tensor}: {rows} rows are not {count} equal matrices; the file is damaged, fetch or convert it again"
+    )]
+    Stack {
+        /// The tensor's name.
+        tensor: String,
+        /// Output features of all matrices together.
+        rows: usize,
+        /// How many matrices there should be.
+        count: usize,
+    },
     /// A scale or a plain weight is NaN or infinite.
     #[error(
         "tensor {tensor}, row {row}: a {what} is not a finite number; the file is damaged, fetch or convert it again"

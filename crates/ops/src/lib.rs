@@ -8,6 +8,7 @@
 //! - [`kv`]: how keys and values are paged.
 //! - [`numerics`]: the canonical order of every sum, so that a row's bits never depend on its neighbours.
 //! - [`math`]: our own exp, sine and cosine, equal on every device.
+//! - [`routing`]: the choice of experts.
 //! - [`reference`]: the plainest implementation of every op. It is the specification, and a device of its own.
 
 #![forbid(unsafe_code)]
@@ -19,8 +20,10 @@ pub mod kv;
 pub mod math;
 pub mod numerics;
 pub mod reference;
+pub mod routing;
 
 pub use batch::{Batch, Role};
-pub use device::{Attention, Device, Gate, Linear, MatrixSource, Rope, RopeLayout};
+pub use device::{Attention, Device, Gate, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router};
 pub use error::Error;
 pub use kv::{KvFormat, KvLayout, PAGE_TOKENS};
+pub use routing::{ExpertGroups, Routing, Score};

@@ -41,6 +41,18 @@
 //! gate       gate(x) * up
 //! ```
 //!
+//! Segments of grouped and routed projections are products as above, each with its own matrix: which rows share a segment
+//! changes nothing. A row of router logits is routed by ([`crate::routing`] says how the choice is made):
+//!
+//! ```text
+//! softmax    m = max l (NaN never becomes it);  e = exp(l - m);  score = e / sum(e), the sum in lanes
+//! sigmoid    score = 1 / (1 + exp(-l))
+//! choice     score + bias  (logit + bias, where weights are the softmax of the chosen, taken over slots in order)
+//! weight     score of the chosen;  w / max(total, 1e-20), total = sum over slots in order, where normalised;
+//!            w * scale;  w * factor of the expert
+//! combine    y = fma chain over slots in order, from 0, of weight * row of the slot
+//! ```
+//!
 //! Attention of one query head at position p goes through the pages of [`crate::PAGE_TOKENS`] tokens, in order, that
 //! hold a visible key (t in `max(0, p - window + 1)..=p`). Pages lie at absolute positions, so the order is a function
 //! of p alone. Slots that are not visible take no part in a product: they may hold anything.

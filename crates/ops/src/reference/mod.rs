@@ -14,11 +14,17 @@ mod kv;
 mod matmul;
 mod norm;
 mod rope;
+mod route;
+mod segments;
 
 pub use kv::KvPages;
 pub use matmul::Matrix;
+pub use route::Routes;
+pub use segments::Stack;
 
-use crate::{Attention, Batch, Device, Error, Gate, KvLayout, Linear, MatrixSource, Rope, RopeLayout};
+use crate::{
+    Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router,
+};
 
 /// Activations of the reference: (rows, width).
 #[derive(Clone, Debug, PartialEq)]
@@ -62,10 +68,12 @@ pub struct ReferenceDevice;
 
 impl Device for ReferenceDevice {
     type Matrix = Matrix;
+    type Stack = Stack<Matrix>;
     type Embedding = Embedding;
     type Vector = Vec<f32>;
     type Tensor = Tensor;
     type KvCache = KvPages<f32>;
+    type Routes = Routes<f32>;
 
     fn name(&self) -> String {
         "reference".to_owned()
@@ -73,6 +81,10 @@ impl Device for ReferenceDevice {
 
     fn load_matrix(&self, source: &MatrixSource) -> Result<Matrix, Error> {
         Matrix::load(source)
+    }
+
+    fn load_stack(&self, source: &MatrixSource, count: usize) -> Result<Stack<Matrix>, Error> {
+        Stack::load(source, count, Matrix::load)
     }
 
     fn load_embedding(&self, source: &MatrixSource) -> Result<Embedding, Error> {
@@ -101,6 +113,27 @@ impl Device for ReferenceDevice {
 
     fn project_fine(&self, x: &Tensor, linear: &Linear<Self>) -> Tensor {
         matmul::project_fine(x, &linear.matrix, linear.bias.as_deref())
+    }
+
+    fn project_grouped(&self, x: &Tensor, linear: &LinearStack<Self>) -> Tensor {
+        segments::project_grouped(x, &linear.matrices, linear.bias.as_deref())
+    }
+
+    fn route(&self, logits: &Tensor, router: &Router<Self>) -> Routes<f32> {
+        route::route(logits, &router.routing, router.bias.as_deref(), router.factors.as_deref())
+    }
+
+    fn project_routed<const N: usize>(
+        &self,
+        x: &Tensor,
+        linears: [&LinearStack<Self>; N],
+        routes: &Routes<f32>,
+    ) -> [Tensor; N] {
+        linears.map(|l| segments::project_routed(x, &l.matrices, l.bias.as_deref(), routes))
+    }
+
+    fn combine_routed(&self, x: &Tensor, linear: &LinearStack<Self>, routes: &Routes<f32>) -> Tensor {
+        segments::combine_routed(x, &linear.matrices, linear.bias.as_deref(), routes)
     }
 
     fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Tensor {
@@ -138,6 +171,12 @@ impl Device for ReferenceDevice {
     fn read(&self, x: &Tensor, out: &mut Vec<f32>) -> Result<(), Error> {
         out.clear();
         out.extend_from_slice(&x.values);
+        Ok(())
+    }
+
+    fn read_routes(&self, routes: &Routes<f32>, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error> {
+        experts.clone_from(&routes.experts);
+        weights.clone_from(&routes.weights);
         Ok(())
     }
 }

@@ -2,4 +2,5 @@
 
 mod attention;
 mod rowwise;
+mod segments;
 mod support;

@@ -3,8 +3,12 @@
 //! [`Float64Device`] runs whole models. Keys and values are kept unrounded, whatever the format of the cache. Sums run
 //! in order; at 53 bits their rounding is far below anything that is measured against them.
 
-use super::{KvPages, embed};
-use crate::{Attention, Batch, Device, Error, Gate, KvLayout, Linear, MatrixSource, Rope, RopeLayout};
+mod segments;
+
+use super::{KvPages, Routes, Stack, embed};
+use crate::{
+    Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router,
+};
 
 /// Numbers in f64: (rows, width).
 #[derive(Clone, Debug, PartialEq)]
@@ -38,10 +42,12 @@ pub struct Float64Device;
 
 impl Device for Float64Device {
     type Matrix = Tensor64;
+    type Stack = Stack<Tensor64>;
     type Embedding = Tensor64;
     type Vector = Vec<f64>;
     type Tensor = Tensor64;
     type KvCache = KvPages<f64>;
+    type Routes = Routes<f64>;
 
     fn name(&self) -> String {
         "float64 reference".to_owned()
@@ -50,6 +56,10 @@ impl Device for Float64Device {
     fn load_matrix(&self, source: &MatrixSource) -> Result<Tensor64, Error> {
         let values = embed::decode_all(source)?.into_iter().map(f64::from).collect();
         Ok(Tensor64 { rows: source.rows, width: source.depth, values })
+    }
+
+    fn load_stack(&self, source: &MatrixSource, count: usize) -> Result<Stack<Tensor64>, Error> {
+        Stack::load(source, count, |part| self.load_matrix(part))
     }
 
     fn load_embedding(&self, source: &MatrixSource) -> Result<Tensor64, Error> {
@@ -100,6 +110,27 @@ impl Device for Float64Device {
     fn project_fine(&self, x: &Tensor64, linear: &Linear<Self>) -> Tensor64 {
         let [y] = self.project(x, [linear]);
         y
+    }
+
+    fn project_grouped(&self, x: &Tensor64, linear: &LinearStack<Self>) -> Tensor64 {
+        segments::project_grouped(x, linear)
+    }
+
+    fn route(&self, logits: &Tensor64, router: &Router<Self>) -> Routes<f64> {
+        segments::route(logits, router)
+    }
+
+    fn project_routed<const N: usize>(
+        &self,
+        x: &Tensor64,
+        linears: [&LinearStack<Self>; N],
+        routes: &Routes<f64>,
+    ) -> [Tensor64; N] {
+        linears.map(|linear| segments::project_routed(x, linear, routes))
+    }
+
+    fn combine_routed(&self, x: &Tensor64, linear: &LinearStack<Self>, routes: &Routes<f64>) -> Tensor64 {
+        segments::combine_routed(x, linear, routes)
     }
 
     fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Tensor64 {
@@ -186,6 +217,13 @@ impl Device for Float64Device {
     fn read(&self, x: &Tensor64, out: &mut Vec<f32>) -> Result<(), Error> {
         out.clear();
         out.extend(x.values.iter().map(|v| *v as f32));
+        Ok(())
+    }
+
+    fn read_routes(&self, routes: &Routes<f64>, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error> {
+        experts.clone_from(&routes.experts);
+        weights.clear();
+        weights.extend(routes.weights.iter().map(|w| *w as f32));
         Ok(())
     }
 }
