@@ -6,7 +6,7 @@ use std::{
 };
 
 use tessera_ops::{
-    Attention, Batch, Device, Error, Gate, KvLayout, Linear, MatrixSource, Rope, RopeLayout,
+    Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router,
     numerics::quantization_rest,
 };
 
@@ -17,8 +17,9 @@ use crate::{
     isa::Isa,
     kv::{self, KvPages},
     lanes::Workers,
-    matmul::{Activations, Job, PackedMatrix, project},
+    matmul::{Activations, Job, Kernels, Overrides, PackedMatrix, SegmentTable, project_segments},
     norm, rope,
+    routes::{self, Routes, RoutesPool},
     tensor::{Pool, Tensor},
     threads::{Threads, default_thread_count},
 };
@@ -27,25 +28,41 @@ use crate::{
 pub struct CpuDevice {
     workers: Workers,
     pool: Arc<Pool>,
+    routes: Arc<RoutesPool>,
+    kernels: Kernels,
     activations: Mutex<Activations>,
 }
 
 impl CpuDevice {
     /// A device of `threads` threads (none: as many as there are cores) and an instruction set (none: the one that
-    /// `TESSERA_ISA` names, or the best).
+    /// `TESSERA_KERNELS` or `TESSERA_ISA` names, or the best), with the other switches of `TESSERA_KERNELS`.
     ///
     /// # Errors
-    /// `TESSERA_ISA` names an instruction set that this CPU lacks.
+    /// `TESSERA_ISA` names an instruction set that this CPU lacks, or `TESSERA_KERNELS` a switch that does not exist.
     pub fn new(threads: Option<NonZero<usize>>, isa: Option<Isa>) -> Result<CpuDevice, Error> {
-        let isa = match isa {
+        let overrides = Overrides::from_environment()?;
+        let isa = match isa.or(overrides.isa) {
             Some(isa) => isa,
             None => Isa::choose()?,
         };
-        Ok(CpuDevice {
-            workers: Workers { isa, pool: Threads::new(threads.unwrap_or_else(default_thread_count)) },
+        Ok(CpuDevice::with_kernels(threads, Kernels { overrides, ..Kernels::new(isa) }))
+    }
+
+    /// A device of `threads` threads (none: as many as there are cores) with these kernels.
+    pub fn with_kernels(threads: Option<NonZero<usize>>, kernels: Kernels) -> CpuDevice {
+        let pool = Threads::new(threads.unwrap_or_else(default_thread_count));
+        CpuDevice {
+            workers: Workers { isa: kernels.isa, pool },
             pool: Pool::new(),
+            routes: RoutesPool::new(),
+            kernels,
             activations: Mutex::new(Activations::new()),
-        })
+        }
+    }
+
+    /// What its projections are computed with.
+    pub fn kernels(&self) -> &Kernels {
+        &self.kernels
     }
 
     /// The instruction set it computes with.
@@ -58,28 +75,37 @@ impl CpuDevice {
         self.workers.pool.count()
     }
 
-    /// Runs projections of `x` (tokens, depth).
-    fn run_jobs(&self, x: &Tensor, jobs: &mut [Job<'_>]) {
+    /// Runs projections of `x`.
+    fn run_jobs(&self, x: &Tensor, depth: usize, table: &SegmentTable<'_>, jobs: &mut [Job<'_>]) {
         // Scratch is written anew by every projection, so one that panicked leaves nothing behind.
         let mut scratch = self.activations.lock().unwrap_or_else(PoisonError::into_inner);
-        project(self.workers.isa, &self.workers.pool, &mut scratch, x.as_slice(), x.rows(), x.width(), jobs);
+        project_segments(&self.kernels, &self.workers.pool, &mut scratch, x.as_slice(), depth, table, jobs);
     }
 }
 
 impl Device for CpuDevice {
     type Matrix = PackedMatrix;
+    type Stack = PackedMatrix;
     type Embedding = Embedding;
     type Vector = Vec<f32>;
     type Tensor = Tensor;
     type KvCache = KvPages;
+    type Routes = Routes;
 
     fn name(&self) -> String {
         let threads = self.threads();
-        format!("CPU ({}, {threads} thread{})", self.workers.isa.title(), if threads == 1 { "" } else { "s" })
+        let s = if threads == 1 { "" } else { "s" };
+        let forced = Overrides { isa: None, ..self.kernels.overrides }.to_string();
+        let comma = if forced.is_empty() { "" } else { ", " };
+        format!("CPU ({}, {threads} thread{s}{comma}{forced})", self.workers.isa.title())
     }
 
     fn load_matrix(&self, source: &MatrixSource) -> Result<PackedMatrix, Error> {
         PackedMatrix::pack(source, &self.workers.pool)
+    }
+
+    fn load_stack(&self, source: &MatrixSource, count: usize) -> Result<PackedMatrix, Error> {
+        PackedMatrix::pack_stack(source, count, &self.workers.pool)
     }
 
     fn load_embedding(&self, source: &MatrixSource) -> Result<Embedding, Error> {
@@ -109,7 +135,7 @@ impl Device for CpuDevice {
             let out = next.next().map_or(&mut [][..], Tensor::as_mut_slice);
             Job::new(&l.matrix, l.bias.as_deref(), out)
         });
-        self.run_jobs(x, &mut jobs);
+        self.run_jobs(x, x.width(), &SegmentTable::dense(x.rows()), &mut jobs);
         y
     }
 
@@ -127,7 +153,8 @@ impl Device for CpuDevice {
             quantization_rest(x, rest);
         }
         let mut sums = self.pool.take(2 * x.rows(), rows);
-        self.run_jobs(&both, &mut [Job::new(&linear.matrix, None, sums.as_mut_slice())]);
+        let table = SegmentTable::dense(both.rows());
+        self.run_jobs(&both, x.width(), &table, &mut [Job::new(&linear.matrix, None, sums.as_mut_slice())]);
         let mut y = self.pool.take(x.rows(), rows);
         let (codes, rest) = sums.as_slice().split_at(x.rows() * rows);
         for (out, (a, b)) in y.as_mut_slice().iter_mut().zip(codes.iter().zip(rest)) {
@@ -139,6 +166,43 @@ impl Device for CpuDevice {
             }
         }
         y
+    }
+
+    fn project_grouped(&self, x: &Tensor, linear: &LinearStack<Self>) -> Tensor {
+        let (stack, groups) = (&linear.matrices, linear.matrices.segments());
+        assert_eq!(x.width(), groups * stack.depth(), "each group has its slice of a row");
+        let mut y = self.pool.take(x.rows(), groups * stack.rows());
+        let job = Job::new(stack, linear.bias.as_deref(), y.as_mut_slice());
+        self.run_jobs(x, stack.depth(), &SegmentTable::grouped(x.rows(), groups), &mut [job]);
+        y
+    }
+
+    fn route(&self, logits: &Tensor, router: &Router<Self>) -> Routes {
+        let (bias, factors) = (router.bias.as_deref(), router.factors.as_deref());
+        routes::route(&self.workers, &self.pool, &self.routes, logits, &router.routing, bias, factors)
+    }
+
+    fn project_routed<const N: usize>(
+        &self,
+        x: &Tensor,
+        linears: [&LinearStack<Self>; N],
+        routes: &Routes,
+    ) -> [Tensor; N] {
+        let mut y = linears.map(|l| self.pool.take(routes.places().len(), l.matrices.rows()));
+        let mut next = y.iter_mut();
+        let mut jobs = linears.map(|l| {
+            let out = next.next().map_or(&mut [][..], Tensor::as_mut_slice);
+            Job::new(&l.matrices, l.bias.as_deref(), out)
+        });
+        self.run_jobs(x, x.width(), &SegmentTable::routed(routes, false), &mut jobs);
+        y
+    }
+
+    fn combine_routed(&self, x: &Tensor, linear: &LinearStack<Self>, routes: &Routes) -> Tensor {
+        let mut sums = self.pool.take(routes.places().len(), linear.matrices.rows());
+        let job = Job::new(&linear.matrices, linear.bias.as_deref(), sums.as_mut_slice());
+        self.run_jobs(x, x.width(), &SegmentTable::routed(routes, true), &mut [job]);
+        routes::combine(&self.workers, &self.pool, &sums, routes)
     }
 
     fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Tensor {
@@ -176,6 +240,14 @@ impl Device for CpuDevice {
     fn read(&self, x: &Tensor, out: &mut Vec<f32>) -> Result<(), Error> {
         out.clear();
         out.extend_from_slice(x.as_slice());
+        Ok(())
+    }
+
+    fn read_routes(&self, routes: &Routes, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error> {
+        experts.clear();
+        experts.extend_from_slice(routes.experts());
+        weights.clear();
+        weights.extend_from_slice(routes.weights());
         Ok(())
     }
 }

@@ -41,6 +41,14 @@ pub enum Error {
         /// How many matrices there should be.
         count: usize,
     },
+    /// A switch that picks kernels does not exist.
+    #[error("no kernel switch {switch:?}; there are {known}")]
+    KernelSwitch {
+        /// What was asked for.
+        switch: String,
+        /// All switches and values.
+        known: String,
+    },
     /// A scale or a plain weight is NaN or infinite.
     #[error(
         "tensor {tensor}, row {row}: a {what} is not a finite number; the file is damaged, fetch or convert it again"

@@ -1,39 +1,60 @@
-//! Activations in the form the kernels read: quantized once per token, in panels exactly as wide as a tile.
+//! Activations in the form the kernels read: quantized once, in panels exactly as wide as a tile.
 //!
 //! A panel of C tokens holds, for each block of 32 features, `C x 32 codes | C scales | C scaled sums | C sums`: every
-//! operand of a tile at a constant offset. Sub-blocks of 16 need sums of half a block; those lie in a second set of panels,
-//! written only where some matrix asks for them.
+//! operand of a tile at a constant offset. Sub-blocks of 16 need sums of half a block; those lie in panels of their own,
+//! behind the others. Layouts of floats read plain rows; where these do not lie one after another (a group's slices, an
+//! expert's tokens) they are copied behind the panels.
+//!
+//! All panels of a *pass* (some rows of one segment) lie together in cache lines of the scratch memory.
 
 use tessera_ops::numerics::ACTIVATION_CODE_MAX;
 
-use super::tile::{BLOCK, TOKENS_MAX, halves_bytes, record_bytes};
+use super::{
+    segments::InputRows,
+    tile::{BLOCK, TOKENS_MAX, halves_bytes, record_bytes},
+};
 use crate::{
     isa::{Isa, Kernel},
     simd::{LANES, Simd},
-    threads::{SharedSlice, Threads},
+    threads::SharedSlice,
 };
 
 /// Scratch memory of quantized activations, kept from step to step.
 #[derive(Default)]
 pub struct Activations {
-    panels: Vec<Line>,
-    halves: Vec<Line>,
+    lines: Vec<Line>,
+    /// The passes of a projection whose workers share all panels.
+    pub(super) passes: Vec<super::project::Pass>,
+}
+
+impl Activations {
+    /// Empty scratch.
+    pub fn new() -> Activations {
+        Activations::default()
+    }
+
+    /// Room for `count` cache lines, with the list of passes. Room once made is kept, so that a warm step allocates
+    /// nothing.
+    pub(super) fn room(&mut self, count: usize) -> (SharedSlice<'_, Line>, &[super::project::Pass]) {
+        if self.lines.len() < count {
+            self.lines.resize(count, Line([0; LINE]));
+        }
+        (SharedSlice::new(&mut self.lines), &self.passes)
+    }
 }
 
 /// A cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line(#[allow(dead_code)] [u8; 64]); // read and written through pointers
+pub(super) struct Line(#[allow(dead_code)] [u8; 64]); // read and written through pointers
 
 const LINE: usize = size_of::<Line>();
 
-/// How tokens are cut into panels: near-equal widths, the wider ones first.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
+/// How the tokens of a pass are cut into panels: near-equal widths, the wider ones first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cut {
     /// How many panels.
     pub(super) count: usize,
-    /// Blocks of a row.
-    blocks: usize,
     /// Tokens of a narrow panel; a wide one has one more.
     width: usize,
     /// How many panels are wide.
@@ -53,145 +74,148 @@ pub(super) struct Run {
     pub(super) tokens: usize,
 }
 
-impl Plan {
-    /// Panels of at most `tokens_max`, their count a multiple of `workers` (as far as there are tokens).
-    pub(super) fn new(tokens: usize, depth: usize, tokens_max: usize, workers: usize) -> Plan {
+impl Cut {
+    /// As few panels of at most `tokens_max` as will do.
+    pub(super) fn new(tokens: usize, tokens_max: usize) -> Cut {
         assert!((1..=TOKENS_MAX).contains(&tokens_max), "no tile is {tokens_max} tokens wide");
-        assert!(tokens > 0, "a plan is for some tokens");
-        let count = tokens.div_ceil(tokens_max).next_multiple_of(workers).min(tokens);
-        Plan { count, blocks: depth / BLOCK, width: tokens / count, wide: tokens % count }
+        assert!(tokens > 0, "a pass has some tokens");
+        let count = tokens.div_ceil(tokens_max);
+        Cut { count, width: tokens / count, wide: tokens % count }
     }
 
-    /// Panels `from..to`, the wide ones and the narrow ones (either may be none).
-    pub(super) fn runs(&self, from: usize, to: usize) -> [Run; 2] {
-        let run = |first: usize, end: usize, tokens: usize| Run {
-            first,
-            panels: end.saturating_sub(first),
-            start: first * self.width + first.min(self.wide),
-            tokens,
-        };
-        [run(from, to.min(self.wide), self.width + 1), run(from.max(self.wide), to, self.width)]
-    }
-
-    /// Cache lines of a panel of `tokens` tokens, where a block takes `bytes(tokens)`.
-    fn lines(&self, tokens: usize, bytes: impl Fn(usize) -> usize) -> usize {
-        (self.blocks * bytes(tokens)).div_ceil(LINE)
-    }
-
-    /// Cache lines before panel `index`.
-    fn lines_before(&self, index: usize, bytes: impl Fn(usize) -> usize) -> usize {
-        let (wide, narrow) = (self.lines(self.width + 1, &bytes), self.lines(self.width, &bytes));
-        index.min(self.wide) * wide + index.saturating_sub(self.wide) * narrow
+    /// The wide panels and the narrow ones (there may be no wide ones).
+    pub(super) fn runs(&self) -> [Run; 2] {
+        let start = self.wide * (self.width + 1);
+        [
+            Run { first: 0, panels: self.wide, start: 0, tokens: self.width + 1 },
+            Run { first: self.wide, panels: self.count - self.wide, start, tokens: self.width },
+        ]
     }
 }
 
-/// The panels of one projection, to be filled and read by many workers.
+/// What the matrices of a projection ask of its activations.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Form {
+    /// Features of a row.
+    pub(super) depth: usize,
+    /// Some layout multiplies codes.
+    pub(super) codes: bool,
+    /// Some layout has scales of 16 weights.
+    pub(super) halves: bool,
+    /// Some layout multiplies plain rows that do not lie one after another.
+    pub(super) copies: bool,
+}
+
+impl Form {
+    /// Blocks of a row; the last may be short for floats.
+    pub(super) fn blocks(&self) -> usize {
+        self.depth.div_ceil(BLOCK)
+    }
+
+    /// Cache lines of a panel of `tokens` tokens, of its halves, and of a copied row.
+    fn lines_each(&self, tokens: usize) -> [usize; 3] {
+        let lines = |wanted: bool, bytes: usize| if wanted { bytes.div_ceil(LINE) } else { 0 };
+        [
+            lines(self.codes, self.blocks() * record_bytes(tokens)),
+            lines(self.halves, self.blocks() * halves_bytes(tokens)),
+            lines(self.copies, self.depth * size_of::<f32>()),
+        ]
+    }
+
+    /// Cache lines before panel `index` of a cut and before its halves, from where the first of each starts.
+    fn lines_before(&self, cut: &Cut, index: usize) -> [usize; 2] {
+        let (wide, narrow) = (self.lines_each(cut.width + 1), self.lines_each(cut.width));
+        let before = |i: usize| index.min(cut.wide) * wide[i] + index.saturating_sub(cut.wide) * narrow[i];
+        [before(0), before(1)]
+    }
+
+    /// Cache lines of a pass.
+    pub(super) fn lines(&self, cut: &Cut) -> usize {
+        let [panels, halves] = self.lines_before(cut, cut.count);
+        panels + halves + (cut.count * cut.width + cut.wide) * self.lines_each(1)[2]
+    }
+}
+
+/// The panels of one pass, to be filled and read by one worker or many.
 #[derive(Clone, Copy)]
-pub(super) struct Panels<'a> {
-    pub(super) plan: Plan,
-    panels: &'a SharedSlice<'a, Line>,
-    /// Empty where no matrix needs halves.
-    halves: &'a SharedSlice<'a, Line>,
-    has_halves: bool,
+pub(super) struct Panels {
+    pub(super) form: Form,
+    pub(super) cut: Cut,
+    start: *mut Line,
 }
 
-impl Activations {
-    /// Empty scratch.
-    pub fn new() -> Activations {
-        Activations::default()
+// SAFETY: it is an address with sizes; what it points to is reached through unsafe functions alone.
+unsafe impl Sync for Panels {}
+
+impl Panels {
+    /// The panels that start at line `at` of `room`.
+    pub(super) fn new(form: Form, cut: Cut, room: &SharedSlice<'_, Line>, at: usize) -> Panels {
+        Panels { form, cut, start: room.as_ptr().wrapping_add(at) }
     }
 
-    /// Makes room for a plan. Room once made is kept, so that a warm step allocates nothing.
-    pub(super) fn with_panels<R>(&mut self, plan: Plan, has_halves: bool, use_them: impl FnOnce(Panels<'_>) -> R) -> R {
-        let grow = |lines: &mut Vec<Line>, count: usize| {
-            if lines.len() < count {
-                lines.resize(count, Line([0; LINE]));
-            }
-        };
-        grow(&mut self.panels, plan.lines_before(plan.count, record_bytes));
-        if has_halves {
-            grow(&mut self.halves, plan.lines_before(plan.count, halves_bytes));
-        }
-        let (panels, halves) = (SharedSlice::new(&mut self.panels), SharedSlice::new(&mut self.halves));
-        use_them(Panels { plan, panels: &panels, halves: &halves, has_halves })
-    }
-}
-
-impl Panels<'_> {
     /// Where panel `index` starts.
     pub(super) fn panel(&self, index: usize) -> *mut u8 {
-        self.panels.as_ptr().wrapping_add(self.plan.lines_before(index, record_bytes)).cast()
+        self.start.wrapping_add(self.form.lines_before(&self.cut, index)[0]).cast()
     }
 
     /// Where the halves of panel `index` start, if there are any.
     pub(super) fn halves(&self, index: usize) -> *mut u8 {
-        self.halves.as_ptr().wrapping_add(self.plan.lines_before(index, halves_bytes)).cast()
+        let panels = self.form.lines_before(&self.cut, self.cut.count)[0];
+        self.start.wrapping_add(panels + self.form.lines_before(&self.cut, index)[1]).cast()
+    }
+
+    /// Where the copied row of token `token` starts, if rows are copied.
+    pub(super) fn copy(&self, token: usize) -> *mut f32 {
+        let [panels, halves] = self.form.lines_before(&self.cut, self.cut.count);
+        self.start.wrapping_add(panels + halves + token * self.form.lines_each(1)[2]).cast()
+    }
+
+    /// Numbers from one copied row to the next.
+    pub(super) fn copy_stride(&self) -> usize {
+        self.form.lines_each(1)[2] * (LINE / size_of::<f32>())
     }
 
     /// Bytes from one panel of this width to the next, and from its halves to the next one's.
     pub(super) fn strides(&self, tokens: usize) -> (usize, usize) {
-        (self.plan.lines(tokens, record_bytes) * LINE, self.plan.lines(tokens, halves_bytes) * LINE)
+        let [panel, halves, _] = self.form.lines_each(tokens);
+        (panel * LINE, halves * LINE)
     }
 
-    /// Quantizes blocks `blocks.0..blocks.1` of panels `from..to` of the rows `x` (tokens, depth).
+    /// Fills blocks `blocks.0..blocks.1` of all panels from the first rows of `rows`, as many as there are tokens.
     ///
     /// # Safety
-    /// No other thread reads or writes these blocks of the panels meanwhile.
-    unsafe fn quantize(&self, isa: Isa, x: &[f32], (from, to): (usize, usize), blocks: (usize, usize)) {
-        let depth = self.plan.blocks * BLOCK;
-        for run in self.plan.runs(from, to) {
+    /// The room has all lines of the pass, and no other thread reads or writes these blocks meanwhile.
+    pub(super) unsafe fn fill(&self, isa: Isa, rows: &InputRows<'_>, blocks: (usize, usize)) {
+        for run in self.cut.runs() {
             for i in 0..run.panels {
                 let first = run.start + i * run.tokens;
-                isa.run(Quantize {
-                    x: &x[first * depth..(first + run.tokens) * depth],
-                    tokens: run.tokens,
-                    total_blocks: self.plan.blocks,
-                    blocks,
-                    panel: self.panel(run.first + i),
-                    halves: self.has_halves.then(|| self.halves(run.first + i)),
-                });
-            }
-        }
-    }
-
-    /// Quantizes panels `from..to`.
-    ///
-    /// # Safety
-    /// No other thread reads or writes these panels meanwhile.
-    pub(super) unsafe fn quantize_panels(&self, isa: Isa, x: &[f32], from: usize, to: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { self.quantize(isa, x, (from, to), (0, self.plan.blocks)) };
-    }
-
-    /// Quantizes all panels, spread over a pool.
-    pub(super) fn quantize_all(&self, isa: Isa, x: &[f32], pool: &Threads, alone_max: usize) {
-        if x.len() <= alone_max || pool.count() == 1 {
-            // SAFETY: this thread alone has the panels.
-            return unsafe { self.quantize_panels(isa, x, 0, self.plan.count) };
-        }
-        pool.run(&|share, shares| {
-            let cut = |whole: usize, i: usize| whole * i / shares;
-            if self.plan.count >= shares {
-                // SAFETY: shares take disjoint panels.
-                unsafe {
-                    self.quantize_panels(isa, x, cut(self.plan.count, share), cut(self.plan.count, share + 1));
+                if self.form.codes {
+                    isa.run(Quantize {
+                        rows: *rows,
+                        first,
+                        tokens: run.tokens,
+                        blocks,
+                        panel: self.panel(run.first + i),
+                        halves: self.form.halves.then(|| self.halves(run.first + i)),
+                    });
                 }
-            } else {
-                // Tokens of one panel lie within a cache line of each other, so its blocks are shared out instead.
-                let blocks = (cut(self.plan.blocks, share), cut(self.plan.blocks, share + 1));
-                // SAFETY: shares take disjoint blocks.
-                unsafe { self.quantize(isa, x, (0, self.plan.count), blocks) };
+                for token in (first..first + run.tokens).filter(|_| self.form.copies) {
+                    let features = blocks.0 * BLOCK..self.form.depth.min(blocks.1 * BLOCK);
+                    let from = &rows.row(token)[features.clone()];
+                    // SAFETY: a copied row has `depth` numbers, and these are this thread's.
+                    unsafe { self.copy(token).add(features.start).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+                }
             }
-        });
+        }
     }
 }
 
 /// Quantizes some blocks of a panel, bit for bit as [`tessera_ops::numerics::quantize_block`].
 struct Quantize<'a> {
-    /// (tokens, depth)
-    x: &'a [f32],
+    rows: InputRows<'a>,
+    /// The panel's first row, and how many.
+    first: usize,
     tokens: usize,
-    total_blocks: usize,
     blocks: (usize, usize),
     panel: *mut u8,
     halves: Option<*mut u8>,
@@ -203,10 +227,9 @@ impl Kernel for Quantize<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         for token in 0..self.tokens {
-            let depth = self.total_blocks * BLOCK;
-            let row = &self.x[token * depth..(token + 1) * depth].as_chunks::<BLOCK>().0[self.blocks.0..self.blocks.1];
+            let row = &self.rows.row(self.first + token).as_chunks::<BLOCK>().0[self.blocks.0..self.blocks.1];
             for (block, x) in (self.blocks.0..).zip(row) {
-                // SAFETY: panels hold `total_blocks` records, and halves where they are given.
+                // SAFETY: panels hold a record for each block, and halves where they are given.
                 unsafe {
                     let record = self.panel.add(block * record_bytes(self.tokens));
                     let (scale, sums) = quantize_block(simd, x, record.add(token * BLOCK).cast());
@@ -266,19 +289,16 @@ mod tests {
     #[test]
     fn panels_cover_all_tokens_once() {
         for tokens in 1..200 {
-            for (tokens_max, workers) in [(1, 1), (4, 1), (12, 1), (12, 2), (12, 5), (7, 3)] {
-                let plan = Plan::new(tokens, 64, tokens_max, workers);
-                for cut in [0, plan.count / 2, plan.count] {
-                    let runs = [plan.runs(0, cut), plan.runs(cut, plan.count)].concat();
-                    let (mut panel, mut token) = (0, 0);
-                    for run in runs.iter().filter(|r| r.panels > 0) {
-                        assert_eq!((run.first, run.start), (panel, token));
-                        assert!((1..=tokens_max).contains(&run.tokens));
-                        panel += run.panels;
-                        token += run.panels * run.tokens;
-                    }
-                    assert_eq!((panel, token), (plan.count, tokens));
+            for tokens_max in [1, 4, 7, 12] {
+                let cut = Cut::new(tokens, tokens_max);
+                let (mut panel, mut token) = (0, 0);
+                for run in cut.runs().iter().filter(|r| r.panels > 0) {
+                    assert_eq!((run.first, run.start), (panel, token));
+                    assert!((1..=tokens_max).contains(&run.tokens));
+                    panel += run.panels;
+                    token += run.panels * run.tokens;
                 }
+                assert_eq!((panel, token), (cut.count, tokens));
             }
         }
     }
@@ -303,32 +323,44 @@ mod tests {
     }
 
     proptest! {
+        /// Rows in any order, blocks filled in two parts, copied rows beside them.
         #[test]
-        fn panels_hold_the_contract_s_blocks(case in case(), threads in 1usize..=2) {
+        fn panels_hold_the_contract_s_blocks(case in case(), seam in 0usize..=3, seed in 0usize..26) {
             let depth = case.x.len() / case.tokens;
-            let pool = Threads::new(threads.try_into().unwrap());
+            let places: Vec<u32> = (0..case.tokens).map(|i| ((i + seed) % case.tokens) as u32).collect();
+            let rows = InputRows { x: &case.x, depth, stride: depth, offset: 0, places: Some(&places), share: 1 };
+            let x: Vec<f32> = (0..case.tokens).flat_map(|i| rows.row(i).to_vec()).collect();
+            let form = Form { depth, codes: true, halves: true, copies: true };
+            let (cut, seam) = (Cut::new(case.tokens, 12), seam.min(form.blocks()));
             for isa in Isa::available() {
-                let plan = Plan::new(case.tokens, depth, 12, 1);
-                Activations::new().with_panels(plan, true, |panels| {
-                    panels.quantize_all(isa, &case.x, &pool, 0);
-                    for index in 0..plan.count {
-                        check_panel(&panels, index, &case.x, depth);
+                let mut scratch = Activations::new();
+                let (room, _) = scratch.room(form.lines(&cut));
+                let panels = Panels::new(form, cut, &room, 0);
+                // SAFETY: the room is all this thread's.
+                unsafe {
+                    panels.fill(isa, &rows, (0, seam));
+                    panels.fill(isa, &rows, (seam, form.blocks()));
+                }
+                for run in cut.runs() {
+                    for i in 0..run.panels {
+                        check_panel(&panels, run, i, &x, depth);
                     }
-                });
+                }
             }
         }
     }
 
-    fn check_panel(panels: &Panels<'_>, index: usize, x: &[f32], depth: usize) {
-        let run = panels.plan.runs(index, index + 1).into_iter().find(|r| r.panels == 1).unwrap();
-        let c = run.tokens;
+    fn check_panel(panels: &Panels, run: Run, i: usize, x: &[f32], depth: usize) {
+        let (index, start, c) = (run.first + i, run.start + i * run.tokens, run.tokens);
         for (token, block) in (0..c).flat_map(|t| (0..depth / BLOCK).map(move |b| (t, b))) {
-            let at = (run.start + token) * depth + block * BLOCK;
+            let at = (start + token) * depth + block * BLOCK;
             let want = numerics::quantize_block(&x[at..at + BLOCK]);
             let sums: Vec<i32> = want.codes.chunks(16).map(|h| h.iter().map(|q| i32::from(*q)).sum()).collect();
             let bits = |v: f32| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() };
             // SAFETY: the panel is filled, and records are read as they were written.
             unsafe {
+                let copy = panels.copy(start + token).add(block * BLOCK).cast::<[f32; BLOCK]>().read();
+                assert!(copy.iter().zip(&x[at..at + BLOCK]).all(|(a, b)| a.to_bits() == b.to_bits()));
                 let record = panels.panel(index).add(block * record_bytes(c));
                 assert_eq!(record.add(token * BLOCK).cast::<[i8; BLOCK]>().read(), want.codes);
                 let numbers = record.add(c * BLOCK).cast::<f32>().add(token);

@@ -64,12 +64,11 @@ pub(super) struct Strip<'a> {
     pub(super) panel: *const u8,
     pub(super) halves: *const u8,
     pub(super) strides: (usize, usize),
-    /// The panels' activations themselves, (tokens, depth) (for layouts of floats).
+    /// The panels' activations themselves, and numbers from one row to the next (for layouts of floats).
     pub(super) x: *const f32,
-    /// The output of the first token at the first group's first row.
-    pub(super) out: *mut f32,
-    /// Numbers from one token's output to the next.
-    pub(super) out_stride: usize,
+    pub(super) x_stride: usize,
+    /// Where the results go.
+    pub(super) to: Outputs,
     /// Rows that are left from the first group's first row on; at most the last group is partial.
     pub(super) rows: usize,
     /// The bias of those rows.
@@ -78,12 +77,56 @@ pub(super) struct Strip<'a> {
     pub(super) prefetch_bytes: usize,
 }
 
+/// Where results go: row c of a panel is written to `out + places[c] * stride`. The next panel's places start where its own
+/// end; or, where rows stand one after another, they are 0, 1, 2, … again and `out` moves on.
+#[derive(Clone, Copy)]
+pub(super) struct Outputs {
+    out: *mut f32,
+    stride: usize,
+    places: *const u32,
+    scattered: bool,
+}
+
+/// The places of rows that stand one after another.
+static IN_ORDER: [u32; TOKENS_MAX] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
+
+impl Outputs {
+    /// Rows one after another, `stride` numbers apart.
+    pub(super) fn in_order(out: *mut f32, stride: usize) -> Outputs {
+        Outputs { out, stride, places: IN_ORDER.as_ptr(), scattered: false }
+    }
+
+    /// Rows at these places, counted in strides from `out`.
+    pub(super) fn scattered(out: *mut f32, stride: usize, places: &[u32]) -> Outputs {
+        Outputs { out, stride, places: places.as_ptr(), scattered: true }
+    }
+
+    /// The outputs `tokens` rows and `features` numbers further on.
+    #[inline(always)]
+    fn skip(&self, tokens: usize, features: usize) -> Outputs {
+        let (rows, places) = if self.scattered { (0, tokens) } else { (tokens, 0) };
+        let out = self.out.wrapping_add(rows * self.stride + features);
+        Outputs { out, places: self.places.wrapping_add(places), ..*self }
+    }
+
+    /// Where the row of a panel's token starts.
+    ///
+    /// # Safety
+    /// The panel has this token.
+    #[inline(always)]
+    unsafe fn row(&self, token: usize) -> *mut f32 {
+        // SAFETY: there is a place for each token.
+        let place = unsafe { self.places.add(token).read() };
+        self.out.wrapping_add(place as usize * self.stride)
+    }
+}
+
 /// Computes a strip.
 ///
 /// # Safety
 /// The strip's groups are packed in `layout`, its panels (and halves, where the layout has them) hold quantized blocks
-/// of `tokens` tokens of `depth` features each, `x` as many numbers, and the outputs of its rows for its tokens are
-/// valid for writing and touched by no other thread.
+/// of `tokens` tokens of `depth` features each, `x` as many rows, and the outputs of its rows for its tokens are valid for
+/// writing and touched by no other thread.
 pub(super) unsafe fn run(isa: Isa, layout: Packed, strip: Strip<'_>) {
     match layout {
         Packed::F32 => widths(isa, strip, Floats::<f32>(PhantomData)),
@@ -133,6 +176,7 @@ struct Operands {
     panel: *const u8,
     halves: *const u8,
     x: *const f32,
+    x_stride: usize,
     depth: usize,
     prefetch_bytes: usize,
 }
@@ -168,23 +212,23 @@ impl<A: Chain, const C: usize> Kernel for Tile<'_, A, C> {
                         group: strip.group.add(g * strip.group_bytes),
                         panel: strip.panel.wrapping_add(p * strip.strides.0),
                         halves: strip.halves.wrapping_add(p * strip.strides.1),
-                        x: strip.x.add(p * C * strip.depth),
+                        x: strip.x.wrapping_add(p * C * strip.x_stride),
+                        x_stride: strip.x_stride,
                         depth: strip.depth,
                         prefetch_bytes: if p == 0 { strip.prefetch_bytes } else { 0 },
                     };
-                    let out = strip.out.add(p * C * strip.out_stride + g * ROWS);
+                    let out = strip.to.skip(p * C, g * ROWS);
                     // A partial group is computed whole, beside the output.
                     let mut whole = [[0.0f32; ROWS]; C];
-                    let (to, stride) =
-                        if rows >= ROWS { (out, strip.out_stride) } else { (whole.as_mut_ptr().cast(), ROWS) };
-                    tile::<S, A, C>(simd, strip.segments, &from, to, stride);
+                    let to = if rows >= ROWS { out } else { Outputs::in_order(whole.as_mut_ptr().cast(), ROWS) };
+                    tile::<S, A, C>(simd, strip.segments, &from, &to);
                     if rows < ROWS {
                         for (token, lanes) in whole.iter().enumerate() {
-                            out.add(token * strip.out_stride).copy_from_nonoverlapping(lanes.as_ptr(), rows);
+                            out.row(token).copy_from_nonoverlapping(lanes.as_ptr(), rows);
                         }
                     }
                     if let Some(bias) = bias {
-                        add_bias::<S, C>(simd, bias, out, strip.out_stride);
+                        add_bias::<S, C>(simd, bias, &out);
                     }
                 }
             }
@@ -192,16 +236,16 @@ impl<A: Chain, const C: usize> Kernel for Tile<'_, A, C> {
     }
 }
 
-/// Adds the bias of at most 16 rows to C tokens, `stride` apart.
+/// Adds the bias of at most 16 rows to C tokens.
 ///
 /// # Safety
 /// `out` takes as many numbers as there are biases, for each token.
 #[inline(always)]
-unsafe fn add_bias<S: Simd, const C: usize>(simd: S, bias: &[f32], out: *mut f32, stride: usize) {
+unsafe fn add_bias<S: Simd, const C: usize>(simd: S, bias: &[f32], out: &Outputs) {
     let lanes = simd.load_partial(bias, 0.0);
     for token in 0..C {
         // SAFETY: the caller's promise.
-        let y = unsafe { std::slice::from_raw_parts_mut(out.add(token * stride), bias.len()) };
+        let y = unsafe { std::slice::from_raw_parts_mut(out.row(token), bias.len()) };
         let sum = simd.add(simd.load_partial(y, 0.0), lanes);
         simd.store_partial(y, sum);
     }
@@ -210,22 +254,16 @@ unsafe fn add_bias<S: Simd, const C: usize>(simd: S, bias: &[f32], out: *mut f32
 /// One tile: its segments in order, added up in the output.
 ///
 /// # Safety
-/// As [`run`] for one group and one panel; `out` takes 16 numbers for each token, `stride` apart.
+/// As [`run`] for one group and one panel; `out` takes 16 numbers for each token.
 #[inline(always)]
-unsafe fn tile<S: Simd, A: Chain, const C: usize>(
-    simd: S,
-    segments: &Segments,
-    from: &Operands,
-    out: *mut f32,
-    stride: usize,
-) {
+unsafe fn tile<S: Simd, A: Chain, const C: usize>(simd: S, segments: &Segments, from: &Operands, out: &Outputs) {
     for index in 0..segments.count {
         // SAFETY: the caller's promises.
         unsafe {
             let acc = A::segment::<S, C>(simd, from, segments.get(index));
             unroll!(12, c, {
                 if c < C {
-                    let to = out.add(c * stride);
+                    let to = out.row(c);
                     let sum = if index == 0 { acc[c] } else { simd.add(simd.load_at(to), acc[c]) };
                     simd.store_at(to, sum);
                 }
@@ -378,7 +416,7 @@ impl<T: Float> Chain for Floats<T> {
                 let w = T::load(simd, at);
                 unroll!(12, c, {
                     if c < C {
-                        acc[c] = simd.fma(w, simd.splat(from.x.add(c * from.depth + k).read()), acc[c]);
+                        acc[c] = simd.fma(w, simd.splat(from.x.add(c * from.x_stride + k).read()), acc[c]);
                     }
                 });
             }

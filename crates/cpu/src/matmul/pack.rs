@@ -16,9 +16,10 @@ use super::{
 };
 use crate::{memory::Buffer, threads::Threads};
 
-/// A weight matrix in the form the kernels read.
+/// A weight matrix, or several of one shape, in the form the kernels read.
 pub struct PackedMatrix {
     layout: Packed,
+    segments: usize,
     rows: usize,
     depth: usize,
     group_bytes: usize,
@@ -31,22 +32,31 @@ impl PackedMatrix {
     /// # Errors
     /// Formats that hold no weights, shapes that do not fit, scales or weights that are not finite, no memory.
     pub fn pack(source: &MatrixSource, pool: &Threads) -> Result<PackedMatrix, Error> {
-        let row_bytes = source.row_bytes()?;
+        PackedMatrix::pack_stack(source, 1, pool)
+    }
+
+    /// Packs `segments` matrices that lie one after another, each in groups of its own.
+    ///
+    /// # Errors
+    /// As [`PackedMatrix::pack`], and where the rows are not that many equal parts.
+    pub fn pack_stack(source: &MatrixSource, segments: usize, pool: &Threads) -> Result<PackedMatrix, Error> {
+        let (row_bytes, rows) = (source.row_bytes()?, source.rows_each(segments)?);
         let layout = select(source.dtype).ok_or_else(|| Error::Unsupported {
             device: "CPU".to_owned(),
             what: format!("a projection with {} weights (tensor {})", source.dtype, source.name),
             remedy: "convert the model to a format of weights, such as Q8_0",
         })?;
         let group_bytes = layout.group_bytes(source.depth);
-        let groups = source.rows.div_ceil(ROWS);
-        let bytes = groups.saturating_mul(group_bytes);
+        let groups = rows.div_ceil(ROWS);
+        let bytes = groups.saturating_mul(group_bytes).saturating_mul(segments);
         let mut buffer = Buffer::zeroed(bytes, &format!("tensor {}", source.name))?;
         let bad_row = AtomicUsize::new(usize::MAX);
         if bytes > 0 {
             pool.run_chunks(&mut buffer.as_mut_slice()[..bytes], group_bytes, |first, part| {
                 for (i, group) in part.chunks_exact_mut(group_bytes).enumerate() {
-                    let rows = (first + i) * ROWS..source.rows.min((first + i + 1) * ROWS);
-                    for (lane, row) in rows.enumerate() {
+                    let (segment, index) = ((first + i) / groups, (first + i) % groups);
+                    let in_group = index * ROWS..rows.min((index + 1) * ROWS);
+                    for (lane, row) in in_group.map(|r| segment * rows + r).enumerate() {
                         let bytes = &source.bytes[row * row_bytes..(row + 1) * row_bytes];
                         if !layout.put_row(group, lane, source, bytes) {
                             bad_row.fetch_min(row, Ordering::Relaxed);
@@ -56,7 +66,7 @@ impl PackedMatrix {
             });
         }
         match bad_row.into_inner() {
-            usize::MAX => Ok(PackedMatrix { layout, rows: source.rows, depth: source.depth, group_bytes, buffer }),
+            usize::MAX => Ok(PackedMatrix { layout, segments, rows, depth: source.depth, group_bytes, buffer }),
             row => Err(Error::NotFinite {
                 tensor: source.name.clone(),
                 row,
@@ -65,7 +75,12 @@ impl PackedMatrix {
         }
     }
 
-    /// Output features.
+    /// How many matrices.
+    pub fn segments(&self) -> usize {
+        self.segments
+    }
+
+    /// Output features of each.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -77,7 +92,7 @@ impl PackedMatrix {
 
     /// Memory it takes.
     pub fn bytes(&self) -> usize {
-        self.groups() * self.group_bytes
+        self.segments * self.groups() * self.group_bytes
     }
 
     /// The layout its format got.
@@ -85,7 +100,7 @@ impl PackedMatrix {
         self.layout
     }
 
-    /// Groups of 16 rows; the last may be padded with zeros.
+    /// Groups of 16 rows of each matrix; the last may be padded with zeros.
     pub(super) fn groups(&self) -> usize {
         self.rows.div_ceil(ROWS)
     }
@@ -95,9 +110,10 @@ impl PackedMatrix {
         self.group_bytes
     }
 
-    /// Where a group starts.
-    pub(super) fn group(&self, index: usize) -> *const u8 {
-        self.buffer.as_slice()[index * self.group_bytes..self.bytes()].as_ptr()
+    /// Where a group of a matrix starts.
+    pub(super) fn group(&self, segment: usize, index: usize) -> *const u8 {
+        assert!(index < self.groups(), "a matrix has its own groups");
+        self.buffer.as_slice()[(segment * self.groups() + index) * self.group_bytes..self.bytes()].as_ptr()
     }
 }
 

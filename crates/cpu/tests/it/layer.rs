@@ -9,8 +9,8 @@ use std::{
 use tessera_cpu::{CpuDevice, isa::Isa};
 use tessera_formats::DType;
 use tessera_ops::{
-    Attention, Batch, Device, Gate, KvFormat, KvLayout, Linear, Role, Rope, RopeLayout, kv::KvLayer,
-    reference::ReferenceDevice,
+    Attention, Batch, Device, Gate, KvFormat, KvLayout, Linear, LinearStack, Role, Rope, RopeLayout, Router, Routing,
+    Score, kv::KvLayer, reference::ReferenceDevice,
 };
 
 use crate::{
@@ -46,6 +46,7 @@ const WIDTH: usize = 256;
 const HIDDEN: usize = 512;
 const VOCABULARY: usize = 70;
 const HEAD_DIM: usize = 32;
+const EXPERTS: usize = 6;
 const HEADS: (usize, usize) = (8, 2);
 
 struct Layer<D: Device> {
@@ -53,6 +54,10 @@ struct Layer<D: Device> {
     norms: [D::Vector; 4],
     /// query, key, value, output, gate, up, down
     linears: [Linear<D>; 7],
+    /// A layer of experts: its router, gate, up and down; and a grouped projection.
+    router: (Linear<D>, Router<D>),
+    experts: [LinearStack<D>; 3],
+    grouped: LinearStack<D>,
     head: Linear<D>,
     rope: Rope,
     spec: Attention,
@@ -68,7 +73,22 @@ impl<D: Device> Layer<D> {
             matrix: device.load_matrix(&matrix(dtype, rows, depth, seed)).unwrap(),
             bias: (seed % 2 == 0).then(|| vector(rows, seed)),
         };
+        let stack = |dtype, count: usize, rows, depth, seed| LinearStack {
+            matrices: device.load_stack(&matrix(dtype, count * rows, depth, seed), count).unwrap(),
+            bias: (seed % 2 == 0).then(|| vector(count * rows, seed)),
+        };
+        let routing = Routing { score: Score::Sigmoid, slots: 2, groups: None, normalise: true, scale: 1.5 };
         Layer {
+            router: (
+                linear(DType::F32, EXPERTS, WIDTH, 10),
+                Router { routing, bias: Some(vector(EXPERTS, 11)), factors: Some(vector(EXPERTS, 12)) },
+            ),
+            experts: [
+                stack(DType::Q4_K, EXPERTS, WIDTH, WIDTH, 13),
+                stack(DType::Q6_K, EXPERTS, WIDTH, WIDTH, 14),
+                stack(DType::Q5_0, EXPERTS, WIDTH, WIDTH, 16),
+            ],
+            grouped: stack(DType::Q8_0, 2, WIDTH / 2, WIDTH / 2, 17),
             embedding: device.load_embedding(&matrix(DType::Q6_K, VOCABULARY, WIDTH, 20)).unwrap(),
             norms: [vector(WIDTH, 21), vector(HEAD_DIM, 22), vector(WIDTH, 23), vector(WIDTH, 24)],
             linears: [
@@ -113,6 +133,13 @@ impl<D: Device> Layer<D> {
         let normed = device.rms_norm(&x, &self.norms[2], 1e-5);
         let [g, u] = device.project(&normed, [gate, up]);
         let [y] = device.project(&device.gate(&g, &u, Gate::Silu), [down]);
+        device.add(&mut x, &y);
+        let normed = device.rms_norm(&device.project_grouped(&x, &self.grouped), &self.norms[2], 1e-5);
+        let [logits_of_experts] = device.project(&normed, [&self.router.0]);
+        let routes = device.route(&logits_of_experts, &self.router.1);
+        let [gate, up, down] = &self.experts;
+        let [g, u] = device.project_routed(&normed, [gate, up], &routes);
+        let y = device.combine_routed(&device.gate(&g, &u, Gate::Silu), down, &routes);
         device.add(&mut x, &y);
         let last = device.rms_norm(&device.logit_rows(&x, batch), &self.norms[3], 1e-5);
         let mut y = device.project_fine(&last, &self.head);

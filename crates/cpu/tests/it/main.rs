@@ -4,5 +4,6 @@ mod attention;
 mod device;
 mod layer;
 mod matmul;
+mod segments;
 mod tensors;
 mod weights;
