@@ -31,8 +31,9 @@ const NUMBERS: [(&str, &str); 11] = [
     ("sliding_window", "attention.sliding_window"),
 ];
 
-/// `rope_scaling`'s names, and GGUF's.
-const ROPE_SCALING: [(&str, &str); 6] = [
+/// `rope_parameters`' names (`rope_scaling`'s in older files), and GGUF's.
+const ROPE: [(&str, &str); 7] = [
+    ("rope_theta", "rope.freq_base"),
     ("factor", "rope.scaling.factor"),
     ("original_max_position_embeddings", "rope.scaling.original_context_length"),
     ("low_freq_factor", "rope.scaling.low_freq_factor"),
@@ -139,12 +140,17 @@ fn metadata(file: &str, config: &Json) -> Result<Metadata, Error> {
             put(ours, number(file, theirs, v)?);
         }
     }
-    if let Some(scaling) = text.get("rope_scaling").and_then(Json::as_object) {
-        if let Some(kind) = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Json::as_str) {
-            put("rope.scaling.type", Value::String(kind.to_owned()));
+    // Older files have `rope_theta` and `rope_scaling`; newer ones `rope_parameters`, perhaps for two kinds of layers.
+    let rope = text.get("rope_parameters").or_else(|| text.get("rope_scaling"));
+    if let Some(local) = rope.and_then(|r| r.get("sliding_attention")?.get("rope_theta")) {
+        put("rope.local.freq_base", number(file, "rope_theta", local)?);
+    }
+    if let Some(rope) = rope.and_then(|r| r.get("full_attention").unwrap_or(r).as_object()) {
+        if let Some(kind) = rope.get("rope_type").or_else(|| rope.get("type")).and_then(Json::as_str) {
+            put("rope.scaling.type", Value::String(if kind == "default" { "none" } else { kind }.to_owned()));
         }
-        for (theirs, ours) in ROPE_SCALING {
-            if let Some(v) = scaling.get(theirs) {
+        for (theirs, ours) in ROPE {
+            if let Some(v) = rope.get(theirs) {
                 put(ours, number(file, theirs, v)?);
             }
         }

@@ -3,6 +3,7 @@
 mod chat_template;
 mod generation;
 mod golden;
+mod mlx;
 mod sampler;
 mod stop_strings;
 mod support;

@@ -7,7 +7,7 @@ use tessera_formats::Gguf;
 use crate::support;
 
 /// The tiny llama fixture's tokenizer as transformers would write it.
-fn as_json(gguf: &Gguf) -> Value {
+pub(crate) fn as_json(gguf: &Gguf) -> Value {
     let strings = |key: &str| gguf.get(key).unwrap().as_array().unwrap().as_strings().unwrap().to_vec();
     let tokens = strings("tokenizer.ggml.tokens");
     let kinds = gguf.get("tokenizer.ggml.token_type").unwrap().as_array().unwrap().to_i64s().unwrap();
