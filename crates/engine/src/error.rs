@@ -20,6 +20,8 @@ pub enum Error {
     Synth(#[from] SynthError),
     #[error("{file}: {source}")]
     Tokenizer { file: String, source: TokenizerError },
+    #[error("{file}: is one of {count} files of a model; join them (llama-gguf-split --merge) and open the whole")]
+    Split { file: String, count: u64 },
     #[error("{file}: metadata key `{key}` is missing; the file is incomplete, convert the model again")]
     MissingKey { file: String, key: String },
     #[error("{file}: metadata key `{key}` is {found}, and must be {expected}; convert the model again")]

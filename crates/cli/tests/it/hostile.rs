@@ -17,6 +17,7 @@ fn cases() -> Vec<Case> {
     vec![
         ("architecture", Parts::of("llama").set("general.architecture", "alien"), &["alien", "llama"]),
         ("no-architecture", Parts::of("llama").without_key("general.architecture"), &["general.architecture"]),
+        ("split", Parts::of("llama").set("split.count", 3u16), &["one of 3 files"]),
         ("no-layers", Parts::of("llama").without_key("llama.block_count"), &["llama.block_count"]),
         ("many-layers", Parts::of("llama").set("llama.block_count", u32::MAX), &["llama.block_count"]),
         ("zero-heads", Parts::of("llama").set("llama.attention.head_count", 0u32), &["head"]),

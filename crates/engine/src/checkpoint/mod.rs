@@ -27,9 +27,14 @@ impl Checkpoint {
     /// If the files cannot be read or are not sound.
     pub fn open(path: &Path) -> Result<Checkpoint, Error> {
         let file = path.display().to_string();
-        let container =
-            if path.is_dir() { Container::Folder(Folder::open(path)?) } else { Container::Gguf(Gguf::open(path)?) };
-        Ok(Checkpoint { file, container })
+        if path.is_dir() {
+            return Ok(Checkpoint { file, container: Container::Folder(Folder::open(path)?) });
+        }
+        let gguf = Gguf::open(path)?;
+        match gguf.get("split.count").and_then(Value::as_u64) {
+            Some(count) if count > 1 => Err(Error::Split { file, count }),
+            _ => Ok(Checkpoint { file, container: Container::Gguf(gguf) }),
+        }
     }
 
     /// A checkpoint from a GGUF file that is already open; `file` is named in errors.
