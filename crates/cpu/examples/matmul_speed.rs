@@ -1,6 +1,6 @@
 //! Speed of projections at many widths, with weights that are not in the cache: billions of operations a second, and
-//! billions of weight bytes a second. `cargo run --release -p tessera-cpu --example matmul_speed [THREADS [FORMAT]]`
-//! (`TESSERA_ISA` picks the instruction set). Best of several runs.
+//! billions of weight bytes a second. `cargo run --release -p tessera-cpu --example matmul_speed [THREADS [FORMAT
+//! [WIDTH,...]]]` (`TESSERA_ISA` picks the instruction set). Best of several runs.
 
 use std::{num::NonZero, time::Instant};
 
@@ -39,10 +39,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let threads = arguments.next().map_or(Ok(default_thread_count()), |a| a.parse::<NonZero<usize>>())?;
     let only = arguments.next().and_then(|a| DType::from_name(&a));
+    let widths = match arguments.next() {
+        Some(list) => list.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()?,
+        None => WIDTHS.to_vec(),
+    };
     let (isa, pool) = (Isa::choose()?, Threads::new(threads));
     println!("{}, {threads} threads, join {:.0} ns; GOPS (GB/s)", isa.title(), join_seconds(&pool) * 1e9);
     print!("{:<14}{:<6}", "shape", "");
-    WIDTHS.iter().for_each(|w| print!("{w:>13}"));
+    widths.iter().for_each(|w| print!("{w:>13}"));
     println!();
     for dtype in FORMATS.into_iter().filter(|d| only.is_none_or(|o| o == *d)) {
         for (rows, depth) in SHAPES.into_iter().filter(|s| s.1.is_multiple_of(dtype.block_len())) {
@@ -54,7 +58,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 matrices.push(PackedMatrix::pack(&source, &pool)?);
             }
             print!("{:<14}{:<6}", format!("{rows}x{depth}"), dtype.name());
-            for tokens in WIDTHS {
+            for &tokens in &widths {
                 let seconds = best_seconds(isa, &pool, &matrices, tokens, depth);
                 let gops = 2.0 * (rows * depth * tokens) as f64 / seconds / 1e9;
                 print!("{:>13}", format!("{gops:.0} ({:.0})", bytes as f64 / seconds / 1e9));

@@ -7,15 +7,14 @@
 //!
 //! All panels of a *pass* (some rows of one segment) lie together in cache lines of the scratch memory.
 
-use tessera_ops::numerics::ACTIVATION_CODE_MAX;
-
 use super::{
+    quantize::{Lane, quantize_row},
     segments::InputRows,
     tile::{BLOCK, TOKENS_MAX, halves_bytes, record_bytes},
 };
 use crate::{
     isa::{Isa, Kernel},
-    simd::{LANES, Simd},
+    simd::Simd,
     threads::SharedSlice,
 };
 
@@ -228,53 +227,9 @@ impl Kernel for Quantize<'_> {
     fn run<S: Simd>(self, simd: S) {
         for token in 0..self.tokens {
             let row = &self.rows.row(self.first + token).as_chunks::<BLOCK>().0[self.blocks.0..self.blocks.1];
-            for (block, x) in (self.blocks.0..).zip(row) {
-                // SAFETY: panels hold a record for each block, and halves where they are given.
-                unsafe {
-                    let record = self.panel.add(block * record_bytes(self.tokens));
-                    let (scale, sums) = quantize_block(simd, x, record.add(token * BLOCK).cast());
-                    let sum = sums[0] + sums[1];
-                    let numbers = record.add(self.tokens * BLOCK).cast::<f32>().add(token);
-                    numbers.write(scale);
-                    numbers.add(self.tokens).write(scale * sum as f32);
-                    numbers.add(2 * self.tokens).cast::<i32>().write(sum);
-                    if let Some(halves) = self.halves {
-                        let record = halves.add(block * halves_bytes(self.tokens)).cast::<f32>().add(token);
-                        record.write(scale * sums[0] as f32);
-                        record.add(self.tokens).write(scale * sums[1] as f32);
-                        record.add(2 * self.tokens).cast::<i32>().write(sums[0]);
-                        record.add(3 * self.tokens).cast::<i32>().write(sums[1]);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Writes the codes of a block; gives its scale, and the sums of the codes of its halves.
-///
-/// # Safety
-/// `codes` is valid for writing 32 bytes.
-#[inline(always)]
-unsafe fn quantize_block<S: Simd>(simd: S, x: &[f32; BLOCK], codes: *mut i8) -> (f32, [i32; 2]) {
-    let (halves, _) = x.as_chunks::<LANES>();
-    let (low, high) = (simd.load(&halves[0]), simd.load(&halves[1]));
-    let amax = f32::from_bits(simd.magnitude_bits_max(low, high));
-    let inverse = ACTIVATION_CODE_MAX / amax;
-    // Not so for zero (inverse infinite), subnormal (likewise), infinite (inverse zero) and NaN.
-    let usual = inverse.is_finite() && amax.is_finite();
-    let inverse = simd.splat(inverse);
-    // SAFETY: the caller's 32 bytes.
-    unsafe {
-        if usual {
-            let sums = [
-                simd.store_codes(codes, simd.mul(low, inverse)),
-                simd.store_codes(codes.add(LANES), simd.mul(high, inverse)),
-            ];
-            (amax / ACTIVATION_CODE_MAX, sums)
-        } else {
-            codes.write_bytes(0, BLOCK);
-            (if amax.is_finite() { amax / ACTIVATION_CODE_MAX } else { f32::NAN }, [0; 2])
+            let lane = Lane { panel: self.panel, halves: self.halves, tokens: self.tokens, token };
+            // SAFETY: panels hold a record for each block, and halves where they are given.
+            unsafe { quantize_row(simd, row, self.blocks.0, lane) };
         }
     }
 }

@@ -73,8 +73,27 @@ pub(super) struct Strip<'a> {
     pub(super) rows: usize,
     /// The bias of those rows.
     pub(super) bias: Option<&'a [f32]>,
-    /// How far ahead the first panel asks for weights; 0 for not at all. The others find them in the cache.
-    pub(super) prefetch_bytes: usize,
+    /// How the strip asks for weights that are still to come.
+    pub(super) prefetch: Prefetch,
+}
+
+/// Weights are read while the first panel of a group is computed and again for each further one. Memory should be busy
+/// all the time, so panels take turns at asking for what comes next: of every `turns` blocks, a panel asks for one.
+#[derive(Clone, Copy)]
+pub(super) struct Prefetch {
+    /// How far ahead.
+    pub(super) bytes: usize,
+    /// The turn of the strip's first panel, and how many panels read the group in all.
+    pub(super) first: usize,
+    pub(super) turns: usize,
+}
+
+impl Prefetch {
+    /// Blocks from `index` on until it is this panel's turn.
+    #[inline(always)]
+    fn blocks_to_wait(&self, index: usize) -> usize {
+        (self.turns + self.first % self.turns - index % self.turns) % self.turns
+    }
 }
 
 /// Where results go: row c of a panel is written to `out + places[c] * stride`. The next panel's places start where its own
@@ -178,7 +197,8 @@ struct Operands {
     x: *const f32,
     x_stride: usize,
     depth: usize,
-    prefetch_bytes: usize,
+    /// The tile's own turn is `first`.
+    prefetch: Prefetch,
 }
 
 /// One segment of a tile: the part that differs between codes and floats.
@@ -215,7 +235,7 @@ impl<A: Chain, const C: usize> Kernel for Tile<'_, A, C> {
                         x: strip.x.wrapping_add(p * C * strip.x_stride),
                         x_stride: strip.x_stride,
                         depth: strip.depth,
-                        prefetch_bytes: if p == 0 { strip.prefetch_bytes } else { 0 },
+                        prefetch: Prefetch { first: strip.prefetch.first + p, ..strip.prefetch },
                     };
                     let out = strip.to.skip(p * C, g * ROWS);
                     // A partial group is computed whole, beside the output.
@@ -288,11 +308,15 @@ impl<L: Layout> Chain for Codes<L> {
     unsafe fn segment<S: Simd, const C: usize>(simd: S, from: &Operands, features: Range<usize>) -> [S::F32; C] {
         let mut acc = [simd.splat(0.0); C];
         let blocks = from.depth / BLOCK;
+        let mut wait = from.prefetch.blocks_to_wait(features.start / BLOCK);
         for index in features.start / BLOCK..features.end / BLOCK {
             let at = L::block(from.group, blocks, index);
-            if from.prefetch_bytes > 0 {
+            if wait > 0 {
+                wait -= 1;
+            } else {
+                wait = from.prefetch.turns - 1;
                 // In even steps through the group, whatever the order of its parts: no line is left out.
-                let ahead = from.group.wrapping_add(index * L::BLOCK_BYTES + from.prefetch_bytes);
+                let ahead = from.group.wrapping_add(index * L::BLOCK_BYTES + from.prefetch.bytes);
                 unroll!(12, line, {
                     if line < L::BLOCK_BYTES.div_ceil(LINE_BYTES) {
                         simd.prefetch(ahead.wrapping_add(line * LINE_BYTES));
@@ -408,8 +432,8 @@ impl<T: Float> Chain for Floats<T> {
         let mut acc = [simd.splat(0.0); C];
         for k in features {
             let at = from.group.wrapping_add(k * ROWS * T::BYTES);
-            if from.prefetch_bytes > 0 {
-                simd.prefetch(at.wrapping_add(from.prefetch_bytes));
+            if from.prefetch.first == 0 {
+                simd.prefetch(at.wrapping_add(from.prefetch.bytes));
             }
             // SAFETY: a group holds 16 weights for each feature, `x` a row of activations for each token.
             unsafe {

@@ -3,7 +3,7 @@
 //! - [`tile`]: the one definition of a tile; [`tuning`]: numbers that may change; [`overrides`]: what a user forces.
 //! - [`dispatch`]: from a shape to a plan, the only choice; [`segments`]: which rows meet which matrix.
 //! - [`select`]: format to packed layout; [`layout`]: the layouts; [`pack`]: file to layout.
-//! - [`activations`]: quantized panels of tokens.
+//! - [`activations`]: quantized panels of tokens; `quantize`: how they are filled.
 //! - `kernel`: the inner loops, written once for every instruction set, layout and width.
 //! - [`project`]: who computes what.
 
@@ -14,6 +14,7 @@ mod layout;
 pub mod overrides;
 pub mod pack;
 pub mod project;
+mod quantize;
 pub mod segments;
 pub mod select;
 pub mod tile;

@@ -11,7 +11,7 @@
 use super::{
     activations::{Activations, Cut, Form, Panels, Run},
     dispatch::{Plan, Request, Split, plan},
-    kernel::{self, Outputs, Segments, Strip},
+    kernel::{self, Outputs, Prefetch, Segments, Strip},
     overrides::Overrides,
     pack::PackedMatrix,
     segments::{InputRows, SegmentTable},
@@ -263,16 +263,20 @@ impl Work<'_> {
         let (tuning, runs) = (&self.kernels.tuning, pass.cut.runs());
         // Panels of two widths take turns at a few groups, so that the second finds the weights in the cache.
         let both = runs.iter().all(|r| r.panels > 0);
-        let step = if both { (tuning.turn_bytes / job.matrix.group_bytes().max(1)).max(1) } else { to - from };
+        let group_bytes = job.matrix.group_bytes().max(1);
+        let step = if both { (tuning.turn_bytes / group_bytes).max(1) } else { to - from };
+        // A panel alone asks for what it reads next; several share in asking for what the first will read next.
+        let ahead = if both { step } else { pass.cut.count.min(2) - 1 };
+        let bytes = tuning.prefetch_bytes.max(ahead * group_bytes);
         for group in (from..to).step_by(step) {
             let groups = step.min(to - group);
-            let mut prefetch_bytes = tuning.prefetch_bytes;
+            let mut prefetch = Prefetch { bytes, first: 0, turns: pass.cut.count };
             for run in runs.into_iter().filter(|r| r.panels > 0) {
-                let strip = self.strip(job, pass, panels, group, groups, run, prefetch_bytes);
+                let strip = self.strip(job, pass, panels, group, groups, run, prefetch);
                 // SAFETY: the strip is made of packed groups, filled panels and outputs that the caller vouches for;
                 // shapes were checked in `project_segments`, and a table's places are within its outputs.
                 unsafe { kernel::run(self.kernels.isa, job.matrix.layout(), strip) };
-                prefetch_bytes = 0;
+                prefetch.first += run.panels;
             }
         }
     }
@@ -287,7 +291,7 @@ impl Work<'_> {
         group: usize,
         groups: usize,
         run: Run,
-        prefetch_bytes: usize,
+        prefetch: Prefetch,
     ) -> Strip<'s> {
         let (matrix, row) = (job.matrix, group * ROWS);
         let token = pass.first + run.start;
@@ -318,7 +322,7 @@ impl Work<'_> {
             to,
             rows: matrix.rows() - row,
             bias: job.bias.map(|b| &b[pass.segment * matrix.rows() + row..]),
-            prefetch_bytes,
+            prefetch,
         }
     }
 }

@@ -61,6 +61,20 @@ impl Avx2 {
         })
     }
 
+    /// The largest of the magnitudes of each lane's four numbers, as bits: without the sign they are positive i32, so
+    /// signed maxima serve.
+    #[inline(always)]
+    fn magnitudes_max(self, a: Pair<__m256>, b: Pair<__m256>) -> __m256i {
+        proven!({
+            let mask = _mm256_set1_epi32(0x7fff_ffff);
+            let (a0, a1) = (_mm256_castps_si256(a.0), _mm256_castps_si256(a.1));
+            let (b0, b1) = (_mm256_castps_si256(b.0), _mm256_castps_si256(b.1));
+            let a = _mm256_max_epi32(_mm256_and_si256(a0, mask), _mm256_and_si256(a1, mask));
+            let b = _mm256_max_epi32(_mm256_and_si256(b0, mask), _mm256_and_si256(b1, mask));
+            _mm256_max_epi32(a, b)
+        })
+    }
+
     /// Eight whole numbers of the low bytes of two vectors, in order.
     #[inline(always)]
     fn narrow(self, low: __m256i, high: __m256i) -> __m128i {
@@ -143,9 +157,13 @@ impl Simd for Avx2 {
         let v = unsafe { _mm_loadu_si128(from.cast()) };
         proven!({
             let (first, second) = (_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(v)));
-            let low = |v| _mm256_cvtepi32_ps(_mm256_and_si256(v, _mm256_set1_epi32(15)));
-            let high = |v| _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(v));
-            ((low(first), low(second)), (high(first), high(second)))
+            let mask = _mm256_set1_epi32(15);
+            let low = (_mm256_and_si256(first, mask), _mm256_and_si256(second, mask));
+            let high = (_mm256_srli_epi32::<4>(first), _mm256_srli_epi32::<4>(second));
+            (
+                (_mm256_cvtepi32_ps(low.0), _mm256_cvtepi32_ps(low.1)),
+                (_mm256_cvtepi32_ps(high.0), _mm256_cvtepi32_ps(high.1)),
+            )
         })
     }
 
@@ -252,14 +270,8 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn magnitude_bits_max(self, a: Self::F32, b: Self::F32) -> u32 {
+        let v = self.magnitudes_max(a, b);
         proven!({
-            // Without the sign the bits are positive i32, so signed maxima serve.
-            let mask = _mm256_set1_epi32(0x7fff_ffff);
-            let magnitude = |v| _mm256_and_si256(_mm256_castps_si256(v), mask);
-            let v = _mm256_max_epi32(
-                _mm256_max_epi32(magnitude(a.0), magnitude(a.1)),
-                _mm256_max_epi32(magnitude(b.0), magnitude(b.1)),
-            );
             let v = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
             let v = _mm_max_epi32(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
             let v = _mm_max_epi32(v, _mm_shuffle_epi32::<0b10_11_00_01>(v));
@@ -268,16 +280,29 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn magnitude_bits_max_4(self, pairs: [(Self::F32, Self::F32); 4]) -> [u32; 4] {
+        let (m0, m1) = (self.magnitudes_max(pairs[0].0, pairs[0].1), self.magnitudes_max(pairs[1].0, pairs[1].1));
+        let (m2, m3) = (self.magnitudes_max(pairs[2].0, pairs[2].1), self.magnitudes_max(pairs[3].0, pairs[3].1));
+        proven!({
+            // Each 128 bits come to hold (m0 m1 m0 m1), (m2 m3 m2 m3), then (m0 m1 m2 m3).
+            let low = _mm256_max_epi32(_mm256_unpacklo_epi32(m0, m1), _mm256_unpackhi_epi32(m0, m1));
+            let high = _mm256_max_epi32(_mm256_unpacklo_epi32(m2, m3), _mm256_unpackhi_epi32(m2, m3));
+            let all = _mm256_max_epi32(_mm256_unpacklo_epi64(low, high), _mm256_unpackhi_epi64(low, high));
+            let all = _mm_max_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256::<1>(all));
+            std::mem::transmute::<__m128i, [u32; 4]>(all)
+        })
+    }
+
+    #[inline(always)]
     unsafe fn store_codes(self, to: *mut i8, v: Self::F32) -> i32 {
         let (low, high) = proven!((_mm256_cvtps_epi32(v.0), _mm256_cvtps_epi32(v.1)));
+        let codes = self.narrow(low, high);
         // SAFETY: the caller vouches for 16 bytes; `self` for the instruction.
-        unsafe { _mm_storeu_si128(to.cast(), self.narrow(low, high)) };
+        unsafe { _mm_storeu_si128(to.cast(), codes) };
         proven!({
-            let v = _mm256_add_epi32(low, high);
-            let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
-            let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
-            let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b10_11_00_01>(v));
-            _mm_cvtsi128_si32(v)
+            // Sums of eight bytes each, all 128 too large.
+            let sums = _mm_sad_epu8(_mm_xor_si128(codes, _mm_set1_epi8(-128)), _mm_setzero_si128());
+            _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))) - 16 * 128
         })
     }
 
@@ -303,15 +328,12 @@ impl Simd for Avx2 {
         proven!({
             let (count, mask) = (_mm_cvtsi32_si128(shift.abs()), _mm256_set1_epi8(mask as i8));
             // A count that is known when compiling becomes part of the instruction.
-            let field = |v| {
-                let moved = match shift {
-                    0 => v,
-                    1.. => _mm256_sll_epi16(v, count),
-                    _ => _mm256_srl_epi16(v, count),
-                };
-                _mm256_and_si256(moved, mask)
+            let moved = match shift {
+                0 => v,
+                1.. => (_mm256_sll_epi16(v.0, count), _mm256_sll_epi16(v.1, count)),
+                _ => (_mm256_srl_epi16(v.0, count), _mm256_srl_epi16(v.1, count)),
             };
-            (field(v.0), field(v.1))
+            (_mm256_and_si256(moved.0, mask), _mm256_and_si256(moved.1, mask))
         })
     }
 

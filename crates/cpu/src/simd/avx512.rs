@@ -45,6 +45,19 @@ macro_rules! proven {
     }};
 }
 
+impl Avx512 {
+    /// The larger of the magnitudes of each lane's two numbers, as bits.
+    #[inline(always)]
+    fn magnitudes_max(self, a: __m512, b: __m512) -> __m512i {
+        proven!({
+            let mask = _mm512_set1_epi32(0x7fff_ffff);
+            let a = _mm512_and_si512(_mm512_castps_si512(a), mask);
+            let b = _mm512_and_si512(_mm512_castps_si512(b), mask);
+            _mm512_max_epu32(a, b)
+        })
+    }
+}
+
 impl Simd for Avx512 {
     type F32 = __m512;
     type I32 = __m512i;
@@ -195,20 +208,34 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn magnitude_bits_max(self, a: __m512, b: __m512) -> u32 {
+        proven!(_mm512_reduce_max_epu32(self.magnitudes_max(a, b)))
+    }
+
+    #[inline(always)]
+    fn magnitude_bits_max_4(self, pairs: [(__m512, __m512); 4]) -> [u32; 4] {
+        let (m0, m1) = (self.magnitudes_max(pairs[0].0, pairs[0].1), self.magnitudes_max(pairs[1].0, pairs[1].1));
+        let (m2, m3) = (self.magnitudes_max(pairs[2].0, pairs[2].1), self.magnitudes_max(pairs[3].0, pairs[3].1));
         proven!({
-            let mask = _mm512_set1_epi32(0x7fff_ffff);
-            let a = _mm512_and_si512(_mm512_castps_si512(a), mask);
-            let b = _mm512_and_si512(_mm512_castps_si512(b), mask);
-            _mm512_reduce_max_epu32(_mm512_max_epu32(a, b))
+            // Each 128 bits come to hold (m0 m1 m0 m1), (m2 m3 m2 m3), then (m0 m1 m2 m3).
+            let low = _mm512_max_epu32(_mm512_unpacklo_epi32(m0, m1), _mm512_unpackhi_epi32(m0, m1));
+            let high = _mm512_max_epu32(_mm512_unpacklo_epi32(m2, m3), _mm512_unpackhi_epi32(m2, m3));
+            let all = _mm512_max_epu32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+            let all = _mm256_max_epu32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
+            let all = _mm_max_epu32(_mm256_castsi256_si128(all), _mm256_extracti128_si256::<1>(all));
+            std::mem::transmute::<__m128i, [u32; 4]>(all)
         })
     }
 
     #[inline(always)]
     unsafe fn store_codes(self, to: *mut i8, v: __m512) -> i32 {
-        let codes = proven!(_mm512_cvtps_epi32(v));
+        let codes = proven!(_mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
         // SAFETY: the caller vouches for 16 bytes; `self` for the instructions.
-        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(codes)) };
-        proven!(_mm512_reduce_add_epi32(codes))
+        unsafe { _mm_storeu_si128(to.cast(), codes) };
+        proven!({
+            // Sums of eight bytes each, all 128 too large.
+            let sums = _mm_sad_epu8(_mm_xor_si128(codes, _mm_set1_epi8(-128)), _mm_setzero_si128());
+            _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_unpackhi_epi64(sums, sums))) - 16 * 128
+        })
     }
 
     #[inline(always)]

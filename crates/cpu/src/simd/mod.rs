@@ -4,7 +4,9 @@
 //! bits. Methods take the instruction set's value as `self`: holding it proves that the CPU has the instructions, so
 //! they are safe to call, except for those that read or write through pointers.
 //!
-//! Every method is `#[inline(always)]` and meant to be called from a [`crate::isa::Kernel`].
+//! Every method is `#[inline(always)]` and meant to be called from a [`crate::isa::Kernel`], in its own body or in
+//! `#[inline(always)]` functions: what a closure does is compiled for the plain CPU, call by call, unless it happens to be
+//! inlined.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -112,6 +114,8 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     fn max_lanes(self, v: Self::F32) -> f32;
     /// The largest bit pattern of |a| and |b|, as an integer: NaN wins over infinity, infinity over numbers.
     fn magnitude_bits_max(self, a: Self::F32, b: Self::F32) -> u32;
+    /// [`Simd::magnitude_bits_max`] of four pairs, folded together.
+    fn magnitude_bits_max_4(self, pairs: [(Self::F32, Self::F32); 4]) -> [u32; 4];
 
     // ---- codes ----
 

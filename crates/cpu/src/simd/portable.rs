@@ -165,6 +165,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn magnitude_bits_max_4(self, pairs: [(Self::F32, Self::F32); 4]) -> [u32; 4] {
+        pairs.map(|(a, b)| self.magnitude_bits_max(a, b))
+    }
+
+    #[inline(always)]
     unsafe fn store_codes(self, to: *mut i8, v: Self::F32) -> i32 {
         let codes = v.map(|v| v.round_ties_even() as i8);
         // SAFETY: the caller vouches for 16 bytes.

@@ -82,6 +82,11 @@ impl Kernel for Everything<'_> {
         out.push(("store_partial", part.map(canonical_nan).to_vec()));
         let folds = [s.add_lanes(a), s.max_lanes(a), f32::from_bits(s.magnitude_bits_max(a, b))];
         out.push(("folds", folds.map(canonical_nan).to_vec()));
+        let (first, last) = (s.splat(self.a[0]), s.splat(self.b[15]));
+        let four = s.magnitude_bits_max_4([(a, b), (first, first), (b, b), (a, last)]);
+        let each = [(a, b), (first, first), (b, b), (a, last)].map(|(a, b)| s.magnitude_bits_max(a, b));
+        assert_eq!(four, each);
+        out.push(("folds of four", four.to_vec()));
         out
     }
 }
