@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         Command::Perplexity(args) => commands::perplexity::main(&args),
         Command::Completions(args) => commands::completions::main(&args),
         Command::Quantize(args) => commands::quantize::main(&args),
+        Command::Synth(args) => commands::synth::main(&args),
         Command::Inspect(args) => commands::inspect::main(&args),
     };
     match result {

@@ -9,6 +9,7 @@ use anyhow::Result;
 use tessera_engine::{
     ChatTemplate, Checkpoint, Config, Error, LoadOptions, Message, Session, Special, TemplateOptions, Tokenizer,
     models::{self, CONTEXT_DEFAULT},
+    synth,
 };
 
 use crate::{
@@ -28,13 +29,20 @@ pub(crate) struct Model {
     session: Option<Session>,
 }
 
-/// Opens what `model` names, fetching it first if need be.
+/// Opens what `model` names, fetching or making it first if need be.
 ///
 /// # Errors
 /// Where it cannot be fetched or read.
 pub(crate) fn open_checkpoint(model: &str) -> Result<Checkpoint> {
-    let path = Store::open()?.obtain(&Reference::parse(model)?)?;
-    Ok(Checkpoint::open(&path)?)
+    match Reference::parse(model)? {
+        Reference::Synthetic(spec) => Ok(synth::checkpoint(&spec, cores())?),
+        stored => Ok(Checkpoint::open(&Store::open()?.obtain(&stored)?)?),
+    }
+}
+
+/// Threads where no flag says how many.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 impl Model {

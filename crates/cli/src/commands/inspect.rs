@@ -3,11 +3,12 @@
 use std::{
     collections::BTreeMap,
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Result;
 use serde_json::json;
+use tessera_engine::synth;
 use tessera_formats::{
     Checkpoint, Gguf, Tensor,
     gguf::{Array, Value},
@@ -16,6 +17,7 @@ use tessera_ops::{KvFormat, KvLayout, PAGE_TOKENS, kv::KvLayer};
 
 use crate::{
     args::Inspect,
+    model,
     store::{Reference, Store},
     ui,
 };
@@ -47,8 +49,18 @@ struct TensorFacts {
 
 /// Prints the facts.
 pub(crate) fn main(args: &Inspect) -> Result<()> {
-    let path = Store::open()?.obtain(&Reference::parse(&args.model)?)?;
-    let facts = if path.is_dir() { of_checkpoint(&path)? } else { of_gguf(&path)? };
+    let (path, facts) = match Reference::parse(&args.model)? {
+        Reference::Synthetic(spec) => {
+            let checkpoint = synth::checkpoint(&spec, model::cores())?;
+            let facts = checkpoint.gguf().map(|gguf| of_gguf(gguf, "none: made in memory".to_owned()));
+            (PathBuf::from(checkpoint.file()), facts.ok_or_else(|| anyhow::anyhow!("{spec} was not made"))?)
+        }
+        stored => {
+            let path = Store::open()?.obtain(&stored)?;
+            let facts = if path.is_dir() { of_checkpoint(&path)? } else { of_file(&path)? };
+            (path, facts)
+        }
+    };
     let mut out = io::BufWriter::new(io::stdout().lock());
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&facts.json(&path))?)?;
@@ -160,19 +172,24 @@ impl TensorFacts {
     }
 }
 
-fn of_gguf(path: &Path) -> Result<Facts> {
+fn of_file(path: &Path) -> Result<Facts> {
     let gguf = Gguf::open(path)?;
+    let container = format!("GGUF version {}", gguf.version());
+    Ok(of_gguf(&gguf, container))
+}
+
+fn of_gguf(gguf: &Gguf, container: String) -> Facts {
     let architecture = gguf.get("general.architecture").and_then(Value::as_str).map(str::to_owned);
     let prefix = architecture.clone().unwrap_or_default();
     let number = |key: &str| gguf.get(&format!("{prefix}.{key}")).and_then(Value::as_u64);
-    Ok(Facts {
-        container: format!("GGUF version {}", gguf.version()),
+    Facts {
+        container,
         context: number("context_length"),
         metadata: gguf.metadata().map(|(key, value)| (key.to_owned(), gguf_json(value))).collect(),
         tensors: gguf.tensors().iter().map(TensorFacts::new).collect(),
-        cache: gguf_cache(&gguf, &prefix),
+        cache: gguf_cache(gguf, &prefix),
         architecture,
-    })
+    }
 }
 
 /// What keys and values take; none if the metadata does not say or says nonsense.

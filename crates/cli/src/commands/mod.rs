@@ -9,4 +9,5 @@ pub(crate) mod pull;
 pub(crate) mod quantize;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod synth;
 pub(crate) mod tokenize;

@@ -29,7 +29,7 @@ pub(crate) fn main(args: &Quantize) -> Result<()> {
         let message = format!("{} is a folder of safetensors", checkpoint.file());
         return Err(Failure::new(message, "only GGUF files can be quantized").into());
     };
-    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+    let threads = args.threads.unwrap_or_else(model::cores);
     let plan = QuantizePlan { dtype: args.dtype, output: args.output_type, embedding: args.embedding_type, threads };
     let assignments = plan.assign(source)?;
     warn(source, &assignments);

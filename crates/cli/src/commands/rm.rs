@@ -14,9 +14,11 @@ use crate::{
 pub(crate) fn main(args: &Remove) -> Result<()> {
     let store = Store::open()?;
     for model in &args.models {
-        let Some(name) = Reference::parse(model)?.name() else {
+        let reference = Reference::parse(model)?;
+        let Some(name) = reference.name() else {
+            let what = if matches!(reference, Reference::Path(_)) { "a path" } else { "made where it is used" };
             let remedy = "models in the store have names, see `tessera list`; delete files yourself";
-            return Err(Failure::new(format!("`{model}` is a path, not a model in the store"), remedy).into());
+            return Err(Failure::new(format!("`{model}` is {what}, not a model in the store"), remedy).into());
         };
         let freed = store.remove(&name)?;
         writeln!(io::stdout(), "removed {name} ({})", ui::size(freed))?;

@@ -110,6 +110,10 @@ impl Store {
         }
         match reference {
             Reference::Path(path) => Ok(path.clone()),
+            Reference::Synthetic(spec) => {
+                let remedy = "use it by its name; `tessera synth` writes a file of it";
+                Err(Failure::new(format!("{spec} is made where it is used, not fetched"), remedy).into())
+            }
             Reference::Known(known) => self.fetch(known.name, |partial| fetch_known(known, partial)),
             Reference::Hub(hub) => self.fetch(&hub.name(), |partial| hub::fetch(hub, &hub.name(), partial)),
         }

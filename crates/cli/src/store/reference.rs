@@ -1,8 +1,12 @@
-//! What users write for MODEL: a known name, `hf:org/repo[/file]`, or a path.
+//! What users write for MODEL: a known name, `hf:org/repo[/file]`, `synth:…`, or a path.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
+use tessera_engine::{
+    Error,
+    synth::{self, Spec},
+};
 
 use super::registry::{self, Known};
 use crate::ui::Failure;
@@ -14,6 +18,8 @@ pub(crate) enum Reference {
     Known(&'static Known),
     /// A repository of the Hugging Face hub.
     Hub(HubReference),
+    /// A model that is made where it is used.
+    Synthetic(Box<Spec>),
     /// A file or folder that is there already.
     Path(PathBuf),
 }
@@ -33,6 +39,9 @@ impl Reference {
         if let Some(rest) = text.strip_prefix("hf:") {
             return HubReference::parse(text, rest).map(Reference::Hub);
         }
+        if text.starts_with(synth::PREFIX) {
+            return Ok(Reference::Synthetic(Box::new(Spec::parse(text).map_err(Error::from)?)));
+        }
         if let Some(known) = registry::MODELS.iter().find(|m| m.name == text) {
             return Ok(Reference::Known(known));
         }
@@ -40,7 +49,10 @@ impl Reference {
             return Ok(Reference::Path(PathBuf::from(text)));
         }
         let names: Vec<_> = registry::MODELS.iter().map(|m| m.name).collect();
-        let remedy = format!("use {}, hf:OWNER/REPO[/FILE], or the path of a GGUF file", names.join(", "));
+        let remedy = format!(
+            "use {}, hf:OWNER/REPO[/FILE], or synth:ARCHITECTURE,… or the path of a GGUF file",
+            names.join(", ")
+        );
         Err(Failure::new(format!("there is no model named `{text}`"), remedy).into())
     }
 
@@ -49,15 +61,15 @@ impl Reference {
         let word = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
         let named = text.split_once(':').is_some_and(|(family, size)| word(family) && word(size));
         let family = registry::MODELS.iter().any(|m| m.name.split(':').next() == Some(text));
-        text.starts_with("hf:") || named || family || looks_like_path(text)
+        text.starts_with("hf:") || text.starts_with(synth::PREFIX) || named || family || looks_like_path(text)
     }
 
-    /// The name in the store, which is also how the user wrote it; none for a path.
+    /// The name in the store, which is also how the user wrote it; none for what is not kept there.
     pub(crate) fn name(&self) -> Option<String> {
         match self {
             Reference::Known(known) => Some(known.name.to_owned()),
             Reference::Hub(hub) => Some(hub.name()),
-            Reference::Path(_) => None,
+            Reference::Synthetic(_) | Reference::Path(_) => None,
         }
     }
 }
@@ -106,6 +118,7 @@ mod tests {
         match Reference::parse(text) {
             Ok(Reference::Known(known)) => format!("known {}", known.name),
             Ok(Reference::Hub(hub)) => format!("hub {} {} {:?}", hub.owner, hub.repo, hub.file),
+            Ok(Reference::Synthetic(spec)) => format!("synthetic {}", spec.architecture()),
             Ok(Reference::Path(path)) => format!("path {}", path.display()),
             Err(error) => format!("error {error}"),
         }
@@ -121,6 +134,8 @@ mod tests {
             ("./smollm2:135m", "path ./smollm2:135m"),
             ("model.gguf", "path model.gguf"),
             ("models/mlx", "path models/mlx"),
+            ("synth:qwen3,layers=2", "synthetic qwen3"),
+            ("synth:llama,width=1/2", "error synthetic model: width=1/2 is no whole number from 1 to 65536"),
             ("hf:a", "error `hf:a` names no repository of the hub"),
             ("hf:a/", "error `hf:a/` names no repository of the hub"),
             ("hf:../b", "error `hf:../b` names no repository of the hub"),
@@ -140,7 +155,9 @@ mod tests {
         for text in ["Why is the sky blue?", "and/or what?", "hello", "Note: this", "a: b", ""] {
             assert!(!Reference::is_model(text), "{text}");
         }
-        for text in ["hf:a/b", "hf:", "smollm2:135m", "gemma9:1b", "gemma3", "x.gguf", "a/b", "."] {
+        for text in
+            ["hf:a/b", "hf:", "synth:llama", "synth:x", "smollm2:135m", "gemma9:1b", "gemma3", "x.gguf", "a/b", "."]
+        {
             assert!(Reference::is_model(text), "{text}");
         }
     }

@@ -12,4 +12,5 @@ mod run;
 mod store;
 mod support;
 mod surface;
+mod synth;
 mod tokenize;
