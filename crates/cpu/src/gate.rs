@@ -41,6 +41,12 @@ pub(crate) fn soft_cap_lanes<S: Simd>(simd: S, x: S::F32, cap: f32) -> S::F32 {
     simd.mul(cap, simd.sub(one, simd.div(two, simd.add(e, one))))
 }
 
+/// x · sigmoid(u), as [`math::silu`] and [`math::gelu_tanh`] write it.
+#[inline(always)]
+fn swish<S: Simd>(simd: S, x: S::F32, u: S::F32) -> S::F32 {
+    simd.div(x, simd.add(simd.splat(1.0), simd.exp(simd.neg(u))))
+}
+
 struct GateKernel<'a> {
     x: &'a [f32],
     y: &'a mut [f32],
@@ -52,16 +58,14 @@ impl Kernel for GateKernel<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let one = simd.splat(1.0);
-        // x · sigmoid(u), as [`math::silu`] and [`math::gelu_tanh`] write it.
-        let swish = |x, u| simd.div(x, simd.add(one, simd.exp(simd.neg(u))));
         match self.gate {
-            Gate::Silu => zip_lanes(simd, self.x, self.y, |x, up| simd.mul(swish(x, x), up)),
+            Gate::Silu => zip_lanes!(simd, self.x, self.y, |x, up| simd.mul(swish(simd, x, x), up)),
             Gate::GeluTanh => {
                 let (scale, cubic) = (simd.splat(math::GELU_SCALE), simd.splat(math::GELU_CUBIC));
-                zip_lanes(simd, self.x, self.y, |x, up| {
+                let one = simd.splat(1.0);
+                zip_lanes!(simd, self.x, self.y, |x, up| {
                     let bend = simd.fma(simd.mul(x, x), cubic, one);
-                    simd.mul(swish(x, simd.mul(simd.mul(scale, x), bend)), up)
+                    simd.mul(swish(simd, x, simd.mul(simd.mul(scale, x), bend)), up)
                 });
             }
         }
@@ -78,7 +82,7 @@ impl Kernel for AddKernel<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        zip_lanes(simd, self.x, self.y, |x, y| simd.add(y, x));
+        zip_lanes!(simd, self.x, self.y, |x, y| simd.add(y, x));
     }
 }
 
@@ -92,6 +96,6 @@ impl Kernel for CapKernel<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        map_lanes(simd, self.y, |x| soft_cap_lanes(simd, x, self.cap));
+        map_lanes!(simd, self.y, |x| soft_cap_lanes(simd, x, self.cap));
     }
 }

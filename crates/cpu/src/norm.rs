@@ -45,7 +45,7 @@ impl Kernel for Norm<'_> {
             let mean = simd.add_lanes(squares) / run as f32;
             let inverse = simd.splat(1.0 / (mean + self.epsilon).sqrt());
             y.copy_from_slice(self.weight);
-            zip_lanes(simd, x, y, |x, w| simd.mul(simd.mul(x, inverse), w));
+            zip_lanes!(simd, x, y, |x, w| simd.mul(simd.mul(x, inverse), w));
         }
     }
 }

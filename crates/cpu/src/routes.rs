@@ -210,7 +210,7 @@ impl Kernel for ScoreKernel<'_> {
         let one = simd.splat(1.0);
         match self.score {
             Score::Softmax => softmax(simd, self.y),
-            Score::Sigmoid => map_lanes(simd, self.y, |x| simd.div(one, simd.add(one, simd.exp(simd.neg(x))))),
+            Score::Sigmoid => map_lanes!(simd, self.y, |x| simd.div(one, simd.add(one, simd.exp(simd.neg(x))))),
             Score::SoftmaxOfChosen => {}
         }
     }
@@ -231,7 +231,7 @@ fn softmax<S: Simd>(simd: S, y: &mut [f32]) {
         total = simd.add(total, load(simd, part));
     }
     let total = simd.splat(simd.add_lanes(total));
-    map_lanes(simd, y, |e| simd.div(e, total));
+    map_lanes!(simd, y, |e| simd.div(e, total));
 }
 
 /// Sums of each token's rows, in the order of slots, each times its weight: (places, width) to (tokens, width).
@@ -269,7 +269,7 @@ impl Kernel for AddScaled<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let weight = simd.splat(self.weight);
-        zip_lanes(simd, self.x, self.y, |x, y| simd.fma(weight, x, y));
+        zip_lanes!(simd, self.x, self.y, |x, y| simd.fma(weight, x, y));
     }
 }
 

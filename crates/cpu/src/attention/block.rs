@@ -158,7 +158,7 @@ impl<N: Number> Run<'_, N> {
             let from = &self.block.queries.as_slice()[self.place(column)];
             let query = &mut self.scratch.queries[column * stride..][..from.len()];
             query.copy_from_slice(from);
-            map_lanes(simd, query, |q| simd.mul(q, scale));
+            map_lanes!(simd, query, |q| simd.mul(q, scale));
         }
         self.scratch.sums.fill(0.0);
         self.scratch.highest.fill(f32::NEG_INFINITY);
@@ -243,7 +243,7 @@ impl<N: Number> Run<'_, N> {
         // A factor of one changes no bit.
         if keep != 1.0 {
             let factor = simd.splat(keep);
-            map_lanes(simd, &mut self.scratch.sums[column * stride..][..stride], |o| simd.mul(o, factor));
+            map_lanes!(simd, &mut self.scratch.sums[column * stride..][..stride], |o| simd.mul(o, factor));
         }
     }
 
