@@ -1,35 +1,25 @@
-//! Fetching from the Hugging Face hub, through `hf-hub`.
-//!
-//! The crate's own downloads begin anew when they are interrupted, so files are asked for in ranges and appended to
-//! what is there. A file's name while it grows holds its content's id, so that ranges of two versions never meet.
+//! What to fetch of a repository of the Hugging Face hub: the choice among its files.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::Write,
-    path::{Component, Path},
-};
+use std::path::{Component, Path};
 
 use anyhow::Result;
-use hf_hub::{HFClient, HFError, HFRepositorySync, RepoTypeModel, repository::RepoTreeEntry};
-use indicatif::ProgressBar;
 
 use super::{
-    Manifest, StoredFile,
-    digest::{self, Sum, disk_failure},
+    MANIFEST, Manifest,
+    client::{Client, ListedFile, is_id},
+    download::{Source, Wanted},
     reference::HubReference,
+    trouble::Trouble,
 };
 use crate::ui::{self, Failure};
-
-/// Bytes asked for at a time: what an interruption can lose.
-const RANGE: u64 = 16 << 20;
 
 /// A file of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct RemoteFile {
     path: String,
-    bytes: u64,
-    /// The content's id in git: changes with the content.
-    oid: String,
+    bytes: Option<u64>,
+    /// Changes with the content.
+    id: Option<String>,
     /// Known for large files.
     sha256: Option<String>,
 }
@@ -39,36 +29,36 @@ struct RemoteFile {
 /// # Errors
 /// Where the hub refuses, has no fitting file, or the network or the disk fail.
 pub(super) fn fetch(reference: &HubReference, name: &str, folder: &Path) -> Result<Manifest> {
-    let failed = |error: HFError| explain(name, error);
-    let client = HFClient::builder().cache_enabled(false).build_sync().map_err(failed)?;
-    let repository = client.model(&reference.owner, &reference.repo);
+    let failed = |trouble: Trouble| trouble.explain(name);
+    let client = Client::new(reference, folder).map_err(failed)?;
+    let listing = client.listing().map_err(failed)?;
     // One commit for all files: the repository may change meanwhile.
-    let commit = repository.info().send().map_err(failed)?.sha;
-    let entries = repository.list_tree().maybe_revision(commit.clone()).recursive(true).send().map_err(failed)?;
-    let files: Vec<_> = entries.into_iter().filter_map(remote_file).collect();
-    let (wanted, main) = choose(name, &files, reference.file.as_deref())?;
-    let total = wanted.iter().map(|file| file.bytes).sum();
+    let commit = listing.commit.as_str();
+    let files: Vec<_> = listing.files.into_iter().filter_map(remote_file).collect();
+    let (chosen, main) = choose(name, &files, reference.file.as_deref())?;
+    let mut wanted = Vec::new();
+    for file in chosen {
+        let bytes = file.bytes.map_or_else(|| client.size(commit, &file.path), Ok).map_err(failed)?;
+        // Without an id of its own, a file is no longer the same at the next commit.
+        let id = file.id.as_deref().unwrap_or(commit);
+        wanted.push(Wanted { path: &file.path, bytes, id, sha256: file.sha256.as_deref() });
+    }
+    let total = wanted.iter().fold(0u64, |sum, file| sum.saturating_add(file.bytes));
     ui::note(&format!("pulling {name} ({})", ui::size(total)));
     let bar = ui::bytes_bar(&reference.repo, total);
-    let mut stored = Vec::new();
-    for file in wanted {
-        let source = Source { name, repository: &repository, commit: commit.as_deref() };
-        stored.push(source.fetch_file(file, folder, &bar)?);
-    }
+    let source = Source { name, client: &client, commit };
+    let stored = wanted.iter().map(|file| source.fetch_file(file, folder, &bar)).collect::<Result<_>>()?;
     bar.finish_and_clear();
     Ok(Manifest { name: name.to_owned(), main, files: stored })
 }
 
-fn remote_file(entry: RepoTreeEntry) -> Option<RemoteFile> {
-    match entry {
-        // A path that would leave the model's folder is nothing to fetch.
-        RepoTreeEntry::File { oid, size, path, lfs, .. }
-            if Path::new(&path).components().all(|c| matches!(c, Component::Normal(_))) =>
-        {
-            Some(RemoteFile { path, bytes: size, sha256: lfs.and_then(|lfs| lfs.sha256), oid })
-        }
-        _ => None,
-    }
+fn remote_file(file: ListedFile) -> Option<RemoteFile> {
+    let ListedFile { rfilename: path, size: bytes, blob_id, lfs } = file;
+    // A path that would leave the model's folder is nothing to fetch.
+    let inside = Path::new(&path).components().all(|part| matches!(part, Component::Normal(_)));
+    let sha256 = lfs.and_then(|lfs| lfs.sha256).map(|sum| sum.to_ascii_lowercase());
+    let id = [blob_id, sha256.clone()].into_iter().flatten().find(|id| is_id(id));
+    inside.then_some(RemoteFile { path, bytes, id, sha256 })
 }
 
 /// The files to fetch, and the one to open (none: the folder).
@@ -106,7 +96,8 @@ fn choose<'a>(
     }
     let is_checkpoint = |file: &&RemoteFile| {
         let top = !file.path.contains('/');
-        top && [".json", ".safetensors", ".jinja"].iter().any(|end| file.path.ends_with(end))
+        // The store's own record would overwrite a file of its name.
+        top && file.path != MANIFEST && [".json", ".safetensors", ".jinja"].iter().any(|end| file.path.ends_with(end))
     };
     let has = |end: &str| files.iter().any(|f| !f.path.contains('/') && f.path.ends_with(end));
     if has("config.json") && has("tokenizer.json") && has(".safetensors") {
@@ -117,100 +108,12 @@ fn choose<'a>(
     Err(Failure::new(format!("{name}: the repository holds no model that can be read"), remedy).into())
 }
 
-/// One commit of a repository.
-struct Source<'a> {
-    name: &'a str,
-    repository: &'a HFRepositorySync<RepoTypeModel>,
-    commit: Option<&'a str>,
-}
-
-impl Source<'_> {
-    /// Fetches one file, or what is missing of it, and checks it.
-    fn fetch_file(&self, file: &RemoteFile, folder: &Path, bar: &ProgressBar) -> Result<StoredFile> {
-        let path = folder.join(&file.path);
-        let id: String = file.oid.chars().filter(char::is_ascii_alphanumeric).take(12).collect();
-        let growing = folder.join(format!("{}.{id}.part", file.path));
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|e| disk_failure(parent, e))?;
-        }
-        // A file under its own name was checked by an earlier run; it may be of an earlier commit all the same.
-        if let Ok(sum) = digest::of_file(&path, |_| {})
-            && sum.bytes() == file.bytes
-            && file.sha256.as_ref() == Some(&sum.hex())
-        {
-            bar.inc(file.bytes);
-            return Ok(StoredFile { path: file.path.clone(), bytes: file.bytes, sha256: sum.hex() });
-        }
-        let sum = self.append_ranges(file, &growing, bar)?;
-        let wrong = sum.bytes() != file.bytes || file.sha256.as_ref().is_some_and(|expected| *expected != sum.hex());
-        if wrong {
-            let _ = fs::remove_file(&growing);
-            let expected = file.sha256.as_deref().unwrap_or("unknown");
-            let message = format!(
-                "{}: {} is not what it should be: its SHA-256 is {} ({} bytes), expected {expected} ({} bytes)",
-                self.name,
-                file.path,
-                sum.hex(),
-                sum.bytes(),
-                file.bytes
-            );
-            return Err(Failure::new(message, "what was fetched is deleted: run the command again").into());
-        }
-        fs::rename(&growing, &path).map_err(|e| disk_failure(&path, e))?;
-        Ok(StoredFile { path: file.path.clone(), bytes: file.bytes, sha256: sum.hex() })
-    }
-
-    /// Appends range after range to `growing` until the file has its size.
-    fn append_ranges(&self, file: &RemoteFile, growing: &Path, bar: &ProgressBar) -> Result<Sum> {
-        let disk = |error| disk_failure(growing, error);
-        let mut sum = match File::open(growing) {
-            Ok(_) => digest::of_file(growing, |n| bar.inc(n)).map_err(disk)?,
-            Err(_) => Sum::default(),
-        };
-        let mut out = OpenOptions::new().create(true).append(true).open(growing).map_err(disk)?;
-        while sum.bytes() < file.bytes {
-            let start = sum.bytes();
-            let end = (start + RANGE).min(file.bytes);
-            let request = self.repository.download_file_to_bytes().filename(&file.path);
-            let request = request.maybe_revision(self.commit).range(start..end);
-            let bytes = request.send().map_err(|e| explain(self.name, e))?;
-            // A server that ignores ranges answers with the whole file.
-            if bytes.len() as u64 != end - start {
-                let message =
-                    format!("{}: asked for {} bytes of {}, got {}", self.name, end - start, file.path, bytes.len());
-                return Err(Failure::new(message, "run the command again; what was fetched is kept").into());
-            }
-            out.write_all(&bytes).map_err(disk)?;
-            sum.update(&bytes);
-            bar.inc(bytes.len() as u64);
-        }
-        out.sync_all().map_err(disk)?;
-        Ok(sum)
-    }
-}
-
-/// Turns the hub's refusal into what its user may do.
-fn explain(name: &str, error: HFError) -> Failure {
-    let remedy = match &error {
-        HFError::RepoNotFound { .. } => {
-            "check the spelling; if the repository is private, set HF_TOKEN to an access token"
-        }
-        HFError::AuthRequired { .. } | HFError::Forbidden { .. } => {
-            "accept the model's licence on its page, and set HF_TOKEN to an access token"
-        }
-        HFError::RateLimited { .. } => "wait a while and run the command again; what was fetched is kept",
-        HFError::EntryNotFound { .. } | HFError::RevisionNotFound { .. } => "check the spelling",
-        _ => "check the network and run the command again; what was fetched is kept",
-    };
-    Failure::new(format!("cannot fetch {name}"), remedy).caused_by(error)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn files(paths: &[&str]) -> Vec<RemoteFile> {
-        let file = |path: &&str| RemoteFile { path: path.to_string(), bytes: 1, oid: String::new(), sha256: None };
+        let file = |path: &&str| RemoteFile { path: path.to_string(), bytes: Some(1), id: None, sha256: None };
         paths.iter().map(file).collect()
     }
 
@@ -237,7 +140,7 @@ mod tests {
             (&["README.md"], None, "no model that can be read"),
             (&["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"], None, "no model that can be read"),
             (
-                &["config.json", "tokenizer.json", "model.safetensors", "README.md", "onnx/model.json"],
+                &["config.json", "tokenizer.json", "model.safetensors", "README.md", "onnx/x.json", "model.json"],
                 None,
                 "config.json tokenizer.json model.safetensors main None",
             ),

@@ -10,12 +10,15 @@
 //! Files arrive in the `.partial` folder, are checked there by SHA-256, and the whole folder is renamed: a model is there
 //! entirely or not at all. A second process waits at the lock and then finds the work done.
 
+mod client;
 mod digest;
+mod download;
 mod hub;
 mod parts;
 mod pip;
 mod reference;
 mod registry;
+mod trouble;
 
 use std::{
     fs::{self, File, TryLockError},

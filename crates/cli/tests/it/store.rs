@@ -1,13 +1,13 @@
 //! `pull`, `list` and `rm`: from a hub on this machine, and what is said where pip or the network is missing.
 
-use std::{fs, process::Stdio};
+use std::{fs, path::Path, process::Stdio};
 
 use crate::{
-    fake_hub::Hub,
+    fake_hub::{Hub, Ranges},
     support::{Home, Ran},
 };
 
-/// More than two ranges of 16 MiB.
+/// More than a few reads, and not the same bytes all over.
 fn large() -> Vec<u8> {
     (0..40u64 << 20).map(|i| ((i * i) >> 7) as u8).collect()
 }
@@ -51,21 +51,137 @@ fn a_model_is_pulled_listed_used_and_removed() {
 fn an_interrupted_pull_is_taken_up_where_it_ended() {
     let (home, content) = (Home::new(), large());
     let hub = Hub::new(&[("a.gguf", &content)]);
-    hub.set_patience(Some(2));
-    pull(&home, &hub, "hf:org/repo").bad(&["cannot fetch hf:org/repo", "enough for today"]);
-    assert_eq!(hub.take_fetched(), ["a.gguf 0-16777215", "a.gguf 16777216-33554431"]);
+    hub.set_faults(Some(1), Some(20 << 20));
+    pull(&home, &hub, "hf:org/repo").bad(&["cannot fetch hf:org/repo", "enough for today", "licence"]);
+    assert_eq!(hub.take_fetched(), ["a.gguf 0-41943039"]);
     assert_eq!(home.run(&["list", "--json"]).json(), serde_json::json!([]), "half a model is no model");
-    hub.set_patience(None);
+    hub.set_faults(None, None);
     let path = pull(&home, &hub, "hf:org/repo").good();
-    assert_eq!(hub.take_fetched(), ["a.gguf 33554432-41943039"]);
+    assert_eq!(hub.take_fetched(), ["a.gguf 20971520-41943039"]);
     assert!(fs::read(path.trim()).unwrap() == content);
+}
+
+#[test]
+fn a_bad_connection_brings_a_large_file_in_pieces() {
+    let (home, content) = (Home::new(), large());
+    let hub = Hub::new(&[("a.gguf", &content)]);
+    // More pieces than one request is made again.
+    hub.set_faults(None, Some(5 << 20));
+    let path = pull(&home, &hub, "hf:org/repo").good();
+    let expect: Vec<_> = (0..8).map(|i| format!("a.gguf {}-41943039", i * (5 << 20))).collect();
+    assert_eq!(hub.take_fetched(), expect);
+    assert!(fs::read(path.trim()).unwrap() == content);
+    // One that brings nothing is given up.
+    let home = Home::new();
+    hub.set_faults(None, Some(0));
+    pull(&home, &hub, "hf:org/repo").bad(&[
+        "cannot fetch hf:org/repo",
+        "check the network",
+        "what was fetched is kept",
+    ]);
+    assert_eq!(hub.take_fetched().len(), 4);
+}
+
+#[test]
+fn two_versions_of_a_file_never_meet() {
+    let (home, old, new) = (Home::new(), large(), vec![3; 30 << 20]);
+    let hub = Hub::new(&[("a.gguf", &old)]);
+    hub.set_faults(Some(1), Some(20 << 20));
+    pull(&home, &hub, "hf:org/repo").bad(&["enough for today"]);
+    hub.take_fetched();
+    hub.set_faults(None, None);
+    hub.state().files.insert("a.gguf".into(), new.clone());
+    let path = pull(&home, &hub, "hf:org/repo").good();
+    assert_eq!(hub.take_fetched(), ["a.gguf 0-31457279"]);
+    assert!(fs::read(path.trim()).unwrap() == new);
+    let folder = fs::read_dir(Path::new(path.trim()).parent().unwrap()).unwrap();
+    let mut names: Vec<_> = folder.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["a.gguf", "model.json"], "the half of the old version is gone");
+}
+
+#[test]
+fn a_hub_may_know_no_ranges_but_must_not_mistake_them() {
+    for ranges in [Ranges::Ignored, Ranges::Mistaken] {
+        let (home, content) = (Home::new(), large());
+        let hub = Hub::new(&[("a.gguf", &content)]);
+        hub.set_faults(Some(1), Some(20 << 20));
+        pull(&home, &hub, "hf:org/repo").bad(&["enough for today"]);
+        hub.set_faults(None, None);
+        hub.state().ranges = ranges;
+        let ran = pull(&home, &hub, "hf:org/repo");
+        match ranges {
+            Ranges::Mistaken => {
+                ran.bad(&["asked for bytes 20971520..41943040 of a.gguf, got bytes 0-20971519/41943040"]);
+                hub.state().ranges = Ranges::Known;
+                let path = pull(&home, &hub, "hf:org/repo").good();
+                assert!(fs::read(path.trim()).unwrap() == content, "the wrong bytes were not written");
+            }
+            _ => assert!(fs::read(ran.good().trim()).unwrap() == content),
+        }
+    }
+}
+
+#[test]
+fn a_hub_that_only_lists_names_is_asked_for_sizes() {
+    let (home, weights) = (Home::new(), vec![1; 500]);
+    let files: &[(&str, &[u8])] = &[
+        ("config.json", b"{}"),
+        ("empty.json", b""),
+        ("model.safetensors", &weights),
+        ("model.json", b"would be overwritten by the store's record"),
+        ("tokenizer.json", b"{}"),
+    ];
+    let hub = Hub::new(files);
+    hub.state().terse = true;
+    let path = pull(&home, &hub, "hf:org/repo").good();
+    for (name, content) in files.iter().filter(|(name, _)| *name != "model.json") {
+        assert_eq!(fs::read(Path::new(path.trim()).join(name)).unwrap(), *content, "{name}");
+    }
+    assert_eq!(home.run(&["list", "--json"]).json()[0]["bytes"], 504);
+}
+
+#[test]
+fn names_of_files_can_neither_leave_the_store_nor_change_an_address() {
+    let home = Home::new();
+    let hub = Hub::new(&[("../../evil.gguf", b"x"), ("/tmp/evil.gguf", b"x"), ("a/../../evil.gguf", b"x")]);
+    pull(&home, &hub, "hf:org/repo").bad(&["no model that can be read"]);
+    assert_eq!(hub.take_fetched(), [""; 0]);
+    let odd = "sub folder/a#1?b=é%20.gguf";
+    hub.state().files.insert(odd.into(), b"content".to_vec());
+    let path = pull(&home, &hub, "hf:org/repo").good();
+    assert!(path.trim().ends_with(odd), "{path}");
+    assert_eq!(fs::read(path.trim()).unwrap(), b"content");
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_no_further() {
+    let token = |text: &str| vec![Some(format!("Bearer {text}"))];
+    let (contents, hub) = (Hub::new(&[("a.gguf", b"x")]), Hub::new(&[("a.gguf", b"x")]));
+    // Another host's name, as a hub's store of contents has.
+    hub.state().elsewhere = Some(contents.other_address());
+    let pull_with = |home: &Home, variables: &[(&str, &str)]| {
+        let mut command = home.command(&["pull", "hf:org/repo"]);
+        Ran::of(command.env("HF_ENDPOINT", hub.address()).envs(variables.iter().copied()).output().unwrap()).good();
+        assert_eq!(contents.take_fetched(), ["a.gguf 0-0"], "the range is asked for at the contents' address");
+        assert_eq!(contents.take_tokens(), [None]);
+        hub.take_tokens()
+    };
+    assert_eq!(pull_with(&Home::new(), &[]), [None]);
+    assert_eq!(pull_with(&Home::new(), &[("HF_TOKEN", "one")]), token("one"));
+    let home = Home::new();
+    fs::create_dir_all(home.path().join("hf")).unwrap();
+    home.file("hf/token", b"two\n");
+    assert_eq!(pull_with(&home, &[]), token("two"));
+    home.run(&["rm", "hf:org/repo"]).good();
+    assert_eq!(pull_with(&home, &[("HF_TOKEN", "one")]), token("one"));
 }
 
 #[test]
 fn a_wrong_checksum_deletes_what_was_fetched() {
     let (home, content) = (Home::new(), vec![7; 1000]);
     let hub = Hub::new(&[("a.gguf", &content)]);
-    hub.claim_sum("a.gguf", &"0".repeat(64));
+    hub.state().wrong_sums.insert("a.gguf".into(), "0".repeat(64));
     for _ in 0..2 {
         pull(&home, &hub, "hf:org/repo").bad(&["a.gguf is not what it should be", "deleted: run the command again"]);
         assert_eq!(hub.take_fetched(), ["a.gguf 0-999"], "nothing of it is used again");
@@ -82,7 +198,7 @@ fn two_processes_fetch_once() {
     };
     let children = [start(), start(), start()];
     let ran = children.map(|child| Ran::of(child.wait_with_output().unwrap()));
-    assert_eq!(hub.take_fetched().len(), 3, "three ranges, each once");
+    assert_eq!(hub.take_fetched(), ["a.gguf 0-41943039"], "all of it, once");
     let waited = ran.iter().filter(|r| r.err.contains("waiting for another process that holds hf:org/repo")).count();
     let pulled = ran.iter().filter(|r| r.err.contains("pulling hf:org/repo")).count();
     assert_eq!(pulled, 1, "{ran:?}");
@@ -117,6 +233,20 @@ fn refusals_say_what_to_do() {
     let hub = Hub::new(&[("a-Q8_0.gguf", b"x"), ("a-Q4_0.gguf", b"x")]);
     pull(&home, &hub, "hf:org/repo").bad(&["several GGUF files", "hf:org/repo/FILE", "a-Q4_0.gguf, a-Q8_0.gguf"]);
     pull(&home, &hub, "hf:org/repo/b.gguf").bad(&["no such file", "a-Q4_0.gguf"]);
+    for (status, code, words) in [
+        ("401 Unauthorized", "RepoNotFound", ["check the spelling", "HF_TOKEN"]),
+        ("403 Forbidden", "GatedRepo", ["accept the model's licence", "HF_TOKEN"]),
+        ("429 Too Many Requests", "", ["wait a while", "429"]),
+        ("503 Service Unavailable", "", ["check the network", "503"]),
+    ] {
+        hub.state().refusal = Some((status, code));
+        pull(&home, &hub, "hf:org/repo").bad(&words).bad(&["cannot fetch hf:org/repo", "refused by test"]);
+    }
+    hub.state().refusal = None;
+    let with_endpoint =
+        |endpoint: &str| Ran::of(home.command(&["pull", "hf:org/repo"]).env("HF_ENDPOINT", endpoint).output().unwrap());
+    with_endpoint("http://127.0.0.1:9").bad(&["cannot fetch hf:org/repo", "check the network"]);
+    with_endpoint("127.0.0.1").bad(&["cannot fetch hf:org/repo", "HF_ENDPOINT"]);
     pull(&home, &hub, "hf:org/none").bad(&["cannot fetch hf:org/none", "check the spelling"]);
     home.run(&["pull", "hf:org"]).bad(&["`hf:org` names no repository", "hf:OWNER/REPO"]);
     home.run(&["pull", "none.gguf"]).bad(&["there is no file none.gguf", "smollm2:135m"]);

@@ -51,6 +51,8 @@ impl Home {
             .env("HOME", self.path())
             .env("TESSERA_CACHE", self.store())
             .env_remove("HF_TOKEN")
+            .env_remove("HF_TOKEN_PATH")
+            .env_remove("HF_HUB_DISABLE_IMPLICIT_TOKEN")
             .env_remove("HF_ENDPOINT")
             .env("HF_HOME", self.path().join("hf"))
             .env("RUST_BACKTRACE", "1")
