@@ -1,12 +1,12 @@
 //! Speed of projections at many widths, with weights that are not in the cache: billions of operations a second, and
 //! billions of weight bytes a second. `cargo run --release -p tessera-cpu --example matmul_speed [THREADS [FORMAT
-//! [WIDTH,...]]]` (`TESSERA_ISA` picks the instruction set). Best of several runs.
+//! [WIDTH,...]]]` (`TESSERA_KERNELS` forces variants). Best of several runs.
 
 use std::{num::NonZero, time::Instant};
 
 use tessera_cpu::{
     isa::Isa,
-    matmul::{Activations, Job, PackedMatrix, project},
+    matmul::{Activations, Job, Kernels, Overrides, PackedMatrix, SegmentTable, project_segments},
     threads::{Threads, default_thread_count},
 };
 use tessera_formats::{Bytes, DType};
@@ -43,7 +43,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(list) => list.split(',').map(str::parse).collect::<Result<Vec<usize>, _>>()?,
         None => WIDTHS.to_vec(),
     };
-    let (isa, pool) = (Isa::choose()?, Threads::new(threads));
+    let overrides = Overrides::from_environment()?;
+    let isa = overrides.isa.map_or_else(Isa::choose, Ok)?;
+    let (kernels, pool) = (Kernels { overrides, ..Kernels::new(isa) }, Threads::new(threads));
     println!("{}, {threads} threads, join {:.0} ns; GOPS (GB/s)", isa.title(), join_seconds(&pool) * 1e9);
     print!("{:<14}{:<6}", "shape", "");
     widths.iter().for_each(|w| print!("{w:>13}"));
@@ -59,7 +61,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
             print!("{:<14}{:<6}", format!("{rows}x{depth}"), dtype.name());
             for &tokens in &widths {
-                let seconds = best_seconds(isa, &pool, &matrices, tokens, depth);
+                let seconds = best_seconds(&kernels, &pool, &matrices, tokens, depth);
                 let gops = 2.0 * (rows * depth * tokens) as f64 / seconds / 1e9;
                 print!("{:>13}", format!("{gops:.0} ({:.0})", bytes as f64 / seconds / 1e9));
             }
@@ -80,10 +82,10 @@ fn join_seconds(pool: &Threads) -> f64 {
 }
 
 /// The shortest time of one projection, over rounds through all copies of the matrix.
-fn best_seconds(isa: Isa, pool: &Threads, matrices: &[PackedMatrix], tokens: usize, depth: usize) -> f64 {
+fn best_seconds(kernels: &Kernels, pool: &Threads, matrices: &[PackedMatrix], tokens: usize, depth: usize) -> f64 {
     let x: Vec<f32> = (0..tokens * depth).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
     let mut out = vec![0.0; tokens * matrices[0].rows()];
-    let mut scratch = Activations::new();
+    let (mut scratch, table) = (Activations::new(), SegmentTable::dense(tokens));
     let (start, mut best) = (Instant::now(), f64::INFINITY);
     let mut next = matrices.iter().cycle();
     // A round is long enough for the clock, and short enough to fall between two disturbances.
@@ -91,7 +93,8 @@ fn best_seconds(isa: Isa, pool: &Threads, matrices: &[PackedMatrix], tokens: usi
     while start.elapsed().as_secs_f64() < SECONDS || best.is_infinite() {
         let round = Instant::now();
         for matrix in next.by_ref().take(calls) {
-            project(isa, pool, &mut scratch, &x, tokens, depth, &mut [Job::new(matrix, None, &mut out)]);
+            let job = &mut [Job::new(matrix, None, &mut out)];
+            project_segments(kernels, pool, &mut scratch, &x, depth, &table, job);
         }
         let seconds = round.elapsed().as_secs_f64();
         best = best.min(seconds / calls as f64);

@@ -5,6 +5,8 @@
 //! added to the output, which is the canonical order's tree (`numerics`). Nothing here depends on how many tokens or
 //! rows there are but the addresses: a row's bits cannot know their neighbours.
 
+#![allow(non_upper_case_globals)] // constants that count: see `unroll`
+
 use std::{marker::PhantomData, ops::Range};
 
 use half::{bf16, f16};
@@ -282,7 +284,7 @@ unsafe fn tile<S: Simd, A: Chain, const C: usize>(simd: S, segments: &Segments, 
         unsafe {
             let acc = A::segment::<S, C>(simd, from, segments.get(index));
             unroll!(12, c, {
-                if c < C {
+                if const { c < C } {
                     let to = out.row(c);
                     let sum = if index == 0 { acc[c] } else { simd.add(simd.load_at(to), acc[c]) };
                     simd.store_at(to, sum);
@@ -318,7 +320,7 @@ impl<L: Layout> Chain for Codes<L> {
                 // In even steps through the group, whatever the order of its parts: no line is left out.
                 let ahead = from.group.wrapping_add(index * L::BLOCK_BYTES + from.prefetch.bytes);
                 unroll!(12, line, {
-                    if line < L::BLOCK_BYTES.div_ceil(LINE_BYTES) {
+                    if const { line < L::BLOCK_BYTES.div_ceil(LINE_BYTES) } {
                         simd.prefetch(ahead.wrapping_add(line * LINE_BYTES));
                     }
                 });
@@ -326,7 +328,7 @@ impl<L: Layout> Chain for Codes<L> {
             // SAFETY: the panel and its halves hold a record for each block.
             unsafe {
                 let record = from.panel.add(index * record_bytes(C));
-                if L::SUB_BLOCK == BLOCK {
+                if const { L::SUB_BLOCK == BLOCK } {
                     let numbers = record.add(C * BLOCK).cast::<f32>();
                     let sums = Sums { scaled: numbers.add(C), plain: numbers.add(2 * C).cast() };
                     sub_block::<S, L, C>(simd, at, record, sums, 0, &mut acc);
@@ -366,31 +368,31 @@ unsafe fn sub_block<S: Simd, L: Layout, const C: usize>(
 ) {
     let quads = L::SUB_BLOCK / QUAD;
     // What is still to be taken off each code, beside what the instruction takes off itself.
-    let offset = i32::from(L::CODE_OFFSET) - if L::SMALL_CODES { 0 } else { S::BYTE_OFFSET };
+    let offset = i32::from(L::CODE_OFFSET) - if const { L::SMALL_CODES } { 0 } else { S::BYTE_OFFSET };
     // SAFETY: the caller's promises; a record holds 32 codes a token and then a scale a token.
     unsafe {
         let scales = L::scales(simd, at, half);
         let zero = simd.splat_i32(0);
-        let mins = if L::HAS_MIN { L::mins(simd, at, half) } else { scales };
+        let mins = if const { L::HAS_MIN } { L::mins(simd, at, half) } else { scales };
         unroll!(3, run, {
             let mut sum = [zero; COLUMN_RUN];
             if offset != 0 {
                 unroll!(4, i, {
-                    let c = run * COLUMN_RUN + i;
-                    if c < C {
+                    const c: usize = run * COLUMN_RUN + i;
+                    if const { c < C } {
                         sum[i] = simd.splat_i32(sums.plain.add(c).read() * -offset);
                     }
                 });
             }
             unroll!(8, q, {
-                if q < quads {
+                if const { q < L::SUB_BLOCK / QUAD } {
                     let quad = half * quads + q;
                     let codes = L::codes(simd, at, quad);
                     unroll!(4, i, {
-                        let c = run * COLUMN_RUN + i;
-                        if c < C {
+                        const c: usize = run * COLUMN_RUN + i;
+                        if const { c < C } {
                             let x = record.add(c * BLOCK + quad * QUAD).cast::<i32>().read_unaligned();
-                            sum[i] = if L::SMALL_CODES {
+                            sum[i] = if const { L::SMALL_CODES } {
                                 simd.dot_small(sum[i], codes, x)
                             } else {
                                 simd.dot_bytes(sum[i], codes, x)
@@ -400,11 +402,11 @@ unsafe fn sub_block<S: Simd, L: Layout, const C: usize>(
                 }
             });
             unroll!(4, i, {
-                let c = run * COLUMN_RUN + i;
-                if c < C {
+                const c: usize = run * COLUMN_RUN + i;
+                if const { c < C } {
                     let dx = simd.splat(record.add(C * BLOCK).cast::<f32>().add(c).read());
                     acc[c] = simd.fma(simd.to_f32(sum[i]), simd.mul(scales, dx), acc[c]);
-                    if L::HAS_MIN {
+                    if const { L::HAS_MIN } {
                         acc[c] = simd.fma(mins, simd.splat(sums.scaled.add(c).read()), acc[c]);
                     }
                 }
@@ -439,7 +441,7 @@ impl<T: Float> Chain for Floats<T> {
             unsafe {
                 let w = T::load(simd, at);
                 unroll!(12, c, {
-                    if c < C {
+                    if const { c < C } {
                         acc[c] = simd.fma(w, simd.splat(from.x.add(c * from.x_stride + k).read()), acc[c]);
                     }
                 });

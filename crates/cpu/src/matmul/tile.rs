@@ -30,67 +30,80 @@ pub const fn halves_bytes(tokens: usize) -> usize {
     tokens * 4 * 4
 }
 
-/// Repeats a block with a constant index, so that arrays of registers stay in registers.
+/// Repeats a block with a constant index, so that arrays of registers stay in registers. The index is a `const`: what stands
+/// behind `if const { i < C }` is not even generated where it is false, which halves the time to compile the kernels.
 macro_rules! unroll {
     (2, $i:ident, $b:block) => {{
         {
-            let $i = 0usize;
+            #[allow(non_upper_case_globals)]
+            const $i: usize = 0;
             $b
         }
         {
-            let $i = 1usize;
+            #[allow(non_upper_case_globals)]
+            const $i: usize = 1;
             $b
         }
     }};
     (3, $i:ident, $b:block) => {{
         $crate::matmul::tile::unroll!(2, $i, $b);
         {
-            let $i = 2usize;
+            #[allow(non_upper_case_globals)]
+            const $i: usize = 2;
             $b
         }
     }};
     (4, $i:ident, $b:block) => {{
         $crate::matmul::tile::unroll!(3, $i, $b);
         {
-            let $i = 3usize;
+            #[allow(non_upper_case_globals)]
+            const $i: usize = 3;
             $b
         }
     }};
     (8, $i:ident, $b:block) => {{
         $crate::matmul::tile::unroll!(4, $i, $b);
         {
-            let $i = 4usize;
+            #[allow(non_upper_case_globals)]
+            const $i: usize = 4;
             $b
         }
         {
-            let $i = 5usize;
+            #[allow(non_upper_case_globals)]
+            const $i: usize = 5;
             $b
         }
         {
-            let $i = 6usize;
+            #[allow(non_upper_case_globals)]
+            const $i: usize = 6;
             $b
         }
         {
-            let $i = 7usize;
+            #[allow(non_upper_case_globals)]
+            const $i: usize = 7;
             $b
         }
     }};
     (12, $i:ident, $b:block) => {{
         $crate::matmul::tile::unroll!(8, $i, $b);
         {
-            let $i = 8usize;
+            #[allow(non_upper_case_globals)]
+            const $i: usize = 8;
             $b
         }
         {
-            let $i = 9usize;
+            #[allow(non_upper_case_globals)]
+            const $i: usize = 9;
             $b
         }
         {
-            let $i = 10usize;
+            #[allow(non_upper_case_globals)]
+            const $i: usize = 10;
             $b
         }
         {
-            let $i = 11usize;
+            #[allow(non_upper_case_globals)]
+            const $i: usize = 11;
             $b
         }
     }};

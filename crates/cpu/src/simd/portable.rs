@@ -1,4 +1,7 @@
 //! The plain Rust implementation, which defines the meaning. Without fused multiply-add in hardware it is slow.
+//!
+//! What the matmul kernels call is not inlined: it needs no instructions that must be switched on, and copies of it in
+//! every kernel would take longer to compile than all the others together.
 
 use std::array::from_fn;
 
@@ -45,31 +48,31 @@ impl Simd for Portable {
         unsafe { to.cast::<Self::F32>().write_unaligned(v) }
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_f16_at(self, from: *const f16) -> Self::F32 {
         // SAFETY: the caller vouches for 16 f16.
         unsafe { from.cast::<[f16; LANES]>().read_unaligned() }.map(f16::to_f32)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_bf16_at(self, from: *const u16) -> Self::F32 {
         // SAFETY: the caller vouches for 16 u16.
         unsafe { from.cast::<[u16; LANES]>().read_unaligned() }.map(|v| f32::from_bits(u32::from(v) << 16))
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_u8_at(self, from: *const u8) -> Self::F32 {
         // SAFETY: the caller vouches for 16 bytes.
         unsafe { from.cast::<[u8; LANES]>().read() }.map(f32::from)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_i8_at(self, from: *const i8) -> Self::F32 {
         // SAFETY: the caller vouches for 16 bytes.
         unsafe { from.cast::<[i8; LANES]>().read() }.map(f32::from)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn load_nibbles_at(self, from: *const u8) -> (Self::F32, Self::F32) {
         // SAFETY: the caller vouches for 16 bytes.
         let bytes = unsafe { from.cast::<[u8; LANES]>().read() };
@@ -81,7 +84,7 @@ impl Simd for Portable {
         *to = v.map(f16::from_f32);
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn add(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         from_fn(|l| a[l] + b[l])
     }
@@ -91,7 +94,7 @@ impl Simd for Portable {
         from_fn(|l| a[l] - b[l])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32 {
         from_fn(|l| a[l] * b[l])
     }
@@ -101,7 +104,7 @@ impl Simd for Portable {
         from_fn(|l| a[l] / b[l])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
         from_fn(|l| a[l].mul_add(b[l], c[l]))
     }
@@ -182,7 +185,7 @@ impl Simd for Portable {
         [v; LANES]
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn to_f32(self, v: Self::I32) -> Self::F32 {
         v.map(|v| v as f32)
     }
@@ -193,17 +196,17 @@ impl Simd for Portable {
         unsafe { from.cast::<Self::U8>().read() }
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn field(self, v: Self::U8, shift: i32, mask: u8) -> Self::U8 {
         v.map(|v| mask & if shift < 0 { v >> -shift } else { v << shift })
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn or(self, a: Self::U8, b: Self::U8) -> Self::U8 {
         from_fn(|i| a[i] | b[i])
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn look_up(self, table: &[u8; 16], v: Self::U8) -> Self::U8 {
         v.map(|v| table[usize::from(v & 15)])
     }
@@ -213,7 +216,7 @@ impl Simd for Portable {
         self.dot_bytes(acc, codes, x)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn dot_bytes(self, acc: Self::I32, codes: Self::U8, x: i32) -> Self::I32 {
         let x = x.to_le_bytes().map(|v| i32::from(v as i8));
         from_fn(|l| acc[l] + (0..4).map(|i| i32::from(codes[4 * l + i]) * x[i]).sum::<i32>())
