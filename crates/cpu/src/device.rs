@@ -243,6 +243,15 @@ impl Device for CpuDevice {
         Ok(())
     }
 
+    fn read_page(&self, cache: &KvPages, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        cache.read_page(page, out);
+        Ok(())
+    }
+
+    fn write_page(&self, cache: &mut KvPages, page: u32, bytes: &[u8]) -> Result<(), Error> {
+        cache.write_page(page, bytes)
+    }
+
     fn read_routes(&self, routes: &Routes, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error> {
         experts.clear();
         experts.extend_from_slice(routes.experts());

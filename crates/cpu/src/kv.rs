@@ -4,7 +4,7 @@
 //! values are `[64 tokens][stride]`, where the stride is `head_dim` rounded up to whole vectors. All pages are mapped when the
 //! cache is made and never move.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, ops::Range};
 
 use half::f16;
 use tessera_ops::{Batch, Error, KvFormat, KvLayout, PAGE_TOKENS};
@@ -80,10 +80,7 @@ impl KvPages {
     /// # Errors
     /// The system has no room.
     pub(crate) fn new(layout: &KvLayout, pages: usize) -> Result<KvPages, Error> {
-        let number_bytes = match layout.format {
-            KvFormat::F32 => size_of::<f32>(),
-            KvFormat::F16 => size_of::<f16>(),
-        };
+        let number_bytes = number_bytes(layout.format);
         let what = format!("keys and values of {pages} pages");
         let mut layers = Vec::with_capacity(layout.layers.len());
         for &tessera_ops::kv::KvLayer { heads, head_dim } in &layout.layers {
@@ -98,12 +95,61 @@ impl KvPages {
         }
         Ok(KvPages { format: layout.format, layers })
     }
+
+    /// Appends the bytes of a page: layer by layer, keys and then values.
+    pub(crate) fn read_page(&self, page: u32, out: &mut Vec<u8>) {
+        let number_bytes = number_bytes(self.format);
+        for layer in &self.layers {
+            let (keys, values) = layer.page(page, number_bytes);
+            out.extend_from_slice(&layer.keys.as_slice()[keys]);
+            out.extend_from_slice(&layer.values.as_slice()[values]);
+        }
+    }
+
+    /// Writes what [`KvPages::read_page`] gave.
+    ///
+    /// # Errors
+    /// Another number of bytes than a page has.
+    pub(crate) fn write_page(&mut self, page: u32, mut bytes: &[u8]) -> Result<(), Error> {
+        let number_bytes = number_bytes(self.format);
+        let pages = self.layers.iter().map(|l| l.page(page, number_bytes));
+        let (expected, found) = (pages.map(|(keys, values)| keys.len() + values.len()).sum(), bytes.len());
+        if found != expected {
+            return Err(Error::Page { expected, found });
+        }
+        for layer in &mut self.layers {
+            let (keys, values) = layer.page(page, number_bytes);
+            let (to_keys, rest) = bytes.split_at(keys.len());
+            let (to_values, rest) = rest.split_at(values.len());
+            layer.keys.as_mut_slice()[keys].copy_from_slice(to_keys);
+            layer.values.as_mut_slice()[values].copy_from_slice(to_values);
+            bytes = rest;
+        }
+        Ok(())
+    }
+}
+
+fn number_bytes(format: KvFormat) -> usize {
+    match format {
+        KvFormat::F32 => size_of::<f32>(),
+        KvFormat::F16 => size_of::<f16>(),
+    }
 }
 
 impl Layer {
     /// Numbers from one token's value to the next.
     pub(crate) fn stride(&self) -> usize {
         self.head_dim.next_multiple_of(LANES)
+    }
+
+    /// Where a page's bytes lie among those of the keys, and among those of the values.
+    fn page(&self, page: u32, number_bytes: usize) -> (Range<usize>, Range<usize>) {
+        let first = self.block(page, 0);
+        let range = |width: usize| {
+            let block_bytes = width * PAGE_TOKENS * number_bytes;
+            first * block_bytes..(first + self.heads) * block_bytes
+        };
+        (range(self.head_dim), range(self.stride()))
     }
 
     /// Index of a page's head among all.

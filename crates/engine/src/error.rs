@@ -39,6 +39,8 @@ pub enum Error {
          was trained for {trained})"
     )]
     ContextFull { tokens: usize, context: usize, trained: usize },
+    #[error("the cache has {free} free pages and {pages} are needed; close a sequence or ask for a larger context")]
+    CacheFull { pages: usize, free: usize },
     #[error("token {token} does not exist; the vocabulary has {vocabulary}")]
     Token { token: u32, vocabulary: usize },
     #[error("there is nothing to run: the prompt has no tokens")]

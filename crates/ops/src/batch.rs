@@ -47,6 +47,16 @@ impl Batch {
         (table[position / PAGE_TOKENS], position % PAGE_TOKENS)
     }
 
+    /// Takes all rows out, to fill it again.
+    pub fn clear(&mut self) {
+        let Batch { tokens, positions, sequences, roles, page_tables, logit_rows } = self;
+        for numbers in [tokens, positions, sequences, logit_rows] {
+            numbers.clear();
+        }
+        roles.clear();
+        page_tables.clear();
+    }
+
     /// Adds `tokens` of a new sequence with this page table, the first at position `start`.
     /// Logits are wanted of the last `logits` rows.
     pub fn push(&mut self, tokens: &[u32], start: usize, pages: &[u32], role: Role, logits: usize) {

@@ -290,6 +290,19 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// The device failed somewhere in the step.
     fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>) -> Result<(), Error>;
 
+    /// Appends the keys and values of one page, of all layers, to `out`, waiting for all work before it. The bytes are as the
+    /// device lays them out, always as many: they fit a cache of the same layout on a device of the same kind.
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    fn read_page(&self, cache: &Self::KvCache, page: u32, out: &mut Vec<u8>) -> Result<(), Error>;
+
+    /// Writes what [`Device::read_page`] gave into a page, whichever it came from.
+    ///
+    /// # Errors
+    /// Bytes that are no page of this cache.
+    fn write_page(&self, cache: &mut Self::KvCache, page: u32, bytes: &[u8]) -> Result<(), Error>;
+
     /// Copies routes out, waiting for all work before them: (tokens, slots) of experts and of weights. For tests and
     /// statistics.
     ///

@@ -61,6 +61,16 @@ pub enum Error {
         /// `scale` or `weight`.
         what: &'static str,
     },
+    /// Saved keys and values are of another cache.
+    #[error(
+        "a saved page of {found} bytes does not fit a cache with pages of {expected}; compute its tokens again with this model"
+    )]
+    Page {
+        /// Bytes of a page of the cache.
+        expected: usize,
+        /// Bytes that were given.
+        found: usize,
+    },
     /// The device's memory is used up.
     #[error("{device} has no room for {bytes} bytes of {what}; use a smaller context or model")]
     OutOfMemory {

@@ -39,6 +39,18 @@ pub trait LanguageModel: Send {
     /// # Errors
     /// If a token does not exist, or the device fails.
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error>;
+
+    /// Appends one page of the cache to `out`, as [`Device::read_page`].
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), Error>;
+
+    /// Writes one page of the cache, as [`Device::write_page`].
+    ///
+    /// # Errors
+    /// If the bytes are of another cache, or the device fails.
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error>;
 }
 
 /// What may be chosen when a model is loaded.
@@ -153,5 +165,13 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
         }
         let out = self.model.forward(&self.device, &mut self.cache, batch);
         Ok(self.device.read(&out, logits)?)
+    }
+
+    fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        Ok(self.device.read_page(&self.cache, page, out)?)
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error> {
+        Ok(self.device.write_page(&mut self.cache, page, bytes)?)
     }
 }

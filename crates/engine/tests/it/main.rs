@@ -5,6 +5,7 @@ mod generation;
 mod golden;
 mod mlx;
 mod sampler;
+mod sequences;
 mod stop_strings;
 mod support;
 mod synth;

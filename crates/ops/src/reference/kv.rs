@@ -1,7 +1,44 @@
 //! Keys and values in pages, as plain as can be: [layer][page][token in page][head][feature].
 
+use std::ops::Range;
+
 use super::Tensor;
 use crate::{Batch, Error, KvFormat, KvLayout, PAGE_TOKENS};
+
+/// A number as a cache keeps it.
+pub(super) trait Number: Copy {
+    const BYTES: usize;
+
+    /// Appends its bytes.
+    fn write(self, out: &mut Vec<u8>);
+
+    /// From its bytes.
+    fn read(bytes: &[u8]) -> Self;
+}
+
+impl Number for f32 {
+    const BYTES: usize = 4;
+
+    fn write(self, out: &mut Vec<u8>) {
+        out.extend(self.to_le_bytes());
+    }
+
+    fn read(bytes: &[u8]) -> f32 {
+        f32::from_le_bytes(bytes.try_into().expect("four bytes"))
+    }
+}
+
+impl Number for f64 {
+    const BYTES: usize = 8;
+
+    fn write(self, out: &mut Vec<u8>) {
+        out.extend(self.to_le_bytes());
+    }
+
+    fn read(bytes: &[u8]) -> f64 {
+        f64::from_le_bytes(bytes.try_into().expect("eight bytes"))
+    }
+}
 
 /// Keys and values of one layer.
 #[derive(Clone, Debug)]
@@ -60,6 +97,44 @@ impl<T: Copy> KvPages<T> {
         let at = (page as usize * PAGE_TOKENS + slot) * width;
         l.keys[at..][..width].copy_from_slice(key);
         l.values[at..][..width].copy_from_slice(value);
+    }
+
+    /// Appends the numbers of a page: layer by layer, keys and then values.
+    pub(super) fn read_page(&self, page: u32, out: &mut Vec<u8>)
+    where
+        T: Number,
+    {
+        for layer in &self.layers {
+            let range = layer.page(page);
+            let numbers = layer.keys[range.clone()].iter().chain(&layer.values[range]);
+            numbers.for_each(|n| n.write(out));
+        }
+    }
+
+    /// Writes what `read_page` gave.
+    pub(super) fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error>
+    where
+        T: Number,
+    {
+        let expected = self.layers.iter().map(|l| 2 * l.page(0).len() * T::BYTES).sum();
+        if bytes.len() != expected {
+            return Err(Error::Page { expected, found: bytes.len() });
+        }
+        let mut numbers = bytes.chunks_exact(T::BYTES).map(T::read);
+        for layer in &mut self.layers {
+            let range = layer.page(page);
+            let slots = layer.keys[range.clone()].iter_mut().chain(&mut layer.values[range]);
+            slots.zip(&mut numbers).for_each(|(slot, n)| *slot = n);
+        }
+        Ok(())
+    }
+}
+
+impl<T> Layer<T> {
+    /// Where a page lies among the keys, and among the values.
+    fn page(&self, page: u32) -> Range<usize> {
+        let numbers = PAGE_TOKENS * self.heads * self.head_dim;
+        page as usize * numbers..(page as usize + 1) * numbers
     }
 }
 

@@ -220,6 +220,15 @@ impl Device for Float64Device {
         Ok(())
     }
 
+    fn read_page(&self, cache: &KvPages<f64>, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        cache.read_page(page, out);
+        Ok(())
+    }
+
+    fn write_page(&self, cache: &mut KvPages<f64>, page: u32, bytes: &[u8]) -> Result<(), Error> {
+        cache.write_page(page, bytes)
+    }
+
     fn read_routes(&self, routes: &Routes<f64>, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error> {
         experts.clone_from(&routes.experts);
         weights.clear();
