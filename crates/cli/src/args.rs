@@ -43,6 +43,7 @@ pub(crate) enum Command {
     Perplexity(Perplexity),
     Quantize(Quantize),
     Synth(Synth),
+    Bench(crate::commands::bench::Bench),
     Completions(Completions),
 }
 
@@ -338,9 +339,8 @@ pub(crate) struct Sampling {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct Engine {
-    /// Threads, 1 to 1024 [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) compute: Compute,
     /// Prompt tokens computed at a time, 1 to 65536; the results do not depend on it
     #[arg(long, value_name = "TOKENS", default_value_t = 512,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
@@ -351,6 +351,19 @@ pub(crate) struct Engine {
     /// Print tokens a second to stderr at the end
     #[arg(long)]
     pub(crate) stats: bool,
+}
+
+/// What computes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct Compute {
+    /// Threads, 1 to 1024 [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    pub(crate) threads: Option<usize>,
+    /// Force kernels, as name=value with commas between: isa, tile, moe_tile, split; the results do not depend on it
+    /// [default: what TESSERA_KERNELS holds]
+    #[arg(long, value_name = "SWITCHES")]
+    pub(crate) kernels: Option<String>,
 }
 
 /// The formats that can be written.

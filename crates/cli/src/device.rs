@@ -1,19 +1,50 @@
-//! The only place that names a device crate.
+//! The only place that names a device crate (beside the measurements of single kernels).
 
 use std::{num::NonZero, sync::Arc};
 
 use anyhow::Result;
-use tessera_cpu::CpuDevice;
+use tessera_cpu::{
+    CpuDevice,
+    isa::Isa,
+    matmul::{
+        Kernels, Overrides,
+        dispatch::{self, Op, Request},
+        select::select,
+    },
+};
+use tessera_formats::DType;
 
-use crate::args::Engine;
+use crate::args::Compute;
 
 /// The device that models run on.
 pub(crate) type Chosen = CpuDevice;
 
-/// Opens the device that the flags ask for.
+/// Opens the device that the flags ask for. Switches of `--kernels` stand in for those of the environment.
 ///
 /// # Errors
 /// If it lacks what they ask for.
-pub(crate) fn open(engine: &Engine) -> Result<Arc<Chosen>> {
-    Ok(Arc::new(CpuDevice::new(engine.threads.and_then(NonZero::new), None)?))
+pub(crate) fn open(compute: &Compute) -> Result<Arc<Chosen>> {
+    let threads = compute.threads.and_then(NonZero::new);
+    let Some(text) = &compute.kernels else { return Ok(Arc::new(CpuDevice::new(threads, None)?)) };
+    let overrides = Overrides::parse(text)?;
+    let isa = overrides.isa.map_or_else(Isa::choose, Ok)?;
+    Ok(Arc::new(CpuDevice::with_kernels(threads, Kernels { overrides, ..Kernels::new(isa) })))
+}
+
+/// The name of its instruction set.
+pub(crate) fn isa_name(device: &Chosen) -> &'static str {
+    device.isa().name()
+}
+
+/// What is forced, as `--kernels` takes it.
+pub(crate) fn forced(device: &Chosen) -> String {
+    device.kernels().overrides.to_string()
+}
+
+/// The variant that multiplies `tokens` tokens with a matrix; none for formats that hold no weights.
+pub(crate) fn variant(device: &Chosen, dtype: DType, rows: usize, depth: usize, tokens: usize) -> Option<String> {
+    let (layout, workers) = (select(dtype)?, device.threads());
+    let request = Request { op: Op::Dense, layout, rows, depth, tokens, segments: 1, tokens_total: tokens, workers };
+    let Kernels { isa, tuning, overrides } = device.kernels();
+    Some(dispatch::plan(*isa, &request, tuning, overrides).to_string())
 }

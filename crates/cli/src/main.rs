@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Completions(args) => commands::completions::main(&args),
         Command::Quantize(args) => commands::quantize::main(&args),
         Command::Synth(args) => commands::synth::main(&args),
+        Command::Bench(args) => commands::bench::main(&args),
         Command::Inspect(args) => commands::inspect::main(&args),
     };
     match result {

@@ -159,7 +159,7 @@ impl Model {
             return Err(self.too_long(tokens, context)); // before all the work
         }
         let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
-        let device = device::open(&self.engine)?;
+        let device = device::open(&self.engine.compute)?;
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let model = models::load(&self.checkpoint, device, &options, &mut |progress| {
             bar.set_position(progress.bytes_done);

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod chat;
 mod fake_hub;
 mod hostile;

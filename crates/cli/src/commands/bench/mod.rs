@@ -1,0 +1,28 @@
+//! `tessera bench`: how fast, at which width, and that the result is right.
+//!
+//! Every measurement is repeated, and every row carries a hash of what was computed. Repeats that differ are an error, and
+//! so is a batch in which a sequence gives other bits than alone: no speed stands without its correctness.
+
+mod args;
+mod batch;
+mod decode;
+mod machine;
+mod prefill;
+mod report;
+mod row;
+mod subject;
+mod times;
+
+use anyhow::Result;
+
+pub(crate) use args::Bench;
+use args::What;
+
+/// Measures and prints.
+pub(crate) fn main(args: &Bench) -> Result<()> {
+    match &args.what {
+        What::Prefill(args) => prefill::main(args),
+        What::Decode(args) => decode::main(args),
+        What::Batch(args) => batch::main(args),
+    }
+}

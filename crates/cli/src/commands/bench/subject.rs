@@ -1,0 +1,100 @@
+//! The model under measurement: loaded, with the names of what computes it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use anyhow::Result;
+use tessera_engine::{Checkpoint, Config, LoadOptions, Sequences, models};
+use tessera_formats::Tensor;
+use tessera_ops::PAGE_TOKENS;
+
+use super::{args::Common, machine, row::Facts};
+use crate::{
+    device::{self, Chosen},
+    model, ui,
+};
+
+/// An opened model and the device it will run on.
+pub(super) struct Subject {
+    pub(super) config: Config,
+    pub(super) device: Arc<Chosen>,
+    checkpoint: Checkpoint,
+    name: String,
+}
+
+impl Subject {
+    /// Opens what the flags name.
+    ///
+    /// # Errors
+    /// Where the model cannot be read, or the device lacks what is asked for.
+    pub(super) fn open(common: &Common) -> Result<Subject> {
+        let device = device::open(&common.compute)?;
+        let checkpoint = model::open_checkpoint(&common.model)?;
+        models::check_architecture(&checkpoint)?;
+        let config = Config::read(&checkpoint)?;
+        let name = common.model.rsplit(['/', '\\']).next().unwrap_or(&common.model).to_owned();
+        Ok(Subject { config, device, checkpoint, name })
+    }
+
+    /// Loads it with room for sequences of these lengths.
+    ///
+    /// # Errors
+    /// Where weights are not sound, or too large for the memory.
+    pub(super) fn load(&self, lengths: impl IntoIterator<Item = usize>) -> Result<Sequences> {
+        let context: usize = lengths.into_iter().map(|length| length.next_multiple_of(PAGE_TOKENS)).sum();
+        let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
+        let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
+        let report = &mut |progress: tessera_engine::weights::Progress| bar.set_position(progress.bytes_done);
+        let model = models::load(&self.checkpoint, self.device.clone(), &options, report);
+        bar.finish_and_clear();
+        Ok(Sequences::new(model?))
+    }
+
+    /// What every row of it says.
+    pub(super) fn facts(&self) -> Facts {
+        Facts {
+            commit: machine::COMMIT,
+            machine: machine::name(),
+            isa: device::isa_name(&self.device),
+            threads: self.device.threads(),
+            model: self.name.clone(),
+            formats: self.formats(),
+        }
+    }
+
+    /// The variants that compute the projections of its layers for this many tokens, each once.
+    pub(super) fn variants(&self, tokens: usize) -> String {
+        let mut names: Vec<_> = self
+            .matrices()
+            .filter(|t| t.name.starts_with("blk."))
+            .filter_map(|t| device::variant(&self.device, t.dtype, t.rows(), t.shape[0], tokens))
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        names.join(" ")
+    }
+
+    /// A synthetic token: the `i`-th of sequence `sequence`.
+    pub(super) fn token(&self, sequence: usize, i: usize) -> u32 {
+        // Low ids are control tokens in most vocabularies.
+        let vocabulary = self.config.vocabulary;
+        let margin = if vocabulary > 400 { 100 } else { 0 };
+        (margin + (i * 7919 + sequence * 31) % (vocabulary - 2 * margin)) as u32
+    }
+
+    /// The first `count` synthetic tokens of a sequence.
+    pub(super) fn tokens(&self, sequence: usize, count: usize) -> Vec<u32> {
+        (0..count).map(|i| self.token(sequence, i)).collect()
+    }
+
+    fn formats(&self) -> String {
+        let mut bytes = BTreeMap::new();
+        self.matrices().for_each(|t| *bytes.entry(t.dtype.name()).or_insert(0) += t.bytes.len());
+        let mut formats: Vec<_> = bytes.into_iter().collect();
+        formats.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        formats.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(" ")
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Tensor> {
+        self.checkpoint.tensors().iter().filter(|t| t.dtype.is_weight() && t.shape.len() > 1 && t.rows() > 1)
+    }
+}

@@ -1,0 +1,128 @@
+//! `tessera bench`: rows of one schema, results that are checked, and refusals.
+
+use serde_json::Value;
+
+use crate::support::Home;
+
+const TINY: &str =
+    "synth:llama,layers=2,width=64,heads=2,kv_heads=1,head_dim=32,vocabulary=300,context=256,format=Q8_0,seed=3";
+
+/// Rows of `--json`.
+#[track_caller]
+fn rows(home: &Home, args: &[&str]) -> Vec<Value> {
+    let out = home.run(&[&["bench"], args, &["--json", "--repeat=2"]].concat()).good();
+    out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn numbers(rows: &[Value], key: &str) -> Vec<u64> {
+    rows.iter().map(|row| row[key].as_u64().unwrap_or_else(|| panic!("{key} in {row}"))).collect()
+}
+
+#[track_caller]
+fn check(row: &Value) {
+    for key in ["commit", "machine", "isa", "model", "formats", "variants", "hash"] {
+        assert!(row[key].as_str().is_some_and(|text| !text.is_empty()), "{key} in {row}");
+    }
+    let rate = |key: &str| row[key].as_f64().unwrap();
+    assert!(rate("tokens_per_second_min") > 0.0, "{row}");
+    assert!(rate("tokens_per_second_min") <= rate("tokens_per_second"), "{row}");
+    assert!(rate("tokens_per_second") <= rate("tokens_per_second_max"), "{row}");
+    assert_eq!(row["repeats"], 2);
+    assert_eq!(row["hash"].as_str().unwrap().len(), 12);
+}
+
+#[test]
+fn prefill_gives_one_result_whatever_the_chunk() {
+    let home = Home::new();
+    let one = rows(&home, &["prefill", TINY, "--prompt=70,130"]);
+    assert_eq!(numbers(&one, "tokens"), [70, 130]);
+    one.iter().for_each(check);
+    assert_ne!(one[0]["hash"], one[1]["hash"]);
+    assert_eq!((&one[0]["test"], &one[0]["formats"]), (&"prefill".into(), &"Q8_0".into()));
+    let other = rows(&home, &["prefill", TINY, "--prompt=70", "--chunk=16", "--threads=1", "--kernels=isa=portable"]);
+    assert_eq!(other[0]["hash"], one[0]["hash"]);
+    assert_eq!((&other[0]["forced"], &other[0]["isa"]), (&"isa=portable".into(), &"portable".into()));
+    assert!(other[0]["variants"].as_str().unwrap().starts_with("portable/"), "{other:?}");
+    assert_ne!(rows(&home, &["prefill", &TINY.replace("seed=3", "seed=4"), "--prompt=70"])[0]["hash"], one[0]["hash"]);
+}
+
+#[test]
+fn decode_gives_each_width_a_row() {
+    let home = Home::new();
+    let args = ["decode", TINY, "--depth=66", "--tokens=5"];
+    let found = rows(&home, &[&args[..], &["--width=1,3,8"]].concat());
+    found.iter().for_each(check);
+    assert_eq!(numbers(&found, "width"), [1, 3, 8]);
+    assert_eq!(numbers(&found, "tokens"), [5, 15, 40]);
+    assert_eq!(numbers(&found, "depth"), [66; 3]);
+    let again = rows(&home, &[&args[..], &["--width=3", "--chunk=7", "--kernels=tile=2,split=tokens"]].concat());
+    assert_eq!(again[0]["hash"], found[1]["hash"]);
+    assert!(again[0]["variants"].as_str().unwrap().contains("x2/") && again[0]["forced"] == "tile=2,split=tokens");
+}
+
+#[test]
+fn sequences_come_and_go_with_the_replies_they_give_alone() {
+    let home = Home::new();
+    let args = ["batch", TINY, "--sequences=9", "--prompt=80", "--tokens=24"];
+    let found = rows(&home, &[&args[..], &["--batch=1,4", "--chunk=32"]].concat());
+    found.iter().for_each(check);
+    let phases: Vec<_> = found.iter().map(|r| r["phase"].as_str().unwrap()).collect();
+    assert_eq!(phases, ["prefill", "decode", "prefill", "decode"]);
+    assert_eq!(numbers(&found, "width"), [1, 1, 4, 4]);
+    assert!(found.iter().all(|r| r["hash"] == found[0]["hash"] && r["sequences"] == 9), "{found:?}");
+    assert_eq!((&found[0]["tokens"], &found[1]["tokens"]), (&found[2]["tokens"], &found[3]["tokens"]));
+    let (prompts, replies) = (found[0]["tokens"].as_u64().unwrap(), found[1]["tokens"].as_u64().unwrap());
+    assert!((80 + 8 * 20..80 * 9).contains(&prompts), "prompts differ: {prompts}");
+    assert!((23 + 8 * 5..23 * 9).contains(&replies), "replies differ, and the first token does not count: {replies}");
+    assert_eq!(found[1]["occupied"], 1.0);
+    assert!((1.5..=4.0).contains(&found[3]["occupied"].as_f64().unwrap()), "{found:?}");
+    let other = rows(&home, &[&args[..], &["--batch=2", "--seed=1"]].concat());
+    assert_ne!(other[0]["hash"], found[0]["hash"]);
+    rows(&home, &["batch", TINY, "--batch=2", "--prompt=1", "--tokens=1"]);
+}
+
+#[test]
+fn a_batch_is_filled_and_flags_are_in_range() {
+    let home = Home::new();
+    home.run(&["bench", "batch", TINY, "--batch=2,4", "--sequences=3"])
+        .bad(&["never fill a batch of 4", "--sequences"]);
+    home.run(&["bench", "prefill", TINY, "--kernels=fast=1"]).bad(&["fast=1", "moe_tile="]);
+    home.run(&["bench", "prefill", "synth:gpt5"]).bad(&["gpt5"]);
+    for args in [&["prefill", TINY, "--prompt=0"][..], &["decode", TINY, "--width=1,,2"], &["batch", TINY, "--batch=x"]]
+    {
+        let ran = home.run(&[&["bench"], args].concat());
+        assert_eq!(ran.code, Some(2), "{args:?}: {ran:?}");
+    }
+    let both = home.run(&["bench", "prefill", TINY, "--csv", "--json"]);
+    assert_eq!(both.code, Some(2), "{both:?}");
+}
+
+#[test]
+fn tables_and_csv_hold_the_same_rows() {
+    let home = Home::new();
+    let args = ["bench", "decode", TINY, "--depth=3", "--tokens=2", "--repeat=1", "--width=2,5"];
+    let table = home.run(&args).good();
+    let hash = |line: &str| line.split_whitespace().nth(10).unwrap_or_default().to_owned();
+    let hashes: Vec<_> = table.lines().skip(3).map(hash).collect();
+    assert!(table.starts_with("synth:llama,layers=2") && table.contains(" tokens/s"), "{table}");
+    let csv = home.run(&[&args[..], &["--csv"]].concat()).good();
+    let lines: Vec<_> = csv.lines().collect();
+    assert!(lines[0].starts_with("commit,machine,isa,threads,model,") && lines[0].ends_with(",forced,hash"), "{csv}");
+    assert_eq!(lines.len(), 3);
+    for (line, hash) in lines[1..].iter().zip(&hashes) {
+        assert!(hash.len() == 12 && line.ends_with(hash), "{hash} in {line}\n{table}");
+    }
+}
+
+#[test]
+fn kernels_are_forced_wherever_a_model_runs() {
+    let home = Home::new();
+    let text = |more: &[&str]| {
+        let args = ["run", TINY, "hello", "--json", "--temperature=0", "--max-tokens=4", "--ignore-eos"];
+        home.run(&[&args[..], more].concat()).json()["text"].clone()
+    };
+    assert_eq!(text(&["--kernels=isa=portable,tile=1"]), text(&[]));
+    home.run(&["run", TINY, "hello", "--kernels=isa=sse9"]).bad(&["isa=sse9", "isa=portable"]);
+    let text = "the quick brown fox jumps over the lazy dog ".repeat(4);
+    home.run_with(&["perplexity", TINY, "--window=32", "--kernels=split=weights"], &text).good();
+}
