@@ -9,7 +9,7 @@ use tessera_cpu::{
     matmul::{
         Kernels, Overrides,
         dispatch::{self, Op, Request},
-        select::select,
+        select::{Packed, select},
     },
 };
 use tessera_formats::DType;
@@ -43,8 +43,33 @@ pub(crate) fn forced(device: &Chosen) -> String {
 
 /// The variant that multiplies `tokens` tokens with a matrix; none for formats that hold no weights.
 pub(crate) fn variant(device: &Chosen, dtype: DType, rows: usize, depth: usize, tokens: usize) -> Option<String> {
-    let (layout, workers) = (select(dtype)?, device.threads());
-    let request = Request { op: Op::Dense, layout, rows, depth, tokens, segments: 1, tokens_total: tokens, workers };
+    name(device, dtype, |layout, workers| Request {
+        op: Op::Dense,
+        layout,
+        rows,
+        depth,
+        tokens,
+        segments: 1,
+        tokens_total: tokens,
+        workers,
+    })
+}
+
+/// The variant that multiplies an expert's `tokens` tokens, where `segments` experts have `tokens_total` together.
+pub(crate) fn routed_variant(
+    device: &Chosen,
+    dtype: DType,
+    (rows, depth): (usize, usize),
+    tokens: usize,
+    segments: usize,
+    tokens_total: usize,
+) -> Option<String> {
+    let op = Op::Routed;
+    name(device, dtype, |layout, workers| Request { op, layout, rows, depth, tokens, segments, tokens_total, workers })
+}
+
+fn name(device: &Chosen, dtype: DType, request: impl FnOnce(Packed, usize) -> Request) -> Option<String> {
     let Kernels { isa, tuning, overrides } = device.kernels();
+    let request = request(select(dtype)?, device.threads());
     Some(dispatch::plan(*isa, &request, tuning, overrides).to_string())
 }

@@ -10,7 +10,8 @@ const TINY: &str =
 /// Rows of `--json`.
 #[track_caller]
 fn rows(home: &Home, args: &[&str]) -> Vec<Value> {
-    let out = home.run(&[&["bench"], args, &["--json", "--repeat=2"]].concat()).good();
+    let repeat = if args.iter().any(|arg| arg.starts_with("--repeat")) { &[][..] } else { &["--repeat=2"] };
+    let out = home.run(&[&["bench"], args, &["--json"], repeat].concat()).good();
     out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -125,4 +126,63 @@ fn kernels_are_forced_wherever_a_model_runs() {
     home.run(&["run", TINY, "hello", "--kernels=isa=sse9"]).bad(&["isa=sse9", "isa=portable"]);
     let text = "the quick brown fox jumps over the lazy dog ".repeat(4);
     home.run_with(&["perplexity", TINY, "--window=32", "--kernels=split=weights"], &text).good();
+}
+
+#[test]
+fn a_sweep_measures_every_frontier_and_draws_it() {
+    let home = Home::new();
+    let args = ["sweep", TINY, "--from=60", "--to=200", "--step=70", "--generate=5", "--svg=sweep.svg"];
+    let found = rows(&home, &args);
+    found.iter().for_each(check);
+    assert_eq!(numbers(&found, "depth"), [0, 60, 60, 130, 130, 200]);
+    assert_eq!(numbers(&found, "tokens"), [60, 5, 70, 5, 70, 5]);
+    // A page of 64 tokens holds keys and values of one head of 32 in two layers, two bytes each.
+    let pages: Vec<_> =
+        found.iter().filter_map(|r| r["snapshot_bytes"].as_u64()).map(|b| b / (64 * 2 * 32 * 2 * 2)).collect();
+    assert_eq!(pages, [1, 3, 4]);
+    let picture = std::fs::read_to_string(home.path().join("sweep.svg")).unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("prefill") && picture.contains("decode"));
+    // What was generated at one frontier left no trace at the next; nor does the way there.
+    let other = rows(&home, &["sweep", TINY, "--from=50", "--to=200", "--factor=2", "--generate=5", "--chunk=9"]);
+    assert_eq!(numbers(&other, "depth"), [0, 50, 50, 100, 100, 200]);
+    assert_eq!(&other[4]["hash"], &found[4]["hash"]);
+    assert_eq!(&other[5]["hash"], &found[5]["hash"]);
+    home.run(&["bench", "sweep", TINY, "--from=9", "--to=8"]).bad(&["from 9 to 8", "--to"]);
+    for factor in ["1", "NaN", "101", "x"] {
+        let ran = home.run(&["bench", "sweep", TINY, &format!("--factor={factor}")]);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+    }
+    let args = ["bench", "sweep", TINY, "--from=9", "--to=9", "--generate=1", "--repeat=1", "--svg=none/a.svg"];
+    let ran = home.run(&args);
+    assert!(ran.code == Some(1) && ran.err.contains("none/a.svg"), "{ran:?}");
+}
+
+#[test]
+fn kernels_are_compared_in_one_run() {
+    let home = Home::new();
+    let dense = ["kernel", "--format=q4_k", "--rows=40", "--depth=256", "--widths=1,3,40", "--hot"];
+    let found = rows(&home, &[&dense[..], &["--kernels=isa=portable", "--kernels=tile=2"]].concat());
+    assert_eq!(numbers(&found, "width"), [1, 3, 40, 1, 3, 40]);
+    for (i, row) in found.iter().enumerate() {
+        check(row);
+        assert_eq!((&row["hash"], &row["forced"]), (&found[i % 3]["hash"], &["isa=portable", "tile=2"][i / 3].into()));
+        assert!(row["gops"].as_f64().unwrap() > 0.0 && row["gigabytes_per_second"].as_f64().unwrap() > 0.0, "{row}");
+    }
+    let routed = ["kernel", "--experts=8", "--used=2", "--rows=32", "--depth=64", "--format=Q4_0", "--widths=1,4,70"];
+    let found = rows(&home, &[&routed[..], &["--kernels=moe_tile=16", "--kernels="]].concat());
+    found.iter().for_each(check);
+    assert_eq!(found[2]["hash"], found[5]["hash"]);
+    let touched: Vec<_> = found.iter().map(|row| row["touched"].as_f64().unwrap()).collect();
+    assert!(touched[0] == 2.0 && touched[1] > 3.0 && touched[1] < 8.0 && touched[2] == 8.0, "{touched:?}");
+    assert_eq!((&found[0]["relative_bytes"], &found[2]["relative_bytes"]), (&1.0.into(), &4.0.into()));
+    assert!(found[2]["variants"].as_str().unwrap().contains("/pass16/"), "{}", found[2]);
+    let cold = rows(&home, &["kernel", "--format=Q8_0", "--rows=2048", "--depth=2048", "--widths=1", "--repeat=1"]);
+    assert!(cold[0]["variants"].as_str().unwrap().contains("BlocksOf8/16x1/"), "{cold:?}");
+
+    home.run(&["bench", "kernel", "--depth=100"]).bad(&["not whole blocks", "--depth"]);
+    home.run(&["bench", "kernel", "--rows=1048576", "--depth=1048576"]).bad(&["618.5 GB", "17.2 GB at most"]);
+    home.run(&["bench", "kernel", "--experts=4", "--used=5"]).bad(&["5 of 4 experts", "--used"]);
+    home.run(&["bench", "kernel", "--kernels=isa=portable", "--kernels=x"]).bad(&["x"]);
+    let ran = home.run(&["bench", "kernel", "--experts=4"]);
+    assert!(ran.code == Some(2) && ran.err.contains("--used"), "{ran:?}");
 }

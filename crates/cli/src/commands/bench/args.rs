@@ -1,6 +1,10 @@
 //! The command line of `tessera bench`.
 
-use clap::{Args, Subcommand, builder::RangedU64ValueParser};
+use clap::{
+    Args, Subcommand,
+    builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser},
+};
+use tessera_formats::DType;
 
 use crate::args::Compute;
 
@@ -26,6 +30,8 @@ pub(crate) enum What {
     Prefill(Prefill),
     Decode(Decode),
     Batch(Batch),
+    Sweep(Sweep),
+    Kernel(Kernel),
 }
 
 /// Time to compute a prompt: one sequence, the logits of the last token only.
@@ -81,6 +87,80 @@ pub(crate) struct Batch {
     pub(crate) common: Common,
 }
 
+/// Speed along a growing context: the prompt is computed from one frontier to the next, and at each frontier tokens are generated
+/// from a copy of the sequence, which is put back afterwards.
+#[derive(Debug, Args)]
+pub(crate) struct Sweep {
+    /// The first frontier
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = tokens())]
+    pub(crate) from: usize,
+    /// The last frontier
+    #[arg(long, value_name = "TOKENS", default_value_t = 4096, value_parser = tokens())]
+    pub(crate) to: usize,
+    /// Tokens from one frontier to the next
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = tokens())]
+    pub(crate) step: usize,
+    /// Each frontier is so many times the one before, above 1 to 100
+    #[arg(long, value_name = "X", conflicts_with = "step", value_parser = factor)]
+    pub(crate) factor: Option<f64>,
+    /// Tokens to generate at each frontier
+    #[arg(long, value_name = "TOKENS", default_value_t = 32, value_parser = tokens())]
+    pub(crate) generate: usize,
+    /// Draw the speeds into this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// One projection at many widths, with weights that are in no cache; with --experts, one layer of experts.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "With --experts, --rows is the width inside of an expert and --depth that of its input, and a row holds gate, up and down.
+`touched` is how many experts the tokens of a step go to, `time` and `bytes` are relative to the first width.
+--kernels may be given several times: the sets take turns, and must give the same bits.
+
+Examples:
+  tessera bench kernel --format Q4_1 --rows 1536 --depth 576 --widths 1,2,4,8,9,16
+  tessera bench kernel --experts 128 --used 8 --rows 768 --depth 2048 --widths 1,2,4,8
+  tessera bench kernel --experts 128 --used 8 --rows 768 --depth 2048 --widths 512,2048 \\
+      --kernels moe_tile=32 --kernels moe_tile=64 --kernels moe_tile=128"
+)]
+pub(crate) struct Kernel {
+    /// The format of the weights
+    #[arg(long, value_name = "FORMAT", default_value = "Q4_K", value_parser = weights(), ignore_case = true)]
+    pub(crate) format: DType,
+    /// Output features, 1 to 1048576
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = size())]
+    pub(crate) rows: usize,
+    /// Inputs, 1 to 1048576
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = size())]
+    pub(crate) depth: usize,
+    /// Tokens in a step; a list measures each
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,2,4,8,9,16,64,512",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    pub(crate) widths: Vec<usize>,
+    /// Experts of a layer, 1 to 4096
+    #[arg(long, value_name = "N", requires = "used",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    pub(crate) experts: Option<usize>,
+    /// Experts that a token goes to
+    #[arg(long, value_name = "N", requires = "experts",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    pub(crate) used: Option<usize>,
+    /// Leave the weights in the caches
+    #[arg(long, conflicts_with = "experts")]
+    pub(crate) hot: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    /// Threads, 1 to 1024 [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    pub(crate) threads: Option<usize>,
+    /// Force kernels, as name=value with commas between; may be repeated [default: what TESSERA_KERNELS holds]
+    #[arg(long, value_name = "SWITCHES")]
+    pub(crate) kernels: Vec<String>,
+}
+
 /// What all measurements of a model share.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
@@ -115,6 +195,23 @@ pub(crate) struct Output {
 /// A count of tokens.
 fn tokens() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=1 << 24)
+}
+
+/// A side of a matrix.
+fn size() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1 << 20)
+}
+
+/// The formats that hold weights.
+fn weights() -> impl TypedValueParser<Value = DType> {
+    let known = PossibleValuesParser::new(DType::all().filter(|d| d.is_weight()).map(DType::name));
+    known.try_map(|name| DType::from_name(&name).ok_or("no such format"))
+}
+
+/// A number above 1.
+fn factor(text: &str) -> Result<f64, String> {
+    let factor = text.parse().map_err(|_| "not a number".to_owned())?;
+    if factor > 1.0 && factor <= 100.0 { Ok(factor) } else { Err("not above 1 and at most 100".to_owned()) }
 }
 
 /// A count of sequences in a step.

@@ -235,7 +235,7 @@ fn alone(sequences: &mut Sequences, requests: &[Request], tokens: &[Vec<u32>]) -
 }
 
 /// The token of the highest logit, the first of several.
-fn likeliest(logits: &[f32]) -> u32 {
+pub(super) fn likeliest(logits: &[f32]) -> u32 {
     // In lanes, so that a large vocabulary takes no time to speak of.
     const LANES: usize = 16;
     let mut highest = [f32::NEG_INFINITY; LANES];

@@ -6,11 +6,14 @@
 mod args;
 mod batch;
 mod decode;
+mod kernel;
 mod machine;
+mod plot;
 mod prefill;
 mod report;
 mod row;
 mod subject;
+mod sweep;
 mod times;
 
 use anyhow::Result;
@@ -24,5 +27,7 @@ pub(crate) fn main(args: &Bench) -> Result<()> {
         What::Prefill(args) => prefill::main(args),
         What::Decode(args) => decode::main(args),
         What::Batch(args) => batch::main(args),
+        What::Sweep(args) => sweep::main(args),
+        What::Kernel(args) => kernel::main(args),
     }
 }

@@ -33,12 +33,32 @@ const SPREAD: Column =
 const HASH: Column = ("hash", 13, |r| r.hash.clone());
 const VARIANTS: Column = ("  variants", 0, |r| format!("  {}", r.variants));
 
-const OCCUPIED: Column = ("occupied", 9, |r| r.occupied.map_or_else(String::new, |n| format!("{n:.1}")));
+const OCCUPIED: Column = ("occupied", 9, |r| fixed(r.occupied, 1));
 
 /// Of sequences that come and go.
 pub(super) const SLOTS: &[Column] = &[TEST, PHASE, WIDTH, OCCUPIED, TOKENS, MILLIS, RATE, SPREAD, HASH, VARIANTS];
 /// Of a model.
 pub(super) const MODEL: &[Column] = &[TEST, PHASE, WIDTH, DEPTH, TOKENS, MILLIS, RATE, SPREAD, HASH, VARIANTS];
+
+/// Of a kernel.
+pub(super) const KERNEL: &[Column] = &[
+    PHASE,
+    ("matrix", 13, |r| r.matrix.clone().unwrap_or_default()),
+    WIDTH,
+    ("ms", 9, |r| format!("{:.3}", r.seconds * 1e3)),
+    ("least to greatest", 19, |r| format!("{:.3} to {:.3}", r.seconds_min * 1e3, r.seconds_max * 1e3)),
+    ("GOPS", 7, |r| fixed(r.gops, 0)),
+    ("GB/s", 7, |r| fixed(r.gigabytes_per_second, 1)),
+    ("touched", 9, |r| fixed(r.touched, 1)),
+    ("time", 7, |r| fixed(r.relative_time, 2)),
+    ("bytes", 7, |r| fixed(r.relative_bytes, 2)),
+    HASH,
+    ("  variants", 0, |r| format!("  {} {}", r.variants, r.forced)),
+];
+
+fn fixed(number: Option<f64>, digits: usize) -> String {
+    number.map_or_else(String::new, |n| format!("{n:.digits$}"))
+}
 
 fn whole(number: Option<usize>) -> String {
     number.map_or_else(String::new, |n| n.to_string())

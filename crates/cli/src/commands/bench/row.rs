@@ -53,6 +53,9 @@ pub(super) struct Row {
     pub(super) gops: Option<f64>,
     /// 10⁹ bytes of weights a second.
     pub(super) gigabytes_per_second: Option<f64>,
+    /// Time, and bytes of weights, over those of the first width.
+    pub(super) relative_time: Option<f64>,
+    pub(super) relative_bytes: Option<f64>,
     /// Bytes of a copy of the sequence's keys and values.
     pub(super) snapshot_bytes: Option<usize>,
     /// The variants that a projection was computed with.
@@ -87,7 +90,7 @@ pub(super) struct Record<'a> {
 }
 
 /// The columns of CSV, in order: the keys of JSON.
-pub(super) const COLUMNS: [&str; 31] = [
+pub(super) const COLUMNS: [&str; 33] = [
     "commit",
     "machine",
     "isa",
@@ -115,6 +118,8 @@ pub(super) const COLUMNS: [&str; 31] = [
     "tokens_per_second_max",
     "gops",
     "gigabytes_per_second",
+    "relative_time",
+    "relative_bytes",
     "snapshot_bytes",
     "variants",
     "forced",

@@ -1,0 +1,164 @@
+//! `tessera bench sweep`: speed along a growing context. Between two frontiers the prompt is computed on from where it was; at
+//! each frontier the sequence is copied out of the cache, generates, and is put back as it was.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use tessera_engine::{Part, SequenceId, Sequences, Snapshot};
+use tessera_ops::Role;
+
+use super::{
+    args::Sweep,
+    batch::likeliest,
+    plot::{self, Series},
+    report::{self, Report},
+    row::Row,
+    subject::Subject,
+    times::{self, Hash},
+};
+use crate::{device, ui::Failure};
+
+/// Measures and prints.
+pub(super) fn main(args: &Sweep) -> Result<()> {
+    let frontiers = frontiers(args)?;
+    let subject = Subject::open(&args.common)?;
+    let (chunk, repeat) = (args.common.chunk, args.common.output.repeat);
+    let mut sequences = subject.load([frontiers[frontiers.len() - 1] + args.generate])?;
+    let mut report = Report::new(&args.common.output, subject.facts(), report::MODEL);
+    let tokens = subject.tokens(0, frontiers[frontiers.len() - 1]);
+    let id = sequences.open();
+    sequences.prefill(id, &tokens[..chunk.min(frontiers[0])], chunk)?; // warms up
+    let (mut prefill, mut decode) = (Series::new("prefill"), Series::new("decode"));
+    let mut before = 0;
+    for &frontier in &frontiers {
+        let row = |phase, width| Row {
+            test: "sweep",
+            phase,
+            width: Some(width),
+            sequences: Some(1),
+            chunk: Some(chunk),
+            variants: subject.variants(width),
+            forced: device::forced(&subject.device),
+            ..Row::default()
+        };
+        let new = &tokens[before..frontier];
+        let mut extend = || extend(&mut sequences, id, before, new, chunk);
+        let (_, hash) = extend()?;
+        let times = times::repeat(repeat, &format!("prompt up to {frontier}"), &hash, extend)?;
+        let extended = Row { depth: Some(before), ..row("prefill", chunk.min(new.len())) };
+        let extended = extended.measured(new.len(), &times, &hash);
+        report.row(&extended)?;
+        prefill.push(frontier, &extended);
+
+        let saved = sequences.snapshot(id)?;
+        let mut generate = || generate(&mut sequences, id, &saved, tokens[frontier - 1], args.generate);
+        let (_, hash) = generate()?;
+        let times = times::repeat(repeat, &format!("reply at {frontier}"), &hash, generate)?;
+        sequences.restore(id, &saved)?;
+        let generated = Row { depth: Some(frontier), snapshot_bytes: Some(saved.bytes()), ..row("decode", 1) };
+        let generated = generated.measured(args.generate, &times, &hash);
+        report.row(&generated)?;
+        decode.push(frontier, &generated);
+        before = frontier;
+    }
+    match &args.svg {
+        Some(path) => draw(path, &subject, &[prefill, decode]),
+        None => Ok(()),
+    }
+}
+
+/// From the first to the last, by steps or by a factor.
+fn frontiers(args: &Sweep) -> Result<Vec<usize>> {
+    if args.from > args.to {
+        let message = format!("the context cannot grow from {} to {}", args.from, args.to);
+        return Err(Failure::new(message, "give a --to that is not below --from").into());
+    }
+    let next = |at: &usize| {
+        let next = match args.factor {
+            Some(factor) => ((*at as f64 * factor) as usize).max(at + 1),
+            None => at + args.step,
+        };
+        // The last is measured too, if a step would pass it.
+        (*at < args.to).then(|| next.min(args.to))
+    };
+    Ok(std::iter::successors(Some(args.from), next).collect())
+}
+
+/// Computes the tokens after the first `before`.
+fn extend(
+    sequences: &mut Sequences,
+    id: SequenceId,
+    before: usize,
+    new: &[u32],
+    chunk: usize,
+) -> Result<(Duration, Hash)> {
+    sequences.rewind(id, before);
+    let start = Instant::now();
+    let logits = sequences.prefill(id, new, chunk)?;
+    Ok((start.elapsed(), Hash::of_floats([logits])))
+}
+
+/// Computes `count` tokens from a snapshot on: `first`, and then the likeliest each time.
+fn generate(
+    sequences: &mut Sequences,
+    sequence: SequenceId,
+    saved: &Snapshot,
+    first: u32,
+    count: usize,
+) -> Result<(Duration, Hash)> {
+    sequences.restore(sequence, saved)?;
+    let mut tokens = vec![first];
+    let start = Instant::now();
+    let mut logits = &[][..];
+    for at in 0..count {
+        let part = Part { sequence, tokens: &tokens[at..], role: Role::Decode, logits: 1 };
+        logits = sequences.step(&[part])?;
+        tokens.push(likeliest(logits));
+    }
+    let time = start.elapsed();
+    Ok((time, Hash::of_tokens(&tokens, &Hash::of_floats([logits]))))
+}
+
+fn draw(path: &Path, subject: &Subject, series: &[Series]) -> Result<()> {
+    let svg = plot::svg(&subject.facts().model, series)?;
+    std::fs::write(path, svg).map_err(|error| {
+        let message = format!("cannot write {}", path.display());
+        Failure::new(message, "give --svg a file in a folder that exists").caused_by(error).into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        sweep: Sweep,
+    }
+
+    fn of(line: &str) -> Result<Vec<usize>> {
+        frontiers(&Line::try_parse_from(["sweep"].into_iter().chain(line.split(' '))).unwrap().sweep)
+    }
+
+    #[test]
+    fn frontiers_begin_and_end_where_they_are_told() {
+        let cases: [(&str, &[usize]); 6] = [
+            ("--from=10 --to=40 --step=10", &[10, 20, 30, 40]),
+            ("--from=10 --to=35 --step=10", &[10, 20, 30, 35]),
+            ("--from=7 --to=7 --step=10", &[7]),
+            ("--from=64 --to=512 --factor=2", &[64, 128, 256, 512]),
+            ("--from=3 --to=6 --factor=1.1", &[3, 4, 5, 6]),
+            ("--from=100 --to=300 --factor=1.5", &[100, 150, 225, 300]),
+        ];
+        for (line, want) in cases {
+            assert_eq!(of(line).unwrap(), want, "{line}");
+        }
+        assert!(of("--from=5 --to=4 --step=1").is_err());
+    }
+}
