@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         Command::Rm(args) => commands::rm::main(&args),
         Command::Tokenize(args) => commands::tokenize::main(&args),
         Command::Perplexity(args) => commands::perplexity::main(&args),
+        Command::Audit(args) => commands::audit::main(&args),
         Command::Completions(args) => commands::completions::main(&args),
         Command::Quantize(args) => commands::quantize::main(&args),
         Command::Synth(args) => commands::synth::main(&args),

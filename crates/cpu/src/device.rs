@@ -60,6 +60,16 @@ impl CpuDevice {
         }
     }
 
+    /// The same device under audit: all memory that ops write to is NaN before, and an op that writes behind the end of a
+    /// tensor is told of at the next [`Device::read`].
+    pub fn under_audit(threads: Option<NonZero<usize>>, kernels: Kernels) -> CpuDevice {
+        CpuDevice {
+            pool: Pool::guarded(),
+            activations: Mutex::new(Activations::poisoned()),
+            ..CpuDevice::with_kernels(threads, kernels)
+        }
+    }
+
     /// What its projections are computed with.
     pub fn kernels(&self) -> &Kernels {
         &self.kernels
@@ -238,6 +248,10 @@ impl Device for CpuDevice {
     }
 
     fn read(&self, x: &Tensor, out: &mut Vec<f32>) -> Result<(), Error> {
+        if x.is_overrun() || self.pool.overrun() {
+            let reason = "an op wrote behind the end of a tensor".to_owned();
+            return Err(Error::DeviceLost { device: self.name(), reason });
+        }
         out.clear();
         out.extend_from_slice(x.as_slice());
         Ok(())

@@ -10,9 +10,11 @@
 //! - [`math`]: our own exp, sine and cosine, equal on every device.
 //! - [`routing`]: the choice of experts.
 //! - [`reference`]: the plainest implementation of every op. It is the specification, and a device of its own.
+//! - [`audit`]: every op of a device, at every edge, against it and against float64.
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod batch;
 pub mod device;
 pub mod error;

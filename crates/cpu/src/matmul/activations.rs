@@ -22,6 +22,8 @@ use crate::{
 #[derive(Default)]
 pub struct Activations {
     lines: Vec<Line>,
+    /// Under audit: what an earlier projection left is made useless.
+    poisoned: bool,
     /// The passes of a projection whose workers share all panels.
     pub(super) passes: Vec<super::project::Pass>,
 }
@@ -32,11 +34,19 @@ impl Activations {
         Activations::default()
     }
 
+    /// Empty scratch under audit: scales that a projection reads but never wrote are NaN.
+    pub fn poisoned() -> Activations {
+        Activations { poisoned: true, ..Activations::default() }
+    }
+
     /// Room for `count` cache lines, with the list of passes. Room once made is kept, so that a warm step allocates
     /// nothing.
     pub(super) fn room(&mut self, count: usize) -> (SharedSlice<'_, Line>, &[super::project::Pass]) {
         if self.lines.len() < count {
             self.lines.resize(count, Line([0; LINE]));
+        }
+        if self.poisoned {
+            self.lines[..count].fill(Line([0xff; LINE]));
         }
         (SharedSlice::new(&mut self.lines), &self.passes)
     }

@@ -42,6 +42,18 @@ impl Op {
 /// The widths of a pass: at most this many tokens of a segment share one read of its weights.
 pub const PASS_TOKENS: [usize; 6] = [16, 32, 64, 128, 256, 512];
 
+/// Every width in tokens at which a plan changes on an instruction set: of its tiles, of passes, and where workers change
+/// how they share.
+pub fn edges(isa: Isa, tuning: &Tuning) -> impl Iterator<Item = usize> + use<> {
+    let shares = [tuning.tokens_per_worker_min, 2 * tuning.tokens_per_worker_min];
+    PASS_TOKENS.into_iter().chain(shares).chain([tile_tokens_max(isa)])
+}
+
+/// The widest tile that an instruction set's registers hold.
+pub fn tile_tokens_max(isa: Isa) -> usize {
+    isa.run(TileTokensMax)
+}
+
 /// What a plan is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -120,7 +132,7 @@ pub struct Plan {
 
 /// Chooses. Defined for every request.
 pub fn plan(isa: Isa, request: &Request, tuning: &Tuning, overrides: &Overrides) -> Plan {
-    let tile_max = isa.run(TileTokensMax);
+    let tile_max = tile_tokens_max(isa);
     let tile_tokens = overrides.tile.map_or(tile_max, |t| t.clamp(1, tile_max)).min(request.tokens.max(1));
     let pass_cap = match request.op {
         Op::Dense | Op::Grouped => tuning.pass_tokens,
@@ -150,7 +162,6 @@ fn split(request: &Request, tuning: &Tuning) -> Split {
     if workers == 1 || tokens_each >= tuning.tokens_per_worker_min { Split::Tokens } else { Split::Weights }
 }
 
-/// The widest tile that an instruction set's registers hold.
 struct TileTokensMax;
 
 impl Kernel for TileTokensMax {

@@ -24,7 +24,8 @@ pub struct Overrides {
     pub moe_tile: Option<usize>,
     /// `split=NAME`: how workers share a projection.
     pub split: Option<Split>,
-    /// Leaves out what is beyond the first half of a wide pass: the mistake that an audit has to catch.
+    /// Leaves out what is beyond the first half of a wide pass: the mistake that an audit has to catch. As a switch,
+    /// `narrowed=32`; products do not have it.
     #[cfg(any(test, feature = "audit"))]
     pub narrowed: bool,
 }
@@ -51,6 +52,8 @@ impl Overrides {
                     let split = Split::ALL.into_iter().find(|s| s.name() == value.trim());
                     overrides.split = Some(split.ok_or_else(unknown)?);
                 }
+                #[cfg(feature = "audit")]
+                "narrowed" => overrides.narrowed = one_of(value, [NARROWED_TOKENS]).ok_or_else(unknown)? > 0,
                 _ => return Err(unknown()),
             }
         }
@@ -103,6 +106,7 @@ impl fmt::Display for Overrides {
             self.tile.map(|tile| format!("tile={tile}")),
             self.moe_tile.map(|tile| format!("moe_tile={tile}")),
             self.split.map(|split| format!("split={}", split.name())),
+            (self.covered() < usize::MAX).then(|| format!("narrowed={}", self.covered())),
         ];
         f.write_str(&switches.into_iter().flatten().collect::<Vec<_>>().join(","))
     }
@@ -134,5 +138,11 @@ mod tests {
             assert!(error.contains(text) && error.contains("isa=portable"), "{error}");
             assert!(error.contains("moe_tile=16|32|64|128") && error.contains("split=weights|tokens"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_narrowed_variant_is_named_only_where_audits_are_tested() {
+        assert_eq!(Overrides::parse("narrowed=32").is_ok(), cfg!(feature = "audit"));
+        assert_eq!(Overrides { narrowed: true, ..Overrides::default() }.to_string(), "narrowed=32");
     }
 }

@@ -1,0 +1,260 @@
+//! Subjects: keys and values into pages, and attention over them, in steps of every kind.
+//!
+//! Rows are the tokens of several sequences, named one after another. Whatever the steps, a row's result is the same:
+//! all sequences whole in one step; one by one; chunk by chunk, token by token. Pages of sequences are mixed, and what
+//! lies in slots that nothing was written to is NaN.
+
+use super::{
+    Op, Settings,
+    compare::Arithmetic,
+    inputs::{Inputs, Table, batch, read},
+    subject::{Arrangement, Facts, Job, Subject},
+};
+use crate::{Attention, Batch, Device, Error, KvFormat, KvLayout, PAGE_TOKENS, Role, kv::KvLayer};
+
+/// Lengths around the ends of pages.
+const LENGTHS: [usize; 6] =
+    [PAGE_TOKENS + 1, 1, PAGE_TOKENS, 2 * PAGE_TOKENS + PAGE_TOKENS / 2, PAGE_TOKENS - 1, 2 * PAGE_TOKENS - 1];
+
+/// Fewer of them, for wide heads.
+const LENGTHS_FEW: [usize; 3] = [PAGE_TOKENS + 2, 1, PAGE_TOKENS];
+
+/// Heads wider than this are audited at few lengths, but in a full audit.
+const NARROW_HEAD: usize = 80;
+
+/// (query heads, heads of keys and values, numbers of a head): alone, in groups of every kind, up to the widest.
+const SHAPES: [(usize, usize, usize); 7] =
+    [(1, 1, 32), (6, 2, 64), (3, 1, 80), (3, 3, 96), (8, 1, 128), (2, 1, 256), (2, 2, 512)];
+
+/// The shape that windows and caps are audited on.
+const SHAPE_OF_WINDOWS: (usize, usize, usize) = (6, 2, 32);
+
+const FORMATS: [KvFormat; 2] = [KvFormat::F32, KvFormat::F16];
+
+/// The layer in use; the one before it has another shape.
+const LAYER: usize = 1;
+
+fn name(format: KvFormat) -> (&'static str, Arithmetic) {
+    match format {
+        KvFormat::F32 => ("F32", Arithmetic::Rounded),
+        KvFormat::F16 => ("F16", Arithmetic::KvHalf),
+    }
+}
+
+/// Adds all subjects.
+pub(super) fn jobs<D: Device>(settings: &Settings, jobs: &mut Vec<Job<D>>) {
+    if !settings.wants(Op::Attention) {
+        return;
+    }
+    let chunks = if settings.full { vec![1, 2, 7, 63, 64, 65, 100] } else { vec![1, 7, 64, 65] };
+    let full = settings.full;
+    let mut add = |shape: (usize, usize, usize), window, soft_cap, format| {
+        let lengths: &[usize] = if shape.2 > NARROW_HEAD && !full { &LENGTHS_FEW } else { &LENGTHS };
+        let chunks = chunks.clone();
+        let make = move || Sequences::new(shape, window, soft_cap, format, lengths, chunks);
+        jobs.push(Job::new(Op::Attention, name(format).0, make));
+    };
+    for format in FORMATS {
+        for shape in SHAPES {
+            add(shape, None, None, format);
+        }
+        for (window, soft_cap) in
+            [(Some(1), None), (Some(50), Some(3.0)), (Some(64), None), (Some(65), None), (None, Some(3.0))]
+        {
+            add(SHAPE_OF_WINDOWS, window, soft_cap, format);
+        }
+    }
+}
+
+struct Sequences {
+    spec: Attention,
+    format: KvFormat,
+    lengths: &'static [usize],
+    chunks: Vec<usize>,
+    queries: Inputs,
+    keys: Inputs,
+    values: Inputs,
+    /// A row that is infinite, and one that is so below zero: their sum is no number.
+    poison: Inputs,
+}
+
+impl Sequences {
+    fn new(
+        (heads, kv_heads, head_dim): (usize, usize, usize),
+        window: Option<usize>,
+        soft_cap: Option<f32>,
+        format: KvFormat,
+        lengths: &'static [usize],
+        chunks: Vec<usize>,
+    ) -> Sequences {
+        let (ids, kv_width) = (lengths.iter().sum(), kv_heads * head_dim);
+        let mut infinite = vec![f32::INFINITY; 2 * kv_width];
+        infinite[kv_width..].fill(f32::NEG_INFINITY);
+        let scale = 2.0 / (head_dim as f32).sqrt();
+        Sequences {
+            spec: Attention { layer: LAYER, heads, kv_heads, head_dim, scale, window, soft_cap },
+            format,
+            lengths,
+            chunks,
+            queries: Inputs::new("queries", ids, 0, heads * head_dim),
+            keys: Inputs::new("keys", ids, 0, kv_width),
+            values: Inputs::new("values", ids, 0, kv_width),
+            poison: Inputs::of("poison", kv_width, &infinite),
+        }
+    }
+
+    /// The pages of each sequence, mixed; page 0 is nobody's.
+    fn page_tables(&self) -> Vec<Vec<u32>> {
+        let most = self.lengths.iter().map(|l| l.div_ceil(PAGE_TOKENS)).max().unwrap_or(0);
+        let page = |sequence: usize, index: usize| (1 + index * self.lengths.len() + sequence) as u32;
+        (0..self.lengths.len()).map(|s| (0..most).map(|index| page(s, index)).collect()).collect()
+    }
+
+    /// A cache in which every slot of the layer holds NaN.
+    fn cache<D: Device>(&self, device: &D, poison: &Table<D>) -> Result<D::KvCache, Error> {
+        let Attention { kv_heads, head_dim, .. } = self.spec;
+        let pages = 1 + self.page_tables().concat().len();
+        let layers = vec![KvLayer { heads: 1, head_dim: 32 }, KvLayer { heads: kv_heads, head_dim }];
+        let mut cache = device.kv_cache(&KvLayout { layers, format: self.format }, pages)?;
+        let slots = pages * PAGE_TOKENS;
+        let mut nothing = poison.rows(device, &batch(&vec![0; slots]));
+        device.add(&mut nothing, &poison.rows(device, &batch(&vec![1; slots])));
+        let mut all = Batch::default();
+        all.push(&vec![0; slots], 0, &(0..pages as u32).collect::<Vec<_>>(), Role::Prefill, 0);
+        device.store_kv(&mut cache, LAYER, &nothing, &nothing, &all);
+        Ok(cache)
+    }
+}
+
+/// The sequence and the position of a row.
+fn place(lengths: &[usize], id: u32) -> (u32, u32) {
+    let (mut sequence, mut position) = (0, id as usize);
+    while position >= lengths[sequence] {
+        position -= lengths[sequence];
+        sequence += 1;
+    }
+    (sequence as u32, position as u32)
+}
+
+/// The first row of a sequence.
+fn first(lengths: &[usize], sequence: usize) -> usize {
+    lengths[..sequence].iter().sum()
+}
+
+/// Steps of at most `chunk` rows of each sequence.
+fn chunked(lengths: &[usize], chunk: usize) -> Vec<Vec<u32>> {
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let part = |sequence: usize, from: usize| {
+        let (first, length) = (first(lengths, sequence), lengths[sequence]);
+        (first + from.min(length)..first + (from + chunk).min(length)).map(|id| id as u32)
+    };
+    let step = |from: usize| (0..lengths.len()).flat_map(|sequence| part(sequence, from)).collect();
+    (0..longest).step_by(chunk).map(step).collect()
+}
+
+/// Queries, keys, values, poison.
+pub(super) struct Loaded<D: Device> {
+    queries: Table<D>,
+    keys: Table<D>,
+    values: Table<D>,
+    poison: Table<D>,
+}
+
+impl Subject for Sequences {
+    type Loaded<D: Device> = Loaded<D>;
+
+    fn facts(&self) -> Facts {
+        let Attention { heads, kv_heads, head_dim, window, soft_cap, .. } = self.spec;
+        let window = window.map_or(String::new(), |w| format!(", window {w}"));
+        let cap = soft_cap.map_or(String::new(), |c| format!(", cap {c}"));
+        let (format, arithmetic) = name(self.format);
+        Facts {
+            op: Op::Attention,
+            format,
+            shape: format!("{heads} heads over {kv_heads} of {head_dim}{window}{cap}"),
+            ids: first(self.lengths, self.lengths.len()) as u32,
+            has_bad: false,
+            arithmetic,
+        }
+    }
+
+    fn arrangements(&self) -> Vec<Arrangement> {
+        let lengths = self.lengths;
+        let ids = |sequence| (first(lengths, sequence) as u32..first(lengths, sequence + 1) as u32).collect();
+        let steps = (0..lengths.len()).map(ids).collect();
+        let mut all = vec![
+            Arrangement { name: "all at once".to_owned(), steps: chunked(lengths, usize::MAX >> 1) },
+            Arrangement { name: "one sequence after another".to_owned(), steps },
+            Arrangement { name: "no rows".to_owned(), steps: vec![vec![]] },
+        ];
+        let chunks = self.chunks.iter();
+        all.extend(chunks.map(|c| Arrangement { name: format!("chunks of {c}"), steps: chunked(lengths, *c) }));
+        all
+    }
+
+    fn load<D: Device>(&self, device: &D) -> Result<Loaded<D>, Error> {
+        Ok(Loaded {
+            queries: self.queries.load(device)?,
+            keys: self.keys.load(device)?,
+            values: self.values.load(device)?,
+            poison: self.poison.load(device)?,
+        })
+    }
+
+    fn run<D: Device>(&self, device: &D, on: &Loaded<D>, steps: &[Vec<u32>]) -> Result<Vec<f32>, Error> {
+        let mut cache = self.cache(device, &on.poison)?;
+        let page_tables = self.page_tables();
+        let mut out = vec![];
+        for ids in steps {
+            let places = || ids.iter().map(|id| place(self.lengths, *id));
+            let step = Batch {
+                positions: places().map(|p| p.1).collect(),
+                sequences: places().map(|p| p.0).collect(),
+                page_tables: page_tables.clone(),
+                ..batch(ids)
+            };
+            let (keys, values) = (on.keys.rows(device, &step), on.values.rows(device, &step));
+            device.store_kv(&mut cache, LAYER, &keys, &values, &step);
+            let queries = on.queries.rows(device, &step);
+            out.extend(read(device, &device.attention(&queries, &cache, &self.spec, &step))?);
+        }
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_in_one_step_after_those_before_it() {
+        for chunk in [1, 7, 64, 65, 1000] {
+            let steps = chunked(&LENGTHS, chunk);
+            let mut next = LENGTHS.map(|_| 0);
+            for step in &steps {
+                assert!(!step.is_empty());
+                let mut last = 0;
+                for id in step {
+                    let (sequence, position) = place(&LENGTHS, *id);
+                    assert!(sequence >= last, "rows of a sequence stand together");
+                    last = sequence;
+                    assert_eq!(position as usize, next[sequence as usize]);
+                    next[sequence as usize] += 1;
+                }
+            }
+            assert_eq!(next, LENGTHS);
+        }
+        assert_eq!(chunked(&LENGTHS, 1000).len(), 1);
+    }
+
+    #[test]
+    fn pages_are_nobody_else_s() {
+        for lengths in [&LENGTHS[..], &LENGTHS_FEW] {
+            let subject = Sequences::new((2, 1, 32), None, None, KvFormat::F16, lengths, vec![]);
+            let mut pages = subject.page_tables().concat();
+            pages.sort_unstable();
+            let count = pages.len() as u32;
+            assert_eq!(pages, (1..=count).collect::<Vec<_>>());
+        }
+    }
+}
