@@ -11,6 +11,8 @@ use tessera_engine::chat_template::BUILT_IN;
 use tessera_formats::{DType, codec::ENCODABLE};
 use tessera_ops::audit;
 
+use crate::commands::kernels::Kernels;
+
 /// Runs large language models from quantized weights.
 #[derive(Debug, Parser)]
 #[command(
@@ -40,6 +42,7 @@ pub(crate) enum Command {
     List(List),
     Rm(Remove),
     Inspect(Inspect),
+    Kernels(Kernels),
     Tokenize(Tokenize),
     Perplexity(Perplexity),
     Quantize(Quantize),

@@ -8,11 +8,12 @@ use tessera_cpu::{
     isa::Isa,
     matmul::{
         Kernels, Overrides,
-        dispatch::{self, Op, Request},
-        select::{Packed, select},
+        dispatch::{self, BytesMoved, Op, Request, Tile},
+        select::select,
     },
 };
 use tessera_formats::DType;
+use tessera_ops::Device;
 
 use crate::args::Compute;
 
@@ -41,18 +42,88 @@ pub(crate) fn forced(device: &Chosen) -> String {
     device.kernels().overrides.to_string()
 }
 
+/// For people.
+pub(crate) fn name(device: &Chosen) -> String {
+    device.name()
+}
+
+/// What a matrix is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Projection {
+    /// All tokens meet it.
+    Dense,
+    /// As `Dense`, in the fine arithmetic: each token takes two columns.
+    Head,
+    /// One of a stack; each token meets `used` of them.
+    Routed { experts: usize, used: usize },
+}
+
+impl Projection {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Projection::Dense => "dense",
+            Projection::Head => "head",
+            Projection::Routed { .. } => "routed",
+        }
+    }
+}
+
+/// A matrix, and what it is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) projection: Projection,
+    pub(crate) dtype: DType,
+    /// Output features (of each expert).
+    pub(crate) rows: usize,
+    pub(crate) depth: usize,
+}
+
+/// How a projection is computed.
+pub(crate) struct Plan {
+    /// All of it in one word.
+    pub(crate) name: String,
+    /// The code that runs.
+    pub(crate) variant: String,
+    pub(crate) tile: Tile,
+    /// Tokens that share one read of the weights.
+    pub(crate) pass_tokens: usize,
+    /// What threads divide among them.
+    pub(crate) split: &'static str,
+    pub(crate) bytes: BytesMoved,
+}
+
+/// How a projection of `tokens` tokens is computed; none for a format without a kernel. Experts are taken to have as many
+/// tokens each.
+pub(crate) fn plan(device: &Chosen, shape: &Shape, tokens: usize) -> Option<Plan> {
+    let (op, tokens_total, segments) = match shape.projection {
+        Projection::Dense => (Op::Dense, tokens, 1),
+        Projection::Head => (Op::Dense, if shape.dtype.is_float() { tokens } else { 2 * tokens }, 1),
+        Projection::Routed { experts, used } => (Op::Routed, tokens * used, experts.min(tokens * used)),
+    };
+    let request = Request {
+        op,
+        layout: select(shape.dtype)?,
+        rows: shape.rows,
+        depth: shape.depth,
+        tokens: tokens_total.div_ceil(segments.max(1)),
+        segments,
+        tokens_total,
+        workers: device.threads(),
+    };
+    let plan = chosen(device, &request);
+    Some(Plan {
+        name: plan.to_string(),
+        variant: plan.variant.to_string(),
+        tile: plan.tile,
+        pass_tokens: plan.pass_tokens,
+        split: plan.split.name(),
+        bytes: plan.bytes_moved(&request),
+    })
+}
+
 /// The variant that multiplies `tokens` tokens with a matrix; none for formats that hold no weights.
 pub(crate) fn variant(device: &Chosen, dtype: DType, rows: usize, depth: usize, tokens: usize) -> Option<String> {
-    name(device, dtype, |layout, workers| Request {
-        op: Op::Dense,
-        layout,
-        rows,
-        depth,
-        tokens,
-        segments: 1,
-        tokens_total: tokens,
-        workers,
-    })
+    Some(plan(device, &Shape { projection: Projection::Dense, dtype, rows, depth }, tokens)?.name)
 }
 
 /// The variant that multiplies an expert's `tokens` tokens, where `segments` experts have `tokens_total` together.
@@ -64,12 +135,12 @@ pub(crate) fn routed_variant(
     segments: usize,
     tokens_total: usize,
 ) -> Option<String> {
-    let op = Op::Routed;
-    name(device, dtype, |layout, workers| Request { op, layout, rows, depth, tokens, segments, tokens_total, workers })
+    let (op, layout, workers) = (Op::Routed, select(dtype)?, device.threads());
+    let request = Request { op, layout, rows, depth, tokens, segments, tokens_total, workers };
+    Some(chosen(device, &request).to_string())
 }
 
-fn name(device: &Chosen, dtype: DType, request: impl FnOnce(Packed, usize) -> Request) -> Option<String> {
+fn chosen(device: &Chosen, request: &Request) -> dispatch::Plan {
     let Kernels { isa, tuning, overrides } = device.kernels();
-    let request = request(select(dtype)?, device.threads());
-    Some(dispatch::plan(*isa, &request, tuning, overrides).to_string())
+    dispatch::plan(*isa, request, tuning, overrides)
 }

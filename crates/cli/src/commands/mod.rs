@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod inspect;
+pub(crate) mod kernels;
 pub(crate) mod list;
 pub(crate) mod perplexity;
 pub(crate) mod pull;

@@ -8,6 +8,7 @@ mod chat;
 mod fake_hub;
 mod hostile;
 mod inspect;
+mod kernels;
 mod perplexity;
 mod real;
 mod run;

@@ -1,0 +1,59 @@
+//! `tessera kernels`: the choice of kernels as people and scripts see it.
+
+use crate::support::Home;
+
+fn rows(json: &str) -> Vec<serde_json::Value> {
+    let value: serde_json::Value = serde_json::from_str(json).unwrap();
+    value["kernels"].as_array().unwrap().clone()
+}
+
+#[test]
+fn every_format_has_a_kernel_at_every_width() {
+    let home = Home::new();
+    let text = home.run(&["kernels", "--widths", "1,9"]).good();
+    for format in ["Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "IQ2_XXS", "MXFP4", "MLX4_G64", "F16", "F32"] {
+        let lines = text.lines().filter(|line| line.starts_with(&format!("{format} "))).count();
+        assert_eq!(lines, 2, "{format} in {text}");
+    }
+}
+
+#[test]
+fn one_read_of_the_weights_serves_every_width_of_a_pass() {
+    let home = Home::new();
+    let args = ["kernels", "--format", "Q4_K", "--widths", "1,8,9,16", "--threads", "2", "--json"];
+    let bytes: Vec<_> = rows(&home.run(&args).good()).iter().map(|r| r["bytes"]["weights"].as_u64().unwrap()).collect();
+    assert_eq!(bytes.len(), 4);
+    // 4.5 bits each, and nothing is added by packing or by width up to where threads divide tokens.
+    assert_eq!(bytes[..3], [4096 * 4096 / 256 * 144; 3]);
+}
+
+#[test]
+fn switches_show() {
+    let home = Home::new();
+    let of = |switches: &str| {
+        let args = ["kernels", "--format", "q8_0", "--widths", "256", "--experts", "4", "--used", "2", "--json"];
+        let mut command = home.command(&args);
+        let ran = crate::support::Ran::of(command.env("TESSERA_KERNELS", switches).output().unwrap());
+        rows(&ran.good()).remove(0)
+    };
+    assert_eq!(of("moe_tile=32,isa=portable")["pass_tokens"], 32);
+    assert_eq!(of("moe_tile=64,isa=portable")["pass_tokens"], 64);
+    assert_eq!(of("tile=1,split=weights")["tile"]["tokens"], 1);
+    assert_eq!(of("split=weights")["split"], "weights");
+    let variant = of("isa=portable")["variant"].as_str().unwrap().to_owned();
+    assert!(variant.starts_with("portable/"), "{variant}");
+}
+
+#[test]
+fn a_model_s_matrices_are_counted_and_its_table_is_not() {
+    let home = Home::new();
+    let model =
+        "synth:llama,layers=3,width=64,heads=2,kv_heads=1,head_dim=32,feed_forward=96,vocabulary=300,format=Q8_0";
+    let rows = rows(&home.run(&["kernels", model, "--widths", "1", "--json"]).good());
+    let of =
+        |uses: &str| -> u64 { rows.iter().filter(|r| r["use"] == uses).map(|r| r["matrices"].as_u64().unwrap()).sum() };
+    assert_eq!((of("dense"), of("head")), (3 * 7, 1), "{rows:?}");
+    assert!(home.run(&["kernels", model, "--rows", "5"]).code == Some(2));
+    let wrong = home.run(&["kernels", "--experts", "4", "--used", "8"]);
+    assert!(wrong.code == Some(1) && wrong.err.contains("--used"), "{wrong:?}");
+}
