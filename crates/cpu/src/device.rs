@@ -20,6 +20,7 @@ use crate::{
     matmul::{Activations, Job, Kernels, Overrides, PackedMatrix, SegmentTable, project_segments},
     norm, rope,
     routes::{self, Routes, RoutesPool},
+    simd::LANES,
     tensor::{Pool, Tensor},
     threads::{Threads, default_thread_count},
 };
@@ -127,7 +128,7 @@ impl Device for CpuDevice {
     }
 
     fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvPages, Error> {
-        KvPages::new(layout, pages)
+        KvPages::new(layout, pages, &self.workers.pool)
     }
 
     fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Tensor {
@@ -167,9 +168,12 @@ impl Device for CpuDevice {
         self.run_jobs(&both, x.width(), &table, &mut [Job::new(&linear.matrix, None, sums.as_mut_slice())]);
         let mut y = self.pool.take(x.rows(), rows);
         let (codes, rest) = sums.as_slice().split_at(x.rows() * rows);
-        for (out, (a, b)) in y.as_mut_slice().iter_mut().zip(codes.iter().zip(rest)) {
-            *out = a + b;
-        }
+        self.workers.runs(y.as_mut_slice(), LANES, |first, out| {
+            let at = first * LANES;
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = codes[at + i] + rest[at + i];
+            }
+        });
         if let Some(bias) = &linear.bias {
             for row in y.as_mut_slice().chunks_exact_mut(rows) {
                 row.iter_mut().zip(bias).for_each(|(out, b)| *out += b);

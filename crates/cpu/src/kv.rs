@@ -15,6 +15,7 @@ use crate::{
     memory::Buffer,
     simd::{LANES, Simd},
     tensor::Tensor,
+    threads::Threads,
 };
 
 /// A number as the cache keeps it.
@@ -75,11 +76,11 @@ pub(crate) struct Layer {
 }
 
 impl KvPages {
-    /// `pages` pages.
+    /// `pages` pages, their memory taken now.
     ///
     /// # Errors
     /// The system has no room.
-    pub(crate) fn new(layout: &KvLayout, pages: usize) -> Result<KvPages, Error> {
+    pub(crate) fn new(layout: &KvLayout, pages: usize, pool: &Threads) -> Result<KvPages, Error> {
         let number_bytes = number_bytes(layout.format);
         let what = format!("keys and values of {pages} pages");
         let mut layers = Vec::with_capacity(layout.layers.len());
@@ -90,7 +91,9 @@ impl KvPages {
                     [heads, width, PAGE_TOKENS, number_bytes].iter().try_fold(pages, |n, f| n.checked_mul(*f));
                 Buffer::zeroed(numbers.unwrap_or(usize::MAX / 2), &what)
             };
-            let (keys, values) = (buffer(head_dim)?, buffer(head_dim.next_multiple_of(LANES))?);
+            let (mut keys, mut values) = (buffer(head_dim)?, buffer(head_dim.next_multiple_of(LANES))?);
+            keys.touch(pool);
+            values.touch(pool);
             layers.push(Layer { heads, head_dim, pages, keys, values });
         }
         Ok(KvPages { format: layout.format, layers })

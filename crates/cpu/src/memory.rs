@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use memmap2::MmapMut;
 use tessera_ops::Error;
 
+use crate::threads::Threads;
+
 /// From this size on a map gets huge pages.
 const HUGE_BYTES_MIN: usize = 2 << 20;
 
@@ -18,6 +20,9 @@ const CHUNK_BYTES: usize = 64 << 20;
 
 /// Larger pieces get a map of their own.
 const PIECE_BYTES_MAX: usize = CHUNK_BYTES / 8;
+
+/// No system that we know has smaller pages.
+const SYSTEM_PAGE_BYTES: usize = 4 << 10;
 
 /// Pieces start on cache lines.
 const ALIGNMENT: usize = 64;
@@ -65,6 +70,14 @@ impl Buffer {
         let offset = current.1;
         current.1 = (offset + bytes).next_multiple_of(ALIGNMENT).min(chunk.map.len());
         Ok(Buffer { chunk, offset, bytes })
+    }
+
+    /// Writes to every page, in parallel, so that the system gives the memory now and not in the middle of a step. The
+    /// bytes become zero.
+    pub fn touch(&mut self, pool: &Threads) {
+        pool.run_chunks(self.as_mut_slice(), SYSTEM_PAGE_BYTES, |_, part| {
+            part.iter_mut().step_by(SYSTEM_PAGE_BYTES).for_each(|byte| *byte = 0);
+        });
     }
 
     /// All bytes.

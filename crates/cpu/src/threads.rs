@@ -22,10 +22,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A worker with nothing to do spins this long, ...
-const SPIN: Duration = Duration::from_micros(30);
-/// ... then gives way to others between looks until this long, then sleeps.
-const YIELD: Duration = Duration::from_micros(300);
+/// A worker with nothing to do spins this long: longer than a step's ends, where a token is drawn. Whoever gives way to
+/// another process may be without a core for milliseconds, which is many layers.
+const SPIN: Duration = Duration::from_micros(200);
+/// Then it gives way to others between looks until this long, and then sleeps.
+const YIELD: Duration = Duration::from_micros(500);
+/// A caller that waits for another's share spins this long, then sleeps.
+const WAIT: Duration = Duration::from_micros(30);
 /// Looks between two looks at the clock.
 const LOOKS: u32 = 64;
 
@@ -214,7 +217,7 @@ impl Shared {
             self.run_share(share, epoch);
         }
         let start = Instant::now();
-        while start.elapsed() < SPIN {
+        while start.elapsed() < WAIT {
             for _ in 0..LOOKS {
                 if done() {
                     return;

@@ -11,22 +11,21 @@ use super::ranking::Ranking;
 const EXPONENT_MIN: f64 = -700.0;
 
 /// What is left to choose from: the first `kept` candidates in canonical order, with unnormalised weights
-/// e^((logit - highest) / temperature), whose sum is `total`.
+/// e^((logit - highest) / temperature).
 pub(super) struct Distribution<'a> {
     logits: &'a [f32],
     highest: f64,
     /// 1 / temperature, at most f64's largest number.
     inverse: f64,
     kept: usize,
-    total: f64,
+    /// The sum of what is kept; none while that is everything and nobody has asked.
+    total: Option<f64>,
 }
 
 impl<'a> Distribution<'a> {
     pub(super) fn new(logits: &'a [f32], best: u32, temperature: f64) -> Distribution<'a> {
         let highest = f64::from(logits[best as usize]);
-        let mut all = Distribution { logits, highest, inverse: 1.0 / temperature, kept: logits.len(), total: 0.0 };
-        all.total = logits.iter().map(|&l| all.weight(l)).sum();
-        all
+        Distribution { logits, highest, inverse: 1.0 / temperature, kept: logits.len(), total: None }
     }
 
     fn weight(&self, logit: f32) -> f64 {
@@ -37,19 +36,23 @@ impl<'a> Distribution<'a> {
         ranking.nth(rank, self.logits).map_or(0.0, |id| self.weight(self.logits[id as usize]))
     }
 
+    fn total(&self) -> f64 {
+        self.total.unwrap_or_else(|| sum_exp(self.logits, self.highest, self.inverse))
+    }
+
     /// Keeps the `top_k` likeliest; 0 keeps all.
     pub(super) fn keep_top_k(&mut self, top_k: usize, ranking: &mut Ranking) {
         if top_k > 0 && top_k < self.kept {
             self.kept = top_k;
             let ids = ranking.first(top_k, self.logits);
-            self.total = ids.iter().map(|&id| self.weight(self.logits[id as usize])).sum();
+            self.total = Some(ids.iter().map(|&id| self.weight(self.logits[id as usize])).sum());
         }
     }
 
     /// Keeps the fewest likeliest whose share of what is left reaches `top_p`.
     pub(super) fn keep_top_p(&mut self, top_p: f64, ranking: &mut Ranking) {
         if top_p < 1.0 {
-            let wanted = top_p * self.total;
+            let wanted = top_p * self.total();
             self.cut(ranking, |_, sum| sum >= wanted);
         }
     }
@@ -75,12 +78,12 @@ impl<'a> Distribution<'a> {
                 break;
             }
         }
-        (self.kept, self.total) = (rank, sum);
+        (self.kept, self.total) = (rank, Some(sum));
     }
 
     /// The token in whose share of the cumulated weights `uniform`, in [0, 1), falls.
     pub(super) fn draw(&self, uniform: f64, ranking: &mut Ranking) -> u32 {
-        let wanted = uniform * self.total;
+        let wanted = uniform * self.total();
         let (mut sum, mut chosen) = (0.0, 0);
         for rank in 0..self.kept {
             let Some(id) = ranking.nth(rank, self.logits) else { break };
@@ -109,24 +112,52 @@ pub(super) fn uniform(seed: u64, index: u64) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// e^x for x <= 0, within 1e-15 of the true value, by plain multiplications and additions: no fused ones and no
-/// platform's library, so that every machine draws the same token. 2^n e^r with |r| <= ln 2 / 2, Taylor to r^13.
-pub(super) fn exp(x: f64) -> f64 {
-    // Also where x is -infinity. NaN cannot come: logits are checked, and -infinity times 1/temperature is one.
-    if x < EXPONENT_MIN {
-        return 0.0;
+/// The sum of e^((logit - highest) · inverse), in eight lanes and then over these in order: a vocabulary is long, and a
+/// compiler makes vectors of lanes.
+pub(super) fn sum_exp(logits: &[f32], highest: f64, inverse: f64) -> f64 {
+    let mut lanes = [0.0; 8];
+    let weight = |logit: f32| exp((f64::from(logit) - highest) * inverse);
+    let (chunks, rest) = logits.as_chunks::<8>();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, &logit)| *lane += weight(logit));
     }
+    lanes.iter_mut().zip(rest).for_each(|(lane, &logit)| *lane += weight(logit));
+    lanes.iter().sum()
+}
+
+/// e^x for x <= 0, within 1e-15 of the true value, by plain multiplications and additions: no fused ones and no
+/// platform's library, so that every machine draws the same token; and without a branch. 2^n e^r with |r| <= ln 2 / 2,
+/// Taylor to r^13.
+#[inline(always)]
+pub(super) fn exp(x: f64) -> f64 {
     /// ln 2 in two parts; the high one has 32 bits, so that n times it is exact.
     const LN2_HIGH: f64 = 0.693_147_180_369_123_8;
     const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
-    let n = (x * std::f64::consts::LOG2_E).round_ties_even();
+    /// Added to a number below 2^51 it leaves the nearest integer in the last bits; 1.5 · 2^52.
+    const ROUND: f64 = 6_755_399_441_055_744.0;
+    /// 1 / k!
+    const TERMS: [f64; 14] = {
+        let mut terms = [1.0; 14];
+        let mut k = 1;
+        while k < 14 {
+            terms[k] = terms[k - 1] / k as f64;
+            k += 1;
+        }
+        terms
+    };
+    // Also where x is -infinity. NaN cannot come: logits are checked, and -infinity times 1/temperature is one.
+    let is_zero = x < EXPONENT_MIN;
+    let x = if is_zero { EXPONENT_MIN } else { x };
+    let rounded = x * std::f64::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
-    let mut p = 1.0;
-    for k in (1..=13).rev() {
-        p = p * r / f64::from(k) + 1.0;
+    let mut p = TERMS[13];
+    for term in TERMS[..13].iter().rev() {
+        p = p * r + term;
     }
-    // n >= -1010, so that 2^n is normal.
-    p * f64::from_bits(((n as i64 + 1023) as u64) << 52)
+    // n >= -1010, so that 2^n is normal. Only the lowest bits of `rounded`, which hold n, are left after the shift.
+    let power = f64::from_bits((rounded.to_bits() << 52).wrapping_add(1023 << 52));
+    if is_zero { 0.0 } else { p * power }
 }
 
 #[cfg(test)]

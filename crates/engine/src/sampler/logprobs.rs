@@ -1,6 +1,9 @@
 //! Log-probabilities of the raw logits.
 
-use super::{draw::exp, ranking::Ranking};
+use super::{
+    draw::sum_exp,
+    ranking::{self, Ranking},
+};
 
 /// The logarithm of the softmax's denominator, and the likeliest tokens.
 pub(super) struct Logprobs {
@@ -11,12 +14,13 @@ pub(super) struct Logprobs {
 impl Logprobs {
     /// Of `logits` (vocabulary), with the `count` likeliest. Tokens that cannot come (-infinity) are not listed.
     pub(super) fn new(logits: &[f32], count: usize, ranking: &mut Ranking) -> Logprobs {
-        let highest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let best = ranking::argmax(logits).map_or(f32::NEG_INFINITY, |id| logits[id as usize]);
         // Log-sum-exp with the highest taken out, in double.
-        let total: f64 = logits.iter().map(|&l| exp(f64::from(l) - highest)).sum();
+        let highest = f64::from(best);
+        let total = sum_exp(logits, highest, 1.0);
         let mut found = Logprobs { log_total: highest + total.ln(), top: Vec::new() };
         if count > 0 {
-            ranking.reset(logits.len());
+            ranking.reset();
             let ids = ranking.first(count, logits).iter().copied();
             let possible = ids.filter(|&id| logits[id as usize] > f32::NEG_INFINITY);
             found.top = possible.map(|id| (id, found.of(logits[id as usize]))).collect();

@@ -95,7 +95,7 @@ impl Sampler {
         if self.params.temperature == 0.0 || self.params.top_k == 1 {
             return Ok(best);
         }
-        self.ranking.reset(logits.len());
+        self.ranking.reset();
         let mut distribution = Distribution::new(logits, best, f64::from(self.params.temperature));
         distribution.keep_top_k(self.params.top_k, &mut self.ranking);
         distribution.keep_top_p(f64::from(self.params.top_p), &mut self.ranking);
