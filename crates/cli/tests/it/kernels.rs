@@ -23,8 +23,10 @@ fn one_read_of_the_weights_serves_every_width_of_a_pass() {
     let args = ["kernels", "--format", "Q4_K", "--widths", "1,8,9,16", "--threads", "2", "--json"];
     let bytes: Vec<_> = rows(&home.run(&args).good()).iter().map(|r| r["bytes"]["weights"].as_u64().unwrap()).collect();
     assert_eq!(bytes.len(), 4);
-    // 4.5 bits each, and nothing is added by packing or by width up to where threads divide tokens.
-    assert_eq!(bytes[..3], [4096 * 4096 / 256 * 144; 3]);
+    // Nothing is added by width, up to where threads divide tokens; by packing 3 % at most.
+    assert_eq!(bytes[1..3], [bytes[0]; 2]);
+    let in_file = 4096 * 4096 / 256 * 144;
+    assert!((in_file..in_file * 103 / 100).contains(&bytes[0]), "{bytes:?}");
 }
 
 #[test]
