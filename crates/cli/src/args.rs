@@ -46,9 +46,10 @@ pub(crate) enum Command {
     Tokenize(Tokenize),
     Perplexity(Perplexity),
     Quantize(Quantize),
-    Synth(Synth),
+    Synth(crate::commands::synth::Synth),
     Audit(Audit),
     Bench(crate::commands::bench::Bench),
+    Profile(crate::commands::bench::profile::Profile),
     Completions(Completions),
 }
 
@@ -245,37 +246,6 @@ pub(crate) struct Quantize {
     #[arg(long)]
     pub(crate) force: bool,
     /// Print JSON: the format of every tensor before and after
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// Write a model with random weights, for tests and benchmarks.
-#[derive(Debug, Args)]
-#[command(after_help = "SPEC is ARCHITECTURE,KEY=VALUE,… with these keys, all of which have defaults:
-  layers, width, head_dim, heads, kv_heads, feed_forward, vocabulary, context, and window for gemma3
-  format               of all matrices: F16, Q8_0, Q4_K, IQ3_S, … [default: Q4_K]
-  head, embedding      the format of these alone; and of each matrix of the layers by its name: attn_v, ffn_down, …
-  tied                 true or false: whether the embedding serves as the head
-  seed                 other weights
-
-The same model needs no file: synth:SPEC is a name wherever a command takes a MODEL, and the weights are the same.
-
-Examples:
-  tessera synth llama tiny.gguf
-  tessera synth qwen3,layers=28,width=1024,heads=16,kv_heads=8,format=Q4_K,head=Q6_K model.gguf
-  tessera run synth:gemma3,layers=12,format=Q4_0 \"Hello\" --max-tokens 16")]
-pub(crate) struct Synth {
-    /// The model: an architecture (llama, qwen2, qwen3, gemma3), sizes and formats
-    pub(crate) spec: String,
-    /// The GGUF file to write
-    pub(crate) output: PathBuf,
-    /// Threads, 1 to 1024 [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    pub(crate) threads: Option<usize>,
-    /// Replace the output if it exists
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Print JSON: the whole line of the model, and its size
     #[arg(long)]
     pub(crate) json: bool,
 }

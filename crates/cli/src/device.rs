@@ -12,8 +12,9 @@ use tessera_cpu::{
         select::select,
     },
 };
+use tessera_engine::profile;
 use tessera_formats::DType;
-use tessera_ops::Device;
+use tessera_ops::{Device, Profiled};
 
 use crate::args::Compute;
 
@@ -25,11 +26,23 @@ pub(crate) type Chosen = CpuDevice;
 /// # Errors
 /// If it lacks what they ask for.
 pub(crate) fn open(compute: &Compute) -> Result<Arc<Chosen>> {
+    Ok(Arc::new(make(compute)?))
+}
+
+/// As [`open`], with every op measured.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn profiled(compute: &Compute) -> Result<Arc<Profiled<Chosen>>> {
+    Ok(Arc::new(Profiled::new(make(compute)?, profile::label)))
+}
+
+fn make(compute: &Compute) -> Result<Chosen> {
     let threads = compute.threads.and_then(NonZero::new);
-    let Some(text) = &compute.kernels else { return Ok(Arc::new(CpuDevice::new(threads, None)?)) };
+    let Some(text) = &compute.kernels else { return Ok(CpuDevice::new(threads, None)?) };
     let overrides = Overrides::parse(text)?;
     let isa = overrides.isa.map_or_else(Isa::choose, Ok)?;
-    Ok(Arc::new(CpuDevice::with_kernels(threads, Kernels { overrides, ..Kernels::new(isa) })))
+    Ok(CpuDevice::with_kernels(threads, Kernels { overrides, ..Kernels::new(isa) }))
 }
 
 /// The name of its instruction set.

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Command::Quantize(args) => commands::quantize::main(&args),
         Command::Synth(args) => commands::synth::main(&args),
         Command::Bench(args) => commands::bench::main(&args),
+        Command::Profile(args) => commands::bench::profile::main(&args),
         Command::Kernels(args) => commands::kernels::main(&args),
         Command::Inspect(args) => commands::inspect::main(&args),
     };

@@ -8,6 +8,7 @@ pub mod config;
 pub mod error;
 pub mod generate;
 pub mod models;
+pub mod profile;
 pub mod rope;
 pub mod sampler;
 pub mod sequences;

@@ -9,6 +9,7 @@
 //! - [`numerics`]: the canonical order of every sum, so that a row's bits never depend on its neighbours.
 //! - [`math`]: our own exp, sine and cosine, equal on every device.
 //! - [`routing`]: the choice of experts.
+//! - [`profile`]: a device that measures another.
 //! - [`reference`]: the plainest implementation of every op. It is the specification, and a device of its own.
 //! - [`audit`]: every op of a device, at every edge, against it and against float64.
 
@@ -21,6 +22,7 @@ pub mod error;
 pub mod kv;
 pub mod math;
 pub mod numerics;
+pub mod profile;
 pub mod reference;
 pub mod routing;
 
@@ -28,4 +30,5 @@ pub use batch::{Batch, Role};
 pub use device::{Attention, Device, Gate, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router};
 pub use error::Error;
 pub use kv::{KvFormat, KvLayout, PAGE_TOKENS};
+pub use profile::Profiled;
 pub use routing::{ExpertGroups, Routing, Score};

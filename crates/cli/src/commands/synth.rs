@@ -2,10 +2,12 @@
 
 use std::{
     io::{self, Write},
+    path::PathBuf,
     time::Instant,
 };
 
 use anyhow::Result;
+use clap::{Args, builder::RangedU64ValueParser};
 use serde_json::json;
 use tessera_engine::{
     Error,
@@ -13,10 +15,40 @@ use tessera_engine::{
 };
 
 use crate::{
-    args::Synth,
     model,
     ui::{self, Failure},
 };
+
+/// Write a model with random weights, for tests and benchmarks.
+#[derive(Debug, Args)]
+#[command(after_help = "SPEC is ARCHITECTURE,KEY=VALUE,… with these keys, all of which have defaults:
+  layers, width, head_dim, heads, kv_heads, feed_forward, vocabulary, context, and window for gemma3
+  format               of all matrices: F16, Q8_0, Q4_K, IQ3_S, … [default: Q4_K]
+  head, embedding      the format of these alone; and of each matrix of the layers by its name: attn_v, ffn_down, …
+  tied                 true or false: whether the embedding serves as the head
+  seed                 other weights
+
+The same model needs no file: synth:SPEC is a name wherever a command takes a MODEL, and the weights are the same.
+
+Examples:
+  tessera synth llama tiny.gguf
+  tessera synth qwen3,layers=28,width=1024,heads=16,kv_heads=8,format=Q4_K,head=Q6_K model.gguf
+  tessera run synth:gemma3,layers=12,format=Q4_0 \"Hello\" --max-tokens 16")]
+pub(crate) struct Synth {
+    /// The model: an architecture (llama, qwen2, qwen3, gemma3), sizes and formats
+    pub(crate) spec: String,
+    /// The GGUF file to write
+    pub(crate) output: PathBuf,
+    /// Threads, 1 to 1024 [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    pub(crate) threads: Option<usize>,
+    /// Replace the output if it exists
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print JSON: the whole line of the model, and its size
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// Makes and writes.
 pub(crate) fn main(args: &Synth) -> Result<()> {

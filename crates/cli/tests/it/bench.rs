@@ -186,3 +186,36 @@ fn kernels_are_compared_in_one_run() {
     let ran = home.run(&["bench", "kernel", "--experts=4"]);
     assert!(ran.code == Some(2) && ran.err.contains("--used"), "{ran:?}");
 }
+
+#[test]
+fn a_profile_adds_up() {
+    let home = Home::new();
+    let args = ["profile", TINY, "--prompt=40", "--width=3", "--depth=20", "--tokens=4", "--repeat=3"];
+    let found = home.run(&[&args[..], &["--json"]].concat()).json();
+    assert!(found["machine"].is_string() && found["formats"] == "Q8_0", "{found}");
+    let phases = found["phases"].as_array().unwrap();
+    for (phase, name, width) in [(&phases[0], "prefill", 40), (&phases[1], "decode", 3)] {
+        assert_eq!((&phase["phase"], &phase["width"]), (&name.into(), &width.into()));
+        let stages = phase["stages"].as_array().unwrap();
+        let sum: f64 = stages.iter().map(|s| s["seconds"].as_f64().unwrap()).sum();
+        assert!((sum / phase["seconds"].as_f64().unwrap() - 1.0).abs() < 0.5, "{phase}");
+        // Matrices of a layer: 64 x 64 q and output, 32 x 64 k and v, three of the feed-forward layer.
+        let of = |stage: &'static str| stages.iter().filter(move |s| s["stage"] == stage);
+        let operations = |stage: &'static str| of(stage).map(|s| s["operations"].as_f64().unwrap()).sum::<f64>();
+        assert_eq!(operations("q/k/v"), 2.0 * f64::from(2 * width * (64 + 32 + 32) * 64), "{phase}");
+        assert_eq!(operations("output"), 2.0 * f64::from(2 * width * 64 * 64));
+        assert_eq!(operations("gate/up"), 2.0 * operations("down"));
+        for stage in ["embed", "norm", "rope", "attention", "gate", "residual", "head", "sampling", "rest"] {
+            assert!(of(stage).all(|s| s["seconds"].as_f64().unwrap() >= 0.0) && of(stage).count() > 0, "{stage}");
+        }
+        assert_eq!(of("attention").filter_map(|s| s["layer"].as_u64()).collect::<Vec<_>>(), [0, 1]);
+        assert!(of("head").all(|s| s["layer"].is_null()));
+    }
+    let table = home.run(&args).good();
+    for part in ["prefill of 40: ", "decode of 3 after 20: ", "\nq/k/v ", "\nsampling ", "\nlayer ", "\n    1 "] {
+        assert!(table.contains(part), "{part} in {table}");
+    }
+    let csv = home.run(&[&args[..], &["--csv"]].concat()).good();
+    assert!(csv.starts_with("phase,layer,stage,seconds,") && csv.contains("\ndecode,1,down,"), "{csv}");
+    home.run(&["profile", TINY, "--kernels=x"]).bad(&["x"]);
+}

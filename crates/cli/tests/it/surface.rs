@@ -7,7 +7,8 @@ use std::{
 
 use crate::support::{Home, Ran, fixture};
 
-const COMMANDS: &[&str] = &["pull", "list", "rm", "inspect", "kernels", "synth", "audit", "bench", "completions"];
+const COMMANDS: &[&str] =
+    &["pull", "list", "rm", "inspect", "kernels", "synth", "audit", "bench", "profile", "completions"];
 
 #[test]
 fn every_command_has_help() {

@@ -4,6 +4,7 @@ mod chat_template;
 mod generation;
 mod golden;
 mod mlx;
+mod profile;
 mod sampler;
 mod sequences;
 mod stop_strings;

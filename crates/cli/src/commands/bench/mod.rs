@@ -1,4 +1,4 @@
-//! `tessera bench`: how fast, at which width, and that the result is right.
+//! `tessera bench`: how fast, at which width, and that the result is right. Beside it `tessera profile`.
 //!
 //! Every measurement is repeated, and every row carries a hash of what was computed. Repeats that differ are an error, and
 //! so is a batch in which a sequence gives other bits than alone: no speed stands without its correctness.
@@ -10,6 +10,7 @@ mod kernel;
 mod machine;
 mod plot;
 mod prefill;
+pub(crate) mod profile;
 mod report;
 mod row;
 mod subject;

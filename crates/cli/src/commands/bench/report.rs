@@ -103,15 +103,20 @@ impl<'a> Report<'a> {
         if self.output.csv {
             return COLUMNS.join(",") + "\n";
         }
-        let Facts { commit, machine, isa, threads, model, formats } = &self.facts;
-        let s = if *threads == 1 { "" } else { "s" };
-        let forced = if row.forced.is_empty() { String::new() } else { format!(", forced {}", row.forced) };
         let titles = self.columns.iter().map(|(title, width, _)| format!("{title:>width$}"));
         let repeats = if row.repeats == 1 { "once".to_owned() } else { format!("median of {}", row.repeats) };
-        format!(
-            "{model} ({formats})\n{machine}, {isa}, {threads} thread{s}{forced}; commit {commit}; {repeats}\n{}\n",
-            titles.collect::<String>().trim_end()
-        )
+        let heading = self.facts.heading(&row.forced);
+        format!("{heading}; {repeats}\n{}\n", titles.collect::<String>().trim_end())
+    }
+}
+
+impl Facts {
+    /// Two lines for people.
+    pub(super) fn heading(&self, forced: &str) -> String {
+        let Facts { commit, machine, isa, threads, model, formats } = self;
+        let s = if *threads == 1 { "" } else { "s" };
+        let forced = if forced.is_empty() { String::new() } else { format!(", forced {forced}") };
+        format!("{model} ({formats})\n{machine}, {isa}, {threads} thread{s}{forced}; commit {commit}")
     }
 }
 

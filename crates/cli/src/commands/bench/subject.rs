@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use anyhow::Result;
 use tessera_engine::{Checkpoint, Config, LoadOptions, Sequences, models};
 use tessera_formats::Tensor;
-use tessera_ops::PAGE_TOKENS;
+use tessera_ops::{Device, PAGE_TOKENS};
 
 use super::{args::Common, machine, row::Facts};
 use crate::{
@@ -40,11 +40,23 @@ impl Subject {
     /// # Errors
     /// Where weights are not sound, or too large for the memory.
     pub(super) fn load(&self, lengths: impl IntoIterator<Item = usize>) -> Result<Sequences> {
+        self.load_on(self.device.clone(), lengths)
+    }
+
+    /// As [`Subject::load`], on another device.
+    ///
+    /// # Errors
+    /// As [`Subject::load`].
+    pub(super) fn load_on<D: Device>(
+        &self,
+        device: Arc<D>,
+        lengths: impl IntoIterator<Item = usize>,
+    ) -> Result<Sequences> {
         let context: usize = lengths.into_iter().map(|length| length.next_multiple_of(PAGE_TOKENS)).sum();
         let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let report = &mut |progress: tessera_engine::weights::Progress| bar.set_position(progress.bytes_done);
-        let model = models::load(&self.checkpoint, self.device.clone(), &options, report);
+        let model = models::load(&self.checkpoint, device, &options, report);
         bar.finish_and_clear();
         Ok(Sequences::new(model?))
     }

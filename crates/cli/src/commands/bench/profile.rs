@@ -1,0 +1,290 @@
+//! `tessera profile`: where the time of a step goes, stage by stage and layer by layer.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use clap::{Args, builder::RangedU64ValueParser};
+use serde::Serialize;
+use tessera_engine::{Part, Sampler, SamplingParams, SequenceId, Sequences};
+use tessera_ops::{
+    Profiled, Role,
+    profile::{Entry, Label},
+};
+
+use super::{args::Common, row::Facts, subject::Subject, times::Times};
+use crate::device::{self, Chosen};
+
+/// Show where the time of a step goes: its stages, in sum and in each layer.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Times are medians over --repeat measurements, and those of one step: the whole prompt, or one token of each sequence.
+Bytes are read or written once: weights as the file holds them, activations in f32, keys and values as they are cached.
+Operations are those of projections and attention. `rest` is what lies between the ops.
+
+Examples:
+  tessera profile smollm2:135m
+  tessera profile gemma3:270m --prompt 2048 --width 8 --depth 512
+  tessera profile synth:qwen3,layers=8,width=1024 --threads 1 --json"
+)]
+pub(crate) struct Profile {
+    /// Tokens of the prompt
+    #[arg(long, value_name = "TOKENS", default_value_t = 512,
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 24))]
+    prompt: usize,
+    /// Sequences that decode together
+    #[arg(long, value_name = "N", default_value_t = 1,
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    width: usize,
+    /// Tokens of each before the first step
+    #[arg(long, value_name = "TOKENS", default_value_t = 128,
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 24))]
+    depth: usize,
+    /// Steps of a measurement
+    #[arg(long, value_name = "STEPS", default_value_t = 16,
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 16))]
+    tokens: usize,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// What is between the ops.
+const REST: Label = Label { layer: None, stage: "rest" };
+const SAMPLING: Label = Label { layer: None, stage: "sampling" };
+
+/// Measures and prints.
+pub(crate) fn main(args: &Profile) -> Result<()> {
+    let subject = Subject::open(&args.common)?;
+    let device = device::profiled(&args.common.compute)?;
+    let lengths = vec![args.depth + args.tokens; args.width];
+    let sequences = subject.load_on(device.clone(), lengths.into_iter().chain([args.prompt]))?;
+    let repeats = args.common.output.repeat;
+    let mut run = Run { subject, device, sequences, sampler: Sampler::new(SamplingParams::default())?, repeats };
+    let phases = [run.prefill(args)?, run.decode(args)?];
+    let facts = run.subject.facts();
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    if args.common.output.json {
+        let forced = device::forced(&run.subject.device);
+        writeln!(out, "{}", serde_json::to_string(&Report { facts: &facts, forced, phases: &phases })?)?;
+    } else if args.common.output.csv {
+        writeln!(out, "phase,layer,stage,seconds,bytes,operations")?;
+        for (phase, s) in phases.iter().flat_map(|phase| phase.stages.iter().map(move |s| (phase, s))) {
+            let layer = s.layer.map_or_else(String::new, |layer| layer.to_string());
+            writeln!(out, "{},{layer},{},{},{},{}", phase.phase, s.stage, s.seconds, s.bytes, s.operations)?;
+        }
+    } else {
+        writeln!(out, "{}", facts.heading(&device::forced(&run.subject.device)))?;
+        phases.iter().try_for_each(|phase| phase.print(&mut out))?;
+    }
+    Ok(out.flush()?)
+}
+
+/// All of it, as JSON.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    facts: &'a Facts,
+    forced: String,
+    phases: &'a [Phase],
+}
+
+/// A prompt, or a step of decode.
+#[derive(Serialize)]
+struct Phase {
+    phase: &'static str,
+    /// Tokens of the step.
+    width: usize,
+    /// Tokens of a sequence before it.
+    depth: usize,
+    seconds: f64,
+    seconds_min: f64,
+    seconds_max: f64,
+    /// In the order in which they come first.
+    stages: Vec<Stage>,
+}
+
+/// A stage of a layer, or of none.
+#[derive(Serialize)]
+struct Stage {
+    layer: Option<usize>,
+    stage: &'static str,
+    seconds: f64,
+    bytes: f64,
+    operations: f64,
+}
+
+struct Run {
+    subject: Subject,
+    device: Arc<Profiled<Chosen>>,
+    sequences: Sequences,
+    sampler: Sampler,
+    repeats: usize,
+}
+
+impl Run {
+    fn prefill(&mut self, args: &Profile) -> Result<Phase> {
+        let (id, tokens) = (self.sequences.open(), self.subject.tokens(0, args.prompt));
+        let phase = self.measure("prefill", args.prompt, 0, 1, |run| {
+            run.sequences.rewind(id, 0);
+            let start = Instant::now();
+            let mut logits = run.sequences.prefill(id, &tokens, args.common.chunk)?.to_vec();
+            Ok((start.elapsed(), sample(&mut run.sampler, &mut logits, run.subject.config.vocabulary, &tokens)?))
+        });
+        self.sequences.close(id);
+        phase
+    }
+
+    fn decode(&mut self, args: &Profile) -> Result<Phase> {
+        let mut slots: Vec<(SequenceId, Vec<u32>)> = Vec::new();
+        for i in 0..args.width {
+            let (id, tokens) = (self.sequences.open(), self.subject.tokens(i, args.depth + args.tokens));
+            self.sequences.prefill(id, &tokens[..args.depth], args.common.chunk)?;
+            slots.push((id, tokens));
+        }
+        self.measure("decode", args.width, args.depth, args.tokens, |run| {
+            slots.iter().for_each(|(id, _)| run.sequences.rewind(*id, args.depth));
+            let (mut time, mut sampling) = (Duration::ZERO, Duration::ZERO);
+            for at in args.depth..args.depth + args.tokens {
+                let parts = slots.iter().map(|(sequence, tokens)| Part {
+                    sequence: *sequence,
+                    tokens: &tokens[at..=at],
+                    role: Role::Decode,
+                    logits: 1,
+                });
+                let parts: Vec<_> = parts.collect();
+                let start = Instant::now();
+                let logits = run.sequences.step(&parts)?;
+                time += start.elapsed();
+                let vocabulary = run.subject.config.vocabulary;
+                sampling += sample(&mut run.sampler, &mut logits.to_vec(), vocabulary, &slots[0].1[..at])?;
+            }
+            Ok((time, sampling))
+        })
+    }
+
+    /// Repeats a measurement of `steps` steps, which gives their time, and that of sampling.
+    fn measure(
+        &mut self,
+        phase: &'static str,
+        width: usize,
+        depth: usize,
+        steps: usize,
+        mut run: impl FnMut(&mut Run) -> Result<(Duration, Duration)>,
+    ) -> Result<Phase> {
+        run(self)?; // warms up
+        self.device.take();
+        let (mut whole, mut order, mut stages) = (Times::default(), Vec::new(), BTreeMap::new());
+        for _ in 0..self.repeats {
+            let (time, sampling) = run(self)?;
+            let mut entries = self.device.take();
+            let rest = time.saturating_sub(entries.iter().map(|e| e.time).sum());
+            let other = |label, time| Entry { label, time, bytes: 0, operations: 0 };
+            entries.extend([other(SAMPLING, sampling), other(REST, rest)]);
+            let mut sums: BTreeMap<Label, (Duration, u64, u64)> = BTreeMap::new();
+            for entry in entries {
+                let (time, bytes, operations) = sums.entry(entry.label).or_insert_with(|| {
+                    if !order.contains(&entry.label) {
+                        order.push(entry.label);
+                    }
+                    Default::default()
+                });
+                *time += entry.time;
+                *bytes += entry.bytes;
+                *operations += entry.operations;
+            }
+            for (label, (time, bytes, operations)) in sums {
+                let stage = stages.entry(label).or_insert_with(|| (Times::default(), bytes, operations));
+                stage.0.push(time);
+            }
+            whole.push(time + sampling);
+        }
+        let each = |number: f64| number / steps as f64;
+        let stages = order.into_iter().filter_map(|label| {
+            let (times, bytes, operations) = stages.get(&label)?;
+            let (bytes, operations) = (each(*bytes as f64), each(*operations as f64));
+            Some(Stage { layer: label.layer, stage: label.stage, seconds: each(times.median()), bytes, operations })
+        });
+        let (seconds, seconds_min, seconds_max) = (each(whole.median()), each(whole.least()), each(whole.greatest()));
+        Ok(Phase { phase, width, depth, seconds, seconds_min, seconds_max, stages: stages.collect() })
+    }
+}
+
+/// Draws a token from each row of logits, as `tessera run` does by default.
+fn sample(sampler: &mut Sampler, logits: &mut [f32], vocabulary: usize, history: &[u32]) -> Result<Duration> {
+    let start = Instant::now();
+    for (i, row) in logits.chunks_exact_mut(vocabulary).enumerate() {
+        sampler.sample(row, history, i as u64)?;
+    }
+    Ok(start.elapsed())
+}
+
+impl Phase {
+    fn print(&self, out: &mut impl Write) -> io::Result<()> {
+        let Phase { phase, width, depth, .. } = self;
+        let millis = [self.seconds, self.seconds_min, self.seconds_max].map(|s| s * 1e3);
+        let rate = *width as f64 / self.seconds;
+        let after = if *depth == 0 { String::new() } else { format!(" after {depth}") };
+        writeln!(
+            out,
+            "\n{phase} of {width}{after}: {:.3} ms ({:.3} to {:.3}), {rate:.1} tokens a second",
+            millis[0], millis[1], millis[2]
+        )?;
+        self.print_sums(out)?;
+        self.print_layers(out)
+    }
+
+    /// Each stage in sum.
+    fn print_sums(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "{:<12}{:>10}{:>8}{:>10}{:>8}{:>8}", "stage", "ms", "share", "MB", "GB/s", "GOPS")?;
+        let total: f64 = self.stages.iter().map(|s| s.seconds).sum();
+        for name in self.names(|_| true) {
+            let stages = || self.stages.iter().filter(|s| s.stage == name);
+            let sum = |value: fn(&Stage) -> f64| stages().map(value).sum::<f64>();
+            let (seconds, bytes, operations) = (sum(|s| s.seconds), sum(|s| s.bytes), sum(|s| s.operations));
+            let per_second = |amount: f64, digits: usize| {
+                if amount == 0.0 { String::new() } else { format!("{:.digits$}", amount / seconds / 1e9) }
+            };
+            let line = format!(
+                "{name:<12}{:>10.3}{:>7.1}%{:>10.2}{:>8}{:>8}",
+                seconds * 1e3,
+                100.0 * seconds / total,
+                bytes / 1e6,
+                per_second(bytes, 1),
+                per_second(operations, 0),
+            );
+            writeln!(out, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+
+    /// Microseconds of each stage in each layer.
+    fn print_layers(&self, out: &mut impl Write) -> io::Result<()> {
+        let names = self.names(|s| s.layer.is_some());
+        let titles: String = names.iter().map(|name| format!("{name:>11}")).collect();
+        writeln!(out, "layer{titles}{:>11}  (µs)", "all")?;
+        let layers = self.stages.iter().filter_map(|s| s.layer).max().map_or(0, |last| last + 1);
+        for layer in 0..layers {
+            let of_layer = || self.stages.iter().filter(|s| s.layer == Some(layer));
+            let micros = |name: &str| of_layer().filter(|s| s.stage == name).map(|s| s.seconds * 1e6).sum::<f64>();
+            let cells: String = names.iter().map(|name| format!("{:>11.1}", micros(name))).collect();
+            let all = of_layer().map(|s| s.seconds * 1e6).sum::<f64>();
+            writeln!(out, "{layer:>5}{cells}{all:>11.1}")?;
+        }
+        Ok(())
+    }
+
+    /// Names of stages, each once, in the order in which they come first.
+    fn names(&self, which: impl Fn(&Stage) -> bool) -> Vec<&'static str> {
+        let mut names = Vec::new();
+        for stage in self.stages.iter().filter(|s| which(s)) {
+            if !names.contains(&stage.stage) {
+                names.push(stage.stage);
+            }
+        }
+        names
+    }
+}

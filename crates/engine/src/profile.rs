@@ -1,0 +1,44 @@
+//! What is computed with a tensor, from its name: for the measured device of [`tessera_ops::profile`].
+
+use tessera_ops::profile::Label;
+
+/// The layer and the stage of a tensor. GGUF's names.
+pub fn label(tensor: &str) -> Label {
+    let name = tensor.strip_suffix(".weight").unwrap_or(tensor);
+    let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+    let layer = layer.and_then(|(layer, part)| Some((layer.parse().ok()?, part)));
+    let stage = match layer.map_or(name, |(_, part)| part) {
+        "attn_q" | "attn_k" | "attn_v" | "attn_qkv" => "q/k/v",
+        "attn_output" => "output",
+        "ffn_gate_inp" => "router",
+        "ffn_gate" | "ffn_up" | "ffn_gate_exps" | "ffn_up_exps" => "gate/up",
+        "ffn_down" | "ffn_down_exps" => "down",
+        // Tied weights serve as the head by the name of the embedding.
+        "output" | "token_embd" => "head",
+        _ => "other",
+    };
+    Label { layer: layer.map(|(layer, _)| layer), stage }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_layer_and_stage() {
+        let cases = [
+            ("blk.0.attn_k.weight", Some(0), "q/k/v"),
+            ("blk.31.attn_output.weight", Some(31), "output"),
+            ("blk.2.ffn_gate_exps.weight", Some(2), "gate/up"),
+            ("blk.2.ffn_gate_inp.weight", Some(2), "router"),
+            ("blk.2.ffn_down.weight", Some(2), "down"),
+            ("output.weight", None, "head"),
+            ("token_embd.weight", None, "head"),
+            ("blk.x.ffn_down.weight", None, "other"),
+            ("", None, "other"),
+        ];
+        for (name, layer, stage) in cases {
+            assert_eq!(label(name), Label { layer, stage }, "{name}");
+        }
+    }
+}

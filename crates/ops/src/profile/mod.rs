@@ -1,0 +1,285 @@
+//! A device that measures another: it passes every op on, and writes down how long it took and what it moved.
+//!
+//! Models know nothing of it. A projection is known by the names of its tensors, which the device sees when they are loaded;
+//! everything else by its kind and by the projection that it stands next to. A device that is not wrapped pays nothing.
+//! The device must compute at once, as a CPU does: one that enqueues would be timed while it takes orders.
+
+mod held;
+mod log;
+
+pub use held::{Cache, Routed, Table, Tensor, Vector, Weights};
+pub use log::{Entry, Label};
+
+use crate::{
+    Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router,
+};
+use held::{with_linears, with_router, with_stacks};
+use log::{Log, Place, Work};
+
+/// The stage of all norms.
+pub const NORM: &str = "norm";
+
+const F32: usize = size_of::<f32>();
+
+/// A measured device.
+#[derive(Debug)]
+pub struct Profiled<D> {
+    device: D,
+    label: fn(&str) -> Label,
+    log: Log,
+}
+
+impl<D: Device> Profiled<D> {
+    /// Measures `device`. `label` tells from a tensor's name what is computed with it.
+    pub fn new(device: D, label: fn(&str) -> Label) -> Profiled<D> {
+        Profiled { device, label, log: Log::default() }
+    }
+
+    /// The device inside.
+    pub fn inner(&self) -> &D {
+        &self.device
+    }
+
+    /// The ops since this was called last, in order.
+    pub fn take(&self) -> Vec<Entry> {
+        self.log.take()
+    }
+
+    fn place<T>(weights: &Weights<T>) -> (Place, &'static str) {
+        (Place::Of(weights.label.layer), weights.label.stage)
+    }
+}
+
+fn tensor<T>(inner: T, rows: usize, width: usize) -> Tensor<T> {
+    Tensor { inner, rows, width }
+}
+
+/// A projection of `tokens` rows with `count` matrices' worth of `weights`.
+fn projection<T>(weights: &Weights<T>, count: usize, tokens: usize) -> Work {
+    let bytes = weights.bytes / weights.count.max(1) * count + tokens * weights.rows * F32;
+    Work { bytes, operations: 2 * tokens * weights.rows * weights.depth }
+}
+
+fn sum(input: usize, works: impl IntoIterator<Item = Work>) -> Work {
+    works.into_iter().fold(Work { bytes: input, operations: 0 }, |sum, work| Work {
+        bytes: sum.bytes + work.bytes,
+        operations: sum.operations + work.operations,
+    })
+}
+
+/// An op that touches activations only.
+fn moves(bytes: usize) -> Work {
+    Work { bytes, operations: 0 }
+}
+
+/// Keys and values are read once for each sequence, as far as its rows see.
+fn attention_work<T>(cache: &Cache<T>, spec: &Attention, batch: &Batch, queries: usize) -> Work {
+    let (mut pairs, mut keys) = (0, 0);
+    let mut span = 0..0;
+    for row in 0..batch.len() {
+        let visible = spec.visible(batch.positions[row] as usize);
+        pairs += visible.len();
+        let goes_on = row > 0 && batch.sequences[row] == batch.sequences[row - 1];
+        span = if goes_on { span.start.min(visible.start)..visible.end } else { visible };
+        let ends = batch.sequences.get(row + 1) != Some(&batch.sequences[row]);
+        keys += if ends { span.len() } else { 0 };
+    }
+    let bytes = cache.bytes(2 * keys * spec.kv_heads * spec.head_dim) + 2 * queries;
+    Work { bytes, operations: 4 * pairs * spec.heads * spec.head_dim }
+}
+
+impl<D: Device> Device for Profiled<D> {
+    type Matrix = Weights<D::Matrix>;
+    type Stack = Weights<D::Stack>;
+    type Embedding = Table<D::Embedding>;
+    type Vector = Vector<D::Vector>;
+    type Tensor = Tensor<D::Tensor>;
+    type KvCache = Cache<D::KvCache>;
+    type Routes = Routed<D::Routes>;
+
+    fn name(&self) -> String {
+        self.device.name()
+    }
+
+    fn load_matrix(&self, source: &MatrixSource) -> Result<Self::Matrix, Error> {
+        Ok(Weights::new(self.device.load_matrix(source)?, (self.label)(&source.name), 1, source))
+    }
+
+    fn load_stack(&self, source: &MatrixSource, count: usize) -> Result<Self::Stack, Error> {
+        Ok(Weights::new(self.device.load_stack(source, count)?, (self.label)(&source.name), count, source))
+    }
+
+    fn load_embedding(&self, source: &MatrixSource) -> Result<Self::Embedding, Error> {
+        let row_bytes = source.row_bytes()?;
+        Ok(Table { inner: self.device.load_embedding(source)?, width: source.depth, row_bytes })
+    }
+
+    fn load_vector(&self, values: &[f32]) -> Result<Self::Vector, Error> {
+        Ok(Vector::new(self.device.load_vector(values)?, values.len()))
+    }
+
+    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<Self::KvCache, Error> {
+        Ok(Cache::new(self.device.kv_cache(layout, pages)?, layout))
+    }
+
+    fn embed(&self, table: &Self::Embedding, batch: &Batch, scale: f32) -> Self::Tensor {
+        let work = moves(batch.len() * (table.row_bytes + table.width * F32));
+        let y = self.log.time(Place::Outside, "embed", work, || self.device.embed(&table.inner, batch, scale));
+        tensor(y, batch.len(), table.width)
+    }
+
+    fn rms_norm(&self, x: &Self::Tensor, weight: &Self::Vector, epsilon: f32) -> Self::Tensor {
+        let work = moves(2 * x.bytes() + weight.len * F32);
+        let y = weight.with(|w| self.log.time(Place::Here, NORM, work, || self.device.rms_norm(&x.inner, w, epsilon)));
+        tensor(y, x.rows, x.width)
+    }
+
+    fn project<const N: usize>(&self, x: &Self::Tensor, linears: [&Linear<Self>; N]) -> [Self::Tensor; N] {
+        let work = sum(x.bytes(), linears.iter().map(|l| projection(&l.matrix, 1, x.rows)));
+        let (place, stage) = linears.first().map_or((Place::Here, ""), |l| Self::place(&l.matrix));
+        let y =
+            with_linears(linears, |inner| self.log.time(place, stage, work, || self.device.project(&x.inner, inner)));
+        let mut rows = linears.iter().map(|l| l.matrix.rows);
+        y.map(|y| tensor(y, x.rows, rows.next().unwrap_or(0)))
+    }
+
+    fn project_fine(&self, x: &Self::Tensor, linear: &Linear<Self>) -> Self::Tensor {
+        let mut work = sum(x.bytes(), [projection(&linear.matrix, 1, x.rows)]);
+        work.operations *= 2;
+        let (place, stage) = Self::place(&linear.matrix);
+        let y = with_linears([linear], |[inner]| {
+            self.log.time(place, stage, work, || self.device.project_fine(&x.inner, inner))
+        });
+        tensor(y, x.rows, linear.matrix.rows)
+    }
+
+    fn project_grouped(&self, x: &Self::Tensor, linear: &LinearStack<Self>) -> Self::Tensor {
+        let groups = linear.matrices.count;
+        let work = sum(x.bytes() + linear.matrices.bytes, (0..groups).map(|_| projection(&linear.matrices, 0, x.rows)));
+        let (place, stage) = Self::place(&linear.matrices);
+        let y = with_stacks([linear], |[inner]| {
+            self.log.time(place, stage, work, || self.device.project_grouped(&x.inner, inner))
+        });
+        tensor(y, x.rows, groups * linear.matrices.rows)
+    }
+
+    fn route(&self, logits: &Self::Tensor, router: &Router<Self>) -> Self::Routes {
+        let places = logits.rows * router.routing.slots;
+        let inner = with_router(router, |router| {
+            self.log.time(Place::Here, "router", moves(logits.bytes()), || self.device.route(&logits.inner, router))
+        });
+        let (mut experts, mut weights) = (Vec::new(), Vec::new());
+        // A device that failed says so when the step is read.
+        let _ = self.device.read_routes(&inner, &mut experts, &mut weights);
+        experts.sort_unstable();
+        experts.dedup();
+        Routed { inner, tokens: logits.rows, places, touched: experts.len() }
+    }
+
+    fn project_routed<const N: usize>(
+        &self,
+        x: &Self::Tensor,
+        linears: [&LinearStack<Self>; N],
+        routes: &Self::Routes,
+    ) -> [Self::Tensor; N] {
+        let work = linears.iter().map(|l| projection(&l.matrices, routes.touched, routes.places));
+        let work = sum(x.bytes(), work);
+        let (place, stage) = linears.first().map_or((Place::Here, ""), |l| Self::place(&l.matrices));
+        let y = with_stacks(linears, |inner| {
+            self.log.time(place, stage, work, || self.device.project_routed(&x.inner, inner, &routes.inner))
+        });
+        let mut rows = linears.iter().map(|l| l.matrices.rows);
+        y.map(|y| tensor(y, routes.places, rows.next().unwrap_or(0)))
+    }
+
+    fn combine_routed(&self, x: &Self::Tensor, linear: &LinearStack<Self>, routes: &Self::Routes) -> Self::Tensor {
+        let work = sum(x.bytes(), [projection(&linear.matrices, routes.touched, routes.places)]);
+        let (place, stage) = Self::place(&linear.matrices);
+        let y = with_stacks([linear], |[inner]| {
+            self.log.time(place, stage, work, || self.device.combine_routed(&x.inner, inner, &routes.inner))
+        });
+        tensor(y, routes.tokens, linear.matrices.rows)
+    }
+
+    fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Self::Tensor {
+        let width = 2 * rope.frequencies.len();
+        let work = moves(batch.len() * width * F32);
+        let y = self.log.time(Place::Outside, "rope", work, || self.device.rope_angles(rope, batch));
+        tensor(y, batch.len(), width)
+    }
+
+    fn rotate(&self, x: &mut Self::Tensor, head_dim: usize, layout: RopeLayout, angles: &Self::Tensor) {
+        let work = moves(2 * x.bytes() + angles.bytes());
+        self.log.time(Place::Here, "rope", work, || {
+            self.device.rotate(&mut x.inner, head_dim, layout, &angles.inner);
+        });
+    }
+
+    fn store_kv(
+        &self,
+        cache: &mut Self::KvCache,
+        layer: usize,
+        keys: &Self::Tensor,
+        values: &Self::Tensor,
+        batch: &Batch,
+    ) {
+        let numbers = keys.rows * keys.width + values.rows * values.width;
+        let work = moves(keys.bytes() + values.bytes() + cache.bytes(numbers));
+        self.log.time(Place::Here, "store k/v", work, || {
+            self.device.store_kv(&mut cache.inner, layer, &keys.inner, &values.inner, batch);
+        });
+    }
+
+    fn attention(
+        &self,
+        queries: &Self::Tensor,
+        cache: &Self::KvCache,
+        spec: &Attention,
+        batch: &Batch,
+    ) -> Self::Tensor {
+        let work = attention_work(cache, spec, batch, queries.bytes());
+        let y = self
+            .log
+            .time(Place::Here, "attention", work, || self.device.attention(&queries.inner, &cache.inner, spec, batch));
+        tensor(y, queries.rows, queries.width)
+    }
+
+    fn gate(&self, x: &Self::Tensor, up: &Self::Tensor, gate: Gate) -> Self::Tensor {
+        let work = moves(3 * x.bytes());
+        let y = self.log.time(Place::Here, "gate", work, || self.device.gate(&x.inner, &up.inner, gate));
+        tensor(y, x.rows, x.width)
+    }
+
+    fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor) {
+        let work = moves(3 * y.bytes());
+        self.log.time(Place::Here, "residual", work, || self.device.add(&mut x.inner, &y.inner));
+    }
+
+    fn soft_cap(&self, x: &mut Self::Tensor, cap: f32) {
+        let work = moves(2 * x.bytes());
+        self.log.time(Place::Here, "soft cap", work, || self.device.soft_cap(&mut x.inner, cap));
+    }
+
+    fn logit_rows(&self, x: &Self::Tensor, batch: &Batch) -> Self::Tensor {
+        let rows = batch.logit_rows.len();
+        let work = moves(2 * rows * x.width * F32);
+        let y = self.log.time(Place::Outside, "head", work, || self.device.logit_rows(&x.inner, batch));
+        tensor(y, rows, x.width)
+    }
+
+    fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>) -> Result<(), Error> {
+        self.log.time(Place::Outside, "read", moves(2 * x.bytes()), || self.device.read(&x.inner, out))
+    }
+
+    fn read_page(&self, cache: &Self::KvCache, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.device.read_page(&cache.inner, page, out)
+    }
+
+    fn write_page(&self, cache: &mut Self::KvCache, page: u32, bytes: &[u8]) -> Result<(), Error> {
+        self.device.write_page(&mut cache.inner, page, bytes)
+    }
+
+    fn read_routes(&self, routes: &Self::Routes, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error> {
+        self.device.read_routes(&routes.inner, experts, weights)
+    }
+}
