@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 
 const HELP: &str = "usage: cargo xtask <command>
 
-  check    all that CI runs: formatting, clippy, tidy, tests
+  check    all that CI runs: formatting, clippy, tidy, tests, the audit
   tidy     the project's own rules (STYLE.md, \"What tidy holds\")
 ";
 
@@ -22,7 +22,8 @@ fn main() -> Result<()> {
             cargo(root, &["fmt", "--all", "--check"])?;
             cargo(root, &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
             tidy::run(root)?;
-            cargo(root, &["test", "--workspace"])
+            cargo(root, &["test", "--workspace"])?;
+            cargo(root, &["run", "--quiet", "--package", "tessera", "--features", "tessera-cpu/audit", "--", "audit"])
         }
         Some("help" | "--help" | "-h") => {
             print!("{HELP}");

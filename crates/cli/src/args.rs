@@ -9,7 +9,6 @@ use clap::{
 use clap_complete::Shell;
 use tessera_engine::chat_template::BUILT_IN;
 use tessera_formats::{DType, codec::ENCODABLE};
-use tessera_ops::audit;
 
 use crate::commands::kernels::Kernels;
 
@@ -47,7 +46,7 @@ pub(crate) enum Command {
     Perplexity(Perplexity),
     Quantize(Quantize),
     Synth(crate::commands::synth::Synth),
-    Audit(Audit),
+    Audit(crate::commands::audit::Audit),
     Bench(crate::commands::bench::Bench),
     Profile(crate::commands::bench::profile::Profile),
     Completions(Completions),
@@ -250,35 +249,6 @@ pub(crate) struct Quantize {
     pub(crate) json: bool,
 }
 
-/// Hold every kernel that this machine can run against the reference, to the last bit, and against float64.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Every op, format, instruction set, number of threads and switch, at widths around every edge of a tile or pass,
-with outputs poisoned before they are written. Prints a table and the first row that is wrong, and fails if there is one.
-
-Examples:
-  tessera audit
-  tessera audit --full --json > audit.json
-  tessera audit --op routed --format Q4_K --kernels isa=avx2,moe_tile=32"
-)]
-pub(crate) struct Audit {
-    /// Every width from 1 to 64, every cap on tiles, more shapes: minutes rather than seconds
-    #[arg(long)]
-    pub(crate) full: bool,
-    /// Audit this op alone
-    #[arg(long, value_name = "OP", value_parser = audited_ops())]
-    pub(crate) op: Option<audit::Op>,
-    /// Audit this format of weights alone
-    #[arg(long, value_name = "FORMAT", value_parser = weight_formats(), ignore_case = true)]
-    pub(crate) format: Option<DType>,
-    /// Audit only what these switches force, as in TESSERA_KERNELS: isa=avx2,split=tokens
-    #[arg(long, value_name = "SWITCHES")]
-    pub(crate) kernels: Option<String>,
-    /// Print JSON: a row for each op, format and variant
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
 /// Print a script that completes commands and flags in a shell.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
@@ -374,18 +344,6 @@ pub(crate) struct Compute {
 fn encodable() -> impl TypedValueParser<Value = DType> {
     let known = PossibleValuesParser::new(ENCODABLE.map(DType::name));
     known.try_map(|name| DType::from_name(&name).ok_or("no such format"))
-}
-
-/// Every format of weights.
-fn weight_formats() -> impl TypedValueParser<Value = DType> {
-    let known = PossibleValuesParser::new(DType::all().map(DType::name));
-    known.try_map(|name| DType::from_name(&name).ok_or("no such format"))
-}
-
-/// The ops of an audit.
-fn audited_ops() -> impl TypedValueParser<Value = audit::Op> {
-    let known = PossibleValuesParser::new(audit::Op::ALL.map(audit::Op::name));
-    known.try_map(|name| audit::Op::ALL.into_iter().find(|op| op.name() == name).ok_or("no such op"))
 }
 
 /// The names of the built-in chat templates.

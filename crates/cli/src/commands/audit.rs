@@ -7,18 +7,48 @@ use std::{
 };
 
 use anyhow::Result;
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 use serde_json::json;
 use tessera_cpu::{audit as machine, matmul::Overrides};
 use tessera_formats::DType;
 use tessera_ops::audit::{Failure as Finding, Op, Report, Row, Settings, WIDE_TOKENS, audit, report::REFERENCE};
 
-use crate::{
-    args::Audit,
-    ui::{self, Failure},
-};
+use crate::ui::{self, Failure};
 
 /// Findings printed; the rest are counted.
 const SHOWN_FINDINGS: usize = 12;
+
+/// Hold every kernel that this machine can run against the reference, to the last bit, and against float64.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Every op, format, instruction set, number of threads and switch, at widths around every edge of a tile or pass,
+with outputs poisoned before they are written. Prints a table and the first row that is wrong, and fails if there is one.
+
+Examples:
+  tessera audit
+  tessera audit --full --json > audit.json
+  tessera audit --op routed --format Q4_K --kernels isa=avx2,moe_tile=32"
+)]
+pub(crate) struct Audit {
+    /// Every width from 1 to 64, every cap on tiles, more shapes: minutes rather than seconds
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Audit this op alone
+    #[arg(long, value_name = "OP", value_parser = audited_ops())]
+    pub(crate) op: Option<Op>,
+    /// Audit this format of weights alone
+    #[arg(long, value_name = "FORMAT", value_parser = weight_formats(), ignore_case = true)]
+    pub(crate) format: Option<DType>,
+    /// Audit only what these switches force, as in TESSERA_KERNELS: isa=avx2,split=tokens
+    #[arg(long, value_name = "SWITCHES")]
+    pub(crate) kernels: Option<String>,
+    /// Print JSON: a row for each op, format and variant
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// Runs the audit and prints what it found.
 pub(crate) fn main(args: &Audit) -> Result<()> {
@@ -94,6 +124,18 @@ fn print(out: &mut impl Write, report: &Report, settings: &Settings, names: &[&s
     let (cases, rows, seconds) = (report.cases(), report.rows_compared(), took.as_secs_f64());
     let verdict = if report.passed() { "all equal to the last bit" } else { "FAILED" };
     writeln!(out, "\n{cases} cases, {rows} rows compared in {seconds:.1} s: {verdict}")
+}
+
+/// Every format of weights.
+fn weight_formats() -> impl TypedValueParser<Value = DType> {
+    let known = PossibleValuesParser::new(DType::all().map(DType::name));
+    known.try_map(|name| DType::from_name(&name).ok_or("no such format"))
+}
+
+/// The ops of an audit.
+fn audited_ops() -> impl TypedValueParser<Value = Op> {
+    let known = PossibleValuesParser::new(Op::ALL.map(Op::name));
+    known.try_map(|name| Op::ALL.into_iter().find(|op| op.name() == name).ok_or("no such op"))
 }
 
 /// Numbers with runs of neighbours drawn together: `0, 1, 7-9`.

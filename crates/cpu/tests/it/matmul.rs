@@ -2,6 +2,7 @@
 
 use std::num::NonZero;
 
+use proptest::prelude::*;
 use tessera_cpu::{
     isa::Isa,
     matmul::{Activations, Job, PackedMatrix, project, select::select, tile},
@@ -20,6 +21,11 @@ use crate::weights::{activations, matrix};
 
 fn weight_formats() -> impl Iterator<Item = DType> {
     DType::all().filter(|d| select(*d).is_some())
+}
+
+/// Whether tests may take minutes.
+fn sweep() -> bool {
+    std::env::var_os("TESSERA_SWEEP").is_some()
 }
 
 fn pool(threads: usize) -> Threads {
@@ -55,13 +61,14 @@ fn assert_same_bits(got: &[f32], want: &[f32], rows: usize, what: &str) {
 #[test]
 fn every_format_width_and_instruction_set_gives_the_reference_s_bits() {
     let pools = [pool(1), pool(2)];
-    // Over every tile's edge: 1..=25 covers one and two panels of 12, 33 three.
-    let widths: Vec<usize> = (1..=25).chain([33]).collect();
+    // Over every tile's edge: 1..=25 covers one and two panels of 12, 33 three. In a sweep, all.
+    let widths: Vec<usize> = if sweep() { (1..=64).collect() } else { (1..=25).chain([33]).collect() };
+    let most = widths[widths.len() - 1];
     for dtype in weight_formats() {
         let (rows, depth) = (2 * tile::ROWS + 5, 1280);
         let source = matrix(dtype, rows, depth, 1);
-        let x = activations(33, depth, 2);
-        let want = reference(&source, None, &x, 33);
+        let x = activations(most, depth, 2);
+        let want = reference(&source, None, &x, most);
         let packed = PackedMatrix::pack(&source, &pools[1]).unwrap();
         for isa in Isa::available() {
             for (pool, &tokens) in pools.iter().flat_map(|p| widths.iter().map(move |w| (p, w))) {
@@ -114,29 +121,56 @@ fn every_number_of_rows_is_covered_and_no_more() {
     }
 }
 
-#[test]
-fn neighbours_and_positions_change_nothing() {
-    let (rows, depth, tokens) = (21, 544, 29);
-    let pool = pool(2);
-    for dtype in [DType::Q4_0, DType::Q8_0, DType::NVFP4, DType::F32] {
-        let depth = if dtype == DType::NVFP4 { 576 } else { depth };
-        let packed = PackedMatrix::pack(&matrix(dtype, rows, depth, 8), &pool).unwrap();
-        let x = activations(tokens, depth, 9);
+/// Rows of one sequence or many, in any order, some of them twice, cut into steps anyhow.
+#[derive(Clone, Debug)]
+struct Steps {
+    dtype: DType,
+    threads: usize,
+    /// Which of the input rows stand where; the last of these is not a number.
+    picks: Vec<usize>,
+    /// Rows of the first step, the second, … as far as the picks go.
+    chunks: Vec<usize>,
+}
+
+const INPUT_ROWS: usize = 24;
+
+fn steps() -> impl Strategy<Value = Steps> {
+    let formats: Vec<DType> = weight_formats().collect();
+    let (picks, chunks) = (prop::collection::vec(0..INPUT_ROWS, 1..=64), prop::collection::vec(1usize..=64, 64));
+    (prop::sample::select(formats), 1usize..=2, picks, chunks).prop_map(|(dtype, threads, picks, chunks)| Steps {
+        dtype,
+        threads,
+        picks,
+        chunks,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if sweep() { 1000 } else { 100 }))]
+
+    /// Every format and instruction set, at any position, beside any neighbours, in any chunks, on one thread or two.
+    #[test]
+    fn neighbours_positions_and_chunks_change_nothing(steps in steps()) {
+        let Steps { dtype, threads, picks, chunks } = steps;
+        let (rows, depth, pool) = (21, 512 + dtype.block_len(), pool(threads));
+        let source = matrix(dtype, rows, depth, 8);
+        let mut x = activations(INPUT_ROWS, depth, 9);
+        x[(INPUT_ROWS - 1) * depth + 100] = f32::NAN;
+        let alone = reference(&source, None, &x, INPUT_ROWS);
+        prop_assert!(alone[(INPUT_ROWS - 1) * rows..].iter().all(|v| v.is_nan()), "a bad row must show");
+        let packed = PackedMatrix::pack(&source, &pool).unwrap();
+        let row = |all: &[f32], pick: usize, width: usize| all[pick * width..][..width].to_vec();
         for isa in Isa::available() {
-            let straight = run(isa, &pool, &packed, None, &x, tokens);
-            // Token i moves to 11 i mod 29; one neighbour in the middle turns into NaN.
-            let place = |i: usize| 11 * i % tokens;
-            let mut moved = vec![0.0; x.len()];
-            for i in 0..tokens {
-                moved[place(i) * depth..][..depth].copy_from_slice(&x[i * depth..][..depth]);
+            let mut left = &picks[..];
+            for chunk in &chunks {
+                let (now, later) = left.split_at(left.len().min(*chunk));
+                let input: Vec<f32> = now.iter().flat_map(|pick| row(&x, *pick, depth)).collect();
+                let want: Vec<f32> = now.iter().flat_map(|pick| row(&alone, *pick, rows)).collect();
+                let got = run(isa, &pool, &packed, None, &input, now.len());
+                assert_same_bits(&got, &want, rows, &format!("{dtype}, {}, {} tokens", isa.name(), now.len()));
+                left = later;
             }
-            moved[place(7) * depth + 100] = f32::NAN;
-            let shuffled = run(isa, &pool, &packed, None, &moved, tokens);
-            for i in (0..tokens).filter(|i| *i != 7) {
-                let (got, want) = (&shuffled[place(i) * rows..][..rows], &straight[i * rows..][..rows]);
-                assert_same_bits(got, want, rows, &format!("{dtype}, {}, token {i}", isa.name()));
-            }
-            assert!(shuffled[place(7) * rows..][..rows].iter().all(|v| v.is_nan()), "a bad row must show");
+            prop_assert!(left.is_empty());
         }
     }
 }

@@ -170,7 +170,7 @@ pub struct Settings {
 pub const SWEPT_TOKENS: usize = 64;
 
 /// Wider steps are audited with every format in a full audit, else with one of each kind.
-pub const WIDE_TOKENS: usize = 2 * SWEPT_TOKENS + 1;
+pub const WIDE_TOKENS: usize = SWEPT_TOKENS + 1;
 
 impl Settings {
     /// The widths of a step, ascending: 0, 1, and of each edge T: T - 1, T, T + 1, 2 T, 2 T + 1.

@@ -62,7 +62,7 @@ pub(super) fn jobs<D: Device>(settings: &Settings, jobs: &mut Vec<Job<D>>) {
     }
     for (what, width) in all.into_iter().filter(|(what, _)| settings.wants(what.op())) {
         // Wide rows are spread over threads early.
-        let (ids, widest) = if width < 100 { (IDS, usize::MAX) } else { (IDS_FEW, super::SWEPT_TOKENS + 1) };
+        let (ids, widest) = if width < 100 { (IDS, usize::MAX) } else { (IDS_FEW, super::WIDE_TOKENS) };
         let arrangements = all_widths(settings, ids, what.op() != Op::LogitRows, widest);
         jobs.push(Job::new(what.op(), "-", move || Rowwise { what, width, ids, arrangements }));
     }
@@ -164,7 +164,7 @@ fn every_row_once<D: Device>(
 /// Adds the subject of one format's embeddings.
 pub(super) fn embed_jobs<D: Device>(settings: &Settings, dtype: DType, jobs: &mut Vec<Job<D>>) {
     if settings.wants(Op::Embed) {
-        let arrangements = all_widths(settings, IDS_FEW, false, super::SWEPT_TOKENS + 1);
+        let arrangements = all_widths(settings, IDS_FEW, false, super::WIDE_TOKENS);
         let width = 256 + dtype.block_len();
         let make = move || Embed { table: weights("embedding", dtype, IDS_FEW as usize, width), arrangements };
         jobs.push(Job::new(Op::Embed, dtype.name(), make));

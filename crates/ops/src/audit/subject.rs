@@ -4,7 +4,7 @@
 use tessera_formats::DType;
 
 use super::{
-    Op, SWEPT_TOKENS, Scope, Settings, Variant, WIDE_TOKENS,
+    Op, Scope, Settings, Variant, WIDE_TOKENS,
     compare::{self, Arithmetic, Cause, Difference, Failure},
     report::{REFERENCE, Row},
 };
@@ -102,10 +102,9 @@ pub(super) fn widest(settings: &Settings, dtype: DType) -> usize {
 /// not a number.
 pub(super) fn all_widths(settings: &Settings, ids: u32, has_bad: bool, widest: usize) -> Vec<Arrangement> {
     let mut all = vec![];
-    let most = if settings.full { WIDE_TOKENS } else { SWEPT_TOKENS + 1 };
     for width in settings.widths().into_iter().filter(|w| *w <= widest) {
         all.push(Arrangement::one("in order", (0..width as u32).map(|i| i % ids)));
-        if (2..=most).contains(&width) {
+        if (2..=WIDE_TOKENS).contains(&width) {
             // 11 is prime to any number of ids, so that neighbours are strangers and every place changes.
             let shuffled = |i: u32| if has_bad && i % 3 == 1 { ids } else { (11 * i + 5) % ids };
             let name = if has_bad { "shuffled, beside rows that are not numbers" } else { "shuffled" };
