@@ -219,3 +219,21 @@ fn a_profile_adds_up() {
     assert!(csv.starts_with("phase,layer,stage,seconds,") && csv.contains("\ndecode,1,down,"), "{csv}");
     home.run(&["profile", TINY, "--kernels=x"]).bad(&["x"]);
 }
+
+/// A kernel that leaves out what is beyond 32 tokens of a pass is fast; its speed is not printed.
+#[test]
+fn wrong_results_have_no_speed() {
+    let home = Home::new();
+    // How many tokens each thread takes decides which are left out.
+    let wrong = ["--threads=2", "--kernels=narrowed=32"];
+    let cases: [(&[&str], &str); 4] = [
+        (&["prefill", TINY, "--prompt=130"], "prompt of 130, in chunks of 31"),
+        (&["decode", TINY, "--depth=3", "--tokens=2", "--width=40"], "40 sequences together"),
+        (&["sweep", TINY, "--from=130", "--to=130"], "prompt up to 130"),
+        (&["kernel", "--hot", "--rows=32", "--depth=256", "--widths=70"], "token 32 in a width of 70"),
+    ];
+    for (args, what) in cases {
+        home.run(&[&["bench"], args].concat()).good();
+        home.run(&[&["bench"], args, &wrong].concat()).bad(&[what, "was expected", "tessera audit"]);
+    }
+}

@@ -14,6 +14,7 @@ use super::{
     args::Sweep,
     batch::likeliest,
     plot::{self, Series},
+    prefill::other_chunk,
     report::{self, Report},
     row::Row,
     subject::Subject,
@@ -45,18 +46,28 @@ pub(super) fn main(args: &Sweep) -> Result<()> {
             ..Row::default()
         };
         let new = &tokens[before..frontier];
-        let mut extend = || extend(&mut sequences, id, before, new, chunk);
-        let (_, hash) = extend()?;
-        let times = times::repeat(repeat, &format!("prompt up to {frontier}"), &hash, extend)?;
+        let mut extend = |chunk| extend(&mut sequences, id, before, new, chunk);
+        let (what, other) = (format!("prompt up to {frontier}"), other_chunk(chunk.min(new.len())));
+        let (_, hash) = extend(other)?;
+        let times = times::repeat(repeat, &what, &hash, || extend(chunk))?;
         let extended = Row { depth: Some(before), ..row("prefill", chunk.min(new.len())) };
         let extended = extended.measured(new.len(), &times, &hash);
         report.row(&extended)?;
         prefill.push(frontier, &extended);
 
         let saved = sequences.snapshot(id)?;
-        let mut generate = || generate(&mut sequences, id, &saved, tokens[frontier - 1], args.generate);
+        let mut replies = Vec::with_capacity(args.generate + 1);
+        let mut generate = || {
+            replies.clear();
+            replies.push(tokens[frontier - 1]);
+            generate(&mut sequences, id, &saved, &mut replies, args.generate)
+        };
         let (_, hash) = generate()?;
         let times = times::repeat(repeat, &format!("reply at {frontier}"), &hash, generate)?;
+        sequences.restore(id, &saved)?;
+        let at_once = Part { sequence: id, tokens: &replies[..args.generate], role: Role::Decode, logits: 1 };
+        let at_once = Hash::of_tokens(&replies, &Hash::of_floats([sequences.step(&[at_once])?]));
+        times::check(&format!("reply at {frontier}, computed at once"), &hash, &at_once)?;
         sequences.restore(id, &saved)?;
         let generated = Row { depth: Some(frontier), snapshot_bytes: Some(saved.bytes()), ..row("decode", 1) };
         let generated = generated.measured(args.generate, &times, &hash);
@@ -101,25 +112,24 @@ fn extend(
     Ok((start.elapsed(), Hash::of_floats([logits])))
 }
 
-/// Computes `count` tokens from a snapshot on: `first`, and then the likeliest each time.
+/// Adds `count` tokens to `tokens` from a snapshot on: each is the likeliest after those before it.
 fn generate(
     sequences: &mut Sequences,
     sequence: SequenceId,
     saved: &Snapshot,
-    first: u32,
+    tokens: &mut Vec<u32>,
     count: usize,
 ) -> Result<(Duration, Hash)> {
     sequences.restore(sequence, saved)?;
-    let mut tokens = vec![first];
     let start = Instant::now();
     let mut logits = &[][..];
-    for at in 0..count {
-        let part = Part { sequence, tokens: &tokens[at..], role: Role::Decode, logits: 1 };
+    for _ in 0..count {
+        let part = Part { sequence, tokens: &tokens[tokens.len() - 1..], role: Role::Decode, logits: 1 };
         logits = sequences.step(&[part])?;
         tokens.push(likeliest(logits));
     }
     let time = start.elapsed();
-    Ok((time, Hash::of_tokens(&tokens, &Hash::of_floats([logits]))))
+    Ok((time, Hash::of_tokens(tokens, &Hash::of_floats([logits]))))
 }
 
 fn draw(path: &Path, subject: &Subject, series: &[Series]) -> Result<()> {

@@ -32,8 +32,8 @@ use routed::Routed;
 
 /// A measurement is at least this long, so that the clock does not matter.
 const SECONDS_MIN: f64 = 0.02;
-/// Tokens of a width that are computed alone as well.
-const ALONE_MAX: usize = 16;
+/// Tokens of a width that are computed alone as well: all but in the widest.
+const ALONE_MAX: usize = 2048;
 
 /// What is measured.
 trait Subject {
