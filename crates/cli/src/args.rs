@@ -9,6 +9,7 @@ use clap::{
 use clap_complete::Shell;
 use tessera_engine::chat_template::BUILT_IN;
 use tessera_formats::{DType, codec::ENCODABLE};
+use tessera_ops::KvFormat;
 
 use crate::commands::kernels::Kernels;
 
@@ -322,6 +323,8 @@ pub(crate) struct Engine {
     /// Tokens to hold in memory, prompt and reply together [default: the model's context, 4096 at most]
     #[arg(long, value_name = "TOKENS", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) context: Option<usize>,
+    #[command(flatten)]
+    pub(crate) cache: Cache,
     /// Print tokens a second to stderr at the end
     #[arg(long)]
     pub(crate) stats: bool,
@@ -338,6 +341,20 @@ pub(crate) struct Compute {
     /// [default: what TESSERA_KERNELS holds]
     #[arg(long, value_name = "SWITCHES")]
     pub(crate) kernels: Option<String>,
+}
+
+/// How keys and values are kept.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct Cache {
+    /// Format of cached keys and values: q8_0 takes half the memory of f16, and costs some accuracy
+    #[arg(long = "cache-format", value_name = "FORMAT", default_value = KvFormat::default().name(), value_parser = cache_formats())]
+    pub(crate) format: KvFormat,
+}
+
+fn cache_formats() -> impl TypedValueParser<Value = KvFormat> {
+    let known = PossibleValuesParser::new(KvFormat::ALL.map(KvFormat::name));
+    known.try_map(|name| KvFormat::ALL.into_iter().find(|f| f.name() == name).ok_or("no such format"))
 }
 
 /// The formats that can be written.

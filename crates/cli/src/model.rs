@@ -158,7 +158,7 @@ impl Model {
         if tokens > context.next_multiple_of(tessera_ops::PAGE_TOKENS) {
             return Err(self.too_long(tokens, context)); // before all the work
         }
-        let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
+        let options = LoadOptions { context: Some(context), kv_format: self.engine.cache.format };
         let device = device::open(&self.engine.compute)?;
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let model = models::load(&self.checkpoint, device, &options, &mut |progress| {

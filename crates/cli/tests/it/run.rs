@@ -21,16 +21,17 @@ fn run(home: &Home, model: &str, extra: &[&str]) -> Ran {
 #[test]
 fn greedy_text_does_not_depend_on_threads_or_chunks() {
     let home = Home::new();
-    for model in MODELS {
+    for (model, cache) in MODELS.into_iter().map(|model| (model, "f16")).chain([("qwen3", "q8_0"), ("llama", "f32")]) {
         let mut texts = Vec::new();
         for threads in ["1", "2"] {
             for chunk in ["1", "7", "64", "512"] {
                 let flags = ["-t", "0", "-n", "24", "--threads", threads, "--chunk", chunk, "--json"];
+                let flags = [&flags[..], &["--cache-format", cache]].concat();
                 let object = run(&home, model, &flags).json();
                 texts.push((object["text"].clone(), threads, chunk));
             }
         }
-        assert!(texts.iter().all(|(text, ..)| *text == texts[0].0), "{model}: {texts:?}");
+        assert!(texts.iter().all(|(text, ..)| *text == texts[0].0), "{model}, {cache}: {texts:?}");
         assert!(!texts[0].0.as_str().unwrap().is_empty(), "{model}: nothing was said");
     }
 }

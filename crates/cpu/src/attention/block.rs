@@ -13,7 +13,7 @@ use super::chain::Chain;
 use crate::{
     gate::soft_cap_lanes,
     isa::Kernel,
-    kv::{Layer, Number},
+    kv::{Layer, cells::Cells},
     lanes::{load, map_lanes, store},
     simd::{LANES, Simd},
     tensor::Tensor,
@@ -60,20 +60,20 @@ impl<'a> Scratch<'a> {
 }
 
 impl<'a> Block<'a> {
-    /// The block with its memory, over a cache of `N`.
-    pub(super) fn over<N: Number>(self, scratch: &'a mut [f32]) -> BlockOver<'a, N> {
-        BlockOver { block: self, scratch, number: PhantomData }
+    /// The block with its memory, over a cache of `C`.
+    pub(super) fn over<C: Cells>(self, scratch: &'a mut [f32]) -> BlockOver<'a, C> {
+        BlockOver { block: self, scratch, cells: PhantomData }
     }
 }
 
-/// A block over a cache of `N`, as a kernel.
-pub(super) struct BlockOver<'a, N> {
+/// A block over a cache of `C`, as a kernel.
+pub(super) struct BlockOver<'a, C> {
     block: Block<'a>,
     scratch: &'a mut [f32],
-    number: PhantomData<N>,
+    cells: PhantomData<C>,
 }
 
-impl<N: Number> Kernel for BlockOver<'_, N> {
+impl<C: Cells> Kernel for BlockOver<'_, C> {
     type Output = ();
 
     #[inline(always)]
@@ -87,22 +87,22 @@ impl<N: Number> Kernel for BlockOver<'_, N> {
             }
             let columns = (end - start) * self.block.spec.group();
             let scratch = Scratch::new(self.scratch, columns, self.block.layer);
-            Run::<N> { block: &self.block, start, end, scratch, number: PhantomData }.compute(simd);
+            Run::<C> { block: &self.block, start, end, scratch, cells: PhantomData }.compute(simd);
             start = end;
         }
     }
 }
 
 /// Rows of a block that belong to one sequence.
-struct Run<'a, N> {
+struct Run<'a, C> {
     block: &'a Block<'a>,
     start: usize,
     end: usize,
     scratch: Scratch<'a>,
-    number: PhantomData<N>,
+    cells: PhantomData<C>,
 }
 
-impl<N: Number> Run<'_, N> {
+impl<C: Cells> Run<'_, C> {
     #[inline(always)]
     fn compute<S: Simd>(mut self, simd: S) {
         self.begin(simd);
@@ -181,8 +181,8 @@ impl<N: Number> Run<'_, N> {
             Chain {
                 a: self.scratch.queries[columns.start * layer.stride()..].as_ptr(),
                 a_stride: layer.stride(),
-                b: layer.keys::<N>(self.page_id(page), self.block.kv_head).add(first * LANES),
-                b_stride: PAGE_TOKENS,
+                b: layer.keys::<C>(self.page_id(page), self.block.kv_head),
+                b_from: (0, first),
                 c: self.scratch.weights[columns.start * PAGE_TOKENS..].as_mut_ptr().add(first * LANES),
                 c_stride: PAGE_TOKENS,
                 columns: columns.len(),
@@ -251,7 +251,7 @@ impl<N: Number> Run<'_, N> {
     #[inline(always)]
     fn add_values<S: Simd>(&mut self, simd: S, page: usize, from: usize, to: usize) {
         let (layer, end) = (self.block.layer, self.slots(to - 1, page).end);
-        let values = layer.values::<N>(self.page_id(page), self.block.kv_head);
+        let values = layer.values::<C>(self.page_id(page), self.block.kv_head);
         let mut slot = self.slots(from, page).start;
         while slot < end {
             // Both ends of what a row sees move with its position: the rows that see a slot stand together.
@@ -266,8 +266,8 @@ impl<N: Number> Run<'_, N> {
                 Chain {
                     a: self.scratch.weights.as_ptr().add(columns.start * PAGE_TOKENS + slot),
                     a_stride: PAGE_TOKENS,
-                    b: values.add(slot * layer.stride()),
-                    b_stride: layer.stride(),
+                    b: values,
+                    b_from: (slot, 0),
                     c: self.scratch.sums.as_mut_ptr().add(columns.start * layer.stride()),
                     c_stride: layer.stride(),
                     columns: columns.len(),

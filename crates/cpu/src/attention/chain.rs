@@ -4,17 +4,19 @@
 //! values over tokens. Each element is one chain, so tiles of any size give the same bits; a tile only keeps enough
 //! chains in registers to hide the latency of each.
 
-use super::super::kv::Number;
-use crate::simd::{LANES, Simd};
+use crate::{
+    kv::cells::Operand,
+    simd::{LANES, Simd},
+};
 
 /// A product of (columns, depth) with (depth, vectors · 16).
-pub(super) struct Chain<N> {
+pub(super) struct Chain<B> {
     /// (columns, depth), `a_stride` numbers apart.
     pub(super) a: *const f32,
     pub(super) a_stride: usize,
-    /// (depth, vectors · 16), `b_stride` numbers apart.
-    pub(super) b: *const N,
-    pub(super) b_stride: usize,
+    /// (rows, vectors · 16), of which this product takes those from row and vector `b_from` on.
+    pub(super) b: B,
+    pub(super) b_from: (usize, usize),
     /// (columns, vectors · 16), `c_stride` numbers apart.
     pub(super) c: *mut f32,
     pub(super) c_stride: usize,
@@ -25,7 +27,7 @@ pub(super) struct Chain<N> {
     pub(super) from_zero: bool,
 }
 
-impl<N: Number> Chain<N> {
+impl<B: Operand> Chain<B> {
     /// Computes it.
     ///
     /// # Safety
@@ -91,11 +93,11 @@ impl<N: Number> Chain<N> {
                 }
             }
             let a = self.a.add(column * self.a_stride);
-            let mut b = self.b.add(vector * LANES);
+            let (b_row, b_vector) = (self.b_from.0, self.b_from.1 + vector);
             for k in 0..self.depth {
                 let mut operands = [simd.splat(0.0); V];
                 for (v, operand) in operands.iter_mut().enumerate() {
-                    *operand = N::load(simd, b.add(v * LANES));
+                    *operand = self.b.load(simd, b_row + k, b_vector + v);
                 }
                 for (q, sums) in sums.iter_mut().enumerate() {
                     let factor = simd.splat(*a.add(q * self.a_stride + k));
@@ -103,7 +105,6 @@ impl<N: Number> Chain<N> {
                         *sum = simd.fma(factor, operand, *sum);
                     }
                 }
-                b = b.wrapping_add(self.b_stride);
             }
             for (q, sums) in sums.iter().enumerate() {
                 for (v, sum) in sums.iter().enumerate() {

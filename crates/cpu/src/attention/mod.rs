@@ -19,7 +19,7 @@ use tessera_ops::{Attention, Batch, KvFormat};
 
 use self::block::{Block, Scratch};
 use crate::{
-    kv::KvPages,
+    kv::{KvPages, cells::Codes},
     lanes::Workers,
     tensor::{Pool, Tensor},
     threads::SharedSlice,
@@ -75,6 +75,7 @@ pub(crate) fn attention(
             match cache.format {
                 KvFormat::F32 => workers.isa.run(block.over::<f32>(scratch)),
                 KvFormat::F16 => workers.isa.run(block.over::<f16>(scratch)),
+                KvFormat::Q8_0 => workers.isa.run(block.over::<Codes>(scratch)),
             }
         }
     };

@@ -76,7 +76,7 @@ impl Case {
 
 #[test]
 fn every_shape_of_head_gives_the_reference_s_bits() {
-    for format in [KvFormat::F32, KvFormat::F16] {
+    for format in KvFormat::ALL {
         for shape in [(1, 1, 64), (4, 2, 80), (3, 1, 96), (8, 1, 128), (7, 1, 16), (5, 5, 5), (10, 2, 40)] {
             Case::new(70, shape, format).check(&[70]);
         }
@@ -89,7 +89,7 @@ fn every_shape_of_head_gives_the_reference_s_bits() {
 #[test]
 fn every_number_of_rows_gives_the_reference_s_bits() {
     for tokens in (1..=70).chain([127, 128, 129, 200]) {
-        Case::new(tokens, (6, 2, 16), if tokens % 2 == 0 { KvFormat::F16 } else { KvFormat::F32 }).check(&[tokens]);
+        Case::new(tokens, (6, 2, 16), KvFormat::ALL[tokens % 3]).check(&[tokens]);
     }
 }
 
@@ -97,16 +97,18 @@ fn every_number_of_rows_gives_the_reference_s_bits() {
 fn every_chunk_gives_the_reference_s_bits() {
     for (window, soft_cap) in [(None, None), (Some(1), None), (Some(50), Some(3.0)), (Some(64), None), (Some(65), None)]
     {
-        let mut case = Case::new(140, (6, 2, 24), KvFormat::F16);
-        (case.spec.window, case.spec.soft_cap) = (window, soft_cap);
-        case.check(&[1, 7, 63, 64, 65, 140]);
+        for format in [KvFormat::F16, KvFormat::Q8_0] {
+            let mut case = Case::new(140, (6, 2, 24), format);
+            (case.spec.window, case.spec.soft_cap) = (window, soft_cap);
+            case.check(&[1, 7, 63, 64, 65, 140]);
+        }
     }
 }
 
 #[test]
 fn a_page_that_is_not_a_number_shows_where_it_is_seen() {
-    for bad in [f32::NAN, f32::INFINITY] {
-        let mut case = Case::new(130, (2, 1, 16), KvFormat::F16);
+    for (bad, format) in [f32::NAN, f32::INFINITY].into_iter().flat_map(|b| KvFormat::ALL.map(|format| (b, format))) {
+        let mut case = Case::new(130, (2, 1, 16), format);
         case.keys[40 * 16 + 3] = bad;
         case.spec.window = Some(30);
         case.check(&[1, 130]);

@@ -29,8 +29,6 @@ const SHAPES: [(usize, usize, usize); 7] =
 /// The shape that windows and caps are audited on.
 const SHAPE_OF_WINDOWS: (usize, usize, usize) = (6, 2, 32);
 
-const FORMATS: [KvFormat; 2] = [KvFormat::F32, KvFormat::F16];
-
 /// The layer in use; the one before it has another shape.
 const LAYER: usize = 1;
 
@@ -38,6 +36,7 @@ fn name(format: KvFormat) -> (&'static str, Arithmetic) {
     match format {
         KvFormat::F32 => ("F32", Arithmetic::Rounded),
         KvFormat::F16 => ("F16", Arithmetic::KvHalf),
+        KvFormat::Q8_0 => ("Q8_0", Arithmetic::KvCodes),
     }
 }
 
@@ -54,7 +53,7 @@ pub(super) fn jobs<D: Device>(settings: &Settings, jobs: &mut Vec<Job<D>>) {
         let make = move || Sequences::new(shape, window, soft_cap, format, lengths, chunks);
         jobs.push(Job::new(Op::Attention, name(format).0, make));
     };
-    for format in FORMATS {
+    for format in KvFormat::ALL {
         for shape in SHAPES {
             add(shape, None, None, format);
         }

@@ -142,12 +142,9 @@ pub(super) fn store(cache: &mut KvPages<f32>, layer: usize, keys: &Tensor, value
     let (heads, head_dim) = cache.shape(layer);
     assert_eq!((keys.width, values.width), (heads * head_dim, heads * head_dim), "keys and values fill all heads");
     let round = |row: &[f32]| -> Vec<f32> {
-        row.iter()
-            .map(|v| match cache.format {
-                KvFormat::F32 => *v,
-                KvFormat::F16 => half::f16::from_f32(*v).to_f32(),
-            })
-            .collect()
+        let mut row = row.to_vec();
+        row.chunks_mut(head_dim.max(1)).for_each(|head| cache.format.round(head));
+        row
     };
     let rows: Vec<_> = (0..batch.len()).map(|r| (round(keys.row(r)), round(values.row(r)))).collect();
     for (row, (key, value)) in rows.iter().enumerate() {

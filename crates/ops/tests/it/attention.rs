@@ -61,6 +61,7 @@ fn attention_is_close_to_the_truth() {
                 close(&case.run(&ReferenceDevice, KvFormat::F32, tokens), &want, 5e-6, &what);
                 // F16 moves a key by 2^-12 at most: a score by 2^-12 · sum|q| < 3 sqrt(16) / 4096, a value by 2^-12.
                 close(&case.run(&ReferenceDevice, KvFormat::F16, tokens), &want, 6e-3, &what);
+                close(&case.run(&ReferenceDevice, KvFormat::Q8_0, tokens), &want, 3e-1, &what);
             }
         }
     }
@@ -68,7 +69,7 @@ fn attention_is_close_to_the_truth() {
 
 #[test]
 fn chunks_do_not_change_a_bit() {
-    for format in [KvFormat::F32, KvFormat::F16] {
+    for format in KvFormat::ALL {
         for window in [None, Some(50)] {
             let mut case = Case::new(7, 140, (4, 2, 16));
             case.spec.window = window;

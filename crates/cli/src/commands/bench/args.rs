@@ -6,7 +6,7 @@ use clap::{
 };
 use tessera_formats::DType;
 
-use crate::args::Compute;
+use crate::args::{Cache, Compute};
 
 /// Measure speed, with a check of the result in every row.
 #[derive(Debug, Args)]
@@ -173,6 +173,8 @@ pub(crate) struct Common {
     pub(crate) chunk: usize,
     #[command(flatten)]
     pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) cache: Cache,
     #[command(flatten)]
     pub(crate) compute: Compute,
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use anyhow::Result;
 use tessera_engine::{Checkpoint, Config, LoadOptions, Sequences, models};
 use tessera_formats::Tensor;
-use tessera_ops::{Device, PAGE_TOKENS};
+use tessera_ops::{Device, KvFormat, PAGE_TOKENS};
 
 use super::{args::Common, machine, row::Facts};
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
 pub(super) struct Subject {
     pub(super) config: Config,
     pub(super) device: Arc<Chosen>,
+    kv_format: KvFormat,
     checkpoint: Checkpoint,
     name: String,
 }
@@ -32,7 +33,7 @@ impl Subject {
         models::check_architecture(&checkpoint)?;
         let config = Config::read(&checkpoint)?;
         let name = common.model.rsplit(['/', '\\']).next().unwrap_or(&common.model).to_owned();
-        Ok(Subject { config, device, checkpoint, name })
+        Ok(Subject { config, device, kv_format: common.cache.format, checkpoint, name })
     }
 
     /// Loads it with room for sequences of these lengths.
@@ -53,7 +54,7 @@ impl Subject {
         lengths: impl IntoIterator<Item = usize>,
     ) -> Result<Sequences> {
         let context: usize = lengths.into_iter().map(|length| length.next_multiple_of(PAGE_TOKENS)).sum();
-        let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
+        let options = LoadOptions { context: Some(context), kv_format: self.kv_format };
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let report = &mut |progress: tessera_engine::weights::Progress| bar.set_position(progress.bytes_done);
         let model = models::load(&self.checkpoint, device, &options, report);
@@ -103,7 +104,11 @@ impl Subject {
         self.matrices().for_each(|t| *bytes.entry(t.dtype.name()).or_insert(0) += t.bytes.len());
         let mut formats: Vec<_> = bytes.into_iter().collect();
         formats.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-        formats.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(" ")
+        let formats = formats.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(" ");
+        match self.kv_format {
+            KvFormat::F16 => formats,
+            other => format!("{formats} cache:{}", other.name()),
+        }
     }
 
     fn matrices(&self) -> impl Iterator<Item = &Tensor> {

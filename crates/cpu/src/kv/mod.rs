@@ -1,0 +1,122 @@
+//! Keys and values in pages, as attention reads them.
+//!
+//! A page of one head is `[head_dim][64 tokens]` keys: 16 tokens are 16 lanes, and a score needs no sum across lanes. Its
+//! values are `[64 tokens][stride]`, where the stride is `head_dim` rounded up to whole vectors. [`cells`] says how numbers
+//! are kept. All pages are mapped when the cache is made and never move.
+
+pub(crate) mod cells;
+mod store;
+
+use std::ops::Range;
+
+use tessera_ops::{Error, KvFormat, KvLayout, kv::KvLayer};
+
+use self::cells::{Cells, head_bytes};
+use crate::{memory::Buffer, simd::LANES, threads::Threads};
+
+pub(crate) use store::store;
+
+/// Pages of keys and values of all layers.
+pub struct KvPages {
+    pub(crate) format: KvFormat,
+    pub(crate) layers: Vec<Layer>,
+}
+
+/// Pages of one layer.
+pub(crate) struct Layer {
+    pub(crate) heads: usize,
+    pub(crate) head_dim: usize,
+    pages: usize,
+    /// Bytes of a head's keys in a page, and of its values.
+    key_bytes: usize,
+    value_bytes: usize,
+    keys: Buffer,
+    values: Buffer,
+}
+
+impl KvPages {
+    /// `pages` pages, their memory taken now.
+    ///
+    /// # Errors
+    /// The system has no room.
+    pub(crate) fn new(layout: &KvLayout, pages: usize, pool: &Threads) -> Result<KvPages, Error> {
+        let what = format!("keys and values of {pages} pages");
+        let mut layers = Vec::with_capacity(layout.layers.len());
+        for &KvLayer { heads, head_dim } in &layout.layers {
+            let bytes = |width: usize| head_bytes(layout.format, width).unwrap_or(usize::MAX);
+            let (key_bytes, value_bytes) = (bytes(head_dim), bytes(head_dim.next_multiple_of(LANES)));
+            // A product that overflows is more than any system has.
+            let buffer = |bytes: usize| {
+                let all = heads.checked_mul(bytes).and_then(|bytes| bytes.checked_mul(pages));
+                Buffer::zeroed(all.unwrap_or(usize::MAX / 2), &what)
+            };
+            let (mut keys, mut values) = (buffer(key_bytes)?, buffer(value_bytes)?);
+            keys.touch(pool);
+            values.touch(pool);
+            layers.push(Layer { heads, head_dim, pages, key_bytes, value_bytes, keys, values });
+        }
+        Ok(KvPages { format: layout.format, layers })
+    }
+
+    /// Appends the bytes of a page: layer by layer, keys and then values.
+    pub(crate) fn read_page(&self, page: u32, out: &mut Vec<u8>) {
+        for layer in &self.layers {
+            let (keys, values) = layer.page(page);
+            out.extend_from_slice(&layer.keys.as_slice()[keys]);
+            out.extend_from_slice(&layer.values.as_slice()[values]);
+        }
+    }
+
+    /// Writes what [`KvPages::read_page`] gave.
+    ///
+    /// # Errors
+    /// Another number of bytes than a page has.
+    pub(crate) fn write_page(&mut self, page: u32, mut bytes: &[u8]) -> Result<(), Error> {
+        let pages = self.layers.iter().map(|l| l.page(page));
+        let (expected, found) = (pages.map(|(keys, values)| keys.len() + values.len()).sum(), bytes.len());
+        if found != expected {
+            return Err(Error::Page { expected, found });
+        }
+        for layer in &mut self.layers {
+            let (keys, values) = layer.page(page);
+            let (to_keys, rest) = bytes.split_at(keys.len());
+            let (to_values, rest) = rest.split_at(values.len());
+            layer.keys.as_mut_slice()[keys].copy_from_slice(to_keys);
+            layer.values.as_mut_slice()[values].copy_from_slice(to_values);
+            bytes = rest;
+        }
+        Ok(())
+    }
+}
+
+impl Layer {
+    /// Numbers from one token's value to the next.
+    pub(crate) fn stride(&self) -> usize {
+        self.head_dim.next_multiple_of(LANES)
+    }
+
+    /// Where a page's bytes lie among those of the keys, and among those of the values.
+    fn page(&self, page: u32) -> (Range<usize>, Range<usize>) {
+        let first = self.block(page, 0);
+        let range = |bytes: usize| first * bytes..(first + self.heads) * bytes;
+        (range(self.key_bytes), range(self.value_bytes))
+    }
+
+    /// Index of a page's head among all.
+    fn block(&self, page: u32, head: usize) -> usize {
+        assert!((page as usize) < self.pages && head < self.heads, "a page table names pages of its cache");
+        page as usize * self.heads + head
+    }
+
+    /// Keys of a head in a page: (head_dim, 64). The cache has this format.
+    pub(crate) fn keys<C: Cells>(&self, page: u32, head: usize) -> C::Keys {
+        let at = self.block(page, head) * self.key_bytes;
+        C::keys(self.keys.as_slice().as_ptr().wrapping_add(at), self.head_dim)
+    }
+
+    /// Values of a head in a page: (64, stride). The cache has this format.
+    pub(crate) fn values<C: Cells>(&self, page: u32, head: usize) -> C::Values {
+        let at = self.block(page, head) * self.value_bytes;
+        C::values(self.values.as_slice().as_ptr().wrapping_add(at), self.stride())
+    }
+}
