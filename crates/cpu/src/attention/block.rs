@@ -5,7 +5,7 @@
 //! before its maximum is taken. In the sum of values a slot takes part only for the rows that see it, since even a
 //! weight of zero times garbage could change a bit.
 
-use std::{marker::PhantomData, ops::Range};
+use std::{marker::PhantomData, ops::Range, ptr::null};
 
 use tessera_ops::{Attention, Batch, PAGE_TOKENS};
 
@@ -13,7 +13,10 @@ use super::chain::Chain;
 use crate::{
     gate::soft_cap_lanes,
     isa::Kernel,
-    kv::{Layer, cells::Cells},
+    kv::{
+        Layer,
+        cells::{Cells, Operand},
+    },
     lanes::{load, map_lanes, store},
     simd::{LANES, Simd},
     tensor::Tensor,
@@ -28,6 +31,8 @@ pub(super) struct Block<'a> {
     pub(super) batch: &'a Batch,
     pub(super) kv_head: usize,
     pub(super) rows: Range<usize>,
+    /// The keys that will probably be read after this block; null: none.
+    pub(super) next: *const u8,
     /// (rows, heads · head_dim); the block writes its rows' part of its heads.
     pub(super) out: &'a SharedSlice<'a, f32>,
 }
@@ -119,7 +124,7 @@ impl<C: Cells> Run<'_, C> {
                     self.weigh(simd, row, page, column);
                 }
             }
-            self.add_values(simd, page, from, to);
+            self.add_values(simd, page, from, to, page + 1 == last);
         }
         self.finish(simd);
     }
@@ -183,6 +188,7 @@ impl<C: Cells> Run<'_, C> {
                 a_stride: layer.stride(),
                 b: layer.keys::<C>(self.page_id(page), self.block.kv_head),
                 b_from: (0, first),
+                ahead: layer.values::<C>(self.page_id(page), self.block.kv_head).start(),
                 c: self.scratch.weights[columns.start * PAGE_TOKENS..].as_mut_ptr().add(first * LANES),
                 c_stride: PAGE_TOKENS,
                 columns: columns.len(),
@@ -249,10 +255,14 @@ impl<C: Cells> Run<'_, C> {
 
     /// Adds the page's weighted values, in runs of slots that the same rows see.
     #[inline(always)]
-    fn add_values<S: Simd>(&mut self, simd: S, page: usize, from: usize, to: usize) {
+    fn add_values<S: Simd>(&mut self, simd: S, page: usize, from: usize, to: usize, is_last: bool) {
         let (layer, end) = (self.block.layer, self.slots(to - 1, page).end);
         let values = layer.values::<C>(self.page_id(page), self.block.kv_head);
         let mut slot = self.slots(from, page).start;
+        let mut ahead = match is_last {
+            true => self.block.next,
+            false => layer.keys::<C>(self.page_id(page + 1), self.block.kv_head).start(),
+        };
         while slot < end {
             // Both ends of what a row sees move with its position: the rows that see a slot stand together.
             let sees = |row: &usize| self.slots(*row, page).contains(&slot);
@@ -268,6 +278,7 @@ impl<C: Cells> Run<'_, C> {
                     a_stride: PAGE_TOKENS,
                     b: values,
                     b_from: (slot, 0),
+                    ahead,
                     c: self.scratch.sums.as_mut_ptr().add(columns.start * layer.stride()),
                     c_stride: layer.stride(),
                     columns: columns.len(),
@@ -277,7 +288,7 @@ impl<C: Cells> Run<'_, C> {
                 }
                 .run(simd);
             }
-            slot = next;
+            (slot, ahead) = (next, null());
         }
     }
 

@@ -6,8 +6,11 @@
 
 use crate::{
     kv::cells::Operand,
-    simd::{LANES, Simd},
+    simd::{LANES, LINE_BYTES, Simd},
 };
+
+/// Cache lines asked for with a step over up to four vectors: as many as the step itself reads of 16-bit numbers.
+const LINES_AHEAD: usize = 2;
 
 /// A product of (columns, depth) with (depth, vectors · 16).
 pub(super) struct Chain<B> {
@@ -23,6 +26,9 @@ pub(super) struct Chain<B> {
     pub(super) columns: usize,
     pub(super) vectors: usize,
     pub(super) depth: usize,
+    /// What is read after this product, asked for meanwhile: [`LINES_AHEAD`] lines with each step of the first columns, which
+    /// comes to a page's keys or values. May be null or point anywhere: nothing is read.
+    pub(super) ahead: *const u8,
     /// Whether sums start from zero instead of from what `c` holds.
     pub(super) from_zero: bool,
 }
@@ -63,14 +69,35 @@ impl<B: Operand> Chain<B> {
         let mut column = 0;
         while column < self.columns {
             // SAFETY: the tile is no wider than what is left.
-            unsafe {
-                column += match self.columns - column {
-                    6.. => self.tile::<S, 6, V>(simd, column, vector),
-                    4 | 5 => self.tile::<S, 4, V>(simd, column, vector),
-                    3 => self.tile::<S, 3, V>(simd, column, vector),
-                    2 => self.tile::<S, 2, V>(simd, column, vector),
-                    _ => self.tile::<S, 1, V>(simd, column, vector),
+            column += unsafe {
+                if column == 0 && !self.ahead.is_null() {
+                    self.widest::<S, V, true>(simd, column, vector)
+                } else {
+                    self.widest::<S, V, false>(simd, column, vector)
                 }
+            };
+        }
+    }
+
+    /// As many columns as fit a tile; gives how many.
+    ///
+    /// # Safety
+    /// As [`Chain::run`], and the column and the vectors exist.
+    #[inline(always)]
+    unsafe fn widest<S: Simd, const V: usize, const AHEAD: bool>(
+        &self,
+        simd: S,
+        column: usize,
+        vector: usize,
+    ) -> usize {
+        // SAFETY: the tile is no wider than what is left.
+        unsafe {
+            match self.columns - column {
+                6.. => self.tile::<S, 6, V, AHEAD>(simd, column, vector),
+                4 | 5 => self.tile::<S, 4, V, AHEAD>(simd, column, vector),
+                3 => self.tile::<S, 3, V, AHEAD>(simd, column, vector),
+                2 => self.tile::<S, 2, V, AHEAD>(simd, column, vector),
+                _ => self.tile::<S, 1, V, AHEAD>(simd, column, vector),
             }
         }
     }
@@ -80,7 +107,12 @@ impl<B: Operand> Chain<B> {
     /// # Safety
     /// As [`Chain::run`], and the columns and vectors exist.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const Q: usize, const V: usize>(&self, simd: S, column: usize, vector: usize) -> usize {
+    unsafe fn tile<S: Simd, const Q: usize, const V: usize, const AHEAD: bool>(
+        &self,
+        simd: S,
+        column: usize,
+        vector: usize,
+    ) -> usize {
         let mut sums = [[simd.splat(0.0); V]; Q];
         // SAFETY: the caller's promise: every address is inside the shapes.
         unsafe {
@@ -94,7 +126,13 @@ impl<B: Operand> Chain<B> {
             }
             let a = self.a.add(column * self.a_stride);
             let (b_row, b_vector) = (self.b_from.0, self.b_from.1 + vector);
+            let ahead = self.ahead.wrapping_add(vector / V * self.depth * LINES_AHEAD * LINE_BYTES);
             for k in 0..self.depth {
+                if AHEAD {
+                    for line in 0..LINES_AHEAD {
+                        simd.prefetch(ahead.wrapping_add((k * LINES_AHEAD + line) * LINE_BYTES));
+                    }
+                }
                 let mut operands = [simd.splat(0.0); V];
                 for (v, operand) in operands.iter_mut().enumerate() {
                     *operand = self.b.load(simd, b_row + k, b_vector + v);

@@ -9,9 +9,12 @@
 mod block;
 mod chain;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    ptr::null,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use half::f16;
@@ -61,17 +64,29 @@ pub(crate) fn attention(
     let mut y = pool.take(rows, queries.width());
     let out = SharedSlice::new(y.as_mut_slice());
     let next = AtomicUsize::new(0);
+    let items = blocks * spec.kv_heads;
+    // The longest blocks first: positions ascend.
+    let place = |item: usize| {
+        let first = (blocks - 1 - item / spec.kv_heads) * block_rows;
+        (item % spec.kv_heads, first..rows.min(first + block_rows))
+    };
+    let first_keys = |item: usize| {
+        let (kv_head, range) = place(item);
+        let position = spec.visible(batch.positions[range.start] as usize).start;
+        layer.first_key_byte(batch.slot(range.start, position).0, kv_head)
+    };
     let work = |share: usize| {
         // SAFETY: each share has scratch of its own.
         let scratch = unsafe { scratch.range(share * scratch_len, (share + 1) * scratch_len) };
         loop {
             let item = next.fetch_add(1, Ordering::Relaxed);
-            if item >= blocks * spec.kv_heads {
+            if item >= items {
                 return;
             }
-            let first = (blocks - 1 - item / spec.kv_heads) * block_rows;
-            let (kv_head, range) = (item % spec.kv_heads, first..rows.min(first + block_rows));
-            let block = Block { queries, layer, spec, batch, kv_head, rows: range, out: &out };
+            let (kv_head, range) = place(item);
+            // Which item this thread takes next is not known; if all are as fast, it is the one after all threads'.
+            let next = if item + threads < items { first_keys(item + threads) } else { null() };
+            let block = Block { queries, layer, spec, batch, kv_head, rows: range, next, out: &out };
             match cache.format {
                 KvFormat::F32 => workers.isa.run(block.over::<f32>(scratch)),
                 KvFormat::F16 => workers.isa.run(block.over::<f16>(scratch)),

@@ -63,6 +63,9 @@ pub(crate) trait Cells: 'static {
 
 /// (depth, vectors · 16) numbers, widened as they are read.
 pub(crate) trait Operand: Copy {
+    /// The first byte, to ask for it ahead of its use.
+    fn start(self) -> *const u8;
+
     /// Vector `vector` of row `k`.
     ///
     /// # Safety
@@ -121,6 +124,11 @@ pub(crate) struct Rows<N> {
 
 impl<N: Number> Operand for Rows<N> {
     #[inline(always)]
+    fn start(self) -> *const u8 {
+        self.start.cast()
+    }
+
+    #[inline(always)]
     unsafe fn load<S: Simd>(self, simd: S, k: usize, vector: usize) -> S::F32 {
         // SAFETY: the caller's promise.
         unsafe { N::load(simd, self.start.add(k * self.stride + vector * LANES)) }
@@ -169,6 +177,11 @@ pub(crate) struct KeyCodes {
 
 impl Operand for KeyCodes {
     #[inline(always)]
+    fn start(self) -> *const u8 {
+        self.codes.cast()
+    }
+
+    #[inline(always)]
     unsafe fn load<S: Simd>(self, simd: S, k: usize, vector: usize) -> S::F32 {
         // SAFETY: the caller's promise.
         unsafe {
@@ -187,6 +200,11 @@ pub(crate) struct ValueCodes {
 }
 
 impl Operand for ValueCodes {
+    #[inline(always)]
+    fn start(self) -> *const u8 {
+        self.codes.cast()
+    }
+
     #[inline(always)]
     unsafe fn load<S: Simd>(self, simd: S, k: usize, vector: usize) -> S::F32 {
         let scale = k * self.stride.div_ceil(BLOCK) + vector * LANES / BLOCK;

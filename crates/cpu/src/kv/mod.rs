@@ -110,8 +110,12 @@ impl Layer {
 
     /// Keys of a head in a page: (head_dim, 64). The cache has this format.
     pub(crate) fn keys<C: Cells>(&self, page: u32, head: usize) -> C::Keys {
-        let at = self.block(page, head) * self.key_bytes;
-        C::keys(self.keys.as_slice().as_ptr().wrapping_add(at), self.head_dim)
+        C::keys(self.first_key_byte(page, head), self.head_dim)
+    }
+
+    /// Where these begin.
+    pub(crate) fn first_key_byte(&self, page: u32, head: usize) -> *const u8 {
+        self.keys.as_slice().as_ptr().wrapping_add(self.block(page, head) * self.key_bytes)
     }
 
     /// Values of a head in a page: (64, stride). The cache has this format.

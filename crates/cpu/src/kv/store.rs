@@ -9,7 +9,12 @@ use super::{
     KvPages, Layer,
     cells::{Cells, Codes, Place},
 };
-use crate::{isa::Kernel, lanes::Workers, simd::Simd, tensor::Tensor};
+use crate::{
+    isa::Kernel,
+    lanes::Workers,
+    simd::{LANES, Simd},
+    tensor::Tensor,
+};
 
 /// Writes keys and values of the batch's rows into the pages.
 pub(crate) fn store(
@@ -56,7 +61,9 @@ struct Store<'a> {
 impl Store<'_> {
     fn run_as<C: Cells>(self, workers: &Workers) {
         let groups = self.layer.heads * self.layer.stride().div_ceil(C::GROUP);
-        workers.items(groups, 2 * self.batch.len() * self.keys.width(), |from, end| {
+        // Each feature of a key has a cache line of its own.
+        let numbers = (LANES + 1) * self.batch.len() * self.keys.width();
+        workers.items(groups, numbers, |from, end| {
             workers.isa.run(Groups::<C> { store: self, from, end, cells: PhantomData });
         });
     }

@@ -18,11 +18,8 @@ use super::{
 };
 use crate::{
     isa::{Isa, Kernel},
-    simd::Simd,
+    simd::{LINE_BYTES, Simd},
 };
-
-/// Bytes that one prefetch brings.
-const LINE_BYTES: usize = 64;
 
 /// The segments of a depth, cut once for a projection.
 #[derive(Clone, Copy)]

@@ -28,6 +28,9 @@ pub const LANES: usize = numerics::LANES;
 /// Bytes of a vector of codes: four for each of 16 rows.
 pub const CODE_BYTES: usize = 4 * LANES;
 
+/// What [`Simd::prefetch`] brings: a cache line.
+pub const LINE_BYTES: usize = 64;
+
 /// An instruction set.
 pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// 16 f32 lanes.
