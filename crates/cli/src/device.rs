@@ -1,4 +1,5 @@
-//! The only place that names a device crate (beside the measurements of single kernels).
+//! The only place that names a device crate (beside the measurements of single kernels). What a device is tuned with comes
+//! from a file; the device knows nothing of it.
 
 use std::{num::NonZero, sync::Arc};
 
@@ -11,12 +12,18 @@ use tessera_cpu::{
         dispatch::{self, BytesMoved, Op, Request, Tile},
         select::select,
     },
+    threads::default_thread_count,
 };
 use tessera_engine::profile;
 use tessera_formats::DType;
 use tessera_ops::{Device, Profiled};
 
-use crate::args::Compute;
+use crate::{
+    args::Compute,
+    tuning::{self, InForce},
+};
+
+pub(crate) use tessera_cpu::matmul::{Parameter, Tuning};
 
 /// The device that models run on.
 pub(crate) type Chosen = CpuDevice;
@@ -26,7 +33,16 @@ pub(crate) type Chosen = CpuDevice;
 /// # Errors
 /// If it lacks what they ask for.
 pub(crate) fn open(compute: &Compute) -> Result<Arc<Chosen>> {
-    Ok(Arc::new(make(compute)?))
+    Ok(Arc::new(make(compute)?.0))
+}
+
+/// As [`open`], with what it is tuned with.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_tuned(compute: &Compute) -> Result<(Arc<Chosen>, InForce)> {
+    let (device, tuned) = make(compute)?;
+    Ok((Arc::new(device), tuned))
 }
 
 /// As [`open`], with every op measured.
@@ -34,15 +50,29 @@ pub(crate) fn open(compute: &Compute) -> Result<Arc<Chosen>> {
 /// # Errors
 /// As [`open`].
 pub(crate) fn profiled(compute: &Compute) -> Result<Arc<Profiled<Chosen>>> {
-    Ok(Arc::new(Profiled::new(make(compute)?, profile::label)))
+    Ok(Arc::new(Profiled::new(make(compute)?.0, profile::label)))
 }
 
-fn make(compute: &Compute) -> Result<Chosen> {
-    let threads = compute.threads.and_then(NonZero::new);
-    let Some(text) = &compute.kernels else { return Ok(CpuDevice::new(threads, None)?) };
-    let overrides = Overrides::parse(text)?;
+/// As [`open`], with default numbers, to be changed as one likes.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn untuned(compute: &Compute) -> Result<Chosen> {
+    let (threads, kernels) = asked_for(compute)?;
+    Ok(CpuDevice::with_kernels(Some(threads), kernels))
+}
+
+fn make(compute: &Compute) -> Result<(Chosen, InForce)> {
+    let (threads, kernels) = asked_for(compute)?;
+    let tuned = tuning::in_force(kernels.isa.name(), threads.get());
+    Ok((CpuDevice::with_kernels(Some(threads), Kernels { tuning: tuned.tuning, ..kernels }), tuned))
+}
+
+fn asked_for(compute: &Compute) -> Result<(NonZero<usize>, Kernels)> {
+    let threads = compute.threads.and_then(NonZero::new).unwrap_or_else(default_thread_count);
+    let overrides = compute.kernels.as_deref().map_or_else(Overrides::from_environment, Overrides::parse)?;
     let isa = overrides.isa.map_or_else(Isa::choose, Ok)?;
-    Ok(CpuDevice::with_kernels(threads, Kernels { overrides, ..Kernels::new(isa) }))
+    Ok((threads, Kernels { overrides, ..Kernels::new(isa) }))
 }
 
 /// The name of its instruction set.
@@ -53,6 +83,11 @@ pub(crate) fn isa_name(device: &Chosen) -> &'static str {
 /// What is forced, as `--kernels` takes it.
 pub(crate) fn forced(device: &Chosen) -> String {
     device.kernels().overrides.to_string()
+}
+
+/// The measured numbers that are not as by default; nothing where all are.
+pub(crate) fn tuned(device: &Chosen) -> String {
+    device.kernels().tuning.to_string()
 }
 
 /// For people.

@@ -8,10 +8,13 @@ mod device;
 mod divergence;
 mod generation;
 mod input;
+mod machine;
+mod measure;
 mod model;
 mod reference_file;
 mod scoring;
 mod store;
+mod tuning;
 mod ui;
 
 use std::{io, process::ExitCode};

@@ -17,7 +17,7 @@ use crate::{
     isa::Isa,
     kv::{self, KvPages},
     lanes::Workers,
-    matmul::{Activations, Job, Kernels, Overrides, PackedMatrix, SegmentTable, project_segments},
+    matmul::{Activations, Job, Kernels, Overrides, PackedMatrix, SegmentTable, Tuning, project_segments},
     norm, rope,
     routes::{self, Routes, RoutesPool},
     simd::LANES,
@@ -74,6 +74,11 @@ impl CpuDevice {
     /// What its projections are computed with.
     pub fn kernels(&self) -> &Kernels {
         &self.kernels
+    }
+
+    /// Computes with other measured numbers from now on: faster or slower, and the same bits.
+    pub fn retune(&mut self, tuning: Tuning) {
+        self.kernels.tuning = tuning;
     }
 
     /// The instruction set it computes with.

@@ -18,7 +18,7 @@ use tessera_formats::{DType, gguf::Value};
 use crate::{
     args::Compute,
     device::{self, Projection, Shape},
-    model,
+    model, tuning,
     ui::{self, Failure},
 };
 
@@ -75,7 +75,7 @@ fn weight_formats() -> impl TypedValueParser<Value = DType> {
 
 /// Prints the table.
 pub(crate) fn main(args: &Kernels) -> Result<()> {
-    let device = device::open(&args.compute)?;
+    let (device, tuned) = device::open_tuned(&args.compute)?;
     let shapes = match &args.model {
         Some(model) => of_model(&model::open_checkpoint(model)?, &args.format)?,
         None => of_flags(args)?,
@@ -86,11 +86,9 @@ pub(crate) fn main(args: &Kernels) -> Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     if args.json {
         let rows: Vec<_> = rows.map(|(shape, count, width, plan)| row_json(&shape, count, width, &plan)).collect();
-        writeln!(
-            out,
-            "{}",
-            serde_json::to_string_pretty(&json!({ "device": device::name(&device), "kernels": rows }))?
-        )?;
+        let tuning = json!({ "file": tuned.file.as_ref().map(|f| f.display().to_string()), "values": tuning::values(&tuned.tuning) });
+        let all = json!({ "device": device::name(&device), "tuning": tuning, "kernels": rows });
+        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
     } else {
         let heading = format!(
             "{:<9} {:<8} {:>15} {:>5} {:>6}  {:<24} {:>7} {:>5}  {:<8} {:>10} {:>10} {:>10}",
@@ -107,7 +105,8 @@ pub(crate) fn main(args: &Kernels) -> Result<()> {
             "in",
             "out"
         );
-        writeln!(out, "{}\n{}", device::name(&device), ui::styled(&heading, "1", ui::stdout_colours()))?;
+        writeln!(out, "{}; {}", device::name(&device), tuned.describe())?;
+        writeln!(out, "{}", ui::styled(&heading, "1", ui::stdout_colours()))?;
         for (shape, count, width, plan) in rows {
             writeln!(out, "{}", row_text(&shape, count, width, &plan))?;
         }

@@ -258,11 +258,19 @@ fn folder_bytes(folder: &Path) -> u64 {
     sizes.sum()
 }
 
-/// The platform's folder for caches, or what the user set.
+/// Where small things beside the models are kept: the folder that holds that of the models, or the one the user set.
+pub(crate) fn cache_folder() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    variable(ROOT_VARIABLE).or_else(|| platform_folder(std::env::consts::OS, variable))
+}
+
+/// The platform's folder for models, or what the user set.
 fn default_root(system: &str, variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    if let Some(root) = variable(ROOT_VARIABLE) {
-        return Some(root);
-    }
+    variable(ROOT_VARIABLE).or_else(|| Some(platform_folder(system, variable)?.join("models")))
+}
+
+/// The platform's folder for what this program caches.
+fn platform_folder(system: &str, variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     let caches = match system {
         "windows" => variable("LOCALAPPDATA"),
         "macos" => variable("HOME").map(|home| home.join("Library").join("Caches")),
@@ -271,7 +279,7 @@ fn default_root(system: &str, variable: impl Fn(&str) -> Option<PathBuf>) -> Opt
             .filter(|path| path.is_absolute())
             .or_else(|| variable("HOME").map(|home| home.join(".cache"))),
     };
-    caches.map(|caches| caches.join("tessera").join("models"))
+    caches.map(|caches| caches.join("tessera"))
 }
 
 #[cfg(test)]

@@ -25,4 +25,4 @@ pub use overrides::Overrides;
 pub use pack::PackedMatrix;
 pub use project::{Job, Kernels, project, project_segments};
 pub use segments::SegmentTable;
-pub use tuning::Tuning;
+pub use tuning::{Parameter, Tuning};

@@ -7,7 +7,6 @@ mod args;
 mod batch;
 mod decode;
 mod kernel;
-mod machine;
 mod plot;
 mod prefill;
 pub(crate) mod profile;
@@ -15,12 +14,13 @@ mod report;
 mod row;
 mod subject;
 mod sweep;
-mod times;
 
 use anyhow::Result;
 
 pub(crate) use args::Bench;
 use args::What;
+
+use crate::{machine, measure::times};
 
 /// Measures and prints.
 pub(crate) fn main(args: &Bench) -> Result<()> {

@@ -113,10 +113,11 @@ impl<'a> Report<'a> {
 impl Facts {
     /// Two lines for people.
     pub(super) fn heading(&self, forced: &str) -> String {
-        let Facts { commit, machine, isa, threads, model, formats } = self;
+        let Facts { commit, machine, isa, threads, tuning, model, formats } = self;
         let s = if *threads == 1 { "" } else { "s" };
         let forced = if forced.is_empty() { String::new() } else { format!(", forced {forced}") };
-        format!("{model} ({formats})\n{machine}, {isa}, {threads} thread{s}{forced}; commit {commit}")
+        let tuned = if tuning.is_empty() { String::new() } else { format!(", tuned {tuning}") };
+        format!("{model} ({formats})\n{machine}, {isa}, {threads} thread{s}{forced}{tuned}; commit {commit}")
     }
 }
 

@@ -11,6 +11,8 @@ pub(super) struct Facts {
     pub(super) machine: String,
     pub(super) isa: &'static str,
     pub(super) threads: usize,
+    /// The measured numbers that are not as by default.
+    pub(super) tuning: String,
     /// The model, or the format of a single matrix.
     pub(super) model: String,
     /// Formats of its matrices, most bytes first.
@@ -90,11 +92,12 @@ pub(super) struct Record<'a> {
 }
 
 /// The columns of CSV, in order: the keys of JSON.
-pub(super) const COLUMNS: [&str; 33] = [
+pub(super) const COLUMNS: [&str; 34] = [
     "commit",
     "machine",
     "isa",
     "threads",
+    "tuning",
     "model",
     "formats",
     "test",
@@ -132,8 +135,8 @@ mod tests {
 
     #[test]
     fn every_key_is_a_column() {
-        let [machine, model, formats] = Default::default();
-        let facts = Facts { commit: "", machine, isa: "", threads: 1, model, formats };
+        let [machine, tuning, model, formats] = Default::default();
+        let facts = Facts { commit: "", machine, isa: "", threads: 1, tuning, model, formats };
         let text = serde_json::to_string(&Record { facts: &facts, row: &Row::default() }).unwrap();
         let at = COLUMNS.map(|column| text.find(&format!("\"{column}\":")).expect(column));
         assert!(at.is_sorted(), "{text}");

@@ -69,6 +69,7 @@ impl Subject {
             machine: machine::name(),
             isa: device::isa_name(&self.device),
             threads: self.device.threads(),
+            tuning: device::tuned(&self.device),
             model: self.name.clone(),
             formats: self.formats(),
         }

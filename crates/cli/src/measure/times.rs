@@ -9,13 +9,13 @@ use crate::ui::Failure;
 
 /// What was computed, as 12 digits of a SHA-256: enough to see that two results differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Hash(String);
+pub(crate) struct Hash(String);
 
 const DIGITS: usize = 12;
 
 impl Hash {
     /// Of numbers, by their bits.
-    pub(super) fn of_floats<'a>(numbers: impl IntoIterator<Item = &'a [f32]>) -> Hash {
+    pub(crate) fn of_floats<'a>(numbers: impl IntoIterator<Item = &'a [f32]>) -> Hash {
         let mut hasher = Sha256::new();
         let mut bytes = Vec::new();
         for numbers in numbers {
@@ -27,14 +27,14 @@ impl Hash {
     }
 
     /// Of what parts have.
-    pub(super) fn of_parts<'a>(parts: impl IntoIterator<Item = &'a Hash>) -> Hash {
+    pub(crate) fn of_parts<'a>(parts: impl IntoIterator<Item = &'a Hash>) -> Hash {
         let mut hasher = Sha256::new();
         parts.into_iter().for_each(|part| hasher.update(part.0.as_bytes()));
         Hash::finish(hasher)
     }
 
     /// Of tokens and a hash.
-    pub(super) fn of_tokens(tokens: &[u32], rest: &Hash) -> Hash {
+    pub(crate) fn of_tokens(tokens: &[u32], rest: &Hash) -> Hash {
         let mut hasher = Sha256::new();
         tokens.iter().for_each(|token| hasher.update(token.to_le_bytes()));
         hasher.update(rest.0.as_bytes());
@@ -55,28 +55,28 @@ impl fmt::Display for Hash {
 
 /// Seconds, one number a repeat.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Times(Vec<f64>);
+pub(crate) struct Times(Vec<f64>);
 
 impl Times {
-    pub(super) fn push(&mut self, time: Duration) {
+    pub(crate) fn push(&mut self, time: Duration) {
         let seconds = time.as_secs_f64();
         self.0.insert(self.0.partition_point(|s| *s <= seconds), seconds);
     }
 
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.0.len()
     }
 
-    pub(super) fn least(&self) -> f64 {
+    pub(crate) fn least(&self) -> f64 {
         self.0.first().copied().unwrap_or(f64::NAN)
     }
 
-    pub(super) fn greatest(&self) -> f64 {
+    pub(crate) fn greatest(&self) -> f64 {
         self.0.last().copied().unwrap_or(f64::NAN)
     }
 
     /// The middle one, or the mean of the two in the middle.
-    pub(super) fn median(&self) -> f64 {
+    pub(crate) fn median(&self) -> f64 {
         let middle = self.0.len() / 2;
         match self.0.len() {
             0 => f64::NAN,
@@ -90,7 +90,7 @@ impl Times {
 ///
 /// # Errors
 /// As `run`; and if a run gives another result.
-pub(super) fn repeat(
+pub(crate) fn repeat(
     count: usize,
     what: &str,
     expected: &Hash,
@@ -109,7 +109,7 @@ pub(super) fn repeat(
 ///
 /// # Errors
 /// If it is not.
-pub(super) fn check(what: &str, expected: &Hash, found: &Hash) -> Result<()> {
+pub(crate) fn check(what: &str, expected: &Hash, found: &Hash) -> Result<()> {
     if found == expected {
         return Ok(());
     }

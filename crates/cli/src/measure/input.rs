@@ -1,4 +1,4 @@
-//! Random weights and activations for the measurement of a kernel.
+//! Random weights and activations to measure a kernel with.
 
 use anyhow::Result;
 use tessera_cpu::{Embedding, tensor::Tensor};

@@ -6,17 +6,13 @@ use tessera_formats::DType;
 use tessera_ops::{Device, Linear};
 
 use super::{
-    super::{args::Kernel, machine},
-    Subject,
+    About, Subject,
     input::{self, Table},
 };
-use crate::{
-    commands::bench::row::Row,
-    device::{self, Chosen},
-};
+use crate::device::{self, Chosen};
 
 /// A matrix in many copies, and activations for it.
-pub(super) struct Dense {
+pub(crate) struct Dense {
     dtype: DType,
     rows: usize,
     depth: usize,
@@ -27,20 +23,28 @@ pub(super) struct Dense {
 }
 
 impl Dense {
-    pub(super) fn new(device: &Chosen, args: &Kernel) -> Result<Dense> {
-        let (rows, depth) = (args.rows, args.depth);
-        let source = input::weights(args.format, rows, depth, 1)?;
+    /// (rows, depth) weights, in as many copies as have `cold_bytes` together and one more; inputs of all `widths`.
+    ///
+    /// # Errors
+    /// If blocks of the format do not divide a row, or there is no memory.
+    pub(crate) fn new(
+        device: &Chosen,
+        dtype: DType,
+        (rows, depth): (usize, usize),
+        widths: &[usize],
+        cold_bytes: usize,
+    ) -> Result<Dense> {
+        let source = input::weights(dtype, rows, depth, 1)?;
         let load = || -> Result<Linear<Chosen>> { Ok(Linear { matrix: device.load_matrix(&source)?, bias: None }) };
         let mut copies = vec![load()?];
-        let cold_bytes = if args.hot { 0 } else { 3 * machine::cache_bytes() };
         for _ in 0..cold_bytes / copies[0].matrix.bytes() {
             copies.push(load()?);
         }
-        let widest = args.widths.iter().copied().max().unwrap_or(1);
+        let widest = widths.iter().copied().max().unwrap_or(1);
         let table = Table::new(device, widest, depth, 2)?;
         let scale = (depth as f32).sqrt();
-        let inputs = args.widths.iter().map(|width| (*width, table.take(device, 0, *width, scale))).collect();
-        Ok(Dense { dtype: args.format, rows, depth, copies, inputs, table })
+        let inputs = widths.iter().map(|width| (*width, table.take(device, 0, *width, scale))).collect();
+        Ok(Dense { dtype, rows, depth, copies, inputs, table })
     }
 }
 
@@ -61,9 +65,16 @@ impl Subject for Dense {
         y
     }
 
-    fn row(&self, device: &Chosen, width: usize) -> Row {
-        let variants = device::variant(device, self.dtype, self.rows, self.depth, width).unwrap_or_default();
-        Row { phase: "dense", matrix: Some(format!("{}x{}", self.rows, self.depth)), variants, ..Row::default() }
+    fn about(&self) -> About {
+        About { kind: "dense", dtype: self.dtype, rows: self.rows, depth: self.depth, experts: None }
+    }
+
+    fn variants(&self, device: &Chosen, width: usize) -> String {
+        device::variant(device, self.dtype, self.rows, self.depth, width).unwrap_or_default()
+    }
+
+    fn touched(&self, _device: &Chosen, _width: usize) -> Option<f64> {
+        None
     }
 
     fn operations(&self, width: usize) -> f64 {

@@ -9,21 +9,17 @@ use tessera_formats::DType;
 use tessera_ops::{Device, Gate, LinearStack, Router, Routing, Score};
 
 use super::{
-    super::args::Kernel,
-    Subject,
+    About, Subject,
     input::{self, Table},
 };
-use crate::{
-    commands::bench::row::Row,
-    device::{self, Chosen},
-};
+use crate::device::{self, Chosen};
 
 /// Turns of narrow widths. Wide ones touch all experts anyway.
 const TURNS: usize = 16;
 const NARROW_MAX: usize = 32;
 
 /// The weights of a layer, activations, and the logits of its router.
-pub(super) struct Routed {
+pub(crate) struct Routed {
     dtype: DType,
     /// Width inside of an expert, and of what goes in and comes out.
     inner: usize,
@@ -38,15 +34,24 @@ pub(super) struct Routed {
 }
 
 impl Routed {
-    pub(super) fn new(device: &Chosen, args: &Kernel, experts: usize, used: usize) -> Result<Routed> {
-        let (inner, hidden) = (args.rows, args.depth);
+    /// A layer of `experts` experts of (inner, hidden) weights, of which a token uses `used`; inputs of all `widths`.
+    ///
+    /// # Errors
+    /// If blocks of the format do not divide a row, or there is no memory.
+    pub(crate) fn new(
+        device: &Chosen,
+        dtype: DType,
+        (inner, hidden): (usize, usize),
+        (experts, used): (usize, usize),
+        widths: &[usize],
+    ) -> Result<Routed> {
         let stack = |rows: usize, depth: usize, seed| -> Result<_> {
-            let source = input::weights(args.format, rows * experts, depth, seed)?;
+            let source = input::weights(dtype, rows * experts, depth, seed)?;
             Ok(LinearStack { matrices: device.load_stack(&source, experts)?, bias: None })
         };
-        let tokens = args.widths.iter().map(|width| width * turns(*width)).max().unwrap_or(1);
+        let tokens = widths.iter().map(|width| width * turns(*width)).max().unwrap_or(1);
         Ok(Routed {
-            dtype: args.format,
+            dtype,
             inner,
             hidden,
             experts,
@@ -72,8 +77,7 @@ impl Routed {
         device.combine_routed(&device.gate(&gate, &up, Gate::Silu), &self.down, &routes)
     }
 
-    /// Experts that the tokens of a turn touch, in the mean.
-    fn touched(&self, device: &Chosen, width: usize) -> f64 {
+    fn touched_mean(&self, device: &Chosen, width: usize) -> f64 {
         let of_turn = |turn| self.routes(device, turn * width, width).experts().iter().collect::<HashSet<_>>().len();
         let turns = turns(width);
         (0..turns).map(of_turn).sum::<usize>() as f64 / turns as f64
@@ -97,7 +101,12 @@ impl Subject for Routed {
         self.layer(device, turn * width + token, 1)
     }
 
-    fn row(&self, device: &Chosen, width: usize) -> Row {
+    fn about(&self) -> About {
+        let experts = Some((self.experts, self.used));
+        About { kind: "routed", dtype: self.dtype, rows: self.inner, depth: self.hidden, experts }
+    }
+
+    fn variants(&self, device: &Chosen, width: usize) -> String {
         // How many tokens of the first turn go to each expert that has any.
         let mut counts = vec![0; self.experts];
         self.routes(device, 0, width).experts().iter().for_each(|expert| counts[*expert as usize] += 1);
@@ -112,15 +121,11 @@ impl Subject for Routed {
             .collect();
         variants.sort_unstable();
         variants.dedup();
-        Row {
-            phase: "routed",
-            matrix: Some(format!("{}x{}", self.inner, self.hidden)),
-            experts: Some(self.experts),
-            used: Some(self.used),
-            touched: Some(self.touched(device, width)),
-            variants: variants.join(" "),
-            ..Row::default()
-        }
+        variants.join(" ")
+    }
+
+    fn touched(&self, device: &Chosen, width: usize) -> Option<f64> {
+        Some(self.touched_mean(device, width))
     }
 
     fn operations(&self, width: usize) -> f64 {
@@ -129,6 +134,6 @@ impl Subject for Routed {
 
     fn bytes(&self, device: &Chosen, width: usize) -> f64 {
         let all = self.gate.matrices.bytes() + self.up.matrices.bytes() + self.down.matrices.bytes();
-        self.touched(device, width) * all as f64 / self.experts as f64
+        self.touched_mean(device, width) * all as f64 / self.experts as f64
     }
 }
