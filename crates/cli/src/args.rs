@@ -26,7 +26,8 @@ use crate::commands::kernels::Kernels;
 
 MODEL is a name (`tessera list --all`), hf:OWNER/REPO[/FILE], a GGUF file, the folder of an MLX checkpoint, or
 synth:ARCHITECTURE,… for random weights (`tessera synth --help`).
-TESSERA_CACHE names the folder for fetched models, HF_TOKEN holds a token for closed repositories of the hub, and
+TESSERA_CACHE names the folder for fetched models, TESSERA_TUNING the file of `tessera tune`,
+HF_TOKEN holds a token for closed repositories of the hub, and
 NO_COLOR switches colours off."
 )]
 pub(crate) struct Cli {
@@ -43,6 +44,7 @@ pub(crate) enum Command {
     Rm(Remove),
     Inspect(Inspect),
     Kernels(Kernels),
+    Tune(crate::commands::tune::Tune),
     Tokenize(Tokenize),
     Perplexity(Perplexity),
     Quantize(Quantize),

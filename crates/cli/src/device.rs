@@ -85,6 +85,11 @@ pub(crate) fn forced(device: &Chosen) -> String {
     device.kernels().overrides.to_string()
 }
 
+/// What is forced beside the instruction set.
+pub(crate) fn switches(device: &Chosen) -> String {
+    Overrides { isa: None, ..device.kernels().overrides }.to_string()
+}
+
 /// The measured numbers that are not as by default; nothing where all are.
 pub(crate) fn tuned(device: &Chosen) -> String {
     device.kernels().tuning.to_string()

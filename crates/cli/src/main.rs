@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => commands::bench::main(&args),
         Command::Profile(args) => commands::bench::profile::main(&args),
         Command::Kernels(args) => commands::kernels::main(&args),
+        Command::Tune(args) => commands::tune::main(&args),
         Command::Inspect(args) => commands::inspect::main(&args),
     };
     match result {

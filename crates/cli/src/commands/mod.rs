@@ -14,3 +14,4 @@ pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod synth;
 pub(crate) mod tokenize;
+pub(crate) mod tune;

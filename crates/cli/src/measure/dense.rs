@@ -66,7 +66,7 @@ impl Subject for Dense {
     }
 
     fn about(&self) -> About {
-        About { kind: "dense", dtype: self.dtype, rows: self.rows, depth: self.depth, experts: None }
+        About { kind: "dense", rows: self.rows, depth: self.depth, experts: None }
     }
 
     fn variants(&self, device: &Chosen, width: usize) -> String {

@@ -8,7 +8,6 @@ mod routed;
 pub(crate) mod times;
 
 use tessera_cpu::tensor::Tensor;
-use tessera_formats::DType;
 
 use crate::device::Chosen;
 
@@ -48,7 +47,6 @@ pub(crate) trait Subject {
 pub(crate) struct About {
     /// `dense` or `routed`.
     pub(crate) kind: &'static str,
-    pub(crate) dtype: DType,
     /// Output features; of a layer, the width inside of an expert.
     pub(crate) rows: usize,
     pub(crate) depth: usize,

@@ -103,7 +103,7 @@ impl Subject for Routed {
 
     fn about(&self) -> About {
         let experts = Some((self.experts, self.used));
-        About { kind: "routed", dtype: self.dtype, rows: self.inner, depth: self.hidden, experts }
+        About { kind: "routed", rows: self.inner, depth: self.hidden, experts }
     }
 
     fn variants(&self, device: &Chosen, width: usize) -> String {

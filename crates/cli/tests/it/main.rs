@@ -17,3 +17,4 @@ mod support;
 mod surface;
 mod synth;
 mod tokenize;
+mod tune;

@@ -50,6 +50,7 @@ impl Home {
             .current_dir(self.path())
             .env("HOME", self.path())
             .env("TESSERA_CACHE", self.store())
+            .env_remove("TESSERA_TUNING")
             .env_remove("HF_TOKEN")
             .env_remove("HF_TOKEN_PATH")
             .env_remove("HF_HUB_DISABLE_IMPLICIT_TOKEN")

@@ -11,12 +11,12 @@ pub(super) struct Facts {
     pub(super) machine: String,
     pub(super) isa: &'static str,
     pub(super) threads: usize,
-    /// The measured numbers that are not as by default.
-    pub(super) tuning: String,
     /// The model, or the format of a single matrix.
     pub(super) model: String,
     /// Formats of its matrices, most bytes first.
     pub(super) formats: String,
+    /// The measured numbers that are not as by default.
+    pub(super) tuning: String,
 }
 
 /// One measurement. Columns that it has no use for are empty.
@@ -97,9 +97,9 @@ pub(super) const COLUMNS: [&str; 34] = [
     "machine",
     "isa",
     "threads",
-    "tuning",
     "model",
     "formats",
+    "tuning",
     "test",
     "phase",
     "width",
