@@ -13,6 +13,7 @@ use super::{
 pub enum Packed {
     BlocksOf1,
     BlocksOf2,
+    BlocksGrid2,
     BlocksOf4,
     BlocksOf4Min,
     BlocksOf4WideMin,
@@ -38,9 +39,10 @@ pub enum Packed {
 
 impl Packed {
     /// Every layout.
-    pub const ALL: [Packed; 23] = [
+    pub const ALL: [Packed; 24] = [
         Packed::BlocksOf1,
         Packed::BlocksOf2,
+        Packed::BlocksGrid2,
         Packed::BlocksOf4,
         Packed::BlocksOf4Min,
         Packed::BlocksOf4WideMin,
@@ -91,6 +93,7 @@ impl Packed {
         match self {
             Packed::BlocksOf1 => visitor.visit::<blocks::BlocksOf1>(),
             Packed::BlocksOf2 => visitor.visit::<blocks::BlocksOf2>(),
+            Packed::BlocksGrid2 => visitor.visit::<blocks::BlocksGrid2>(),
             Packed::BlocksOf4 => visitor.visit::<blocks::BlocksOf4>(),
             Packed::BlocksOf4Min => visitor.visit::<blocks::BlocksOf4Min>(),
             Packed::BlocksOf4WideMin => visitor.visit::<blocks::BlocksOf4WideMin>(),
@@ -131,6 +134,7 @@ pub fn select(dtype: DType) -> Option<Packed> {
         DType::BF16 => Packed::BF16,
         DType::Q1_0 => Packed::BlocksOf1,
         DType::TQ1_0 | DType::TQ2_0 => Packed::BlocksOf2,
+        DType::IQ2_XXS => Packed::BlocksGrid2,
         DType::Q4_0 => Packed::BlocksOf4,
         DType::Q4_1 => Packed::BlocksOf4Min,
         DType::MLX4_G32 | DType::MLX4_G64 | DType::MLX4_G128 => Packed::BlocksOf4WideMin,
@@ -148,7 +152,7 @@ pub fn select(dtype: DType) -> Option<Packed> {
         DType::Q6_K => Packed::SupersOf6,
         DType::IQ4_XS => Packed::SupersUneven,
         // Codebooks of many weights at once: the codes as bytes. Scales are products; f32 holds them exactly.
-        DType::IQ1_S | DType::IQ2_XXS | DType::IQ3_XXS | DType::IQ3_S => Packed::BlocksOf8Wide,
+        DType::IQ1_S | DType::IQ3_XXS | DType::IQ3_S => Packed::BlocksOf8Wide,
         DType::IQ1_M | DType::IQ2_XS | DType::IQ2_S => Packed::BlocksOf8Halves,
         DType::I8 | DType::I16 | DType::I32 | DType::I64 | DType::F64 => return None,
     })

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 
 use super::{
     BlockAt, Layout, RowBlock,
-    forms::{Chosen, Fives, Form, Fp4, Nibbles, Pairs, Signs, Uneven, Whole},
+    forms::{Chosen, Fives, Form, Fp4, Grid2, Nibbles, Pairs, Signs, Threes, Uneven, Whole},
 };
 use crate::{
     matmul::tile::{BLOCK, ROWS},
@@ -85,6 +85,8 @@ pub(in crate::matmul) struct Blocks<F, T, const SUB: usize, const MIN: bool, con
 pub(in crate::matmul) type BlocksOf1 = Blocks<Signs, f16, 32, false, 1>;
 /// TQ1_0, TQ2_0: 10 bytes.
 pub(in crate::matmul) type BlocksOf2 = Blocks<Pairs, f16, 32, false, 1>;
+/// IQ2_XXS: 16 bytes; the file has 8.25.
+pub(in crate::matmul) type BlocksGrid2 = Blocks<Chosen<Grid2, Threes>, f32, 32, false, 43>;
 /// Q4_0: 18 bytes.
 pub(in crate::matmul) type BlocksOf4 = Blocks<Nibbles, f16, 32, false, 8>;
 /// Q4_1: 20 bytes.

@@ -5,7 +5,7 @@
 //! own, and a shift and a mask bring one back. So a code costs its bits of memory, and unpacking a few instructions
 //! that all the token columns share.
 
-use tessera_formats::codec::grids::{LEVELS_FP4, LEVELS_IQ4};
+use tessera_formats::codec::grids::{LEVELS_FP4, LEVELS_IQ2, LEVELS_IQ4};
 
 use crate::{
     matmul::tile::{BLOCK, QUAD, QUADS, ROWS},
@@ -128,11 +128,11 @@ impl<const LOW: usize, const HIGH: usize, const SHIFT: usize> Form for Planes<LO
     }
 }
 
-/// Four bits that choose one of sixteen levels.
+/// Bits that choose one of a few levels: four, unless the form `F` says otherwise.
 #[derive(Clone, Copy)]
-pub(in crate::matmul) struct Chosen<T>(std::marker::PhantomData<T>);
+pub(in crate::matmul) struct Chosen<T, F = Nibbles>(std::marker::PhantomData<(T, F)>);
 
-/// Sixteen levels, as codes.
+/// Up to sixteen levels, as codes. Fewer are filled up with a repetition of one of them.
 pub(in crate::matmul) trait Levels: Copy + Send + Sync + 'static {
     /// The codes.
     const CODES: [u8; 16];
@@ -163,6 +163,18 @@ impl Levels for Fp4 {
     const CODES: [u8; 16] = with_offset(LEVELS_FP4, 16);
 }
 
+/// IQ2's three sizes with both signs, which three bits choose: the codebook's entries, and the parity that fixes every
+/// eighth sign, are spent on speed.
+#[derive(Clone, Copy)]
+pub(in crate::matmul) struct Grid2;
+
+impl Levels for Grid2 {
+    const CODES: [u8; 16] = {
+        let [a, b, c, _] = LEVELS_IQ2;
+        with_offset([a, b, c, -a, -b, -c, a, a, a, a, a, a, a, a, a, a], 43)
+    };
+}
+
 const fn with_offset(levels: [i8; 16], offset: u8) -> [u8; 16] {
     let (mut codes, mut i) = ([0; 16], 0);
     while i < 16 {
@@ -172,8 +184,8 @@ const fn with_offset(levels: [i8; 16], offset: u8) -> [u8; 16] {
     codes
 }
 
-impl<T: Levels> Form for Chosen<T> {
-    const BYTES: usize = Nibbles::BYTES;
+impl<T: Levels, F: Form> Form for Chosen<T, F> {
+    const BYTES: usize = F::BYTES;
     const SMALL: bool = {
         let (mut small, mut i) = (true, 0);
         while i < 16 {
@@ -186,12 +198,12 @@ impl<T: Levels> Form for Chosen<T> {
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, at: *const u8, quad: usize) -> S::U8 {
         // SAFETY: the caller's promise.
-        simd.look_up(&T::CODES, unsafe { Nibbles::load(simd, at, quad) })
+        simd.look_up(&T::CODES, unsafe { F::load(simd, at, quad) })
     }
 
     fn put(to: &mut [u8], row: usize, codes: &[u8; BLOCK]) {
-        // A code that is no level becomes 16, which the nibbles refuse.
-        Nibbles::put(to, row, &codes.map(|code| T::INDICES[usize::from(code)]));
+        // A code that is no level becomes 16, which four bits refuse.
+        F::put(to, row, &codes.map(|code| T::INDICES[usize::from(code)]));
     }
 }
 
@@ -254,6 +266,7 @@ mod tests {
             check::<Sixes>(&random, x, |v| v & 63);
             check::<Chosen<Uneven>>(&random, x, |v| Uneven::CODES[usize::from(v & 15)]);
             check::<Chosen<Fp4>>(&random, x, |v| Fp4::CODES[usize::from(v & 15)]);
+            check::<Chosen<Grid2, Threes>>(&random, x, |v| Grid2::CODES[usize::from(v & 7)]);
         }
     }
 
