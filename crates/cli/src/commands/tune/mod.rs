@@ -1,7 +1,8 @@
 //! `tessera tune`: measure the numbers that only a machine can tell, and keep those that gain.
 //!
-//! Each number is measured alone against the default. What is adopted of all of them is measured again, together: numbers
-//! that only seemed better, or that get in each other's way, fall there. [`rule`] says when a candidate is adopted,
+//! Each number is measured alone against the default. The winners are measured again, and must gain where they gained
+//! before: of a hundred comparisons one is always lucky. Those that hold are measured together, as they might get in
+//! each other's way; if they lose anywhere, only the greatest gain stays. [`rule`] says when a candidate is adopted,
 //! [`survey`] what is measured, [`run`] how.
 
 mod report;
@@ -33,7 +34,7 @@ use survey::Size;
 #[command(
     after_help = "Candidates and the default take turns; every result must have the same bits. A candidate is adopted only if it is
 faster somewhere and slower nowhere, beyond the noise between two readings of the default, at all widths at which it
-makes a difference. What is adopted goes into a file in the folder for caches (TESSERA_TUNING names another), for this
+makes a difference, and again when it is measured again. What is adopted goes into a file in the folder for caches (TESSERA_TUNING names another), for this
 processor, instruction set and number of threads. Deleting the file restores the defaults. Leave the machine alone meanwhile.
 
 Examples:
@@ -67,8 +68,8 @@ pub(crate) struct Tune {
 struct Findings {
     /// One for each number.
     alone: Vec<Group>,
-    /// What was measured together, last what was adopted, if anything.
-    together: Vec<Group>,
+    /// The winners, measured again: each, and those that held together.
+    again: Vec<Group>,
     adopted: Tuning,
     took: Duration,
 }
@@ -107,7 +108,7 @@ pub(crate) fn main(args: &Tune) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// All numbers alone, then those that gain together.
+/// All numbers alone, then those that gain: again, and together.
 fn measure(device: &mut Chosen, size: Size) -> Result<Findings> {
     let (start, default, workers) = (Instant::now(), Tuning::default(), device.threads());
     let group = |parameter: Parameter| {
@@ -117,41 +118,51 @@ fn measure(device: &mut Chosen, size: Size) -> Result<Findings> {
     let mut alone = Parameter::ALL.map(group).to_vec();
     let bar = ui::steps_bar("tuning", run::steps(size, workers, &alone));
     run::run(device, size, &mut alone, &bar)?;
-    let mut together = vec![];
-    let mut adopted = default;
-    for tuning in proposals(&alone) {
-        let changed = Parameter::ALL.into_iter().filter(|p| p.of(&tuning) != p.of(&default)).collect();
-        let mut group = vec![Group::new(changed, [tuning])];
-        bar.inc_length(run::steps(size, workers, &group));
-        run::run(device, size, &mut group, &bar)?;
-        together.append(&mut group);
-        if together.last().is_some_and(|g| rule::best(&g.comparisons()).is_some()) {
-            adopted = tuning;
-            break;
+    let mut again: Vec<Group> = alone.iter().filter_map(winner).collect();
+    bar.inc_length(run::steps(size, workers, &again));
+    run::run(device, size, &mut again, &bar)?;
+    let gains = confirmed(&alone, &again);
+    let all = gains.iter().fold(default, |all, tuning| combined(all, *tuning));
+    let mut adopted = all;
+    if gains.len() > 1 {
+        let mut together = vec![Group::new(changed(&all), [all])];
+        bar.inc_length(run::steps(size, workers, &together));
+        run::run(device, size, &mut together, &bar)?;
+        if rule::best(&together[0].comparisons()).is_none() {
+            adopted = gains[0];
         }
+        again.append(&mut together);
     }
     bar.finish_and_clear();
-    Ok(Findings { alone, together, adopted, took: start.elapsed() })
+    Ok(Findings { alone, again, adopted, took: start.elapsed() })
 }
 
-/// What to measure together, in order, until one may be adopted: the best value of each number; then each of these alone,
-/// the greatest gain first.
-fn proposals(alone: &[Group]) -> Vec<Tuning> {
-    let default = Tuning::default();
-    let best = |group: &Group| {
-        let candidate = &group.candidates[rule::best(&group.comparisons())?];
-        Some((rule::mean_ratio(&candidate.comparisons()), group.parameters[0], candidate.tuning))
-    };
-    let mut gains: Vec<_> = alone.iter().filter_map(best).collect();
-    gains.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
-    let take = |all: Tuning, (_, parameter, tuning): &(f64, Parameter, Tuning)| {
-        parameter.with(all, parameter.of(tuning)).unwrap_or(all)
-    };
-    let mut proposals: Vec<Tuning> = gains.iter().map(|(_, _, tuning)| *tuning).collect();
-    if gains.len() > 1 {
-        proposals.insert(0, gains.iter().fold(default, take));
-    }
-    proposals
+/// The best value of a number, to be measured again.
+fn winner(group: &Group) -> Option<Group> {
+    let best = rule::best(&group.comparisons())?;
+    Some(Group::new(group.parameters.clone(), [group.candidates[best].tuning]))
+}
+
+/// Of the winners, those that gain again where they gained the first time, the greatest gain first.
+fn confirmed(alone: &[Group], again: &[Group]) -> Vec<Tuning> {
+    let first = |tuning: &Tuning| alone.iter().flat_map(|g| &g.candidates).find(|c| c.tuning == *tuning);
+    let held = again.iter().flat_map(|group| &group.candidates).filter_map(|candidate| {
+        let (first, second) = (first(&candidate.tuning)?.comparisons(), candidate.comparisons());
+        rule::repeats(&first, &second).then(|| (rule::mean_ratio(&second), candidate.tuning))
+    });
+    let mut held: Vec<_> = held.collect();
+    held.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    held.into_iter().map(|(_, tuning)| tuning).collect()
+}
+
+/// The numbers that are not as by default.
+fn changed(tuning: &Tuning) -> Vec<Parameter> {
+    Parameter::ALL.into_iter().filter(|p| p.of(tuning) != p.of(&Tuning::default())).collect()
+}
+
+/// `tuning` with what another changes.
+fn combined(tuning: Tuning, other: Tuning) -> Tuning {
+    changed(&other).into_iter().fold(tuning, |all, p| p.with(all, p.of(&other)).unwrap_or(all))
 }
 
 fn reset(path: &Path, json: bool) -> Result<()> {
@@ -183,15 +194,25 @@ mod tests {
     }
 
     #[test]
-    fn the_best_values_are_proposed_together_then_each_alone() {
+    fn winners_gain_twice() {
         let alone = [
             group(Parameter::PrefetchBytes, &[(1024, 0.9), (2048, 0.7), (4096, 1.2)]),
             group(Parameter::TurnBytes, &[(1024, 1.1)]),
-            group(Parameter::ProductsPerByte, &[(3, 0.6), (4, 0.995)]),
+            group(Parameter::PassTokens, &[(64, 0.8)]),
+            group(Parameter::ProductsPerByte, &[(3, 0.9), (4, 0.995)]),
         ];
-        let texts: Vec<_> = proposals(&alone).iter().map(Tuning::to_string).collect();
-        assert_eq!(texts, ["prefetch_bytes=2048,products_per_byte=3", "products_per_byte=3", "prefetch_bytes=2048"]);
-        assert_eq!(proposals(&alone[..1]).len(), 1);
-        assert_eq!(proposals(&alone[1..2]).len(), 0);
+        let winners: Vec<_> = alone.iter().filter_map(winner).collect();
+        let texts: Vec<_> = winners.iter().map(|g| g.candidates[0].tuning.to_string()).collect();
+        assert_eq!(texts, ["prefetch_bytes=2048", "pass_tokens=64", "products_per_byte=3"]);
+        let again = [
+            group(Parameter::PrefetchBytes, &[(2048, 0.9)]),
+            group(Parameter::PassTokens, &[(64, 1.0)]),
+            group(Parameter::ProductsPerByte, &[(3, 0.8)]),
+        ];
+        let held = confirmed(&alone, &again);
+        let texts: Vec<_> = held.iter().map(Tuning::to_string).collect();
+        assert_eq!(texts, ["products_per_byte=3", "prefetch_bytes=2048"]);
+        assert_eq!(combined(held[0], held[1]).to_string(), "prefetch_bytes=2048,products_per_byte=3");
+        assert!(confirmed(&alone, &[]).is_empty());
     }
 }

@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::{
-    Findings, Tune,
+    Findings, Tune, changed,
     rule::{self, Outcome},
     run::{Candidate, Cell, Group},
 };
@@ -59,13 +59,24 @@ pub(super) fn table(out: &mut impl Write, findings: &Findings, file: Option<&Pat
             let value = parameter.of(&candidate.tuning);
             let label = format!("{:<22} {:>8} {value:>9}", parameter.name(), parameter.of(&default));
             let adopted = value == parameter.of(&findings.adopted);
-            writeln!(out, "{label} {} {}", summary(candidate), if adopted { "yes" } else { verdict(candidate) })?;
+            writeln!(
+                out,
+                "{label} {} {}",
+                summary(candidate),
+                if adopted { "yes".to_owned() } else { verdict(candidate, "another is better, or it did not last") }
+            )?;
         }
     }
-    for candidate in findings.together.iter().flat_map(|group| &group.candidates) {
-        let adopted = candidate.tuning == findings.adopted;
+    for candidate in findings.again.iter().flat_map(|group| &group.candidates) {
+        let adopted = holds(candidate, findings);
         writeln!(out, "\nagain: {}", candidate.tuning.to_string().replace(',', ", "))?;
-        writeln!(out, "{:41} {} {}", "", summary(candidate), if adopted { "yes" } else { verdict(candidate) })?;
+        writeln!(
+            out,
+            "{:41} {} {}",
+            "",
+            summary(candidate),
+            if adopted { "yes".to_owned() } else { verdict(candidate, "not where it did before, or not with others") }
+        )?;
     }
     let what = findings.adopted.to_string().replace(',', ", ");
     let what = if what.is_empty() { "nothing: the defaults are best here".to_owned() } else { what };
@@ -77,16 +88,22 @@ pub(super) fn table(out: &mut impl Write, findings: &Findings, file: Option<&Pat
     Ok(())
 }
 
-/// Why a candidate was not adopted; one that could have been lost to another or fell when it was measured again.
-fn verdict(candidate: &Candidate) -> &'static str {
+/// Whether all that a candidate changes was adopted.
+fn holds(candidate: &Candidate, findings: &Findings) -> bool {
+    changed(&candidate.tuning).into_iter().all(|p| p.of(&candidate.tuning) == p.of(&findings.adopted))
+}
+
+/// Why a candidate was not adopted; `gains` where it seemed that it could be.
+fn verdict(candidate: &Candidate, gains: &str) -> String {
     let compared = candidate.comparisons();
     let any = |outcome| compared.iter().any(|c| c.outcome() == outcome);
-    match () {
-        () if compared.is_empty() => "no: no difference here",
-        () if any(Outcome::Slower) => "no: loses",
-        () if any(Outcome::Faster) => "no: another is better",
-        () => "no: gains nothing",
-    }
+    let why = match () {
+        () if compared.is_empty() => "no difference here",
+        () if any(Outcome::Slower) => "loses",
+        () if any(Outcome::Faster) => gains,
+        () => "gains nothing",
+    };
+    format!("no: {why}")
 }
 
 fn summary(candidate: &Candidate) -> String {
@@ -126,7 +143,7 @@ pub(super) fn json(findings: &Findings, key: &Key, file: Option<&Path>) -> Value
         "threads": key.threads,
         "seconds": findings.took.as_secs_f64(),
         "candidates": groups(&findings.alone),
-        "together": groups(&findings.together),
+        "again": groups(&findings.again),
         "adopted": tuning::values(&findings.adopted),
         "file": file.map(|f| f.display().to_string()),
     })
@@ -134,11 +151,9 @@ pub(super) fn json(findings: &Findings, key: &Key, file: Option<&Path>) -> Value
 
 fn candidate_json(candidate: &Candidate, findings: &Findings) -> Value {
     let default = Tuning::default();
-    let changed = Parameter::ALL.into_iter().filter(|p| p.of(&candidate.tuning) != p.of(&default));
-    let changed: Vec<_> = changed.collect();
+    let changed = changed(&candidate.tuning);
     let values = changed.iter().map(|p| (p.name().to_owned(), Value::from(p.of(&candidate.tuning))));
     let defaults = changed.iter().map(|p| (p.name().to_owned(), Value::from(p.of(&default))));
-    let adopted = changed.iter().all(|p| p.of(&candidate.tuning) == p.of(&findings.adopted));
     let cells = candidate.cells.iter().map(|cell| {
         json!({
             "matrix": cell.place,
@@ -151,7 +166,7 @@ fn candidate_json(candidate: &Candidate, findings: &Findings) -> Value {
     json!({
         "values": values.collect::<serde_json::Map<_, _>>(),
         "default": defaults.collect::<serde_json::Map<_, _>>(),
-        "adopted": adopted,
+        "adopted": holds(candidate, findings),
         "mean_ratio": rule::mean_ratio(&candidate.comparisons()),
         "cells": cells.collect::<Vec<_>>(),
     })

@@ -3,7 +3,8 @@
 //! In each round of a cell (a subject at a width) the default, every candidate and the default again take turns. A candidate's
 //! ratio is the median over rounds of its time over the mean of the two defaults of its round, so that what disturbs a
 //! round disturbs all of it alike. What two readings of the *same* numbers differ by is noise. A candidate is adopted only
-//! if it is faster somewhere and slower nowhere, both beyond the noise, in all cells that it governs.
+//! if it is faster somewhere and slower nowhere, both beyond the noise, in all cells that it governs; and
+//! so again when it is measured again.
 
 /// A difference below this is not worth a table.
 const NOISE_MIN: f64 = 0.01;
@@ -86,6 +87,12 @@ pub(super) fn adopts<'a>(cells: impl IntoIterator<Item = &'a Comparison>) -> boo
     faster && !slower
 }
 
+/// Whether a candidate that is measured again, in the same cells, gains again, and in a cell where it did before.
+pub(super) fn repeats(first: &[Comparison], second: &[Comparison]) -> bool {
+    let faster = |c: &Comparison| c.outcome() == Outcome::Faster;
+    adopts(second) && first.iter().zip(second).any(|(a, b)| faster(a) && faster(b))
+}
+
 /// The geometric mean of the ratios; 1 where there are none.
 pub(super) fn mean_ratio<'a>(cells: impl IntoIterator<Item = &'a Comparison>) -> f64 {
     let logarithms: Vec<f64> = cells.into_iter().map(|c| c.ratio.ln()).collect();
@@ -150,6 +157,15 @@ mod tests {
         assert_eq!(best(&[]), None);
         assert!((mean_ratio(&candidates[2]) - 0.72f64.sqrt()).abs() < 1e-12);
         assert!((mean_ratio(&cells(&[])) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_gain_counts_where_it_comes_twice() {
+        let first = cells(&[0.9, 1.0, 0.9]);
+        assert!(repeats(&first, &cells(&[1.0, 1.0, 0.9])));
+        assert!(!repeats(&first, &cells(&[1.0, 0.9, 1.0])));
+        assert!(!repeats(&first, &cells(&[0.9, 1.1, 0.9])));
+        assert!(!repeats(&first, &[]));
     }
 
     #[test]
