@@ -59,6 +59,8 @@ pub(super) fn svg(title: &str, series: &[Series]) -> Result<String> {
                 .configure_mesh()
                 .x_desc("tokens of context")
                 .y_desc("tokens a second")
+                .x_label_formatter(&|v| format!("{v:.0}"))
+                .y_label_formatter(&|v| format!("{v:.0}"))
                 .light_line_style(WHITE)
                 .draw()?;
             let line = |value: fn(&Point) -> f64| series.points.iter().map(move |p| (p.context, value(p)));
