@@ -24,10 +24,10 @@ use crate::commands::kernels::Kernels;
   tessera run gemma3:270m \"Why is the sky blue?\"  name another; it is fetched first
   tessera chat model.gguf                         talk with a model from a file
 
-MODEL is a name (`tessera list --all`), hf:OWNER/REPO[/FILE], a GGUF file, the folder of an MLX checkpoint, or
-synth:ARCHITECTURE,… for random weights (`tessera synth --help`).
-TESSERA_CACHE names the folder for fetched models, TESSERA_TUNING the file of `tessera tune`,
-HF_TOKEN holds a token for closed repositories of the hub, and
+MODEL is a name (`tessera list --all`), hf:OWNER/REPO[/FILE], a GGUF file, the folder of an MLX checkpoint, or \
+synth:ARCHITECTURE,… for random weights (`tessera synth --help`). \
+TESSERA_CACHE names the folder for fetched models, TESSERA_TUNING the file of `tessera tune`, \
+HF_TOKEN holds a token for closed repositories of the hub, and \
 NO_COLOR switches colours off."
 )]
 pub(crate) struct Cli {
@@ -181,9 +181,9 @@ pub(crate) struct Tokenize {
 /// Measure how well a model predicts a text, and how far it is from a reference.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Perplexity is e to the mean negative log-likelihood of a token, over the second half of each chunk.
-With --reference, `mean_kld` is the mean divergence D(reference || model) in nats over the listed tokens and the
-remainder as one more outcome, `p99_kld` its 99th percentile, and `same_top` the share of positions at which both hold
+    after_help = "Perplexity is e to the mean negative log-likelihood of a token, over the second half of each chunk. \
+With --reference, `mean_kld` is the mean divergence D(reference || model) in nats over the listed tokens and the \
+remainder as one more outcome, `p99_kld` its 99th percentile, and `same_top` the share of positions at which both hold \
 the same token most likely.
 
 Examples:
@@ -220,7 +220,7 @@ pub(crate) struct Perplexity {
 /// Write a model in another format.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Norms, biases and routers keep full precision. Start from an F16 or BF16 file where there is one: a file
+    after_help = "Norms, biases and routers keep full precision. Start from an F16 or BF16 file where there is one: a file \
 that is quantized already takes the errors of both formats.
 
 Examples:

@@ -24,7 +24,7 @@ const SHOWN_FINDINGS: usize = 12;
 /// Hold every kernel that this machine can run against the reference, to the last bit, and against float64.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Every op, format, instruction set, number of threads and switch, at widths around every edge of a tile or pass,
+    after_help = "Every op, format, instruction set, number of threads and switch, at widths around every edge of a tile or pass, \
 with outputs poisoned before they are written. Prints a table and the first row that is wrong, and fails if there is one.
 
 Examples:

@@ -11,8 +11,8 @@ use crate::args::{Cache, Compute};
 /// Measure speed, with a check of the result in every row.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A row holds the median of --repeat measurements with the least and the greatest, the commit, machine, threads,
-formats and kernels, and a hash of what was computed. Repeats that differ in it, or a sequence that gives other bits in a
+    after_help = "A row holds the median of --repeat measurements with the least and the greatest, the commit, machine, threads, \
+formats and kernels, and a hash of what was computed. Repeats that differ in it, or a sequence that gives other bits in a \
 batch than alone, are an error. --csv and --json print every column.
 
 Examples:
@@ -64,7 +64,7 @@ pub(crate) struct Decode {
 /// chunk by chunk between the steps of the others, and then decode together, each step taking the likeliest tokens.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Prefill and decode are timed apart. A sequence's first token comes with its prompt and does not count as decoded.
+    after_help = "Prefill and decode are timed apart. A sequence's first token comes with its prompt and does not count as decoded. \
 All but the longest prompt are shorter than --prompt, down to a quarter of it; so with --tokens."
 )]
 pub(crate) struct Batch {
@@ -116,8 +116,9 @@ pub(crate) struct Sweep {
 /// One projection at many widths, with weights that are in no cache; with --experts, one layer of experts.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "With --experts, --rows is the width inside of an expert and --depth that of its input, and a row holds gate, up and down.
-`touched` is how many experts the tokens of a step go to, `time` and `bytes` are relative to the first width.
+    after_help = "With --experts, --rows is the width inside of an expert and --depth that of its input, and a row holds gate, up and \
+down. \
+`touched` is how many experts the tokens of a step go to, `time` and `bytes` are relative to the first width. \
 --kernels may be given several times: the sets take turns, and must give the same bits.
 
 Examples:

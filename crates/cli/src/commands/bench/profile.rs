@@ -22,8 +22,8 @@ use crate::device::{self, Chosen};
 /// Show where the time of a step goes: its stages, in sum and in each layer.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Times are medians over --repeat measurements, and those of one step: the whole prompt, or one token of each sequence.
-Bytes are read or written once: weights as the file holds them, activations in f32, keys and values as they are cached.
+    after_help = "Times are medians over --repeat measurements, and those of one step: the whole prompt, or one token of each sequence. \
+Bytes are read or written once: weights as the file holds them, activations in f32, keys and values as they are cached. \
 Operations are those of projections and attention. `rest` is what lies between the ops.
 
 Examples:

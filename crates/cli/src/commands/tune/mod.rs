@@ -32,10 +32,10 @@ use survey::Size;
 /// Measure what is fastest on this machine, and use it from then on.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Candidates and the default take turns; every result must have the same bits. A candidate is adopted only if it is
-faster somewhere and slower nowhere, beyond the noise between two readings of the default, at all widths at which it
-makes a difference, and again when it is measured again.
-What is adopted goes into a file in the folder for caches (TESSERA_TUNING names another), for this
+    after_help = "Candidates and the default take turns; every result must have the same bits. A candidate is adopted only if it is \
+faster somewhere and slower nowhere, beyond the noise between two readings of the default, at all widths at which it \
+makes a difference, and again when it is measured again. \
+What is adopted goes into a file in the folder for caches (TESSERA_TUNING names another), for this \
 processor, instruction set and number of threads. Deleting the file restores the defaults. Leave the machine alone meanwhile.
 
 Examples:
