@@ -9,9 +9,11 @@ use std::{marker::PhantomData, ops::Range, ptr::null};
 
 use tessera_ops::{Attention, Batch, PAGE_TOKENS};
 
-use super::chain::Chain;
+use super::{
+    chain::Chain,
+    softmax::{Softmax, weigh_page},
+};
 use crate::{
-    gate::soft_cap_lanes,
     isa::Kernel,
     kv::{
         Layer,
@@ -188,7 +190,7 @@ impl<C: Cells> Run<'_, C> {
                 a_stride: layer.stride(),
                 b: layer.keys::<C>(self.page_id(page), self.block.kv_head),
                 b_from: (0, first),
-                ahead: layer.values::<C>(self.page_id(page), self.block.kv_head).start(),
+                ahead: layer.values::<C>(self.page_id(page), self.block.kv_head).address(0, 0),
                 c: self.scratch.weights[columns.start * PAGE_TOKENS..].as_mut_ptr().add(first * LANES),
                 c_stride: PAGE_TOKENS,
                 columns: columns.len(),
@@ -203,49 +205,12 @@ impl<C: Cells> Run<'_, C> {
     /// Turns a column's scores into weights, and rescales its sums to the new maximum.
     #[inline(always)]
     fn weigh<S: Simd>(&mut self, simd: S, row: usize, page: usize, column: usize) {
-        let slots = self.slots(row, page);
-        let stride = self.block.layer.stride();
-        let weights = &mut self.scratch.weights[column * PAGE_TOKENS..][..PAGE_TOKENS].as_chunks_mut::<LANES>().0
-            [slots.start / LANES..slots.end.div_ceil(LANES)];
-        let start = slots.start / LANES * LANES;
-
-        let mut lanes = simd.splat(f32::NEG_INFINITY);
-        for (i, scores) in weights.iter_mut().enumerate() {
-            if let Some(cap) = self.block.spec.soft_cap {
-                let capped = soft_cap_lanes(simd, simd.load(scores), cap);
-                simd.store(scores, capped);
-            }
-            let base = start + i * LANES;
-            if base < slots.start || base + LANES > slots.end {
-                for (lane, score) in scores.iter_mut().enumerate() {
-                    if !slots.contains(&(base + lane)) {
-                        *score = f32::NEG_INFINITY;
-                    }
-                }
-            }
-            // A score that is NaN is not above the lane's maximum, which stays.
-            lanes = simd.max(simd.load(scores), lanes);
-        }
-        let (before, page_highest) = (self.scratch.highest[column], simd.max_lanes(lanes));
-        let highest = if page_highest > before { page_highest } else { before };
-
-        let mut sums = simd.splat(0.0);
-        for scores in weights.iter_mut() {
-            // Slots put out weigh exp(-inf) = 0 (or NaN where all is lost already).
-            let weight = simd.exp(simd.sub(simd.load(scores), simd.splat(highest)));
-            simd.store(scores, weight);
-            sums = simd.add(sums, weight);
-        }
-        let first_page = page == self.visible(row).start / PAGE_TOKENS;
-        let keep = if first_page {
-            0.0
-        } else {
-            let mut lanes = [0.0; LANES];
-            simd.store(&mut lanes, simd.exp(simd.splat(before - highest)));
-            lanes[0]
-        };
-        self.scratch.totals[column] = self.scratch.totals[column].mul_add(keep, simd.add_lanes(sums));
-        self.scratch.highest[column] = highest;
+        let (slots, stride) = (self.slots(row, page), self.block.layer.stride());
+        let state = Softmax { highest: self.scratch.highest[column], total: self.scratch.totals[column] };
+        let before = (page != self.visible(row).start / PAGE_TOKENS).then_some(state);
+        let scores = &mut self.scratch.weights[column * PAGE_TOKENS..][..PAGE_TOKENS];
+        let (state, keep) = weigh_page(simd, scores, slots, before, self.block.spec.soft_cap);
+        (self.scratch.highest[column], self.scratch.totals[column]) = (state.highest, state.total);
         // A factor of one changes no bit.
         if keep != 1.0 {
             let factor = simd.splat(keep);
@@ -261,7 +226,7 @@ impl<C: Cells> Run<'_, C> {
         let mut slot = self.slots(from, page).start;
         let mut ahead = match is_last {
             true => self.block.next,
-            false => layer.keys::<C>(self.page_id(page + 1), self.block.kv_head).start(),
+            false => layer.keys::<C>(self.page_id(page + 1), self.block.kv_head).address(0, 0),
         };
         while slot < end {
             // Both ends of what a row sees move with its position: the rows that see a slot stand together.

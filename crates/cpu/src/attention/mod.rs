@@ -8,6 +8,8 @@
 
 mod block;
 mod chain;
+mod shared;
+mod softmax;
 
 use std::{
     ptr::null,
@@ -18,7 +20,7 @@ use std::{
 };
 
 use half::f16;
-use tessera_ops::{Attention, Batch, KvFormat};
+use tessera_ops::{Attention, Batch, KvFormat, PAGE_TOKENS};
 
 use self::block::{Block, Scratch};
 use crate::{
@@ -33,6 +35,9 @@ const COLUMNS: usize = 24;
 
 /// Blocks for each thread, so that the last ones even out the work.
 const BLOCKS_PER_THREAD: usize = 6;
+
+/// From this many pages on, rows that are fewer than the threads' work items are shared inside.
+const SHARED_PAGES_MIN: usize = 4;
 
 /// Below this many multiplications a step is not worth a second thread.
 const ALONE_MAX: usize = 64 << 10;
@@ -55,6 +60,20 @@ pub(crate) fn attention(
     let visible: usize = batch.positions.iter().map(|p| spec.visible(*p as usize).len()).sum();
     let alone = workers.pool.count() == 1 || 2 * visible * queries.width() <= ALONE_MAX;
     let threads = if alone { 1 } else { workers.pool.count() };
+    // The longest row decides: a page is hundreds of times what a region costs.
+    let longest = batch.positions.iter().map(|p| spec.visible(*p as usize).len()).max().unwrap_or(0);
+    if threads > 1 && rows * spec.kv_heads < 2 * threads && longest >= SHARED_PAGES_MIN * PAGE_TOKENS {
+        let mut y = pool.take(rows, queries.width());
+        for (row, out) in y.as_mut_slice().chunks_exact_mut(queries.width()).enumerate() {
+            let what = (layer, spec, batch);
+            match cache.format {
+                KvFormat::F32 => shared::attend::<f32>(workers, pool, what, queries, row, out),
+                KvFormat::F16 => shared::attend::<f16>(workers, pool, what, queries, row, out),
+                KvFormat::Q8_0 => shared::attend::<Codes>(workers, pool, what, queries, row, out),
+            }
+        }
+        return y;
+    }
     let block_rows = (rows * spec.kv_heads / (threads * BLOCKS_PER_THREAD)).clamp(1, (COLUMNS / spec.group()).max(1));
     let blocks = rows.div_ceil(block_rows);
 

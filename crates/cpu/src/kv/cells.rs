@@ -63,8 +63,8 @@ pub(crate) trait Cells: 'static {
 
 /// (depth, vectors · 16) numbers, widened as they are read.
 pub(crate) trait Operand: Copy {
-    /// The first byte, to ask for it ahead of its use.
-    fn start(self) -> *const u8;
+    /// Where vector `vector` of row `k` lies, to ask for it ahead of its use.
+    fn address(self, k: usize, vector: usize) -> *const u8;
 
     /// Vector `vector` of row `k`.
     ///
@@ -124,8 +124,8 @@ pub(crate) struct Rows<N> {
 
 impl<N: Number> Operand for Rows<N> {
     #[inline(always)]
-    fn start(self) -> *const u8 {
-        self.start.cast()
+    fn address(self, k: usize, vector: usize) -> *const u8 {
+        self.start.wrapping_add(k * self.stride + vector * LANES).cast()
     }
 
     #[inline(always)]
@@ -177,8 +177,8 @@ pub(crate) struct KeyCodes {
 
 impl Operand for KeyCodes {
     #[inline(always)]
-    fn start(self) -> *const u8 {
-        self.codes.cast()
+    fn address(self, k: usize, vector: usize) -> *const u8 {
+        self.codes.wrapping_add(k * PAGE_TOKENS + vector * LANES).cast()
     }
 
     #[inline(always)]
@@ -201,8 +201,8 @@ pub(crate) struct ValueCodes {
 
 impl Operand for ValueCodes {
     #[inline(always)]
-    fn start(self) -> *const u8 {
-        self.codes.cast()
+    fn address(self, k: usize, vector: usize) -> *const u8 {
+        self.codes.wrapping_add(k * self.stride + vector * LANES).cast()
     }
 
     #[inline(always)]

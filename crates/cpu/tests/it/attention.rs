@@ -154,3 +154,16 @@ fn sequences_of_all_lengths_share_a_step() {
         same(&run(&device, &spec, &batch, pages, kvq), &want, &device.name());
     }
 }
+
+/// Token by token, a long sequence alone is shared among threads inside a row; whole, it goes in blocks.
+#[test]
+fn a_row_that_threads_share_gives_the_reference_s_bits() {
+    let shapes = [(3, 1, 80), (6, 2, 32), (1, 1, 16), (2, 1, 24), (4, 1, 256)];
+    for (i, shape) in shapes.into_iter().enumerate() {
+        for (window, soft_cap) in [(None, None), (Some(290), Some(3.0))] {
+            let mut case = Case::new(400, shape, KvFormat::ALL[i % 3]);
+            (case.spec.window, case.spec.soft_cap) = (window, soft_cap);
+            case.check(&[1, 400]);
+        }
+    }
+}

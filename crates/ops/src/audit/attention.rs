@@ -19,6 +19,9 @@ const LENGTHS: [usize; 6] =
 /// Fewer of them, for wide heads.
 const LENGTHS_FEW: [usize; 3] = [PAGE_TOKENS + 2, 1, PAGE_TOKENS];
 
+/// A sequence alone that is long enough for devices to share a row among threads.
+const LENGTH_ALONE: usize = 5 * PAGE_TOKENS + 3;
+
 /// Heads wider than this are audited at few lengths, but in a full audit.
 const NARROW_HEAD: usize = 80;
 
@@ -47,6 +50,12 @@ pub(super) fn jobs<D: Device>(settings: &Settings, jobs: &mut Vec<Job<D>>) {
     }
     let chunks = if settings.full { vec![1, 2, 7, 63, 64, 65, 100] } else { vec![1, 7, 64, 65] };
     let full = settings.full;
+    for format in KvFormat::ALL {
+        for window in [None, Some(4 * PAGE_TOKENS + 9)] {
+            let make = move || Sequences::new(SHAPE_OF_WINDOWS, window, None, format, &[LENGTH_ALONE], vec![1]);
+            jobs.push(Job::new(Op::Attention, name(format).0, make));
+        }
+    }
     let mut add = |shape: (usize, usize, usize), window, soft_cap, format| {
         let lengths: &[usize] = if shape.2 > NARROW_HEAD && !full { &LENGTHS_FEW } else { &LENGTHS };
         let chunks = chunks.clone();
