@@ -236,8 +236,15 @@ impl Device for CpuDevice {
         kv::store(&self.workers, cache, layer, keys, values, batch);
     }
 
-    fn attention(&self, queries: &Tensor, cache: &KvPages, spec: &Attention, batch: &Batch) -> Tensor {
-        attention::attention(&self.workers, &self.pool, queries, cache, spec, batch)
+    fn attention(
+        &self,
+        queries: &Tensor,
+        cache: &KvPages,
+        spec: &Attention,
+        sinks: Option<&Vec<f32>>,
+        batch: &Batch,
+    ) -> Tensor {
+        attention::attention(&self.workers, &self.pool, queries, cache, spec, sinks.map(Vec::as_slice), batch)
     }
 
     fn gate(&self, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {

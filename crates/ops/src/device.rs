@@ -268,9 +268,16 @@ pub trait Device: Send + Sync + Sized + 'static {
     );
 
     /// Causal softmax attention of `queries` (rows, heads · head_dim) over the cache: the same shape. A row sees its own
-    /// sequence up to its own position; its result depends on nothing else.
-    fn attention(&self, queries: &Self::Tensor, cache: &Self::KvCache, spec: &Attention, batch: &Batch)
-    -> Self::Tensor;
+    /// sequence up to its own position; its result depends on nothing else. `sinks` (heads) are scores of a key whose
+    /// value is zero, one for each query head; they are neither scaled nor capped (Xiao et al. 2024).
+    fn attention(
+        &self,
+        queries: &Self::Tensor,
+        cache: &Self::KvCache,
+        spec: &Attention,
+        sinks: Option<&Self::Vector>,
+        batch: &Batch,
+    ) -> Self::Tensor;
 
     /// `gate(x) * up`, element by element.
     fn gate(&self, x: &Self::Tensor, up: &Self::Tensor, gate: Gate) -> Self::Tensor;

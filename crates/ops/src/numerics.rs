@@ -55,15 +55,16 @@
 //!
 //! Attention of one query head at position p goes through the pages of [`crate::PAGE_TOKENS`] tokens, in order, that
 //! hold a visible key (t in `max(0, p - window + 1)..=p`). Pages lie at absolute positions, so the order is a function
-//! of p alone. Slots that are not visible take no part in a product: they may hold anything.
+//! of p alone. Slots that are not visible take no part in a product: they may hold anything. A *sink* is a score of
+//! the query head's own, neither scaled nor capped, of a key whose value is zero: it stands before the first page.
 //!
 //! ```text
-//! q = query * scale;  m = -inf;  l = 0;  o = 0
+//! q = query * scale;  m = -inf;  l = 0;  o = 0        where the head has a sink:  m = sink;  l = 1
 //! for each page:
 //!     s_t = fma chain over d, from 0, of q[d] * k_t[d];   s_t = soft_cap(s_t) where there is one      t visible
 //!     m'  = max(m, s_t)             `if s > m then s else m`: NaN never becomes the maximum
 //!     w_t = exp(s_t - m')           ... but its weight is NaN, and so is the output;   0 for t not visible
-//!     a   = exp(m - m'), 0 at the first page
+//!     a   = exp(m - m'), 0 at the first page where there is no sink
 //!     l   = fma(l, a, sum(w))       in lanes, slot t in lane t mod 16
 //!     o[d] = o[d] * a;              o[d] = fma(w_t, v_t[d], o[d]) for visible t in order
 //!     m   = m'

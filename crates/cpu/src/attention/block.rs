@@ -30,6 +30,8 @@ pub(super) struct Block<'a> {
     pub(super) queries: &'a Tensor,
     pub(super) layer: &'a Layer,
     pub(super) spec: &'a Attention,
+    /// (heads) scores of keys without a value, where there are any.
+    pub(super) sinks: Option<&'a [f32]>,
     pub(super) batch: &'a Batch,
     pub(super) kv_head: usize,
     pub(super) rows: Range<usize>,
@@ -148,12 +150,17 @@ impl<C: Cells> Run<'_, C> {
         (from - self.start) * group..(to - self.start) * group
     }
 
+    /// A column's query head.
+    fn head(&self, column: usize) -> usize {
+        let group = self.block.spec.group();
+        self.block.kv_head * group + column % group
+    }
+
     /// Where a column's query and output lie among all.
     fn place(&self, column: usize) -> Range<usize> {
         let spec = self.block.spec;
-        let (row, head) =
-            (self.start + column / spec.group(), self.block.kv_head * spec.group() + column % spec.group());
-        let at = (row * spec.heads + head) * spec.head_dim;
+        let row = self.start + column / spec.group();
+        let at = (row * spec.heads + self.head(column)) * spec.head_dim;
         at..at + spec.head_dim
     }
 
@@ -168,8 +175,11 @@ impl<C: Cells> Run<'_, C> {
             map_lanes!(simd, query, |q| simd.mul(q, scale));
         }
         self.scratch.sums.fill(0.0);
-        self.scratch.highest.fill(f32::NEG_INFINITY);
-        self.scratch.totals.fill(0.0);
+        for column in self.columns(self.start, self.end) {
+            let nothing = Softmax { highest: f32::NEG_INFINITY, total: 0.0 };
+            let state = self.block.sinks.map_or(nothing, |sinks| Softmax::of_sink(sinks[self.head(column)]));
+            (self.scratch.highest[column], self.scratch.totals[column]) = (state.highest, state.total);
+        }
     }
 
     /// The page's number in the cache.
@@ -207,7 +217,8 @@ impl<C: Cells> Run<'_, C> {
     fn weigh<S: Simd>(&mut self, simd: S, row: usize, page: usize, column: usize) {
         let (slots, stride) = (self.slots(row, page), self.block.layer.stride());
         let state = Softmax { highest: self.scratch.highest[column], total: self.scratch.totals[column] };
-        let before = (page != self.visible(row).start / PAGE_TOKENS).then_some(state);
+        let is_first = page == self.visible(row).start / PAGE_TOKENS && self.block.sinks.is_none();
+        let before = (!is_first).then_some(state);
         let scores = &mut self.scratch.weights[column * PAGE_TOKENS..][..PAGE_TOKENS];
         let (state, keep) = weigh_page(simd, scores, slots, before, self.block.spec.soft_cap);
         (self.scratch.highest[column], self.scratch.totals[column]) = (state.highest, state.total);

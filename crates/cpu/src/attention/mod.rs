@@ -48,9 +48,11 @@ pub(crate) fn attention(
     queries: &Tensor,
     cache: &KvPages,
     spec: &Attention,
+    sinks: Option<&[f32]>,
     batch: &Batch,
 ) -> Tensor {
     spec.check();
+    assert!(sinks.is_none_or(|sinks| sinks.len() == spec.heads), "each query head has a sink");
     let layer = &cache.layers[spec.layer];
     assert_eq!((layer.heads, layer.head_dim), (spec.kv_heads, spec.head_dim), "the cache entry has the layer's shape");
     assert_eq!(queries.width(), spec.heads * spec.head_dim, "queries fill all heads");
@@ -65,7 +67,7 @@ pub(crate) fn attention(
     if threads > 1 && rows * spec.kv_heads < 2 * threads && longest >= SHARED_PAGES_MIN * PAGE_TOKENS {
         let mut y = pool.take(rows, queries.width());
         for (row, out) in y.as_mut_slice().chunks_exact_mut(queries.width()).enumerate() {
-            let what = (layer, spec, batch);
+            let what = (layer, spec, sinks, batch);
             match cache.format {
                 KvFormat::F32 => shared::attend::<f32>(workers, pool, what, queries, row, out),
                 KvFormat::F16 => shared::attend::<f16>(workers, pool, what, queries, row, out),
@@ -105,7 +107,7 @@ pub(crate) fn attention(
             let (kv_head, range) = place(item);
             // Which item this thread takes next is not known; if all are as fast, it is the one after all threads'.
             let next = if item + threads < items { first_keys(item + threads) } else { null() };
-            let block = Block { queries, layer, spec, batch, kv_head, rows: range, next, out: &out };
+            let block = Block { queries, layer, spec, sinks, batch, kv_head, rows: range, next, out: &out };
             match cache.format {
                 KvFormat::F32 => workers.isa.run(block.over::<f32>(scratch)),
                 KvFormat::F16 => workers.isa.run(block.over::<f16>(scratch)),

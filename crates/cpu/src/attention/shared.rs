@@ -33,6 +33,7 @@ const VECTORS_MAX: usize = 4;
 pub(super) struct Row<'a> {
     pub(super) layer: &'a Layer,
     pub(super) spec: &'a Attention,
+    pub(super) sinks: Option<&'a [f32]>,
     pub(super) batch: &'a Batch,
     pub(super) row: usize,
     /// The pages with a visible key.
@@ -55,7 +56,7 @@ pub(super) struct Row<'a> {
 pub(super) fn attend<C: Cells>(
     workers: &Workers,
     pool: &std::sync::Arc<Pool>,
-    (layer, spec, batch): (&Layer, &Attention, &Batch),
+    (layer, spec, sinks, batch): (&Layer, &Attention, Option<&[f32]>, &Batch),
     queries: &Tensor,
     row: usize,
     out: &mut [f32],
@@ -77,6 +78,7 @@ pub(super) fn attend<C: Cells>(
     let this = Row {
         layer,
         spec,
+        sinks,
         batch,
         row,
         queries: scaled.as_slice(),
@@ -187,7 +189,7 @@ impl Row<'_> {
 
     #[inline(always)]
     fn weigh<S: Simd>(&self, simd: S, head: usize) {
-        let mut state: Option<Softmax> = None;
+        let mut state = self.sinks.map(|sinks| Softmax::of_sink(sinks[head]));
         for page in self.pages.clone() {
             let index = page - self.pages.start;
             let at = head * self.weights_stride() + index * PAGE_TOKENS;

@@ -16,8 +16,15 @@ pub(super) struct Softmax {
     pub(super) total: f32,
 }
 
-/// Turns the scores of a page (64) into weights, of which `slots` are visible. `before` is what is known from earlier pages, none
-/// at the first. Gives what is known now, and the factor on sums from earlier pages.
+impl Softmax {
+    /// What is known before the first page where the head has a sink.
+    pub(super) fn of_sink(sink: f32) -> Softmax {
+        Softmax { highest: sink, total: 1.0 }
+    }
+}
+
+/// Turns the scores of a page (64) into weights, of which `slots` are visible. `before` is what is known from earlier pages and
+/// the sink, none at the first page without a sink. Gives what is known now, and the factor on sums from earlier pages.
 #[inline(always)]
 pub(super) fn weigh_page<S: Simd>(
     simd: S,

@@ -10,6 +10,7 @@ use crate::{
 /// One sequence, stored and attended to at once or in chunks.
 struct Case {
     spec: Attention,
+    sinks: Option<Vec<f32>>,
     tokens: usize,
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -22,6 +23,7 @@ impl Case {
         let scale = 2.0 / (head_dim as f32).sqrt();
         Case {
             spec: Attention { layer: 1, heads, kv_heads, head_dim, scale, window: None, soft_cap: None },
+            sinks: None,
             tokens,
             keys: activations(tokens, kv_heads * head_dim, 1),
             values: activations(tokens, kv_heads * head_dim, 2),
@@ -48,6 +50,7 @@ impl Case {
         let Attention { heads, kv_heads, head_dim, layer, .. } = self.spec;
         let pages: Vec<u32> = (1..=self.tokens.div_ceil(64) as u32).rev().collect();
         let mut cache = self.cache(device, &pages);
+        let sinks = self.sinks.as_ref().map(|s| device.load_vector(s).unwrap());
         let mut out = vec![];
         for start in (0..self.tokens).step_by(chunk) {
             let rows = chunk.min(self.tokens - start);
@@ -56,7 +59,8 @@ impl Case {
             let part = |all: &[f32], width: usize| tensor(device, rows, width, &all[start * width..][..rows * width]);
             let (keys, values) = (part(&self.keys, kv_heads * head_dim), part(&self.values, kv_heads * head_dim));
             device.store_kv(&mut cache, layer, &keys, &values, &batch);
-            let y = device.attention(&part(&self.queries, heads * head_dim), &cache, &self.spec, &batch);
+            let queries = part(&self.queries, heads * head_dim);
+            let y = device.attention(&queries, &cache, &self.spec, sinks.as_ref(), &batch);
             out.extend(read(device, &y));
         }
         out
@@ -146,12 +150,25 @@ fn sequences_of_all_lengths_share_a_step() {
         let mut cache = device.kv_cache(&layout, pages).unwrap();
         let [keys, values, queries] = kvq.map(|x| tensor(device, batch.len(), x.len() / batch.len(), x));
         device.store_kv(&mut cache, 1, &keys, &values, batch);
-        read(device, &device.attention(&queries, &cache, spec, batch))
+        read(device, &device.attention(&queries, &cache, spec, None, batch))
     }
     let kvq = [&keys[..], &values, &queries];
     let want = run(&ReferenceDevice, &spec, &batch, pages, kvq);
     for device in devices() {
         same(&run(&device, &spec, &batch, pages, kvq), &want, &device.name());
+    }
+}
+
+/// Sinks below, among and far above the scores, at every way of taking the rows.
+#[test]
+fn sinks_give_the_reference_s_bits() {
+    for (i, sink) in [-100.0f32, -1.0, 0.5, 90.0, f32::NEG_INFINITY].into_iter().enumerate() {
+        for (tokens, window, soft_cap) in [(70, None, None), (130, Some(50), Some(3.0)), (330, None, None)] {
+            let mut case = Case::new(tokens, (6, 2, 40), KvFormat::ALL[i % 3]);
+            (case.spec.window, case.spec.soft_cap) = (window, soft_cap);
+            case.sinks = Some((0..6).map(|head| sink + head as f32 * 0.75).collect());
+            case.check(&[1, 65, tokens]);
+        }
     }
 }
 

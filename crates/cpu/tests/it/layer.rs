@@ -127,7 +127,7 @@ impl<D: Device> Layer<D> {
         device.rotate(&mut q, HEAD_DIM, self.rope.layout, &angles);
         device.rotate(&mut k, HEAD_DIM, self.rope.layout, &angles);
         device.store_kv(&mut self.cache, 0, &k, &v, batch);
-        let attended = device.attention(&q, &self.cache, &self.spec, batch);
+        let attended = device.attention(&q, &self.cache, &self.spec, None, batch);
         let [y] = device.project(&attended, [output]);
         device.add(&mut x, &y);
         let normed = device.rms_norm(&x, &self.norms[2], 1e-5);

@@ -89,7 +89,7 @@ impl<D: Device> SelfAttention<D> {
         ops.rotate(&mut query, self.spec.head_dim, self.layout, angles);
         ops.rotate(&mut key, self.spec.head_dim, self.layout, angles);
         ops.store_kv(cache, self.spec.layer, &key, &value, batch);
-        let mixed = ops.attention(&query, cache, &self.spec, batch);
+        let mixed = ops.attention(&query, cache, &self.spec, None, batch);
         let [y] = ops.project(&mixed, [&self.output]);
         y
     }

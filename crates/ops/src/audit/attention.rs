@@ -7,7 +7,7 @@
 use super::{
     Op, Settings,
     compare::Arithmetic,
-    inputs::{Inputs, Table, batch, read},
+    inputs::{Inputs, Table, batch, numbers, read},
     subject::{Arrangement, Facts, Job, Subject},
 };
 use crate::{Attention, Batch, Device, Error, KvFormat, KvLayout, PAGE_TOKENS, Role, kv::KvLayer};
@@ -56,26 +56,35 @@ pub(super) fn jobs<D: Device>(settings: &Settings, jobs: &mut Vec<Job<D>>) {
             jobs.push(Job::new(Op::Attention, name(format).0, make));
         }
     }
-    let mut add = |shape: (usize, usize, usize), window, soft_cap, format| {
+    let mut add = |shape: (usize, usize, usize), window, soft_cap, sinks, format| {
         let lengths: &[usize] = if shape.2 > NARROW_HEAD && !full { &LENGTHS_FEW } else { &LENGTHS };
         let chunks = chunks.clone();
-        let make = move || Sequences::new(shape, window, soft_cap, format, lengths, chunks);
+        let make = move || {
+            let mut sequences = Sequences::new(shape, window, soft_cap, format, lengths, chunks);
+            sequences.sinks = if sinks { Some(numbers("sinks", shape.0)) } else { None };
+            sequences
+        };
         jobs.push(Job::new(Op::Attention, name(format).0, make));
     };
     for format in KvFormat::ALL {
         for shape in SHAPES {
-            add(shape, None, None, format);
+            add(shape, None, None, false, format);
+        }
+        for (window, soft_cap) in [(None, None), (Some(50), Some(3.0)), (Some(65), None)] {
+            add(SHAPE_OF_WINDOWS, window, soft_cap, true, format);
         }
         for (window, soft_cap) in
             [(Some(1), None), (Some(50), Some(3.0)), (Some(64), None), (Some(65), None), (None, Some(3.0))]
         {
-            add(SHAPE_OF_WINDOWS, window, soft_cap, format);
+            add(SHAPE_OF_WINDOWS, window, soft_cap, false, format);
         }
     }
 }
 
 struct Sequences {
     spec: Attention,
+    /// (heads)
+    sinks: Option<Vec<f32>>,
     format: KvFormat,
     lengths: &'static [usize],
     chunks: Vec<usize>,
@@ -101,6 +110,7 @@ impl Sequences {
         let scale = 2.0 / (head_dim as f32).sqrt();
         Sequences {
             spec: Attention { layer: LAYER, heads, kv_heads, head_dim, scale, window, soft_cap },
+            sinks: None,
             format,
             lengths,
             chunks,
@@ -162,6 +172,7 @@ fn chunked(lengths: &[usize], chunk: usize) -> Vec<Vec<u32>> {
 
 /// Queries, keys, values, poison.
 pub(super) struct Loaded<D: Device> {
+    sinks: Option<D::Vector>,
     queries: Table<D>,
     keys: Table<D>,
     values: Table<D>,
@@ -175,11 +186,12 @@ impl Subject for Sequences {
         let Attention { heads, kv_heads, head_dim, window, soft_cap, .. } = self.spec;
         let window = window.map_or(String::new(), |w| format!(", window {w}"));
         let cap = soft_cap.map_or(String::new(), |c| format!(", cap {c}"));
+        let sinks = if self.sinks.is_some() { ", sinks" } else { "" };
         let (format, arithmetic) = name(self.format);
         Facts {
             op: Op::Attention,
             format,
-            shape: format!("{heads} heads over {kv_heads} of {head_dim}{window}{cap}"),
+            shape: format!("{heads} heads over {kv_heads} of {head_dim}{window}{cap}{sinks}"),
             ids: first(self.lengths, self.lengths.len()) as u32,
             has_bad: false,
             arithmetic,
@@ -202,6 +214,7 @@ impl Subject for Sequences {
 
     fn load<D: Device>(&self, device: &D) -> Result<Loaded<D>, Error> {
         Ok(Loaded {
+            sinks: self.sinks.as_ref().map(|sinks| device.load_vector(sinks)).transpose()?,
             queries: self.queries.load(device)?,
             keys: self.keys.load(device)?,
             values: self.values.load(device)?,
@@ -224,7 +237,7 @@ impl Subject for Sequences {
             let (keys, values) = (on.keys.rows(device, &step), on.values.rows(device, &step));
             device.store_kv(&mut cache, LAYER, &keys, &values, &step);
             let queries = on.queries.rows(device, &step);
-            out.extend(read(device, &device.attention(&queries, &cache, &self.spec, &step))?);
+            out.extend(read(device, &device.attention(&queries, &cache, &self.spec, on.sinks.as_ref(), &step))?);
         }
         Ok(out)
     }

@@ -159,6 +159,14 @@ pub(super) fn with_router<D: Device, R>(router: &Router<Profiled<D>>, run: impl 
     result
 }
 
+/// Runs an op with the vector inside, if there is one.
+pub(super) fn with_vector<T, R>(vector: Option<&Vector<T>>, run: impl FnOnce(Option<&T>) -> R) -> R {
+    let lent = lend(vector);
+    let result = run(lent.as_ref());
+    give_back(vector, lent);
+    result
+}
+
 fn lend<T>(vector: Option<&Vector<T>>) -> Option<T> {
     vector.map(|v| v.held.lend())
 }

@@ -13,7 +13,7 @@ pub use log::{Entry, Label};
 use crate::{
     Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router,
 };
-use held::{with_linears, with_router, with_stacks};
+use held::{with_linears, with_router, with_stacks, with_vector};
 use log::{Log, Place, Work};
 
 /// The stage of all norms.
@@ -235,12 +235,15 @@ impl<D: Device> Device for Profiled<D> {
         queries: &Self::Tensor,
         cache: &Self::KvCache,
         spec: &Attention,
+        sinks: Option<&Self::Vector>,
         batch: &Batch,
     ) -> Self::Tensor {
         let work = attention_work(cache, spec, batch, queries.bytes());
-        let y = self
-            .log
-            .time(Place::Here, "attention", work, || self.device.attention(&queries.inner, &cache.inner, spec, batch));
+        let y = with_vector(sinks, |sinks| {
+            self.log.time(Place::Here, "attention", work, || {
+                self.device.attention(&queries.inner, &cache.inner, spec, sinks, batch)
+            })
+        });
         tensor(y, queries.rows, queries.width)
     }
 

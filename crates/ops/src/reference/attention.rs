@@ -9,8 +9,15 @@ use super::{KvPages, Tensor};
 use crate::numerics::sum;
 use crate::{Attention, Batch, PAGE_TOKENS, math};
 
-pub(super) fn attention(queries: &Tensor, cache: &KvPages<f32>, spec: &Attention, batch: &Batch) -> Tensor {
+pub(super) fn attention(
+    queries: &Tensor,
+    cache: &KvPages<f32>,
+    spec: &Attention,
+    sinks: Option<&[f32]>,
+    batch: &Batch,
+) -> Tensor {
     spec.check();
+    assert!(sinks.is_none_or(|sinks| sinks.len() == spec.heads), "each query head has a sink");
     assert_eq!(cache.shape(spec.layer), (spec.kv_heads, spec.head_dim), "the cache entry has the layer's shape");
     assert_eq!(queries.width, spec.heads * spec.head_dim, "queries fill all heads");
     let mut y = Tensor::zeros(queries.rows, queries.width);
@@ -18,24 +25,27 @@ pub(super) fn attention(queries: &Tensor, cache: &KvPages<f32>, spec: &Attention
         for head in 0..spec.heads {
             let query = &queries.row(row)[head * spec.head_dim..][..spec.head_dim];
             let out = &mut y.row_mut(row)[head * spec.head_dim..][..spec.head_dim];
-            one_head(query, head / spec.group(), cache, spec, batch, row, out);
+            let keys = Keys { cache, spec, batch, row, kv_head: head / spec.group() };
+            one_head(query, &keys, sinks.map(|sinks| sinks[head]), out);
         }
     }
     y
 }
 
-fn one_head(
-    query: &[f32],
-    kv_head: usize,
-    cache: &KvPages<f32>,
-    spec: &Attention,
-    batch: &Batch,
+/// What a row and a query head see.
+struct Keys<'a> {
+    cache: &'a KvPages<f32>,
+    spec: &'a Attention,
+    batch: &'a Batch,
     row: usize,
-    out: &mut [f32],
-) {
+    kv_head: usize,
+}
+
+fn one_head(query: &[f32], keys: &Keys<'_>, sink: Option<f32>, out: &mut [f32]) {
+    let Keys { cache, spec, batch, row, kv_head } = *keys;
     let query: Vec<f32> = query.iter().map(|v| v * spec.scale).collect();
     let visible = spec.visible(batch.positions[row] as usize);
-    let (mut m, mut l) = (f32::NEG_INFINITY, 0.0f32);
+    let (mut m, mut l) = sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0f32));
     for page in visible.start / PAGE_TOKENS..visible.end.div_ceil(PAGE_TOKENS) {
         let first = page * PAGE_TOKENS;
         let slots = visible.start.max(first) - first..visible.end.min(first + PAGE_TOKENS) - first;
@@ -58,8 +68,8 @@ fn one_head(
             weights[slot] = math::exp(weights[slot] - highest);
         }
 
-        let first_page = page == visible.start / PAGE_TOKENS;
-        let keep = if first_page { 0.0 } else { math::exp(m - highest) };
+        let is_first = page == visible.start / PAGE_TOKENS && sink.is_none();
+        let keep = if is_first { 0.0 } else { math::exp(m - highest) };
         l = l.mul_add(keep, sum(&weights));
         out.iter_mut().for_each(|o| *o *= keep);
         for slot in slots {

@@ -148,8 +148,15 @@ impl Device for ReferenceDevice {
         kv::store(cache, layer, keys, values, batch);
     }
 
-    fn attention(&self, queries: &Tensor, cache: &KvPages<f32>, spec: &Attention, batch: &Batch) -> Tensor {
-        attention::attention(queries, cache, spec, batch)
+    fn attention(
+        &self,
+        queries: &Tensor,
+        cache: &KvPages<f32>,
+        spec: &Attention,
+        sinks: Option<&Vec<f32>>,
+        batch: &Batch,
+    ) -> Tensor {
+        attention::attention(queries, cache, spec, sinks.map(Vec::as_slice), batch)
     }
 
     fn gate(&self, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {

@@ -8,6 +8,7 @@ use crate::support::{Random, bits, close, read, tensor};
 /// One sequence of random keys, values and queries.
 struct Case {
     spec: Attention,
+    sinks: Option<Vec<f32>>,
     tokens: usize,
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -21,7 +22,7 @@ impl Case {
         let spec = Attention { layer: 1, heads, kv_heads, head_dim, scale, window: None, soft_cap: None };
         let mut values = |width| random.values(tokens * width);
         let (keys, queries) = (values(kv_heads * head_dim), values(heads * head_dim));
-        Case { spec, tokens, keys, values: values(kv_heads * head_dim), queries }
+        Case { spec, sinks: None, tokens, keys, values: values(kv_heads * head_dim), queries }
     }
 
     /// Stores and attends `chunk` rows at a time, in pages handed out backwards; the outputs of all rows.
@@ -31,6 +32,7 @@ impl Case {
         let pages: Vec<u32> = (0..self.tokens.div_ceil(64) as u32).rev().collect();
         let layout = KvLayout { layers: vec![KvLayer { heads: 1, head_dim: 1 }, kv_layer], format };
         let mut cache = device.kv_cache(&layout, pages.len()).unwrap();
+        let sinks = self.sinks.as_ref().map(|s| device.load_vector(s).unwrap());
         let mut out = vec![];
         for start in (0..self.tokens).step_by(chunk) {
             let rows = chunk.min(self.tokens - start);
@@ -39,7 +41,8 @@ impl Case {
             let part = |all: &[f32], width: usize| tensor(device, rows, width, &all[start * width..][..rows * width]);
             let (keys, values) = (part(&self.keys, kv_heads * head_dim), part(&self.values, kv_heads * head_dim));
             device.store_kv(&mut cache, layer, &keys, &values, &batch);
-            let y = device.attention(&part(&self.queries, heads * head_dim), &cache, &self.spec, &batch);
+            let queries = part(&self.queries, heads * head_dim);
+            let y = device.attention(&queries, &cache, &self.spec, sinks.as_ref(), &batch);
             out.extend(read(device, &y));
         }
         out
@@ -93,9 +96,48 @@ fn neighbours_do_not_change_a_bit() {
     batch.push(&[0; 70], 0, &[2, 0], Role::Prefill, 0);
     let both = |x: &[f32], y: &[f32], width| tensor(&device, 100, width, &[x, y].concat());
     device.store_kv(&mut cache, 1, &both(&b.keys, &a.keys, 8), &both(&b.values, &a.values, 8), &batch);
-    let y = read(&device, &device.attention(&both(&b.queries, &a.queries, 16), &cache, &a.spec, &batch));
+    let y = read(&device, &device.attention(&both(&b.queries, &a.queries, 16), &cache, &a.spec, None, &batch));
     let alone = [b.run(&device, KvFormat::F16, 30), a.run(&device, KvFormat::F16, 70)].concat();
     assert_eq!(bits(&y), bits(&alone));
+}
+
+#[test]
+fn a_sink_is_a_key_without_a_value() {
+    for (seed, tokens) in [1usize, 64, 65, 130].into_iter().enumerate() {
+        for (window, soft_cap, sink) in [
+            (None, None, 0.0),
+            (Some(1), None, 1.5),
+            (Some(70), Some(2.0), -1.0),
+            (None, None, 20.0),
+            (None, None, -20.0),
+        ] {
+            let mut case = Case::new(20 + seed as u64, tokens, (4, 2, 16));
+            (case.spec.window, case.spec.soft_cap) = (window, soft_cap);
+            case.sinks = Some((0..4).map(|head| sink + head as f32 * 0.5).collect());
+            let what = format!("{tokens} tokens, sink {sink}, {:?}", case.spec);
+            let want = case.run(&Float64Device, KvFormat::F32, tokens);
+            let got = case.run(&ReferenceDevice, KvFormat::F32, tokens);
+            close(&got, &want, 5e-6, &what);
+            assert_eq!(bits(&got), bits(&case.run(&ReferenceDevice, KvFormat::F32, 3)), "{what}");
+            // By hand for the first row, whose key is alone: a score s and a sink z leave e^s / (e^s + e^z) of its value.
+            let score: f32 = (0..16).map(|d| case.queries[d] * case.spec.scale * case.keys[d]).sum();
+            let score = soft_cap.map_or(score, |cap| cap * (score / cap).tanh());
+            let share = 1.0 / (1.0 + (sink - score).exp());
+            assert!((got[3] - share * case.values[3]).abs() < 1e-5, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_sink_of_no_weight_changes_nothing_and_a_sink_of_nan_shows() {
+    let mut case = Case::new(30, 70, (2, 1, 8));
+    let without = case.run(&ReferenceDevice, KvFormat::F32, 70);
+    case.sinks = Some(vec![f32::NEG_INFINITY, f32::NAN]);
+    let with = case.run(&ReferenceDevice, KvFormat::F32, 70);
+    for row in 0..70 {
+        assert_eq!(bits(&with[row * 16..][..8]), bits(&without[row * 16..][..8]), "row {row}");
+        assert!(with[row * 16 + 8..][..8].iter().all(|v| v.is_nan()), "row {row}");
+    }
 }
 
 #[test]

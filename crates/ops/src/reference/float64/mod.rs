@@ -168,7 +168,14 @@ impl Device for Float64Device {
         }
     }
 
-    fn attention(&self, queries: &Tensor64, cache: &KvPages<f64>, spec: &Attention, batch: &Batch) -> Tensor64 {
+    fn attention(
+        &self,
+        queries: &Tensor64,
+        cache: &KvPages<f64>,
+        spec: &Attention,
+        sinks: Option<&Vec<f64>>,
+        batch: &Batch,
+    ) -> Tensor64 {
         spec.check();
         let mut y = Tensor64::zeros(queries.rows, queries.width);
         for row in 0..queries.rows {
@@ -176,7 +183,8 @@ impl Device for Float64Device {
             for head in 0..spec.heads {
                 let features = head * spec.head_dim..(head + 1) * spec.head_dim;
                 let out = &mut y.row_mut(row)[features.clone()];
-                one_head(&queries.row(row)[features], head / spec.group(), cache, spec, &slots, out);
+                let sink = sinks.map(|sinks| sinks[head]);
+                one_head(&queries.row(row)[features], head / spec.group(), cache, spec, sink, &slots, out);
             }
         }
         y
@@ -247,6 +255,7 @@ fn one_head(
     kv_head: usize,
     cache: &KvPages<f64>,
     spec: &Attention,
+    sink: Option<f64>,
     slots: &[(u32, usize)],
     out: &mut [f64],
 ) {
@@ -255,9 +264,9 @@ fn one_head(
     if let Some(cap) = spec.soft_cap.map(f64::from) {
         weights.iter_mut().for_each(|w| *w = cap * (*w / cap).tanh());
     }
-    let highest = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let highest = weights.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
     weights.iter_mut().for_each(|w| *w = (*w - highest).exp());
-    let total: f64 = weights.iter().sum();
+    let total = weights.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - highest).exp());
     for (weight, slot) in weights.iter().zip(slots) {
         for (o, v) in out.iter_mut().zip(at(slot).1) {
             *o += weight / total * v;
