@@ -14,9 +14,8 @@ pub(super) struct Logprobs {
 impl Logprobs {
     /// Of `logits` (vocabulary), with the `count` likeliest. Tokens that cannot come (-infinity) are not listed.
     pub(super) fn new(logits: &[f32], count: usize, ranking: &mut Ranking) -> Logprobs {
-        let best = ranking::argmax(logits).map_or(f32::NEG_INFINITY, |id| logits[id as usize]);
         // Log-sum-exp with the highest taken out, in double.
-        let highest = f64::from(best);
+        let highest = f64::from(ranking::highest(logits));
         let total = sum_exp(logits, highest, 1.0);
         let mut found = Logprobs { log_total: highest + total.ln(), top: Vec::new() };
         if count > 0 {

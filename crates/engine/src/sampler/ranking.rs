@@ -81,8 +81,8 @@ fn order(logits: &[f32], a: u32, b: u32) -> Ordering {
     by_logit.then(a.cmp(&b))
 }
 
-/// The highest of some logits, none of them NaN.
-fn highest(logits: &[f32]) -> f32 {
+/// The highest of some logits, none of them NaN; -infinity where there are none.
+pub(super) fn highest(logits: &[f32]) -> f32 {
     let higher = |a: f32, b: f32| if b > a { b } else { a };
     let (chunks, rest) = logits.as_chunks::<16>();
     let mut lanes = [f32::NEG_INFINITY; 16];
