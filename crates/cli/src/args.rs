@@ -1,6 +1,6 @@
 //! The command line: commands, flags, their defaults and ranges, and examples.
 
-use std::path::PathBuf;
+use std::{num::NonZero, path::PathBuf};
 
 use clap::{
     Args, Parser, Subcommand,
@@ -11,7 +11,7 @@ use tessera_engine::chat_template::BUILT_IN;
 use tessera_formats::{DType, codec::ENCODABLE};
 use tessera_ops::KvFormat;
 
-use crate::commands::kernels::Kernels;
+use crate::{commands::kernels::Kernels, machine};
 
 /// Runs large language models from quantized weights.
 #[derive(Debug, Parser)]
@@ -241,9 +241,8 @@ pub(crate) struct Quantize {
     /// Another format for the token embedding
     #[arg(long, value_name = "FORMAT", value_parser = encodable(), ignore_case = true)]
     pub(crate) embedding_type: Option<DType>,
-    /// Threads, 1 to 1024 [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
     /// Replace the output if it exists
     #[arg(long)]
     pub(crate) force: bool,
@@ -336,13 +335,32 @@ pub(crate) struct Engine {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct Compute {
-    /// Threads, 1 to 1024 [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
     /// Force kernels, as name=value with commas between: isa, tile, moe_tile, split; the results do not depend on it
     /// [default: what TESSERA_KERNELS holds]
     #[arg(long, value_name = "SWITCHES")]
     pub(crate) kernels: Option<String>,
+}
+
+/// How many threads compute.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Threads {
+    /// Threads, 1 to 1024 [default: one for each core]
+    #[arg(id = "threads", long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    count: Option<usize>,
+}
+
+impl Threads {
+    /// As many as asked for, or one for each core.
+    pub(crate) fn count(self) -> usize {
+        self.count.unwrap_or_else(machine::cores)
+    }
+
+    /// None where no flag says how many.
+    pub(crate) fn asked_for(self) -> Option<NonZero<usize>> {
+        self.count.and_then(NonZero::new)
+    }
 }
 
 /// How keys and values are kept.

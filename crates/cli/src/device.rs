@@ -69,7 +69,7 @@ fn make(compute: &Compute) -> Result<(Chosen, InForce)> {
 }
 
 fn asked_for(compute: &Compute) -> Result<(NonZero<usize>, Kernels)> {
-    let threads = compute.threads.and_then(NonZero::new).unwrap_or_else(default_thread_count);
+    let threads = compute.threads.asked_for().unwrap_or_else(default_thread_count);
     let overrides = compute.kernels.as_deref().map_or_else(Overrides::from_environment, Overrides::parse)?;
     let isa = overrides.isa.map_or_else(Isa::choose, Ok)?;
     Ok((threads, Kernels { overrides, ..Kernels::new(isa) }))

@@ -29,7 +29,7 @@ pub(crate) fn main(args: &Quantize) -> Result<()> {
         let message = format!("{} is a folder of safetensors", checkpoint.file());
         return Err(Failure::new(message, "only GGUF files can be quantized").into());
     };
-    let threads = args.threads.unwrap_or_else(model::cores);
+    let threads = args.threads.count();
     let plan = QuantizePlan { dtype: args.dtype, output: args.output_type, embedding: args.embedding_type, threads };
     let assignments = plan.assign(source)?;
     warn(source, &assignments);

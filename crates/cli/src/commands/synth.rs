@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
-use clap::{Args, builder::RangedU64ValueParser};
+use clap::Args;
 use serde_json::json;
 use tessera_engine::{
     Error,
@@ -15,7 +15,7 @@ use tessera_engine::{
 };
 
 use crate::{
-    model,
+    args::Threads,
     ui::{self, Failure},
 };
 
@@ -39,9 +39,8 @@ pub(crate) struct Synth {
     pub(crate) spec: String,
     /// The GGUF file to write
     pub(crate) output: PathBuf,
-    /// Threads, 1 to 1024 [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
     /// Replace the output if it exists
     #[arg(long)]
     pub(crate) force: bool,
@@ -59,7 +58,7 @@ pub(crate) fn main(args: &Synth) -> Result<()> {
     }
     let start = Instant::now();
     let bar = ui::bytes_bar("making", spec.weight_bytes());
-    let threads = args.threads.unwrap_or_else(model::cores);
+    let threads = args.threads.count();
     let written = synth::write(&spec, &args.output, threads, &mut |progress| bar.set_position(progress.bytes_done));
     bar.finish_and_clear();
     written?;

@@ -6,7 +6,7 @@ use clap::{
 };
 use tessera_formats::DType;
 
-use crate::args::{Cache, Compute};
+use crate::args::{Cache, Compute, Threads};
 
 /// Measure speed, with a check of the result in every row.
 #[derive(Debug, Args)]
@@ -154,9 +154,8 @@ pub(crate) struct Kernel {
     pub(crate) hot: bool,
     #[command(flatten)]
     pub(crate) output: Output,
-    /// Threads, 1 to 1024 [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    pub(crate) threads: Option<usize>,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
     /// Force kernels, as name=value with commas between; may be repeated [default: what TESSERA_KERNELS holds]
     #[arg(long, value_name = "SWITCHES")]
     pub(crate) kernels: Vec<String>,
