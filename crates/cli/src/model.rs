@@ -14,7 +14,7 @@ use tessera_engine::{
 
 use crate::{
     args::Engine,
-    device,
+    device, machine,
     store::{Reference, Store},
     ui::{self, Failure},
 };
@@ -35,14 +35,9 @@ pub(crate) struct Model {
 /// Where it cannot be fetched or read.
 pub(crate) fn open_checkpoint(model: &str) -> Result<Checkpoint> {
     match Reference::parse(model)? {
-        Reference::Synthetic(spec) => Ok(synth::checkpoint(&spec, cores())?),
+        Reference::Synthetic(spec) => Ok(synth::checkpoint(&spec, machine::cores())?),
         stored => Ok(Checkpoint::open(&Store::open()?.obtain(&stored)?)?),
     }
-}
-
-/// Threads where no flag says how many.
-pub(crate) fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 impl Model {

@@ -17,7 +17,7 @@ use tessera_ops::{KvFormat, KvLayout, PAGE_TOKENS, kv::KvLayer};
 
 use crate::{
     args::Inspect,
-    model,
+    machine,
     store::{Reference, Store},
     ui,
 };
@@ -51,7 +51,7 @@ struct TensorFacts {
 pub(crate) fn main(args: &Inspect) -> Result<()> {
     let (path, facts) = match Reference::parse(&args.model)? {
         Reference::Synthetic(spec) => {
-            let checkpoint = synth::checkpoint(&spec, model::cores())?;
+            let checkpoint = synth::checkpoint(&spec, machine::cores())?;
             let facts = checkpoint.gguf().map(|gguf| of_gguf(gguf, "none: made in memory".to_owned()));
             (PathBuf::from(checkpoint.file()), facts.ok_or_else(|| anyhow::anyhow!("{spec} was not made"))?)
         }
