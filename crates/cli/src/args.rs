@@ -377,9 +377,19 @@ fn cache_formats() -> impl TypedValueParser<Value = KvFormat> {
     known.try_map(|name| KvFormat::ALL.into_iter().find(|f| f.name() == name).ok_or("no such format"))
 }
 
+/// Every format of weights.
+pub(crate) fn weight_formats() -> impl TypedValueParser<Value = DType> {
+    format_of(DType::all())
+}
+
 /// The formats that can be written.
 fn encodable() -> impl TypedValueParser<Value = DType> {
-    let known = PossibleValuesParser::new(ENCODABLE.map(DType::name));
+    format_of(ENCODABLE.into_iter())
+}
+
+/// One of these, by its name.
+fn format_of(formats: impl Iterator<Item = DType>) -> impl TypedValueParser<Value = DType> {
+    let known = PossibleValuesParser::new(formats.map(DType::name));
     known.try_map(|name| DType::from_name(&name).ok_or("no such format"))
 }
 

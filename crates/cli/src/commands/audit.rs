@@ -16,7 +16,10 @@ use tessera_cpu::{audit as machine, matmul::Overrides};
 use tessera_formats::DType;
 use tessera_ops::audit::{Failure as Finding, Op, Report, Row, Settings, WIDE_TOKENS, audit, report::REFERENCE};
 
-use crate::ui::{self, Failure};
+use crate::{
+    args::weight_formats,
+    ui::{self, Failure},
+};
 
 /// Findings printed; the rest are counted.
 const SHOWN_FINDINGS: usize = 12;
@@ -124,12 +127,6 @@ fn print(out: &mut impl Write, report: &Report, settings: &Settings, names: &[&s
     let (cases, rows, seconds) = (report.cases(), report.rows_compared(), took.as_secs_f64());
     let verdict = if report.passed() { "all equal to the last bit" } else { "FAILED" };
     writeln!(out, "\n{cases} cases, {rows} rows compared in {seconds:.1} s: {verdict}")
-}
-
-/// Every format of weights.
-fn weight_formats() -> impl TypedValueParser<Value = DType> {
-    let known = PossibleValuesParser::new(DType::all().map(DType::name));
-    known.try_map(|name| DType::from_name(&name).ok_or("no such format"))
 }
 
 /// The ops of an audit.

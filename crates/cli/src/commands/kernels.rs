@@ -7,16 +7,13 @@ use std::{
 };
 
 use anyhow::Result;
-use clap::{
-    Args,
-    builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser},
-};
+use clap::{Args, builder::RangedU64ValueParser};
 use serde_json::json;
 use tessera_engine::Checkpoint;
 use tessera_formats::{DType, gguf::Value};
 
 use crate::{
-    args::Compute,
+    args::{Compute, weight_formats},
     device::{self, Projection, Shape},
     model, tuning,
     ui::{self, Failure},
@@ -68,11 +65,6 @@ pub(crate) struct Kernels {
     pub(crate) compute: Compute,
 }
 
-fn weight_formats() -> impl TypedValueParser<Value = DType> {
-    let known = PossibleValuesParser::new(DType::all().filter(|d| d.is_weight()).map(DType::name));
-    known.try_map(|name| DType::from_name(&name).ok_or("no such format"))
-}
-
 /// Prints the table.
 pub(crate) fn main(args: &Kernels) -> Result<()> {
     let (device, tuned) = device::open_tuned(&args.compute)?;
@@ -116,7 +108,7 @@ pub(crate) fn main(args: &Kernels) -> Result<()> {
 
 /// One matrix of each format asked for.
 fn of_flags(args: &Kernels) -> Result<Vec<(Shape, usize)>> {
-    let all: Vec<_> = DType::all().filter(|d| d.is_weight()).collect();
+    let all: Vec<_> = DType::all().collect();
     let projection = match (args.experts, args.used) {
         (Some(experts), Some(used)) if used > experts => {
             let message = format!("a token cannot use {used} of {experts} experts");

@@ -1,12 +1,9 @@
 //! The command line of `tessera bench`.
 
-use clap::{
-    Args, Subcommand,
-    builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser},
-};
+use clap::{Args, Subcommand, builder::RangedU64ValueParser};
 use tessera_formats::DType;
 
-use crate::args::{Cache, Compute, Threads};
+use crate::args::{Cache, Compute, Threads, weight_formats};
 
 /// Measure speed, with a check of the result in every row.
 #[derive(Debug, Args)]
@@ -129,7 +126,7 @@ Examples:
 )]
 pub(crate) struct Kernel {
     /// The format of the weights
-    #[arg(long, value_name = "FORMAT", default_value = "Q4_K", value_parser = weights(), ignore_case = true)]
+    #[arg(long, value_name = "FORMAT", default_value = "Q4_K", value_parser = weight_formats(), ignore_case = true)]
     pub(crate) format: DType,
     /// Output features, 1 to 1048576
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = size())]
@@ -202,12 +199,6 @@ fn tokens() -> RangedU64ValueParser<usize> {
 /// A side of a matrix.
 fn size() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=1 << 20)
-}
-
-/// The formats that hold weights.
-fn weights() -> impl TypedValueParser<Value = DType> {
-    let known = PossibleValuesParser::new(DType::all().filter(|d| d.is_weight()).map(DType::name));
-    known.try_map(|name| DType::from_name(&name).ok_or("no such format"))
 }
 
 /// A number above 1.
