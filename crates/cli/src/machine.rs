@@ -5,19 +5,27 @@ pub(crate) const COMMIT: &str = env!("TESSERA_COMMIT");
 
 /// The processor's name, or its architecture where the system does not say.
 pub(crate) fn name() -> String {
-    let facts = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    name_in(&facts())
+}
+
+/// What the system tells of its processors; nothing where it does not.
+fn facts() -> String {
+    std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()
+}
+
+fn name_in(facts: &str) -> String {
     let line = facts.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     line.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).to_owned()
 }
 
 /// The processor as exactly as the system tells: virtual machines give one name to several generations.
 pub(crate) fn processor() -> String {
-    let facts = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let facts = facts();
     let of = |key: &str| {
         let found = facts.lines().filter_map(|line| line.split_once(':')).find(|(name, _)| name.trim() == key);
         found.map(|(_, value)| format!(", {key} {}", value.trim()))
     };
-    name() + &["cpu family", "model", "stepping"].map(|key| of(key).unwrap_or_default()).concat()
+    name_in(&facts) + &["cpu family", "model", "stepping"].map(|key| of(key).unwrap_or_default()).concat()
 }
 
 /// Cores that this process may use.

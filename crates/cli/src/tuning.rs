@@ -93,7 +93,7 @@ pub(crate) fn path() -> Option<PathBuf> {
 /// What holds for a device: the table of the file, or the defaults. Says so where it leaves a file aside.
 pub(crate) fn in_force(isa: &'static str, threads: usize) -> InForce {
     let Some(path) = path() else { return InForce::default() };
-    match load(&path, &Key { machine: Machine::this(), isa, threads }) {
+    match load(&path, || Key { machine: Machine::this(), isa, threads }) {
         Ok(Some(tuning)) => InForce { tuning, file: Some(path) },
         Ok(None) => InForce::default(),
         Err(reason) => {
@@ -105,11 +105,13 @@ pub(crate) fn in_force(isa: &'static str, threads: usize) -> InForce {
 }
 
 /// The table for `key`; none where there is no file, or no table in it for this instruction set and number of threads.
+/// The key is asked for only where there is a file: most machines have none, and every command starts here.
 ///
 /// # Errors
 /// Why the file cannot be used.
-fn load(path: &Path, key: &Key) -> Result<Option<Tuning>, String> {
+fn load(path: &Path, key: impl FnOnce() -> Key) -> Result<Option<Tuning>, String> {
     let Some(content) = read(path)? else { return Ok(None) };
+    let key = key();
     if content.machine != key.machine {
         let Machine { processor, cores } = content.machine;
         let processor: String = processor.chars().take(80).collect();
@@ -224,14 +226,14 @@ mod tests {
     fn tables_of_a_machine_stand_side_by_side() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new").join(FILE);
-        assert_eq!(load(&path, &key("avx2", 2)), Ok(None));
+        assert_eq!(load(&path, || unreachable!("there is no file")), Ok(None));
         for (isa, threads, value) in [("avx2", 2, 1), ("avx2", 1, 2), ("avx512", 2, 3), ("avx2", 2, 4)] {
             store(&path, &key(isa, threads), &tuned(value)).unwrap();
         }
         for (isa, threads, value) in [("avx2", 2, 4), ("avx2", 1, 2), ("avx512", 2, 3)] {
-            assert_eq!(load(&path, &key(isa, threads)), Ok(Some(tuned(value))));
+            assert_eq!(load(&path, || key(isa, threads)), Ok(Some(tuned(value))));
         }
-        assert_eq!(load(&path, &key("avx512", 1)), Ok(None));
+        assert_eq!(load(&path, || key("avx512", 1)), Ok(None));
         let names: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, [FILE]);
         assert!(reset(&path).unwrap() && !reset(&path).unwrap());
@@ -244,10 +246,10 @@ mod tests {
         let mut other = mine.clone();
         other.machine.cores = 3;
         store(&path, &other, &tuned(5)).unwrap();
-        assert!(load(&path, &mine).unwrap_err().contains("another machine (an abacus; 3 cores)"));
+        assert!(load(&path, || mine.clone()).unwrap_err().contains("another machine (an abacus; 3 cores)"));
         store(&path, &mine, &tuned(6)).unwrap();
-        assert_eq!(load(&path, &mine), Ok(Some(tuned(6))));
-        assert!(load(&path, &other).is_err());
+        assert_eq!(load(&path, || mine.clone()), Ok(Some(tuned(6))));
+        assert!(load(&path, || other.clone()).is_err());
     }
 
     #[test]
@@ -278,11 +280,11 @@ mod tests {
         for (text, expect) in cases {
             assert_ne!(text, good);
             fs::write(&path, &text).unwrap();
-            let reason = load(&path, &key).unwrap_err();
+            let reason = load(&path, || key.clone()).unwrap_err();
             assert!(reason.contains(expect), "{expect}: {reason}");
         }
         fs::write(&path, good).unwrap();
-        assert_eq!(load(&path, &key), Ok(Some(tuned(4096))));
-        assert!(load(folder.path(), &key).unwrap_err().contains("cannot be read"));
+        assert_eq!(load(&path, || key.clone()), Ok(Some(tuned(4096))));
+        assert!(load(folder.path(), || key.clone()).unwrap_err().contains("cannot be read"));
     }
 }
