@@ -2,6 +2,7 @@
 
 use std::{
     num::NonZero,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -249,6 +250,18 @@ impl Device for CpuDevice {
 
     fn gate(&self, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {
         gate::gate(&self.workers, &self.pool, x, up, gate)
+    }
+
+    fn gate_halves(&self, x: &Tensor, gate: Gate) -> Tensor {
+        gate::gate_halves(&self.workers, &self.pool, x, gate)
+    }
+
+    fn columns(&self, x: &Tensor, columns: Range<usize>) -> Tensor {
+        gate::columns(&self.workers, &self.pool, x, columns)
+    }
+
+    fn scale(&self, x: &mut Tensor, factor: f32) {
+        gate::scale(&self.workers, x, factor);
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) {

@@ -90,6 +90,13 @@ pub enum Gate {
     Silu,
     /// The tanh form of GELU.
     GeluTanh,
+    /// gpt-oss: `x · sigmoid(1.702 x) · (up + 1)`, where x is at most 7 and up from -7 to 7 ([`crate::math::swiglu_oai`]).
+    SwigluOai,
+}
+
+impl Gate {
+    /// All of them.
+    pub const ALL: [Gate; 3] = [Gate::Silu, Gate::GeluTanh, Gate::SwigluOai];
 }
 
 /// Which features of a head a rotation pairs.
@@ -281,6 +288,16 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     /// `gate(x) * up`, element by element.
     fn gate(&self, x: &Self::Tensor, up: &Self::Tensor, gate: Gate) -> Self::Tensor;
+
+    /// [`Device::gate`] of two halves of a row: `x` (rows, 2 · width), whose first half is the gate and whose second is up,
+    /// becomes (rows, width).
+    fn gate_halves(&self, x: &Self::Tensor, gate: Gate) -> Self::Tensor;
+
+    /// The numbers `columns` of each row: (rows, columns).
+    fn columns(&self, x: &Self::Tensor, columns: Range<usize>) -> Self::Tensor;
+
+    /// `x *= factor`.
+    fn scale(&self, x: &mut Self::Tensor, factor: f32);
 
     /// `x += y`.
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);

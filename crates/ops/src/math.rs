@@ -54,6 +54,19 @@ pub fn gelu_tanh(x: f32) -> f32 {
     x / (1.0 + exp(-(GELU_SCALE * x * cubic)))
 }
 
+/// The largest gate, and the largest size of up, in [`swiglu_oai`].
+pub const SWIGLU_LIMIT: f32 = 7.0;
+/// The slope of the sigmoid in [`swiglu_oai`].
+pub const SWIGLU_SLOPE: f32 = 1.702;
+
+/// The gate of gpt-oss (OpenAI 2025): x · sigmoid(1.702 x) · (up + 1), x at most 7, up from -7 to 7. NaN stays NaN.
+pub fn swiglu_oai(x: f32, up: f32) -> f32 {
+    let x = if SWIGLU_LIMIT < x { SWIGLU_LIMIT } else { x };
+    let up = if -SWIGLU_LIMIT > up { -SWIGLU_LIMIT } else { up };
+    let up = if SWIGLU_LIMIT < up { SWIGLU_LIMIT } else { up };
+    x / (1.0 + exp(-(SWIGLU_SLOPE * x))) * (up + 1.0)
+}
+
 /// c · tanh(x / c), the soft cap of logits and scores, by tanh u = 1 - 2 / (e^2u + 1).
 pub fn soft_cap(x: f32, cap: f32) -> f32 {
     cap * (1.0 - 2.0 / (exp(2.0 * (x / cap)) + 1.0))
@@ -115,6 +128,10 @@ mod tests {
         }
         assert_eq!(silu(1e30), 1e30);
         assert_eq!(gelu_tanh(1e10), 1e10);
+        assert_eq!(swiglu_oai(1e10, 1e10), swiglu_oai(7.0, 7.0));
+        assert_eq!(swiglu_oai(2.0, -1e10), swiglu_oai(2.0, -7.0));
+        assert_eq!(swiglu_oai(5.0, -1.0), 0.0);
+        assert!(swiglu_oai(f32::NAN, 1.0).is_nan() && swiglu_oai(1.0, f32::NAN).is_nan());
     }
 
     proptest! {

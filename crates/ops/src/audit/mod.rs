@@ -55,8 +55,12 @@ pub enum Op {
     Norm,
     /// [`Device::rope_angles`] and [`Device::rotate`]
     Rope,
-    /// [`Device::gate`]
+    /// [`Device::gate`] and [`Device::gate_halves`]
     Gate,
+    /// [`Device::columns`]
+    Columns,
+    /// [`Device::scale`]
+    Scale,
     /// [`Device::add`]
     Add,
     /// [`Device::soft_cap`]
@@ -67,7 +71,7 @@ pub enum Op {
 
 impl Op {
     /// Every op.
-    pub const ALL: [Op; 14] = [
+    pub const ALL: [Op; 16] = [
         Op::Dense,
         Op::Fine,
         Op::Grouped,
@@ -79,6 +83,8 @@ impl Op {
         Op::Norm,
         Op::Rope,
         Op::Gate,
+        Op::Columns,
+        Op::Scale,
         Op::Add,
         Op::SoftCap,
         Op::LogitRows,
@@ -98,6 +104,8 @@ impl Op {
             Op::Norm => "norm",
             Op::Rope => "rope",
             Op::Gate => "gate",
+            Op::Columns => "columns",
+            Op::Scale => "scale",
             Op::Add => "add",
             Op::SoftCap => "soft-cap",
             Op::LogitRows => "logit-rows",

@@ -28,7 +28,12 @@ enum What {
         head_dim: usize,
     },
     Gate(Gate),
+    /// Of the row's halves.
+    GateHalves(Gate),
+    /// A part of each row, from the first of these numbers on.
+    Columns(usize),
     Add,
+    Scale(f32),
     SoftCap(f32),
     LogitRows,
 }
@@ -38,8 +43,10 @@ impl What {
         match self {
             What::Norm(_) => Op::Norm,
             What::Rope { .. } => Op::Rope,
-            What::Gate(_) => Op::Gate,
+            What::Gate(_) | What::GateHalves(_) => Op::Gate,
+            What::Columns(_) => Op::Columns,
             What::Add => Op::Add,
+            What::Scale(_) => Op::Scale,
             What::SoftCap(_) => Op::SoftCap,
             What::LogitRows => Op::LogitRows,
         }
@@ -52,8 +59,12 @@ pub(super) fn jobs<D: Device>(settings: &Settings, jobs: &mut Vec<Job<D>>) {
     for width in WIDTHS {
         let runs = [1, 3, 16, 64, width].into_iter().filter(|r| width % r == 0 && (*r > 1 || width == 1));
         all.extend(runs.map(|run| (What::Norm(run), width)));
-        all.extend([Gate::Silu, Gate::GeluTanh].map(|gate| (What::Gate(gate), width)));
-        all.extend([What::Add, What::SoftCap(2.5), What::LogitRows].map(|what| (what, width)));
+        all.extend(Gate::ALL.map(|gate| (What::Gate(gate), width)));
+        all.extend(Gate::ALL.map(|gate| (What::GateHalves(gate), 2 * width)));
+        all.extend(
+            [What::Columns(width / 3), What::Add, What::Scale(1.7), What::SoftCap(2.5), What::LogitRows]
+                .map(|what| (what, width)),
+        );
     }
     for (pairs, head_dim) in HEADS {
         for layout in [RopeLayout::Interleaved, RopeLayout::Halves] {
@@ -87,7 +98,9 @@ impl Subject for Rowwise {
                 format!("{width} in heads of {head_dim}, {pairs} pairs, {layout:?}")
             }
             What::Gate(gate) => format!("{width}, {gate:?}"),
-            What::Add | What::SoftCap(_) | What::LogitRows => format!("{width}"),
+            What::GateHalves(gate) => format!("halves of {width}, {gate:?}"),
+            What::Columns(first) => format!("{width} from {first}"),
+            What::Add | What::Scale(_) | What::SoftCap(_) | What::LogitRows => format!("{width}"),
         };
         let has_bad = self.what != What::LogitRows;
         Facts { op: self.what.op(), format: "-", shape, ids: self.ids, has_bad, arithmetic: Arithmetic::Rounded }
@@ -123,6 +136,12 @@ impl Subject for Rowwise {
                     x
                 }
                 What::Gate(gate) => device.gate(&x, &y.rows(device, &batch), gate),
+                What::GateHalves(gate) => device.gate_halves(&x, gate),
+                What::Columns(first) => device.columns(&x, first..self.width),
+                What::Scale(factor) => {
+                    device.scale(&mut x, factor);
+                    x
+                }
                 What::Add => {
                     device.add(&mut x, &y.rows(device, &batch));
                     x

@@ -10,6 +10,8 @@ mod log;
 pub use held::{Cache, Routed, Table, Tensor, Vector, Weights};
 pub use log::{Entry, Label};
 
+use std::ops::Range;
+
 use crate::{
     Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router,
 };
@@ -251,6 +253,23 @@ impl<D: Device> Device for Profiled<D> {
         let work = moves(3 * x.bytes());
         let y = self.log.time(Place::Here, "gate", work, || self.device.gate(&x.inner, &up.inner, gate));
         tensor(y, x.rows, x.width)
+    }
+
+    fn gate_halves(&self, x: &Self::Tensor, gate: Gate) -> Self::Tensor {
+        let (width, work) = (x.width / 2, moves(x.bytes() + x.bytes() / 2));
+        let y = self.log.time(Place::Here, "gate", work, || self.device.gate_halves(&x.inner, gate));
+        tensor(y, x.rows, width)
+    }
+
+    fn columns(&self, x: &Self::Tensor, columns: Range<usize>) -> Self::Tensor {
+        let (width, work) = (columns.len(), moves(2 * x.rows * columns.len() * F32));
+        let y = self.log.time(Place::Here, "columns", work, || self.device.columns(&x.inner, columns));
+        tensor(y, x.rows, width)
+    }
+
+    fn scale(&self, x: &mut Self::Tensor, factor: f32) {
+        let work = moves(2 * x.bytes());
+        self.log.time(Place::Here, "residual", work, || self.device.scale(&mut x.inner, factor));
     }
 
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor) {

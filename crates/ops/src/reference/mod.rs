@@ -22,6 +22,8 @@ pub use matmul::Matrix;
 pub use route::Routes;
 pub use segments::Stack;
 
+use std::ops::Range;
+
 use crate::{
     Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router,
 };
@@ -161,6 +163,18 @@ impl Device for ReferenceDevice {
 
     fn gate(&self, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {
         gate::gate(x, up, gate)
+    }
+
+    fn gate_halves(&self, x: &Tensor, gate: Gate) -> Tensor {
+        gate::gate_halves(x, gate)
+    }
+
+    fn columns(&self, x: &Tensor, columns: Range<usize>) -> Tensor {
+        gate::columns(x, columns)
+    }
+
+    fn scale(&self, x: &mut Tensor, factor: f32) {
+        gate::scale(x, factor);
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) {

@@ -3,7 +3,10 @@
 //! [`Float64Device`] runs whole models. Keys and values are kept unrounded, whatever the format of the cache. Sums run
 //! in order; at 53 bits their rounding is far below anything that is measured against them.
 
+mod gate;
 mod segments;
+
+use std::ops::Range;
 
 use super::{KvPages, Routes, Stack, embed};
 use crate::{
@@ -191,18 +194,20 @@ impl Device for Float64Device {
     }
 
     fn gate(&self, x: &Tensor64, up: &Tensor64, gate: Gate) -> Tensor64 {
-        let mut y = x.clone();
-        for (v, u) in y.values.iter_mut().zip(&up.values) {
-            let gated = match gate {
-                Gate::Silu => *v / (1.0 + (-*v).exp()),
-                Gate::GeluTanh => {
-                    let inner = (2.0 / std::f64::consts::PI).sqrt() * (*v + 0.044_715 * v.powi(3));
-                    0.5 * *v * (1.0 + inner.tanh())
-                }
-            };
-            *v = gated * u;
-        }
-        y
+        gate::gate(x, up, gate)
+    }
+
+    fn gate_halves(&self, x: &Tensor64, gate: Gate) -> Tensor64 {
+        let half = x.width / 2;
+        gate::gate(&gate::columns(x, 0..half), &gate::columns(x, half..x.width), gate)
+    }
+
+    fn columns(&self, x: &Tensor64, columns: Range<usize>) -> Tensor64 {
+        gate::columns(x, columns)
+    }
+
+    fn scale(&self, x: &mut Tensor64, factor: f32) {
+        x.values.iter_mut().for_each(|v| *v *= f64::from(factor));
     }
 
     fn add(&self, x: &mut Tensor64, y: &Tensor64) {
