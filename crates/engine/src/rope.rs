@@ -8,6 +8,11 @@ use tessera_ops::{Rope, RopeLayout};
 
 use crate::{Checkpoint, Error, config::Keys};
 
+/// Whether YaRN rounds the pairs where its blend begins and ends to whole ones. GGUF has no key for it, and most models do.
+const TRUNCATE_KEY: &str = "rope.scaling.yarn_truncate";
+/// This one's reference does not.
+const NOT_TRUNCATED: &str = "gpt-oss";
+
 const FACTORS_TENSOR: &str = "rope_freqs.weight";
 
 /// The rotation of a checkpoint whose heads have `head_dim` numbers, with base `rope.freq_base` and any scaling.
@@ -51,8 +56,9 @@ fn yarn(rope: &mut Rope, keys: &Keys<'_>, base: f64, factor: f64) -> Result<(), 
     let dims = 2.0 * rope.frequencies.len() as f64;
     // The pair that turns `turns` times over the original context.
     let pair = |turns: f64| dims * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * base.ln());
-    let low = pair(fast).floor().max(0.0);
-    let high = pair(slow).ceil().min(dims - 1.0);
+    let truncate = keys.flag(TRUNCATE_KEY)?.unwrap_or(keys.architecture() != NOT_TRUNCATED);
+    let round = |pair: f64, whole: fn(f64) -> f64| if truncate { whole(pair) } else { pair };
+    let (low, high) = (round(pair(fast), f64::floor).max(0.0), round(pair(slow), f64::ceil).min(dims - 1.0));
     for (i, f) in rope.frequencies.iter_mut().enumerate() {
         let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
         *f = *f / factor * ramp + *f * (1.0 - ramp);

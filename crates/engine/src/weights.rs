@@ -1,7 +1,7 @@
 //! From the tensors of a checkpoint to weights on a device, each checked against the shape the model needs.
 
 use tessera_formats::Tensor;
-use tessera_ops::{Device, Linear, MatrixSource};
+use tessera_ops::{Device, Linear, LinearStack, MatrixSource};
 
 use crate::{Checkpoint, Config, Error};
 
@@ -21,6 +21,8 @@ pub struct Loader<'a, D: Device> {
     /// The model's shape.
     pub config: &'a Config,
     device: &'a D,
+    /// Weights that a token is multiplied by, in all projections loaded so far.
+    weights_used: f64,
     progress: Progress,
     report: &'a mut dyn FnMut(Progress),
 }
@@ -34,7 +36,14 @@ impl<'a, D: Device> Loader<'a, D> {
         report: &'a mut dyn FnMut(Progress),
     ) -> Loader<'a, D> {
         let bytes_total = checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum();
-        Loader { checkpoint, config, device, progress: Progress { bytes_done: 0, bytes_total }, report }
+        Loader {
+            checkpoint,
+            config,
+            device,
+            weights_used: 0.0,
+            progress: Progress { bytes_done: 0, bytes_total },
+            report,
+        }
     }
 
     /// Whether the checkpoint has this tensor.
@@ -63,17 +72,44 @@ impl<'a, D: Device> Loader<'a, D> {
         let weight = format!("{name}.weight");
         let source = self.source(&weight, rows, depth)?;
         let matrix = self.device.load_matrix(&source).map_err(|e| self.refused(e))?;
-        let bias = format!("{name}.bias");
-        let bias = if self.has(&bias) { Some(self.vector_with_offset(&bias, rows, 0.0)?) } else { None };
-        Ok(Linear { matrix, bias })
+        self.weights_used += rows as f64 * depth as f64;
+        Ok(Linear { matrix, bias: self.optional_vector(&format!("{name}.bias"), &[rows])? })
     }
 
-    /// The table of token embeddings (vocabulary, hidden).
+    /// The stack of projections `name.weight` (count, rows, depth), with `name.bias` (count, rows) if there is one. A token
+    /// goes to `used` of them.
     ///
     /// # Errors
     /// As [`Loader::linear`].
-    pub fn embedding(&mut self, name: &str) -> Result<D::Embedding, Error> {
-        let source = self.source(&format!("{name}.weight"), self.config.vocabulary, self.config.hidden)?;
+    pub fn stack(
+        &mut self,
+        name: &str,
+        (count, used): (usize, usize),
+        rows: usize,
+        depth: usize,
+    ) -> Result<LinearStack<D>, Error> {
+        let weight = format!("{name}.weight");
+        let tensor = self.tensor(&weight, &[depth, rows, count])?;
+        self.advance(tensor);
+        let (dtype, bytes) = (tensor.dtype, tensor.bytes.clone());
+        let source = MatrixSource { name: weight, dtype, rows: rows * count, depth, bytes };
+        let matrices = self.device.load_stack(&source, count).map_err(|e| self.refused(e))?;
+        self.weights_used += used as f64 * rows as f64 * depth as f64;
+        Ok(LinearStack { matrices, bias: self.optional_vector(&format!("{name}.bias"), &[rows, count])? })
+    }
+
+    /// What part of all projections loaded so far one more of this shape would be.
+    pub fn share_of_projections(&self, rows: usize, depth: usize) -> f64 {
+        let weights = rows as f64 * depth as f64;
+        weights / (weights + self.weights_used)
+    }
+
+    /// A table with a row of `width` numbers for each token (vocabulary, width).
+    ///
+    /// # Errors
+    /// As [`Loader::linear`].
+    pub fn embedding(&mut self, name: &str, width: usize) -> Result<D::Embedding, Error> {
+        let source = self.source(&format!("{name}.weight"), self.config.vocabulary, width)?;
         self.device.load_embedding(&source).map_err(|e| self.refused(e))
     }
 
@@ -82,15 +118,40 @@ impl<'a, D: Device> Loader<'a, D> {
     /// # Errors
     /// As [`Loader::linear`].
     pub fn norm(&mut self, name: &str, len: usize) -> Result<D::Vector, Error> {
-        self.vector_with_offset(&format!("{name}.weight"), len, self.checkpoint.norm_offset())
+        let offset = self.checkpoint.norm_offset();
+        let weights = self.numbers(&format!("{name}.weight"), &[len])?;
+        self.vector(&weights.into_iter().map(|w| w + offset).collect::<Vec<_>>())
     }
 
-    fn vector_with_offset(&mut self, name: &str, len: usize, offset: f32) -> Result<D::Vector, Error> {
-        let tensor = self.tensor(name, &[len])?;
+    /// The numbers of a tensor, by its whole name, as a vector; none if there is no such tensor.
+    ///
+    /// # Errors
+    /// If it has a wrong shape, or the device refuses it.
+    pub fn optional_vector(&mut self, name: &str, shape: &[usize]) -> Result<Option<D::Vector>, Error> {
+        if !self.has(name) {
+            return Ok(None);
+        }
+        let numbers = self.numbers(name, shape)?;
+        self.vector(&numbers).map(Some)
+    }
+
+    /// Takes a vector that no tensor holds.
+    ///
+    /// # Errors
+    /// If the device refuses it.
+    pub fn vector(&self, values: &[f32]) -> Result<D::Vector, Error> {
+        self.device.load_vector(values).map_err(|e| self.refused(e))
+    }
+
+    /// The numbers of a tensor, by its whole name.
+    ///
+    /// # Errors
+    /// If it is missing, has a wrong shape, or not all of its numbers are finite.
+    pub fn numbers(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, Error> {
+        let tensor = self.tensor(name, shape)?;
         tensor.check_finite(self.checkpoint.file())?;
-        let values: Vec<f32> = tensor.decode().into_iter().map(|v| v + offset).collect();
         self.advance(tensor);
-        self.device.load_vector(&values).map_err(|e| self.refused(e))
+        Ok(tensor.decode())
     }
 
     fn source(&mut self, name: &str, rows: usize, depth: usize) -> Result<MatrixSource, Error> {

@@ -10,8 +10,6 @@ use super::{
 };
 use crate::{Error, config::Keys, rope, weights::Loader};
 
-/// Every sixth layer attends to all tokens.
-const FULL_ATTENTION_EVERY: usize = 6;
 /// Rotation base of the layers with a window.
 const LOCAL_BASE: f32 = 10_000.0;
 /// The 27B model scales scores by `(hidden / heads)^-½`, all others by `head_dim^-½`. It is known by its layers.
@@ -42,16 +40,12 @@ impl<D: Device> Layer<D> {
     fn load(loader: &mut Loader<'_, D>, index: usize) -> Result<Layer<D>, Error> {
         let c = loader.config;
         let name = |part: &str| format!("blk.{index}.{part}");
-        let full = (index + 1).is_multiple_of(FULL_ATTENTION_EVERY);
         let mut attention = SelfAttention::load(loader, index, RopeLayout::Halves)?;
-        if !full {
-            attention = attention.with_window(c.window);
-        }
-        if c.layers == LAYERS_OF_27B {
+        if c.layers.len() == LAYERS_OF_27B {
             attention = attention.with_scale((c.hidden as f32 / c.heads as f32).sqrt().recip());
         }
         Ok(Layer {
-            full,
+            full: c.layers[index].window.is_none(),
             attention_norm: loader.norm(&name("attn_norm"), c.hidden)?,
             attention,
             post_attention_norm: loader.norm(&name("post_attention_norm"), c.hidden)?,
@@ -69,11 +63,11 @@ impl<D: Device> Architecture<D> for Gemma3<D> {
         let keys = Keys::new(loader.checkpoint)?;
         let local_base = keys.optional_number("rope.local.freq_base")?.unwrap_or(LOCAL_BASE);
         Ok(Gemma3 {
-            embedding: loader.embedding("token_embd")?,
+            embedding: loader.embedding("token_embd", c.hidden)?,
             embedding_scale: (c.hidden as f32).sqrt(),
-            full_rope: rope::read(loader.checkpoint, RopeLayout::Halves, c.head_dim)?,
-            local_rope: rope::plain(RopeLayout::Halves, c.head_dim, f64::from(local_base)),
-            layers: (0..c.layers).map(|i| Layer::load(loader, i)).collect::<Result<_, Error>>()?,
+            full_rope: rope::read(loader.checkpoint, RopeLayout::Halves, c.layers[0].head_dim)?,
+            local_rope: rope::plain(RopeLayout::Halves, c.layers[0].head_dim, f64::from(local_base)),
+            layers: (0..c.layers.len()).map(|i| Layer::load(loader, i)).collect::<Result<_, Error>>()?,
             head: Head::load(loader)?,
             epsilon: c.epsilon,
         })

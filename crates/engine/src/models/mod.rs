@@ -2,6 +2,9 @@
 
 mod blocks;
 mod gemma3;
+mod gemma4;
+mod glm4_moe;
+mod gpt_oss;
 mod llama;
 mod qwen;
 
@@ -80,12 +83,15 @@ impl LoadOptions {
 
 /// What a model of this shape keeps of every token.
 pub fn kv_layout(config: &Config, format: KvFormat) -> KvLayout {
-    let layer = KvLayer { heads: config.kv_heads, head_dim: config.head_dim };
-    KvLayout { layers: vec![layer; config.layers], format }
+    let layer = |layer: usize| {
+        let shape = config.layers[layer];
+        KvLayer { heads: shape.kv_heads, head_dim: shape.head_dim }
+    };
+    KvLayout { layers: config.kv_layers().map(layer).collect(), format }
 }
 
 /// The names of all architectures.
-pub const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
+pub const ARCHITECTURES: [&str; 8] = ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "gemma4", "gpt-oss", "glm4moe"];
 
 /// Whether an architecture is one of [`ARCHITECTURES`].
 ///
@@ -115,7 +121,11 @@ pub fn load<D: Device>(
         "llama" => Loaded::<D, llama::Llama<D>>::boxed(checkpoint, device, options, report),
         "qwen2" => Loaded::<D, qwen::Qwen2<D>>::boxed(checkpoint, device, options, report),
         "qwen3" => Loaded::<D, qwen::Qwen3<D>>::boxed(checkpoint, device, options, report),
+        "qwen3moe" => Loaded::<D, qwen::Qwen3Moe<D>>::boxed(checkpoint, device, options, report),
         "gemma3" => Loaded::<D, gemma3::Gemma3<D>>::boxed(checkpoint, device, options, report),
+        "gemma4" => Loaded::<D, gemma4::Gemma4<D>>::boxed(checkpoint, device, options, report),
+        "gpt-oss" => Loaded::<D, gpt_oss::GptOss<D>>::boxed(checkpoint, device, options, report),
+        "glm4moe" => Loaded::<D, glm4_moe::Glm4Moe<D>>::boxed(checkpoint, device, options, report),
         other => Err(unknown(checkpoint, other)),
     }
 }

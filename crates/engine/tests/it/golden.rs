@@ -106,6 +106,31 @@ fn qwen3_agrees_with_its_reference() {
 }
 
 #[test]
+fn qwen3_moe_agrees_with_its_reference() {
+    check("qwen3_moe", &PROMPTS, 1e-3);
+}
+
+#[test]
+fn gemma4_agrees_with_its_reference() {
+    check("gemma4", &PROMPTS, 1e-3);
+}
+
+#[test]
+fn gemma4_with_experts_agrees_with_its_reference() {
+    check("gemma4_moe", &PROMPTS, 1e-3);
+}
+
+#[test]
+fn gemma4_with_per_layer_embeddings_agrees_with_its_reference() {
+    check("gemma4_ple", &PROMPTS, 1e-3);
+}
+
+#[test]
+fn glm4_moe_agrees_with_its_reference() {
+    check("glm4_moe", &PROMPTS, 1e-3);
+}
+
+#[test]
 fn gemma3_agrees_with_its_reference() {
     // llama.cpp reads GELU from a table in half precision; see tools/make_gemma3_fixture.py.
     check("gemma3", &SHORT_PROMPTS, 1e-2);

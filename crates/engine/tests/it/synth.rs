@@ -166,8 +166,9 @@ fn defaults_make_a_model_of_every_architecture() {
         let checkpoint = memory(&spec);
         assert_eq!(checkpoint.file(), spec.to_string());
         let config = tessera_engine::Config::read(&checkpoint).unwrap();
-        assert_eq!((config.layers, config.hidden, config.vocabulary), (4, 512, 32_000));
-        assert_eq!(config.window, (architecture == "gemma3").then_some(512));
+        assert_eq!((config.layers.len(), config.hidden, config.vocabulary), (4, 512, 32_000));
+        let window = config.layers.iter().find_map(|layer| layer.window);
+        assert_eq!(window, (architecture == "gemma3").then_some(512));
         assert_eq!(checkpoint.tensor("output.weight").is_none(), architecture == "gemma3");
     }
     let line = "synth:llama,layers=32,width=4096,heads=32,kv_heads=8,feed_forward=14336,vocabulary=128256,format=Q4_K";

@@ -1,0 +1,53 @@
+//! The end of a model: norm and projection onto the vocabulary.
+
+use tessera_ops::{Batch, Device, Linear};
+
+use crate::{Error, weights::Loader};
+
+/// The head's input is quantized finely where the head is at most this part of all projections: its errors go straight
+/// into the logits, and such a head costs little (ARCHITECTURE.md, "The head's activations").
+const FINE_HEAD_SHARE_MAX: f64 = 0.25;
+
+/// The output head, for the rows whose logits are wanted.
+pub(in crate::models) struct Head<D: Device> {
+    norm: D::Vector,
+    projection: Linear<D>,
+    fine: bool,
+    epsilon: f32,
+    cap: Option<f32>,
+}
+
+impl<D: Device> Head<D> {
+    /// Loads `output_norm` and `output`, or where that is missing the token embedding in its place (tied weights). To be
+    /// called when all else is loaded.
+    ///
+    /// # Errors
+    /// If a tensor is missing, has a wrong shape, or the device refuses it.
+    pub(in crate::models) fn load(loader: &mut Loader<'_, D>) -> Result<Head<D>, Error> {
+        let c = loader.config;
+        let name = if loader.has("output.weight") { "output" } else { "token_embd" };
+        let fine = loader.share_of_projections(c.vocabulary, c.hidden) <= FINE_HEAD_SHARE_MAX;
+        Ok(Head {
+            norm: loader.norm("output_norm", c.hidden)?,
+            projection: loader.linear(name, c.vocabulary, c.hidden)?,
+            fine,
+            epsilon: c.epsilon,
+            cap: c.logit_cap,
+        })
+    }
+
+    /// (rows, hidden) to (wanted rows, vocabulary).
+    pub(in crate::models) fn forward(&self, ops: &D, x: &D::Tensor, batch: &Batch) -> D::Tensor {
+        let x = ops.rms_norm(&ops.logit_rows(x, batch), &self.norm, self.epsilon);
+        let mut logits = if self.fine {
+            ops.project_fine(&x, &self.projection)
+        } else {
+            let [logits] = ops.project(&x, [&self.projection]);
+            logits
+        };
+        if let Some(cap) = self.cap {
+            ops.soft_cap(&mut logits, cap);
+        }
+        logits
+    }
+}
