@@ -77,6 +77,11 @@ const EXPERTS: RangeInclusive<usize> = 1..=1 << 14;
 /// Architectures whose metadata gives a window and not the layers that have it: every so many layers one attends to all.
 const FULL_ATTENTION_EVERY: [(&str, usize); 2] = [("gemma3", 6), ("gpt-oss", 2)];
 
+/// Every so many layers of an architecture one attends to all tokens, and the others have a window; none: the metadata says.
+pub(crate) fn full_attention_every(architecture: &str) -> Option<usize> {
+    FULL_ATTENTION_EVERY.iter().find(|(name, _)| *name == architecture).map(|(_, every)| *every)
+}
+
 impl Config {
     /// Reads the metadata of a checkpoint.
     ///
@@ -171,8 +176,8 @@ fn head_dim(keys: &Keys<'_>, suffix: &str, default: usize) -> Result<usize, Erro
 /// The window of each of the first `count` of `blocks` layers.
 fn windows(keys: &Keys<'_>, blocks: usize, count: usize) -> Result<Vec<Option<usize>>, Error> {
     let key = "attention.sliding_window_pattern";
-    let every = FULL_ATTENTION_EVERY.iter().find(|(name, _)| *name == keys.architecture).map(|(_, every)| *every);
-    let windowed: Vec<bool> = match (keys.get(key).and_then(Value::as_array).and_then(|a| a.as_bools()), every) {
+    let pattern = keys.get(key).and_then(Value::as_array).and_then(|a| a.as_bools());
+    let windowed: Vec<bool> = match (pattern, full_attention_every(keys.architecture)) {
         (Some(pattern), _) if pattern.len() == blocks => pattern[..count].to_vec(),
         (Some(pattern), _) => return Err(keys.wrong(key, format!("{} layers", pattern.len()), format!("{blocks}"))),
         (None, Some(every)) => (1..=count).map(|layer| !layer.is_multiple_of(every)).collect(),

@@ -22,7 +22,8 @@ use crate::{
 /// Write a model with random weights, for tests and benchmarks.
 #[derive(Debug, Args)]
 #[command(after_help = "SPEC is ARCHITECTURE,KEY=VALUE,… with these keys, all of which have defaults:
-  layers, width, head_dim, heads, kv_heads, feed_forward, vocabulary, context, and window for gemma3
+  layers, width, head_dim, heads, kv_heads, feed_forward, vocabulary, context; and what an architecture has:
+  window; experts, experts_used, expert_feed_forward, dense_layers; full_head_dim, shared_kv_layers, per_layer
   format               of all matrices: F16, Q8_0, Q4_K, IQ3_S, … [default: Q4_K]
   head, embedding      the format of these alone; and of each matrix of the layers by its name: attn_v, ffn_down, …
   tied                 true or false: whether the embedding serves as the head
@@ -35,7 +36,7 @@ Examples:
   tessera synth qwen3,layers=28,width=1024,heads=16,kv_heads=8,format=Q4_K,head=Q6_K model.gguf
   tessera run synth:gemma3,layers=12,format=Q4_0 \"Hello\" --max-tokens 16")]
 pub(crate) struct Synth {
-    /// The model: an architecture (llama, qwen2, qwen3, gemma3), sizes and formats
+    /// The model: an architecture (llama, qwen2, qwen3, qwen3moe, gemma3, gemma4, gpt-oss, glm4moe), sizes and formats
     pub(crate) spec: String,
     /// The GGUF file to write
     pub(crate) output: PathBuf,

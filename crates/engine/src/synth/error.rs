@@ -26,6 +26,15 @@ pub enum SynthError {
     #[error("head_dim={head_dim} is odd, and rotations turn pairs; set an even head_dim")]
     HeadDim { head_dim: usize },
     #[error(
+        "a token cannot go to {used} of {experts} experts; set experts_used to at most the number of experts, at least 1"
+    )]
+    Experts { experts: usize, used: usize },
+    #[error(
+        "{shared} of {layers} layers cannot share keys and values: a layer of each kind must be left to share from; set \
+         fewer shared_kv_layers"
+    )]
+    SharedKvLayers { layers: usize, shared: usize },
+    #[error(
         "the embedding serves as the head, so head={head} and embedding={embedding} contradict each other; name one, or \
          set tied=false"
     )]

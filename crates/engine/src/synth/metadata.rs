@@ -29,20 +29,22 @@ pub(super) fn all(spec: &Spec) -> Vec<(String, Value)> {
         ("general.name".to_owned(), Value::from(spec.to_string())),
         ("general.quantization_version".to_owned(), Value::from(2u32)),
     ];
-    let mut put = |key: &str, value: Value| all.push((format!("{name}.{key}"), value));
-    put("block_count", size(Size::Layers));
-    put("context_length", size(Size::Context));
-    put("embedding_length", size(Size::Width));
-    put("feed_forward_length", size(Size::FeedForward));
-    put("attention.head_count", size(Size::Heads));
-    put("attention.head_count_kv", size(Size::KvHeads));
-    put("attention.key_length", size(Size::HeadDim));
-    put("attention.value_length", size(Size::HeadDim));
-    put("attention.layer_norm_rms_epsilon", Value::from(1e-6f32));
-    put("vocab_size", size(Size::Vocabulary));
-    for (key, value) in (spec.family.keys)(&spec.sizes) {
-        put(key, value);
-    }
+    let common = vec![
+        ("block_count", size(Size::Layers)),
+        ("context_length", size(Size::Context)),
+        ("embedding_length", size(Size::Width)),
+        ("feed_forward_length", size(Size::FeedForward)),
+        ("attention.head_count", size(Size::Heads)),
+        ("attention.head_count_kv", size(Size::KvHeads)),
+        ("attention.key_length", size(Size::HeadDim)),
+        ("attention.value_length", size(Size::HeadDim)),
+        ("attention.layer_norm_rms_epsilon", Value::from(1e-6f32)),
+        ("vocab_size", size(Size::Vocabulary)),
+    ];
+    let own = (spec.family.keys)(&spec.sizes);
+    let common = common.into_iter().filter(|(key, _)| own.iter().all(|(other, _)| other != key));
+    let keys: Vec<_> = common.chain(own.iter().cloned()).collect();
+    all.extend(keys.into_iter().map(|(key, value)| (format!("{name}.{key}"), value)));
     all.extend(tokenizer(spec.sizes.get(Size::Vocabulary)));
     all
 }

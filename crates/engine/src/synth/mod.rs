@@ -115,7 +115,7 @@ fn make(planned: &Planned, first_block: usize, out: &mut [u8], threads: usize) {
         let own = parts.next();
         let fill = |i: usize, part: &mut [u8]| {
             blocks.fill(planned.key, (first_block + i * part_blocks) as u64, part);
-            planned.finish(part);
+            planned.finish(first_block + i * part_blocks, part);
         };
         for (i, part) in parts {
             scope.spawn(move || fill(i, part));

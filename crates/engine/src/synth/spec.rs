@@ -63,7 +63,13 @@ impl Spec {
     /// | `heads`, `kv_heads` | heads of queries, of keys and values | as fill the width, a quarter of them |
     /// | `feed_forward` | width of the feed-forward layer | 8/3 of the width, in blocks |
     /// | `vocabulary`, `context` | tokens | 32000, 4096 |
-    /// | `window` | tokens of local attention, where the architecture has it | 512 |
+    /// | `window` | tokens of local attention, where the architecture has it | 512; gpt-oss 128 |
+    /// | `full_head_dim` | gemma4: numbers in a head of the layers without a window | twice `head_dim` |
+    /// | `shared_kv_layers` | gemma4: last layers that read the keys and values of earlier ones | 0 |
+    /// | `per_layer` | gemma4: numbers of a token for each layer | 0 |
+    /// | `experts`, `experts_used` | experts of a layer, and of a token | 16, 8; gemma4 0, gpt-oss 16, 4 |
+    /// | `expert_feed_forward` | width of an expert | 256; gpt-oss as the width |
+    /// | `dense_layers` | glm4moe: first layers without experts | 1 |
     /// | `tied` | whether the embedding is the head as well | as the architecture |
     /// | `format` | of all matrices | `Q4_K` |
     /// | `head`, `embedding`, `attn_v`, `ffn_down`, … | the format of these alone | `format` |
@@ -105,6 +111,17 @@ impl Spec {
         let head_dim = self.sizes.get(Size::HeadDim);
         if !head_dim.is_multiple_of(2) {
             return Err(SynthError::HeadDim { head_dim });
+        }
+        if self.sizes.find(Size::FullHeadDim).is_some_and(|dim| !dim.is_multiple_of(2)) {
+            return Err(SynthError::HeadDim { head_dim: self.sizes.get(Size::FullHeadDim) });
+        }
+        let (experts, used) = (self.sizes.find(Size::Experts), self.sizes.or_zero(Size::ExpertsUsed));
+        if experts.is_some_and(|experts| used > experts && (experts > 0 || self.family.needs_experts())) {
+            return Err(SynthError::Experts { experts: experts.unwrap_or(0), used });
+        }
+        let layers = self.sizes.get(Size::Layers);
+        if (0..layers).any(|layer| self.family.keys_from(&self.sizes, layer).is_none()) {
+            return Err(SynthError::SharedKvLayers { layers, shared: self.sizes.or_zero(Size::SharedKvLayers) });
         }
         tensors::check_blocks(self)?;
         // Sizes are bounded and blocks divide rows, so that no product overflows.
@@ -220,7 +237,7 @@ fn sizes(family: &'static Family) -> impl Iterator<Item = Size> {
 
 /// The projections of a layer.
 fn matrices(family: &'static Family) -> impl Iterator<Item = &'static Part> {
-    family.layer.iter().copied().flatten().filter(|part| part.kind == Kind::Matrix)
+    family.parts().chain(family.model).filter(|part| part.kind == Kind::Matrix)
 }
 
 /// All keys that a line may have.

@@ -4,12 +4,16 @@ use tessera_formats::{DType, codec::random};
 
 use super::{
     error::SynthError,
-    families::{Dim, Kind, Size},
+    families::{Dim, Kind, Part, Size, Where},
     spec::{EMBEDDING, HEAD, Spec},
 };
 
 /// Deviation of a norm's weights from one, and of biases from zero.
 const VECTOR_DEVIATION: f32 = 0.2;
+
+/// One pair in so many turns where frequencies have divisors, and the divisor of the others.
+const TURNING_PART: usize = 4;
+const STILL: f32 = 1e30;
 
 /// A tensor to be made.
 #[derive(Clone, Debug)]
@@ -20,6 +24,7 @@ pub(super) struct Planned {
     pub(super) shape: Vec<usize>,
     pub(super) deviation: f32,
     pub(super) key: u64,
+    kind: Kind,
     /// Whether one is to be added to every number.
     around_one: bool,
 }
@@ -28,10 +33,11 @@ impl Planned {
     fn new(spec: &Spec, name: String, kind: Kind, dtype: DType, shape: Vec<usize>) -> Planned {
         let (dtype, deviation) = match kind {
             Kind::Matrix => (dtype, (shape[0] as f32).sqrt().recip()),
-            Kind::Norm | Kind::Bias => (DType::F32, VECTOR_DEVIATION),
+            Kind::Router => (DType::F32, (shape[0] as f32).sqrt().recip()),
+            Kind::Norm | Kind::Scale | Kind::Bias | Kind::Sinks | Kind::RopeFactors => (DType::F32, VECTOR_DEVIATION),
         };
-        let key = random::key(spec.seed, &name);
-        Planned { name, dtype, shape, deviation, key, around_one: kind == Kind::Norm }
+        let (key, around_one) = (random::key(spec.seed, &name), matches!(kind, Kind::Norm | Kind::Scale));
+        Planned { name, dtype, shape, deviation, key, kind, around_one }
     }
 
     /// The length in bytes; a parsed spec's rows are whole blocks.
@@ -40,9 +46,14 @@ impl Planned {
         row * self.shape[1..].iter().product::<usize>()
     }
 
-    /// Makes what the random blocks in `bytes` are to be.
-    pub(super) fn finish(&self, bytes: &mut [u8]) {
-        if self.around_one {
+    /// Makes what the random blocks in `bytes`, from `first_block` on, are to be.
+    pub(super) fn finish(&self, first_block: usize, bytes: &mut [u8]) {
+        if self.kind == Kind::RopeFactors {
+            let turning = self.shape[0] / TURNING_PART;
+            for (i, number) in bytes.as_chunks_mut().0.iter_mut().enumerate() {
+                *number = if first_block + i < turning { 1f32 } else { STILL }.to_le_bytes();
+            }
+        } else if self.around_one {
             for number in bytes.as_chunks_mut().0 {
                 *number = (1.0 + f32::from_le_bytes(*number)).to_le_bytes();
             }
@@ -58,13 +69,12 @@ impl Spec {
         let embedding = self.formats.embedding;
         let mut all = vec![Planned::new(self, "token_embd.weight".to_owned(), Kind::Matrix, embedding, table.clone())];
         for layer in 0..self.sizes.get(Size::Layers) {
-            for part in self.family.layer.iter().copied().flatten() {
-                let suffix = if part.kind == Kind::Bias { "bias" } else { "weight" };
-                let name = format!("blk.{layer}.{}.{suffix}", part.name);
-                let shape = part.shape.iter().map(|dim| dim.of(&self.sizes)).collect();
-                all.push(Planned::new(self, name, part.kind, self.formats.of_part(part.name), shape));
-            }
+            let windowed = self.family.is_windowed(layer);
+            let parts = self.family.parts().filter(|part| self.family.has(&self.sizes, layer, part.place));
+            all.extend(parts.map(|part| self.planned(&format!("blk.{layer}."), part, windowed)));
         }
+        let parts = self.family.model.iter().filter(|part| part.place != Where::PerLayer || self.has_per_layer());
+        all.extend(parts.map(|part| self.planned("", part, false)));
         let mut norm = Planned::new(self, "output_norm.weight".to_owned(), Kind::Norm, DType::F32, vec![width]);
         if self.tied {
             // The residual stream still holds the last token's embedding, which would find itself in the head: every
@@ -77,22 +87,33 @@ impl Spec {
         }
         all
     }
+
+    fn has_per_layer(&self) -> bool {
+        self.sizes.or_zero(Size::PerLayer) > 0
+    }
+
+    fn planned(&self, prefix: &str, part: &Part, windowed: bool) -> Planned {
+        let name = format!("{prefix}{}.{}", part.name, part.kind.suffix());
+        let shape = part.shape.iter().map(|dim| dim.of(&self.sizes, windowed)).collect();
+        Planned::new(self, name, part.kind, self.formats.of_part(part.name), shape)
+    }
 }
 
 /// Refuses formats whose blocks do not divide the rows of their matrices.
 pub(super) fn check_blocks(spec: &Spec) -> Result<(), SynthError> {
-    let parts = spec.family.layer.iter().copied().flatten().filter(|part| part.kind == Kind::Matrix);
-    let parts = parts.map(|part| (part.name, part.shape[0], spec.formats.of_part(part.name)));
+    let layers = 0..spec.sizes.get(Size::Layers);
     let width = Dim::Size(Size::Width);
     let tables = [(EMBEDDING, width, spec.formats.embedding), (HEAD, width, spec.formats.head)];
-    for (name, dim, dtype) in tables.into_iter().chain(parts) {
-        let (len, block) = (dim.of(&spec.sizes), dtype.block_len());
+    let tables = tables.into_iter().map(|(name, dim, dtype)| (name, dim, dtype, false));
+    let used = |part: &&Part| layers.clone().any(|layer| spec.family.has(&spec.sizes, layer, part.place));
+    let parts = spec.family.parts().chain(spec.family.model).filter(|part| part.kind == Kind::Matrix).filter(used);
+    // Heads of layers with a window may have another width than those without.
+    let kinds = [true, false];
+    let parts = parts.flat_map(|p| kinds.map(|windowed| (p.name, p.shape[0], spec.formats.of_part(p.name), windowed)));
+    for (name, dim, dtype, windowed) in tables.chain(parts) {
+        let (len, block) = (dim.of(&spec.sizes, windowed), dtype.block_len());
         if !len.is_multiple_of(block) {
-            let source_of_len = match dim {
-                Dim::Size(size) => size.key(),
-                Dim::Queries => "heads × head_dim",
-                Dim::Keys => "kv_heads × head_dim",
-            };
+            let source_of_len = dim.source();
             let other = if len.is_multiple_of(DType::Q8_0.block_len()) { DType::Q8_0 } else { DType::F16 };
             let (format, other) = (dtype.name(), other.name());
             return Err(SynthError::PartialBlock { tensor: name, len, format, block, source_of_len, key: name, other });

@@ -15,7 +15,14 @@ use tessera_ops::{KvFormat, reference::ReferenceDevice};
 /// The least sizes that K-quants and gemma's alternating layers allow.
 fn tiny(architecture: &str, more: &str) -> Spec {
     let sizes = "layers=1,width=256,heads=4,kv_heads=1,head_dim=64,feed_forward=256,vocabulary=300";
-    Spec::parse(&format!("synth:{architecture},{sizes},{more}")).unwrap()
+    let experts = match architecture {
+        "qwen3moe" => "experts=4,experts_used=2,",
+        "glm4moe" => "dense_layers=0,experts=4,experts_used=2,",
+        "gpt-oss" => "experts=4,experts_used=2,expert_feed_forward=256,",
+        "gemma4" => "experts=4,experts_used=2,per_layer=256,",
+        _ => "",
+    };
+    Spec::parse(&format!("synth:{architecture},{sizes},{experts}{more}")).unwrap()
 }
 
 fn memory(spec: &Spec) -> Checkpoint {
@@ -88,7 +95,7 @@ fn memory_and_file_agree_to_the_bit_on_any_threads() {
     for architecture in synth::architectures() {
         let formats = DType::all().filter(|d| d.ggml_id().is_some()).map(|d| format!("format={d}"));
         // Large enough to be shared among threads.
-        let mixed = "vocabulary=9000,format=Q4_K,head=F32,ffn_down=Q6_K,attn_v=IQ3_S".to_owned();
+        let mixed = "vocabulary=9000,format=Q4_K,head=F32,attn_output=Q6_K,attn_v=IQ3_S".to_owned();
         for more in formats.chain([mixed.clone()]) {
             let spec = match more == mixed {
                 true => Spec::parse(&format!("{architecture},layers=2,width=512,{more}")).unwrap(),
@@ -168,8 +175,9 @@ fn defaults_make_a_model_of_every_architecture() {
         let config = tessera_engine::Config::read(&checkpoint).unwrap();
         assert_eq!((config.layers.len(), config.hidden, config.vocabulary), (4, 512, 32_000));
         let window = config.layers.iter().find_map(|layer| layer.window);
-        assert_eq!(window, (architecture == "gemma3").then_some(512));
-        assert_eq!(checkpoint.tensor("output.weight").is_none(), architecture == "gemma3");
+        let windows = [("gemma3", 512), ("gemma4", 512), ("gpt-oss", 128)];
+        assert_eq!(window, windows.into_iter().find(|(name, _)| *name == architecture).map(|(_, window)| window));
+        assert_eq!(checkpoint.tensor("output.weight").is_none(), architecture.starts_with("gemma"));
     }
     let line = "synth:llama,layers=32,width=4096,heads=32,kv_heads=8,feed_forward=14336,vocabulary=128256,format=Q4_K";
     let spec = Spec::parse(line).unwrap();
@@ -180,7 +188,7 @@ fn defaults_make_a_model_of_every_architecture() {
 #[test]
 fn wrong_lines_say_what_to_write() {
     let cases = [
-        ("", "llama, qwen2, qwen3, gemma3"),
+        ("", "llama, qwen2, qwen3, qwen3moe, gemma3, gemma4, gpt-oss, glm4moe"),
         ("synth:gpt5,layers=1", "`gpt5` is no architecture"),
         ("synth:llama,layer=1", "llama has no key `layer`; its keys are layers, width,"),
         ("synth:llama,window=1", "no key `window`"),
@@ -203,6 +211,16 @@ fn wrong_lines_say_what_to_write() {
         ("synth:llama,width=500,format=Q8_0", "set embedding=F16"),
         ("synth:llama,heads=5", "make heads × head_dim a multiple of 256, or set attn_output=Q8_0"),
         ("synth:llama,feed_forward=300", "make feed_forward a multiple of 256, or set ffn_down=F16"),
+        ("synth:qwen3moe,experts=4,experts_used=5", "a token cannot go to 5 of 4 experts"),
+        ("synth:qwen3moe,experts=0", "of 0 experts"),
+        (
+            "synth:qwen3moe,expert_feed_forward=100",
+            "make expert_feed_forward a multiple of 256, or set ffn_down_exps=F16",
+        ),
+        ("synth:llama,experts=4", "no key `experts`"),
+        ("synth:gemma4,layers=4,shared_kv_layers=4", "4 of 4 layers cannot share keys and values"),
+        ("synth:gemma4,layers=12,shared_kv_layers=7", "a layer of each kind must be left"),
+        ("synth:gemma4,full_head_dim=63", "head_dim=63 is odd"),
         ("synth:gemma3,head=Q8_0,embedding=Q4_0", "head=Q8_0 and embedding=Q4_0 contradict"),
         ("synth:llama,layers=1024,width=65536,feed_forward=524288,format=F32", "1024.0 GiB is the most"),
     ];
@@ -233,11 +251,13 @@ fn any_line() -> impl Strategy<Value = String> {
         |(architecture, (layers, blocks, kv, window, vocabulary), (format, head, down), seed, tied)| {
             let mut line = format!("{architecture},layers={layers},width={},vocabulary={vocabulary}", 256 * blocks);
             line += &format!(",heads=8,kv_heads={},head_dim=64,format={format},tied={tied},seed={seed}", 1 << kv);
-            if architecture == "gemma3" {
-                line += &format!(",window={window}");
+            match architecture {
+                "gemma3" | "gpt-oss" => line += &format!(",window={window}"),
+                "gemma4" => line += &format!(",window={window},experts={},per_layer=256", window % 9),
+                _ => {}
             }
             line += &head.map(|head| format!(",head={head}")).unwrap_or_default();
-            line + &down.map(|down| format!(" , ffn_down = {}", down.name().to_lowercase())).unwrap_or_default()
+            line + &down.map(|down| format!(" , attn_output = {}", down.name().to_lowercase())).unwrap_or_default()
         },
     )
 }
