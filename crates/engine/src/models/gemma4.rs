@@ -24,8 +24,9 @@ const PER_LAYER_MAX: usize = 1 << 20;
 pub(super) struct Gemma4<D: Device> {
     embedding: D::Embedding,
     hidden: usize,
-    full_rope: Rope,
-    local_rope: Rope,
+    /// None where no layer is of the kind.
+    full_rope: Option<Rope>,
+    local_rope: Option<Rope>,
     per_layer: Option<PerLayer<D>>,
     layers: Vec<Layer<D>>,
     head: Head<D>,
@@ -173,8 +174,10 @@ impl<D: Device> Architecture<D> for Gemma4<D> {
         Ok(Gemma4 {
             embedding: loader.embedding("token_embd", c.hidden)?,
             hidden: c.hidden,
-            full_rope: rope::read(loader.checkpoint, RopeLayout::Halves, head_dim(c, false))?,
-            local_rope: local_rope(&keys, head_dim(c, true))?,
+            full_rope: head_dim(c, false)
+                .map(|dim| rope::read(loader.checkpoint, RopeLayout::Halves, dim))
+                .transpose()?,
+            local_rope: head_dim(c, true).map(|dim| local_rope(&keys, dim)).transpose()?,
             per_layer: width.map(|width| PerLayer::load(loader, width)).transpose()?,
             layers: (0..c.layers.len()).map(|i| layer(loader, i)).collect::<Result<_, Error>>()?,
             head: Head::load(loader)?,
@@ -184,12 +187,14 @@ impl<D: Device> Architecture<D> for Gemma4<D> {
 
     fn forward(&self, ops: &D, cache: &mut D::KvCache, batch: &Batch) -> D::Tensor {
         let norm = |x: &D::Tensor, weight: &D::Vector| ops.rms_norm(x, weight, self.epsilon);
-        let (full, local) = (ops.rope_angles(&self.full_rope, batch), ops.rope_angles(&self.local_rope, batch));
+        let angles = |rope: &Option<Rope>| rope.as_ref().map(|rope| ops.rope_angles(rope, batch));
+        let (full, local) = (angles(&self.full_rope), angles(&self.local_rope));
         let mut x = ops.embed(&self.embedding, batch, (self.hidden as f32).sqrt());
         let per_layer =
             self.per_layer.as_ref().map(|p| (p.forward(ops, &x, self.hidden, self.epsilon, batch), p.width));
         for (i, layer) in self.layers.iter().enumerate() {
             let angles = if layer.windowed { &local } else { &full };
+            let angles = angles.as_ref().expect("a layer's kind has its rotation");
             let y = layer.attention.forward(ops, &norm(&x, &layer.attention_norm), angles, cache, batch);
             ops.add(&mut x, &norm(&y, &layer.post_attention_norm));
             let mut y = layer.feed_forward.forward(ops, &norm(&x, &layer.feed_forward_norm));
@@ -208,10 +213,9 @@ impl<D: Device> Architecture<D> for Gemma4<D> {
     }
 }
 
-/// Numbers in a head of the layers of one kind; of all where there is no such layer.
-fn head_dim(config: &Config, windowed: bool) -> usize {
-    let layer = config.layers.iter().find(|layer| layer.window.is_some() == windowed);
-    layer.unwrap_or(&config.layers[0]).head_dim
+/// Numbers in a head of the layers of one kind, if there are any.
+fn head_dim(config: &Config, windowed: bool) -> Option<usize> {
+    config.layers.iter().find(|layer| layer.window.is_some() == windowed).map(|layer| layer.head_dim)
 }
 
 /// The rotation of the layers with a window.
