@@ -11,10 +11,18 @@ use tessera_engine::{
 use tessera_ops::{Device, KvFormat, PAGE_TOKENS, Role, reference::ReferenceDevice};
 
 const PAGES: usize = 10;
-const ARCHITECTURES: [&str; 2] = ["llama", "gemma3"];
+/// One of each kind of attention and of feed-forward layer.
+const ARCHITECTURES: [&str; 6] = [
+    "llama,layers=2",
+    "gemma3,layers=2",
+    "qwen3moe,layers=2,experts=8,experts_used=3,expert_feed_forward=64",
+    "gemma4,layers=14,window=40,shared_kv_layers=2,per_layer=32,experts=4,experts_used=2,expert_feed_forward=32",
+    "gpt-oss,layers=2,window=40,experts=4,experts_used=2,expert_feed_forward=64",
+    "glm4moe,layers=2,experts=8,experts_used=3,expert_feed_forward=64",
+];
 
 fn load<D: Device>(device: &Arc<D>, architecture: &str, pages: usize) -> Box<dyn LanguageModel> {
-    let line = format!("{architecture},layers=2,width=64,heads=2,kv_heads=1,head_dim=32,vocabulary=300,format=Q8_0");
+    let line = format!("{architecture},width=64,heads=2,kv_heads=1,head_dim=32,vocabulary=300,format=Q8_0");
     let checkpoint = synth::checkpoint(&Spec::parse(&line).unwrap(), 1).unwrap();
     let options = LoadOptions { context: Some(pages * PAGE_TOKENS), kv_format: KvFormat::F16 };
     models::load(&checkpoint, device.clone(), &options, &mut |_| {}).unwrap()
@@ -107,7 +115,7 @@ fn neighbours_change_no_bit<D: Device>(device: &Arc<D>) {
 }
 
 fn what_was_copied_out_goes_on_as_if_never_moved<D: Device>(device: &Arc<D>) {
-    for (architecture, length) in ARCHITECTURES.into_iter().zip([70, 128]) {
+    for (architecture, length) in ARCHITECTURES.into_iter().zip([70, 128].into_iter().cycle()) {
         let mut many = Sequences::new(load(device, architecture, PAGES));
         let first = many.open();
         let prompt = tokens(0, 0, length);
