@@ -44,7 +44,7 @@ impl Reply {
             Finish::EndToken | Finish::StopString => "stop",
             Finish::Length => "length",
             Finish::ContextFull => "context",
-            Finish::Cancelled => "interrupted",
+            Finish::Cancelled | Finish::Deadline => "interrupted",
         }
     }
 

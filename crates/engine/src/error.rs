@@ -41,6 +41,20 @@ pub enum Error {
     ContextFull { tokens: usize, context: usize, trained: usize },
     #[error("the cache has {free} free pages and {pages} are needed; close a sequence or ask for a larger context")]
     CacheFull { pages: usize, free: usize },
+    #[error(
+        "the draft model has {found} tokens and the model {expected}; a draft model must have the same vocabulary, choose \
+         another of the same family"
+    )]
+    DraftVocabulary { found: usize, expected: usize },
+    #[error(
+        "token {token} is another one in the draft model; a draft model must have the same vocabulary, choose another of \
+         the same family"
+    )]
+    DraftToken { token: u32 },
+    #[error(transparent)]
+    Refused(#[from] crate::serving::Refused),
+    #[error("the reply's grammar: {0}")]
+    Constraint(String),
     #[error("token {token} does not exist; the vocabulary has {vocabulary}")]
     Token { token: u32, vocabulary: usize },
     #[error("there is nothing to run: the prompt has no tokens")]

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Error, Sampled, Sampler, SamplingParams, Session, StopStrings, TextStream, Tokenizer};
+use crate::{Error, Sampled, Sampler, SamplingParams, Session, Tokenizer, reply::Reply};
 
 /// What to generate.
 #[derive(Clone, Debug)]
@@ -46,6 +46,8 @@ pub enum Finish {
     ContextFull,
     /// The caller wanted no more.
     Cancelled,
+    /// The time that it was given is over.
+    Deadline,
 }
 
 /// How it went.
@@ -80,54 +82,46 @@ pub fn generate(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Outcome, Error> {
     let mut sampler = Sampler::new(request.sampling.clone())?;
-    let mut text = ReplyText { stream: TextStream::new(false), stop: StopStrings::new(request.stop.clone())? };
+    let mut reply = Reply::new(request)?;
     let start = Instant::now();
     let reused_tokens = prefill(session, &request.prompt)?;
     on_event(Event::Prefilled);
     let decode_start = Instant::now();
-    let mut outcome = Outcome {
-        finish: Finish::Length,
-        tokens: Vec::new(),
-        prompt_tokens: request.prompt.len(),
-        reused_tokens,
-        prefill_time: decode_start - start,
-        decode_time: Duration::ZERO,
-        decoded_tokens: 0,
-    };
-    let mut history = request.prompt.clone();
-    outcome.finish = loop {
-        if request.tokens_max.is_some_and(|max| outcome.tokens.len() >= max) {
+    let (mut history, mut decoded_tokens) = (request.prompt.clone(), 0);
+    let finish = loop {
+        if reply.is_long_enough() {
             break Finish::Length;
         }
         if cancel.load(Ordering::Relaxed) {
             break Finish::Cancelled;
         }
-        let sampled = sampler.sample(session.logits(), &history, outcome.tokens.len() as u64)?;
+        let sampled = sampler.sample(session.logits(), &history, reply.tokens().len() as u64)?;
         on_event(Event::Token(&sampled));
-        let ends = tokenizer.is_end_of_generation(sampled.id) && !request.ignore_end;
-        if ends || sampled.stop {
-            break Finish::EndToken;
+        let full = session.tokens().len() == session.context();
+        let (text, finish) = reply.push(&sampled, full, tokenizer);
+        if !text.is_empty() {
+            on_event(Event::Text(&text));
         }
-        outcome.tokens.push(sampled.id);
+        if let Some(finish) = finish {
+            break finish;
+        }
         history.push(sampled.id);
-        if !tokenizer.is_control(sampled.id) {
-            text.push(tokenizer.token_bytes(sampled.id), on_event);
-        }
-        if text.stop.stopped() {
-            break Finish::StopString;
-        }
-        if session.tokens().len() == session.context() {
-            break Finish::ContextFull;
-        }
-        if request.tokens_max.is_some_and(|max| outcome.tokens.len() >= max) {
-            break Finish::Length;
-        }
         session.decode(sampled.id)?;
-        outcome.decoded_tokens += 1;
+        decoded_tokens += 1;
     };
-    text.finish(on_event);
-    outcome.decode_time = decode_start.elapsed();
-    Ok(outcome)
+    let rest = reply.finish();
+    if !rest.is_empty() {
+        on_event(Event::Text(&rest));
+    }
+    Ok(Outcome {
+        finish,
+        tokens: reply.tokens().to_vec(),
+        prompt_tokens: request.prompt.len(),
+        reused_tokens,
+        prefill_time: decode_start - start,
+        decode_time: decode_start.elapsed(),
+        decoded_tokens,
+    })
 }
 
 /// Computes what the session lacks of the prompt (at least its last token, for its logits); gives how much it had.
@@ -139,28 +133,4 @@ fn prefill(session: &mut Session, prompt: &[u32]) -> Result<usize, Error> {
     session.rewind(reused);
     session.prefill(&prompt[reused..])?;
     Ok(reused)
-}
-
-/// The reply's bytes on their way to whole characters before any stop string.
-struct ReplyText {
-    stream: TextStream,
-    stop: StopStrings,
-}
-
-impl ReplyText {
-    fn push(&mut self, bytes: &[u8], on_event: &mut dyn FnMut(Event<'_>)) {
-        let text = self.stream.push(bytes);
-        let text = self.stop.push(&text);
-        if !text.is_empty() {
-            on_event(Event::Text(&text));
-        }
-    }
-
-    fn finish(&mut self, on_event: &mut dyn FnMut(Event<'_>)) {
-        let rest = self.stream.finish();
-        let text = self.stop.push(&rest) + &self.stop.finish();
-        if !self.stop.stopped() && !text.is_empty() {
-            on_event(Event::Text(&text));
-        }
-    }
 }

@@ -1,8 +1,8 @@
 //! From logits to the next token.
 //!
-//! The steps, in this order: penalties (repetition, frequency, presence) over the last tokens, logit bias, temperature,
-//! then the filters top-k, top-p and min-p, each over what the one before it left; then one draw. Log-probabilities
-//! are those of the raw logits, before any of this.
+//! The steps, in this order: penalties (repetition, frequency, presence) over the last tokens, logit bias, a mask of what a
+//! grammar allows, temperature, then the filters top-k, top-p and min-p, each over what the one before it left; then one
+//! draw. Log-probabilities are those of the raw logits, before any of this.
 //!
 //! The random number of a token depends on the seed and the token's index only, never on what was drawn before, so a
 //! speculative decoder that asks for index 7 twice gets the same answer twice. Candidates are always walked in one
@@ -66,12 +66,27 @@ impl Sampler {
     /// # Errors
     /// If a logit is NaN or +infinity, if no token is left to choose, or if a bias names a token that does not exist.
     pub fn sample(&mut self, logits: &mut [f32], history: &[u32], index: u64) -> Result<Sampled, SamplingError> {
+        self.sample_masked(logits, history, index, &mut |_| {})
+    }
+
+    /// As [`Sampler::sample`]; before the draw, `mask` sets the logits of tokens that must not come to -infinity.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn sample_masked(
+        &mut self,
+        logits: &mut [f32],
+        history: &[u32],
+        index: u64,
+        mask: &mut dyn FnMut(&mut [f32]),
+    ) -> Result<Sampled, SamplingError> {
         check_logits(logits)?;
         let raw = self.params.logprobs.map(|count| logprobs::Logprobs::new(logits, count, &mut self.ranking));
         // What the raw logits alone know is taken before the penalties change them.
         let saved = raw.as_ref().map(|_| logits.to_vec());
         penalties::apply(&self.params, logits, history);
         self.apply_bias(logits)?;
+        mask(logits);
         let id = self.choose(logits, index)?;
         let logprob = raw.as_ref().zip(saved).map(|(raw, saved)| raw.of(saved[id as usize]));
         let stop = self.params.stop_tokens.contains(&id);

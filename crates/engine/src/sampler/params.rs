@@ -72,7 +72,10 @@ pub enum SamplingError {
 
 impl SamplingParams {
     /// Whether every parameter is in its range.
-    pub(super) fn check(&self) -> Result<(), SamplingError> {
+    ///
+    /// # Errors
+    /// If one is not.
+    pub fn check(&self) -> Result<(), SamplingError> {
         let at_least_0 = 0.0..=f32::MAX;
         let any = f32::MIN..=f32::MAX;
         let rows = [

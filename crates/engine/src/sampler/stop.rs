@@ -10,7 +10,8 @@ use super::SamplingError;
 pub struct StopStrings {
     strings: Vec<String>,
     held: String,
-    stopped: bool,
+    /// The one that came.
+    stopped: Option<usize>,
 }
 
 impl StopStrings {
@@ -22,18 +23,19 @@ impl StopStrings {
         if strings.iter().any(String::is_empty) {
             return Err(SamplingError::EmptyStopString);
         }
-        Ok(StopStrings { strings, held: String::new(), stopped: false })
+        Ok(StopStrings { strings, held: String::new(), stopped: None })
     }
 
     /// Takes the next text and gives what surely stands before any stop string.
     pub fn push(&mut self, text: &str) -> String {
-        if self.stopped {
+        if self.stopped() {
             return String::new();
         }
         self.held.push_str(text);
         // The first to begin wins; where two begin together, they end the reply at the same place.
-        if let Some(at) = self.strings.iter().filter_map(|s| self.held.find(s.as_str())).min() {
-            self.stopped = true;
+        let found = |(which, s): (usize, &String)| Some((self.held.find(s.as_str())?, which));
+        if let Some((at, which)) = self.strings.iter().enumerate().filter_map(found).min() {
+            self.stopped = Some(which);
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
         }
@@ -44,7 +46,12 @@ impl StopStrings {
 
     /// Whether a stop string has come. Everything after it is swallowed.
     pub fn stopped(&self) -> bool {
-        self.stopped
+        self.stopped.is_some()
+    }
+
+    /// The stop string that has come: of several that begin together, the first that was given.
+    pub fn matched(&self) -> Option<&str> {
+        self.stopped.map(|which| self.strings[which].as_str())
     }
 
     /// At the end of the stream: what was held back and did not become a stop string.

@@ -3,18 +3,25 @@
 //! A sequence takes pages as it grows and gives them back when it is closed or rewound. A step computes some tokens of
 //! some sequences; who else is in the step changes no bit of a sequence's logits. A sequence can be copied out of the cache
 //! ([`Sequences::snapshot`]) and back in, into whichever pages are free then.
+//!
+//! Full pages can be published ([`Sequences::publish`]): another sequence that begins with the same tokens takes them as its
+//! own ([`Sequences::reuse`]), also after the first one is closed, until their memory is needed. A published page is never
+//! written to: a sequence that was rewound into one continues in a copy.
 
 mod pages;
+mod prefixes;
 
 use tessera_ops::{Batch, PAGE_TOKENS, Role};
 
 use crate::{Config, Error, models::LanguageModel};
-use pages::FreePages;
+use pages::Pages;
+pub use prefixes::Hash;
+use prefixes::Link;
 
 /// A model whose cache is shared by sequences.
 pub struct Sequences {
     model: Box<dyn LanguageModel>,
-    free: FreePages,
+    pages: Pages,
     /// By id; none where a sequence was closed.
     open: Vec<Option<Sequence>>,
     batch: Batch,
@@ -67,8 +74,17 @@ impl Snapshot {
 impl Sequences {
     /// A model with all of its cache free.
     pub fn new(model: Box<dyn LanguageModel>) -> Sequences {
-        let free = FreePages::new(model.cache_tokens() / PAGE_TOKENS);
-        Sequences { model, free, open: Vec::new(), batch: Batch::default(), logits: Vec::new() }
+        let pages = Pages::new(model.cache_tokens() / PAGE_TOKENS);
+        Sequences { model, pages, open: Vec::new(), batch: Batch::default(), logits: Vec::new() }
+    }
+
+    /// Finds published pages by another hash; no hash changes a result.
+    ///
+    /// # Panics
+    /// If a page is published already.
+    pub fn with_hash(mut self, hash: Hash) -> Sequences {
+        self.pages.set_hash(hash);
+        self
     }
 
     /// The model's shape.
@@ -76,9 +92,24 @@ impl Sequences {
         self.model.config()
     }
 
-    /// Pages of [`PAGE_TOKENS`] tokens that no sequence has.
+    /// Bytes of the cache.
+    pub fn cache_bytes(&self) -> usize {
+        self.model.cache_bytes()
+    }
+
+    /// Pages of [`PAGE_TOKENS`] tokens in all.
+    pub fn total_pages(&self) -> usize {
+        self.pages.total()
+    }
+
+    /// Pages that no sequence has.
     pub fn free_pages(&self) -> usize {
-        self.free.len()
+        self.pages.available()
+    }
+
+    /// Those of them that are published and can be used again.
+    pub fn cached_pages(&self) -> usize {
+        self.pages.cached()
     }
 
     /// A new, empty sequence.
@@ -109,7 +140,53 @@ impl Sequences {
     pub fn rewind(&mut self, id: SequenceId, len: usize) {
         let sequence = self.open[id.0].as_mut().expect(OPEN);
         sequence.tokens.truncate(len);
-        self.free.shrink(&mut sequence.pages, sequence.tokens.len().div_ceil(PAGE_TOKENS));
+        self.pages.shrink(&mut sequence.pages, sequence.tokens.len().div_ceil(PAGE_TOKENS));
+    }
+
+    /// Lets other sequences find the full pages among the first `len` tokens. If somebody published the same tokens before,
+    /// their pages are used from here on, and the sequence's own are free.
+    pub fn publish(&mut self, id: SequenceId, len: usize) {
+        let Sequence { tokens, pages } = self.open[id.0].as_mut().expect(OPEN);
+        let whole = len.min(tokens.len()) / PAGE_TOKENS;
+        let mut link = Link::ROOT;
+        for (page, tokens) in pages.iter_mut().zip(tokens.chunks_exact(PAGE_TOKENS)).take(whole) {
+            link = self.pages.link(*page).unwrap_or_else(|| self.pages.publish(page, link, tokens));
+        }
+    }
+
+    /// Continues a sequence with published pages of `tokens`, which begin with those that it has. Gives how many tokens it
+    /// gained. At least the last of `tokens` is left to be computed, for its logits.
+    pub fn reuse(&mut self, id: SequenceId, tokens: &[u32]) -> usize {
+        let sequence = self.open[id.0].as_mut().expect(OPEN);
+        let before = sequence.tokens.len();
+        if !before.is_multiple_of(PAGE_TOKENS) {
+            return 0;
+        }
+        debug_assert!(tokens.starts_with(&sequence.tokens), "a sequence continues otherwise");
+        let mut link = Link::ROOT;
+        if let Some(last) = sequence.pages.last() {
+            let Some(found) = self.pages.link(*last) else { return 0 };
+            link = found;
+        }
+        for page_tokens in reusable(tokens).skip(before / PAGE_TOKENS) {
+            let Some((page, _)) = self.pages.find(link, page_tokens) else { break };
+            self.pages.share(&mut sequence.pages, page);
+            sequence.tokens.extend_from_slice(page_tokens);
+            link = self.pages.link(page).expect("it was found");
+        }
+        sequence.tokens.len() - before
+    }
+
+    /// How many pages [`Sequences::reuse`] would give a new sequence: in all, and those that other sequences hold anyway.
+    pub fn reusable_pages(&self, tokens: &[u32]) -> (usize, usize) {
+        let (mut link, mut found, mut held) = (Link::ROOT, 0, 0);
+        for tokens in reusable(tokens) {
+            let Some((page, cached)) = self.pages.find(link, tokens) else { break };
+            found += 1;
+            held += usize::from(!cached);
+            link = self.pages.link(page).expect("it was found");
+        }
+        (found, held)
     }
 
     /// Computes one step and gives the logits of the wanted rows, (rows, vocabulary), part by part.
@@ -132,6 +209,11 @@ impl Sequences {
             sequence.tokens.extend_from_slice(part.tokens);
         }
         Ok(&self.logits)
+    }
+
+    /// The logits that the last step gave, to be changed at will until the next.
+    pub fn logits(&mut self) -> &mut [f32] {
+        &mut self.logits
     }
 
     /// Computes tokens of one sequence in steps of at most `chunk`, and gives the logits of the last.
@@ -169,8 +251,8 @@ impl Sequences {
         self.rewind(id, 0);
         let count = snapshot.tokens.len().div_ceil(PAGE_TOKENS);
         let sequence = self.open[id.0].as_mut().expect(OPEN);
-        if !self.free.extend(&mut sequence.pages, count) {
-            return Err(Error::CacheFull { pages: count, free: self.free.len() });
+        if !self.pages.extend(&mut sequence.pages, count) {
+            return Err(Error::CacheFull { pages: count, free: self.pages.available() });
         }
         let page_bytes = snapshot.pages.len() / count.max(1);
         for (page, bytes) in sequence.pages.iter().zip(snapshot.pages.chunks_exact(page_bytes.max(1))) {
@@ -185,25 +267,60 @@ impl Sequences {
 
     /// Takes the pages that a step writes to; all or none.
     fn take_pages(&mut self, parts: &[Part<'_>]) -> Result<(), Error> {
-        let pages_for =
-            |sequence: &Sequence, part: &Part<'_>| (sequence.tokens.len() + part.tokens.len()).div_ceil(PAGE_TOKENS);
         let mut needed = 0;
         for (i, part) in parts.iter().enumerate() {
             assert!(parts[..i].iter().all(|p| p.sequence != part.sequence), "a sequence is twice in a step");
             assert!(!part.tokens.is_empty(), "a part has tokens");
-            let sequence = self.open[part.sequence.0].as_ref().expect(OPEN);
-            needed += pages_for(sequence, part).saturating_sub(sequence.pages.len());
+            needed += self.pages_to_take(part.sequence, part.tokens.len());
         }
-        if needed > self.free.len() {
-            return Err(Error::CacheFull { pages: needed, free: self.free.len() });
+        let free = self.pages.available();
+        if needed > free {
+            return Err(Error::CacheFull { pages: needed, free });
         }
         for part in parts {
+            self.unshare_last(part.sequence)?;
             let sequence = self.open[part.sequence.0].as_mut().expect(OPEN);
-            let pages = pages_for(sequence, part);
-            assert!(self.free.extend(&mut sequence.pages, pages), "the pages were counted");
+            let pages = (sequence.tokens.len() + part.tokens.len()).div_ceil(PAGE_TOKENS);
+            assert!(self.pages.extend(&mut sequence.pages, pages), "the pages were counted");
         }
         Ok(())
     }
+
+    /// How many free pages a sequence takes when it grows by `tokens` tokens.
+    pub fn pages_to_take(&self, id: SequenceId, tokens: usize) -> usize {
+        let sequence = self.open[id.0].as_ref().expect(OPEN);
+        let pages = (sequence.tokens.len() + tokens).div_ceil(PAGE_TOKENS);
+        pages.saturating_sub(sequence.pages.len()) + usize::from(self.shared_last(sequence).is_some())
+    }
+
+    /// The page that a sequence would write to next, if it begins there in the middle and may not.
+    fn shared_last(&self, sequence: &Sequence) -> Option<u32> {
+        let partial = !sequence.tokens.len().is_multiple_of(PAGE_TOKENS);
+        sequence.pages.last().copied().filter(|page| partial && !self.pages.is_writable(*page))
+    }
+
+    /// Puts a copy in the place of a page that is not to be written to.
+    fn unshare_last(&mut self, id: SequenceId) -> Result<(), Error> {
+        let sequence = self.open[id.0].as_ref().expect(OPEN);
+        let Some(shared) = self.shared_last(sequence) else { return Ok(()) };
+        let (mut bytes, mut copy) = (Vec::new(), Vec::new());
+        self.model.read_page(shared, &mut bytes)?;
+        assert!(self.pages.extend(&mut copy, 1), "the pages were counted");
+        if let Err(error) = self.model.write_page(copy[0], &bytes) {
+            self.pages.shrink(&mut copy, 0);
+            return Err(error);
+        }
+        let pages = &mut self.open[id.0].as_mut().expect(OPEN).pages;
+        let keep = pages.len() - 1;
+        self.pages.shrink(pages, keep);
+        pages.append(&mut copy);
+        Ok(())
+    }
+}
+
+/// The whole pages of `tokens` that leave at least one token.
+fn reusable(tokens: &[u32]) -> impl Iterator<Item = &[u32]> {
+    tokens[..tokens.len().saturating_sub(1)].chunks_exact(PAGE_TOKENS)
 }
 
 const OPEN: &str = "the sequence is open";

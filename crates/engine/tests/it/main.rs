@@ -7,6 +7,7 @@ mod mlx;
 mod profile;
 mod sampler;
 mod sequences;
+mod serving;
 mod stop_strings;
 mod support;
 mod synth;

@@ -1,0 +1,332 @@
+//! The loop: admit, plan, run, sample, emit.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Counters, Event, Gauges, Job, Options, Refused, RequestId,
+    active::Active,
+    costs::Costs,
+    gauges::Rate,
+    plan::Planned,
+    speculation::{Drafter, Speculator, ngram::PromptLookup},
+};
+use crate::{Error, Finish, Part, Sequences, Tokenizer};
+
+/// Where the engine's time comes from.
+pub trait Clock: Send {
+    /// Time since some moment; never less than before.
+    fn now(&self) -> Duration;
+}
+
+/// The system's monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub struct MonotonicClock(Instant);
+
+impl Default for MonotonicClock {
+    fn default() -> MonotonicClock {
+        MonotonicClock(Instant::now())
+    }
+}
+
+impl Clock for MonotonicClock {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// Many requests on one model, without a thread: somebody calls [`Engine::step`].
+pub struct Engine {
+    pub(super) sequences: Sequences,
+    pub(super) tokenizer: Arc<Tokenizer>,
+    pub(super) options: Options,
+    /// The longest sequence.
+    pub(super) context: usize,
+    pub(super) clock: Box<dyn Clock>,
+    /// In the order of rank.
+    pub(super) live: Vec<Active>,
+    next: u64,
+    /// Of steps in which every row gives a token or verifies one.
+    pub(super) decode_costs: Costs,
+    /// Of steps with rows of prompts.
+    pub(super) mixed_costs: Costs,
+    pub(super) speculator: Speculator,
+    pub(super) counters: Counters,
+    rate: Rate,
+    /// Rows and sequences of the last step.
+    last: (usize, usize),
+}
+
+impl Engine {
+    /// An engine for a model whose sequences are all free, with prompt lookup for speculation.
+    pub fn new(sequences: Sequences, tokenizer: Arc<Tokenizer>, options: Options, clock: Box<dyn Clock>) -> Engine {
+        let options = options.sound();
+        let room = sequences.total_pages() * tessera_ops::PAGE_TOKENS;
+        let context = options.context.unwrap_or(sequences.config().context).min(room);
+        Engine {
+            sequences,
+            tokenizer,
+            options,
+            context,
+            clock,
+            live: Vec::new(),
+            next: 0,
+            decode_costs: Costs::default(),
+            mixed_costs: Costs::default(),
+            speculator: Speculator::new(vec![Box::new(PromptLookup::default())]),
+            counters: Counters::default(),
+            rate: Rate::default(),
+            last: (0, 0),
+        }
+    }
+
+    /// Asks another drafter where those before it have no guess.
+    pub fn with_drafter(mut self, drafter: Box<dyn Drafter>) -> Engine {
+        self.speculator.add(drafter);
+        self
+    }
+
+    /// Its limits.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The longest sequence, prompt and reply, in tokens.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// The tokenizer of its model.
+    pub fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.tokenizer
+    }
+
+    /// The model and its cache.
+    pub fn sequences(&self) -> &Sequences {
+        &self.sequences
+    }
+
+    /// Whether no request is left.
+    pub fn is_idle(&self) -> bool {
+        self.live.is_empty()
+    }
+
+    /// Requests that were never admitted.
+    pub fn queued(&self) -> usize {
+        self.live.iter().filter(|a| a.is_queued()).count()
+    }
+
+    /// Takes a job, or says why not. Its events come from the next steps.
+    ///
+    /// # Errors
+    /// If it can never be served, or too many wait.
+    pub fn submit(&mut self, job: Job) -> Result<RequestId, Refused> {
+        check(&job, self.context, self.sequences.config().vocabulary)?;
+        if self.queued() >= self.options.queue {
+            return Err(Refused::QueueFull { limit: self.options.queue });
+        }
+        let id = RequestId(self.next);
+        let active = Active::new(id, job, self.clock.now())?;
+        self.next += 1;
+        let at = self.live.partition_point(|other| other.ranks_before(&active));
+        self.live.insert(at, active);
+        self.counters.submitted += 1;
+        Ok(id)
+    }
+
+    /// Ends a request now; its pages are free when this returns. Gives its last event, if it had not ended.
+    pub fn cancel(&mut self, id: RequestId) -> Option<Event> {
+        let index = self.live.iter().position(|a| a.id == id)?;
+        Some(self.end(index, Finish::Cancelled, None))
+    }
+
+    /// Computes one step and appends what came of it. Gives false if there is nothing to do.
+    pub fn step(&mut self, events: &mut Vec<(RequestId, Event)>) -> bool {
+        let now = self.clock.now();
+        while let Some(index) = self.live.iter().position(|a| a.deadline.is_some_and(|d| d <= now)) {
+            let id = self.live[index].id;
+            events.push((id, self.end(index, Finish::Deadline, None)));
+        }
+        self.admit(now);
+        let plan = self.plan();
+        if plan.is_empty() {
+            assert!(self.live.is_empty(), "the first in rank always gets on");
+            self.last = (0, 0);
+            self.rate.stop();
+            return false;
+        }
+        self.run(plan, events);
+        true
+    }
+
+    /// The engine as it is now.
+    pub fn gauges(&self) -> Gauges {
+        let running = self.live.iter().filter(|a| a.sequence.is_some());
+        let prefilling = running.clone().filter(|a| !a.is_started());
+        let (pages, free) = (self.sequences.total_pages(), self.sequences.free_pages());
+        let running = running.count();
+        Gauges {
+            running,
+            prefilling: prefilling.count(),
+            waiting: self.live.len() - running,
+            pages,
+            pages_held: pages - free,
+            pages_cached: self.sequences.cached_pages(),
+            cache_bytes: self.sequences.cache_bytes(),
+            batch_rows: self.last.0,
+            batch_sequences: self.last.1,
+            tokens_per_second: self.rate.per_second(),
+            counters: self.counters.clone(),
+        }
+    }
+
+    /// Runs what was planned and deals with what comes of it.
+    fn run(&mut self, plan: Vec<Planned>, events: &mut Vec<(RequestId, Event)>) {
+        let parts: Vec<Part<'_>> = plan
+            .iter()
+            .map(|p| Part { sequence: p.sequence, tokens: &p.tokens, role: p.role, logits: p.logits })
+            .collect();
+        let start = self.clock.now();
+        if let Err(error) = self.sequences.step(&parts) {
+            let error = Arc::new(error);
+            for p in &plan {
+                self.fail(p.id, error.clone(), events);
+            }
+            return;
+        }
+        let rows = plan.iter().map(|p| p.tokens.len()).sum();
+        self.last = (rows, plan.len());
+        let before = self.counters.reply_tokens;
+        self.counters.steps += 1;
+        self.counters.rows += rows as u64;
+        let mut first_row = 0;
+        for p in &plan {
+            let rows = first_row..first_row + p.logits;
+            first_row = rows.end;
+            self.harvest(p, rows, events);
+        }
+        let now = self.clock.now();
+        let drawn = (self.counters.reply_tokens - before) as usize;
+        self.rate.observe(now, drawn);
+        self.measure(&plan, rows, drawn, now.saturating_sub(start));
+    }
+
+    /// Draws tokens from the logits that a part of the step gave, as long as drafts are right, and deals with the pages.
+    fn harvest(&mut self, planned: &Planned, rows: std::ops::Range<usize>, events: &mut Vec<(RequestId, Event)>) {
+        let id = planned.id;
+        let index = self.live.iter().position(|a| a.id == id).expect("nobody ends between plan and harvest");
+        let before = self.sequences.tokens(planned.sequence).len() - planned.tokens.len();
+        let vocabulary = self.sequences.config().vocabulary;
+        let active = &mut self.live[index];
+        let (mut used, mut end) = (planned.tokens.len(), None);
+        if !rows.is_empty() {
+            if let Some(started) = active.start(self.clock.now()) {
+                self.counters.prompt_tokens += active.prompt_tokens as u64;
+                self.counters.cached_tokens += active.usage.cached_tokens as u64;
+                events.push((id, started));
+            }
+            if active.reply.is_long_enough() {
+                end = Some((Finish::Length, None)); // a reply of no tokens was asked for
+            }
+        }
+        let logits = self.sequences.logits();
+        let drawn_from = if end.is_some() { 0..0 } else { rows.clone() };
+        for (i, row) in drawn_from.enumerate() {
+            let full = active.known.len() >= self.context;
+            let drawn = match active.draw(&mut logits[row * vocabulary..][..vocabulary], full, &self.tokenizer) {
+                Ok(drawn) => drawn,
+                Err(error) => return self.fail(id, Arc::new(error), events),
+            };
+            used = planned.tokens.len() - rows.len() + i + 1;
+            self.counters.reply_tokens += u64::from(drawn.event.is_some());
+            events.extend(drawn.event.map(|event| (id, event)));
+            if let Some(finish) = drawn.finish {
+                end = Some((finish, (finish == Finish::EndToken).then_some(drawn.token)));
+                break;
+            }
+            if planned.drafts().get(i) != Some(&drawn.token) {
+                break;
+            }
+        }
+        self.sequences.rewind(planned.sequence, before + used);
+        if planned.is_decode {
+            let accepted = (used - 1).min(planned.draft_tokens);
+            self.speculator.observe(active, planned, accepted);
+            self.counters.speculation.add(planned.draft_tokens, accepted);
+        }
+        self.publish(index);
+        if let Some((finish, token)) = end {
+            events.push((id, self.end(index, finish, token)));
+        }
+    }
+
+    /// Lets others use the full pages of a request.
+    fn publish(&mut self, index: usize) {
+        let active = &self.live[index];
+        let Some(sequence) = active.sequence else { return };
+        let len = if self.options.share_replies { usize::MAX } else { active.prompt_tokens };
+        self.sequences.publish(sequence, len);
+    }
+
+    /// Keeps what the step cost.
+    fn measure(&mut self, plan: &[Planned], rows: usize, drawn: usize, time: Duration) {
+        if plan.iter().any(|p| !p.is_decode) {
+            self.mixed_costs.observe(rows, time);
+            return;
+        }
+        self.decode_costs.observe(rows, time);
+        if rows > plan.len() {
+            let plain = self.decode_costs.at_least(plan.len()).unwrap_or(0.0);
+            self.counters.drafted_time += time + self.speculator.last_time();
+            self.counters.undrafted_time += Duration::from_secs_f64(plain * drawn as f64 / plan.len() as f64);
+        }
+    }
+
+    fn fail(&mut self, id: RequestId, error: Arc<Error>, events: &mut Vec<(RequestId, Event)>) {
+        if let Some(index) = self.live.iter().position(|a| a.id == id) {
+            self.counters.failed += 1;
+            self.remove(index);
+            events.push((id, Event::Failed(error)));
+        }
+    }
+
+    fn end(&mut self, index: usize, finish: Finish, end_token: Option<u32>) -> Event {
+        self.counters.finish(finish);
+        let mut active = self.remove(index);
+        Event::Finished(Box::new(active.outcome(finish, end_token, self.clock.now())))
+    }
+
+    fn remove(&mut self, index: usize) -> Active {
+        let mut active = self.live.remove(index);
+        if let Some(sequence) = active.sequence.take() {
+            self.sequences.close(sequence);
+        }
+        self.speculator.forget(active.id);
+        active
+    }
+}
+
+/// Refuses what can never be served.
+pub(super) fn check(job: &Job, context: usize, vocabulary: usize) -> Result<(), Refused> {
+    let request = &job.request;
+    let tokens = request.prompt.len();
+    if tokens == 0 {
+        return Err(Refused::EmptyPrompt);
+    }
+    if tokens > context {
+        return Err(Refused::TooLong { tokens, context });
+    }
+    if let Some(&token) = request.prompt.iter().find(|t| **t as usize >= vocabulary) {
+        return Err(Refused::Token { token, vocabulary });
+    }
+    request.sampling.check()?;
+    if let Some(&(token, _)) = request.sampling.logit_bias.iter().find(|(t, _)| *t as usize >= vocabulary) {
+        return Err(crate::SamplingError::BiasToken { token, vocabulary }.into());
+    }
+    if request.stop.iter().any(String::is_empty) {
+        return Err(crate::SamplingError::EmptyStopString.into());
+    }
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! Guessing tokens and verifying several in one step.
+//!
+//! A step reads each weight once for all of its rows, so 2 to 8 rows of one sequence cost little more than one. Drafts are
+//! computed as further rows of the sequence, the sampler draws at each row as it would without drafts, and the reply goes on
+//! as long as what it draws *is* the draft. Every token is drawn by the request's own sampler from the logits after its own
+//! tokens, so a draft decides how many tokens a step gives and never which.
+//!
+//! How deep to guess is decided by two estimates: how likely a draft is right, by request and by how it was found
+//! ([`acceptance`]), and what a step of so many rows takes, as measured. Drafts are added, the likeliest first, up to where
+//! tokens a second are most. Where that is none, nothing is drafted.
+
+pub(super) mod acceptance;
+mod draft_model;
+pub mod ngram;
+
+use std::time::Duration;
+
+pub use draft_model::DraftModel;
+pub use ngram::PromptLookup;
+
+use super::{Clock, RequestId, Speculation, active::Active, costs::Costs, plan::Planned};
+use crate::{Error, SamplingParams};
+use acceptance::Acceptance;
+
+/// The deepest guess: a step verifies 2 to 8 rows of a sequence.
+pub const DEPTH_MAX: usize = 7;
+
+/// Kinds of guesses that a drafter may tell apart, because some are right more often than others.
+pub const CLASSES: usize = 4;
+
+/// A gain below this is not worth its noise.
+const GAIN_MIN: f64 = 1.02;
+
+/// Who guesses.
+pub trait Drafter: Send {
+    /// For people: `prompt lookup`.
+    fn name(&self) -> &'static str;
+
+    /// Whether a guess takes no time to speak of.
+    fn is_free(&self) -> bool;
+
+    /// Guesses what follows each request's tokens; an empty guess is none.
+    ///
+    /// # Errors
+    /// Where it cannot go on: it is not asked again.
+    fn draft(&mut self, asks: &[Ask<'_>]) -> Result<Vec<Draft>, Error>;
+
+    /// A request has ended.
+    fn forget(&mut self, request: RequestId);
+}
+
+/// What a drafter is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// Whose tokens.
+    pub request: RequestId,
+    /// Prompt and reply, all that is known.
+    pub known: &'a [u32],
+    /// How the next tokens are drawn.
+    pub sampling: &'a SamplingParams,
+    /// Index of the next token in the reply.
+    pub index: u64,
+    /// The deepest guess that is of use, at least 1.
+    pub most: usize,
+}
+
+/// A guess.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Draft {
+    /// At most as many as were asked for.
+    pub tokens: Vec<u32>,
+    /// How it was found, below [`CLASSES`].
+    pub class: usize,
+}
+
+/// A guess for one entry of a plan.
+#[derive(Debug)]
+pub(super) struct Guess {
+    pub(super) planned: usize,
+    pub(super) tokens: Vec<u32>,
+    /// Drafter and class.
+    pub(super) source: usize,
+}
+
+/// Who may be guessed for.
+struct Candidate<'a> {
+    planned: usize,
+    active: &'a Active,
+    most: usize,
+}
+
+/// All drafters, and what is known of their guesses.
+pub(super) struct Speculator {
+    /// None in the place of one that failed.
+    drafters: Vec<Option<Box<dyn Drafter>>>,
+    /// Over all requests: what a new one begins with.
+    prior: Acceptance,
+    /// By drafter: seconds of one draft of each of so many sequences.
+    draft_costs: Vec<Costs>,
+    last_time: Duration,
+}
+
+impl Speculator {
+    pub(super) fn new(drafters: Vec<Box<dyn Drafter>>) -> Speculator {
+        let mut speculator = Speculator {
+            drafters: Vec::new(),
+            prior: Acceptance::default(),
+            draft_costs: Vec::new(),
+            last_time: Duration::ZERO,
+        };
+        drafters.into_iter().for_each(|d| speculator.add(d));
+        speculator
+    }
+
+    pub(super) fn add(&mut self, drafter: Box<dyn Drafter>) {
+        self.drafters.push(Some(drafter));
+        self.draft_costs.push(Costs::default());
+    }
+
+    pub(super) fn forget(&mut self, request: RequestId) {
+        self.drafters.iter_mut().flatten().for_each(|d| d.forget(request));
+    }
+
+    /// How long guessing took in this step.
+    pub(super) fn last_time(&self) -> Duration {
+        self.last_time
+    }
+
+    /// Guesses for the decodes of a plan of `rows` rows. Each entry of the plan gets at most one guess.
+    pub(super) fn guess(
+        &mut self,
+        live: &[Active],
+        plan: &[Planned],
+        rows: usize,
+        context: usize,
+        costs: &Costs,
+        clock: &dyn Clock,
+    ) -> Vec<Guess> {
+        self.last_time = Duration::ZERO;
+        let only_decodes = plan.iter().all(|p| p.is_decode);
+        let mut candidates: Vec<Candidate<'_>> =
+            plan.iter().enumerate().filter_map(|(i, p)| candidate(live, i, p, only_decodes, context)).collect();
+        let mut guesses: Vec<(Guess, &Active)> = Vec::new();
+        for which in 0..self.drafters.len() {
+            let depth = self.depth(which, &candidates, rows, costs);
+            let asked: Vec<&Candidate<'_>> = candidates.iter().filter(|c| depth > 0 || is_forced(c.active)).collect();
+            let Some(drafter) = self.drafters[which].as_mut().filter(|_| !asked.is_empty()) else { continue };
+            let asks: Vec<Ask<'_>> = asked.iter().map(|c| c.ask(depth)).collect();
+            let start = clock.now();
+            let Ok(drafts) = drafter.draft(&asks) else {
+                self.drafters[which] = None;
+                continue;
+            };
+            let time = clock.now().saturating_sub(start);
+            self.last_time += time;
+            if let Some(deepest) = drafts.iter().map(|d| d.tokens.len()).max().filter(|d| *d > 0) {
+                self.draft_costs[which].observe(asks.len(), time / deepest as u32);
+            }
+            let found = asked.iter().zip(drafts).filter(|(_, draft)| !draft.tokens.is_empty());
+            guesses.extend(found.map(|(c, Draft { tokens, class })| {
+                (Guess { planned: c.planned, tokens, source: which * CLASSES + class }, c.active)
+            }));
+            candidates.retain(|c| guesses.iter().all(|(g, _)| g.planned != c.planned));
+        }
+        self.choose(guesses, plan.len(), rows, costs)
+    }
+
+    /// How deep a drafter that takes time should guess, if all candidates are asked; without a limit where it takes none.
+    fn depth(&self, which: usize, candidates: &[Candidate<'_>], rows: usize, costs: &Costs) -> usize {
+        if self.drafters[which].as_ref().is_some_and(|d| d.is_free()) {
+            return DEPTH_MAX;
+        }
+        let asked: Vec<_> = candidates.iter().filter(|c| !is_forced(c.active)).collect();
+        let Some(base) = costs.at_least(rows) else { return 0 };
+        let draft = self.draft_costs[which].at_least(asked.len()).unwrap_or(0.0);
+        let likely: Vec<f64> = asked
+            .iter()
+            .map(|c| c.active.acceptance.expect(which * CLASSES..(which + 1) * CLASSES, &self.prior))
+            .collect();
+        let mut tokens = rows as f64;
+        let (mut best, mut best_depth) = (tokens / base * GAIN_MIN, 0);
+        for depth in 1..=DEPTH_MAX {
+            tokens += likely.iter().map(|p| p.powi(depth as i32)).sum::<f64>();
+            let seconds = costs.at_least(rows + depth * asked.len()).unwrap_or(base) + depth as f64 * draft;
+            if tokens / seconds > best {
+                (best, best_depth) = (tokens / seconds, depth);
+            }
+        }
+        best_depth
+    }
+
+    /// Cuts the guesses to where they give the most tokens a second. Those of requests that want a fixed depth stay.
+    fn choose(&self, guesses: Vec<(Guess, &Active)>, decodes: usize, rows: usize, costs: &Costs) -> Vec<Guess> {
+        let (mut kept, open): (Vec<_>, Vec<_>) = guesses.into_iter().partition(|(_, active)| is_forced(active));
+        let rows = rows + kept.iter().map(|(g, _)| g.tokens.len()).sum::<usize>();
+        // Each draft by the chance that it and all before it are right: a guess's own are in order then.
+        let mut drafts: Vec<(f64, usize)> = Vec::new();
+        for (i, (guess, active)) in open.iter().enumerate() {
+            let likely = active.acceptance.expect(guess.source..guess.source + 1, &self.prior);
+            drafts.extend((1..=guess.tokens.len()).map(|depth| (likely.powi(depth as i32), i)));
+        }
+        drafts.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let mut lengths = vec![0; open.len()];
+        if let Some(base) = costs.at_least(rows) {
+            let mut tokens = decodes as f64;
+            let (mut best, mut count) = (tokens / base * GAIN_MIN, 0);
+            for (n, (likely, _)) in drafts.iter().enumerate() {
+                tokens += likely;
+                let rate = tokens / costs.at_least(rows + n + 1).unwrap_or(base);
+                if rate > best {
+                    (best, count) = (rate, n + 1);
+                }
+            }
+            drafts[..count].iter().for_each(|(_, i)| lengths[*i] += 1);
+        }
+        for ((mut guess, active), length) in open.into_iter().zip(lengths) {
+            guess.tokens.truncate(length);
+            // A guess that is not tried is remembered: what was wrong long ago may be right now.
+            kept.push((guess, active));
+        }
+        kept.into_iter().map(|(guess, _)| guess).collect()
+    }
+
+    /// Learns from a step: of a decode's drafts, the first `accepted` were right.
+    pub(super) fn observe(&mut self, active: &mut Active, planned: &Planned, accepted: usize) {
+        active.usage.speculation.add(planned.draft_tokens, accepted);
+        let Some(source) = planned.source else { return };
+        active.acceptance.observe(source, planned.draft_tokens, accepted);
+        self.prior.observe(source, planned.draft_tokens, accepted);
+    }
+}
+
+impl<'a> Candidate<'a> {
+    fn ask(&self, depth: usize) -> Ask<'a> {
+        let active = self.active;
+        let most = if is_forced(active) { self.most } else { self.most.min(depth) };
+        let (known, sampling) = (&active.known[..], active.sampler.params());
+        Ask { request: active.id, known, sampling, index: active.reply.tokens().len() as u64, most }
+    }
+}
+
+fn is_forced(active: &Active) -> bool {
+    matches!(active.speculation, Speculation::Depth(_))
+}
+
+fn candidate<'a>(
+    live: &'a [Active],
+    planned: usize,
+    p: &Planned,
+    only_decodes: bool,
+    context: usize,
+) -> Option<Candidate<'a>> {
+    if !p.is_decode {
+        return None;
+    }
+    let active = live.iter().find(|a| a.id == p.id)?;
+    let wanted = match active.speculation {
+        Speculation::Off => 0,
+        // Beside prompts a step is as long as it may be already.
+        Speculation::Auto => usize::from(only_decodes) * DEPTH_MAX,
+        Speculation::Depth(depth) => depth.min(DEPTH_MAX),
+    };
+    // Drafts behind the reply's last token are wasted, and the context has no room for more.
+    let most = wanted.min(active.reply.tokens_left().saturating_sub(1)).min(context - active.known.len().min(context));
+    (most > 0).then_some(Candidate { planned, active, most })
+}

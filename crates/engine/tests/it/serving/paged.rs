@@ -1,0 +1,85 @@
+//! A model that remembers tokens instead of keys and values: its logits are a hash of all tokens that it finds in the pages of
+//! a sequence. A page that is wrong, late, shared in error or written twice changes every token after it; and it
+//! takes no time, so thousands of histories can be played.
+
+use std::time::Duration;
+
+use tessera_engine::{Config, Error, LanguageModel};
+use tessera_ops::{Batch, PAGE_TOKENS};
+
+use super::FakeClock;
+
+pub(super) struct Paged {
+    config: Config,
+    pages: Vec<[u32; PAGE_TOKENS]>,
+    clock: FakeClock,
+    /// Microseconds of a step by rows.
+    cost: fn(usize) -> u64,
+}
+
+/// What a slot holds before anybody wrote to it.
+const UNWRITTEN: u32 = u32::MAX;
+
+impl Paged {
+    pub(super) fn new(pages: usize, clock: FakeClock, cost: fn(usize) -> u64) -> Paged {
+        let mut config = Config::read(&super::checkpoint("llama")).unwrap();
+        config.context = usize::MAX;
+        Paged { config, pages: vec![[UNWRITTEN; PAGE_TOKENS]; pages], clock, cost }
+    }
+
+    /// Logits after `last`: mostly what this token asks for, so that texts repeat, changed by all tokens before.
+    fn logits(&self, last: u32, all: u64, out: &mut Vec<f32>) {
+        let noise = |seed: u64, i: usize| {
+            let mut random = super::Random(seed ^ (i as u64) << 20);
+            (random.next() >> 40) as f32 / (1u64 << 24) as f32
+        };
+        let liked = (last as usize * 31 + 7) % self.config.vocabulary;
+        out.extend((0..self.config.vocabulary).map(|i| 4.0 * noise(all, i) + if i == liked { 3.0 } else { 0.0 }));
+    }
+}
+
+impl LanguageModel for Paged {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn cache_tokens(&self) -> usize {
+        self.pages.len() * PAGE_TOKENS
+    }
+
+    fn cache_bytes(&self) -> usize {
+        4 * self.cache_tokens()
+    }
+
+    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
+        logits.clear();
+        self.clock.advance(Duration::from_micros((self.cost)(batch.len())));
+        for (row, token) in batch.tokens.iter().enumerate() {
+            let (page, slot) = batch.slot(row, batch.positions[row] as usize);
+            self.pages[page as usize][slot] = *token;
+        }
+        for &row in &batch.logit_rows {
+            let row = row as usize;
+            let mut all = 0;
+            for position in 0..=batch.positions[row] as usize {
+                let (page, slot) = batch.slot(row, position);
+                let token = self.pages[page as usize][slot];
+                assert!(token != UNWRITTEN, "position {position} was never computed");
+                all = super::Random(all ^ u64::from(token)).next();
+            }
+            self.logits(batch.tokens[row], all, logits);
+        }
+        Ok(())
+    }
+
+    fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        out.extend(self.pages[page as usize].iter().flat_map(|t| t.to_le_bytes()));
+        Ok(())
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error> {
+        let tokens = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
+        self.pages[page as usize].iter_mut().zip(tokens).for_each(|(slot, token)| *slot = token);
+        Ok(())
+    }
+}
