@@ -13,11 +13,18 @@ use super::Metadata;
 use crate::Error;
 
 /// What `config.json` calls the architectures, and what GGUF does.
-const MODEL_TYPES: [(&str, &str); 5] =
-    [("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3"), ("gemma3_text", "gemma3"), ("gemma3", "gemma3")];
+const MODEL_TYPES: [(&str, &str); 7] = [
+    ("llama", "llama"),
+    ("qwen2", "qwen2"),
+    ("qwen3", "qwen3"),
+    ("qwen3_moe", "qwen3moe"),
+    ("gemma3_text", "gemma3"),
+    ("gemma3", "gemma3"),
+    ("glm4_moe", "glm4moe"),
+];
 
 /// `config.json`'s names for numbers, and GGUF's without the architecture.
-const NUMBERS: [(&str, &str); 11] = [
+const NUMBERS: [(&str, &str); 21] = [
     ("num_hidden_layers", "block_count"),
     ("hidden_size", "embedding_length"),
     ("intermediate_size", "feed_forward_length"),
@@ -29,7 +36,20 @@ const NUMBERS: [(&str, &str); 11] = [
     ("rope_theta", "rope.freq_base"),
     ("rope_local_base_freq", "rope.local.freq_base"),
     ("sliding_window", "attention.sliding_window"),
+    ("num_experts", "expert_count"),
+    ("num_local_experts", "expert_count"),
+    ("n_routed_experts", "expert_count"),
+    ("num_experts_per_tok", "expert_used_count"),
+    ("moe_intermediate_size", "expert_feed_forward_length"),
+    ("n_shared_experts", "expert_shared_count"),
+    ("first_k_dense_replace", "leading_dense_block_count"),
+    ("n_group", "expert_group_count"),
+    ("topk_group", "expert_group_used_count"),
+    ("routed_scaling_factor", "expert_weights_scale"),
 ];
+
+/// `config.json`'s names for what is so or not.
+const FLAGS: [(&str, &str); 1] = [("norm_topk_prob", "expert_weights_norm")];
 
 /// `rope_parameters`' names (`rope_scaling`'s in older files), and GGUF's.
 const ROPE: [(&str, &str); 7] = [
@@ -49,8 +69,9 @@ const TOP: [(&str, &str); 3] = [
     ("lm_head.weight", "output.weight"),
 ];
 
-/// Tensor names after `model.layers.N.`; for Gemma, whose norms have other places, see [`GEMMA_LAYER`].
-const LAYER: [(&str, &str); 11] = [
+/// Modules' names after `model.layers.N.`; what an architecture names differently is in [`OWN_NAMES`]. Experts lie in stacks, as
+/// MLX writes them.
+const LAYER: [(&str, &str); 18] = [
     ("input_layernorm", "attn_norm"),
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
@@ -62,20 +83,39 @@ const LAYER: [(&str, &str); 11] = [
     ("mlp.gate_proj", "ffn_gate"),
     ("mlp.up_proj", "ffn_up"),
     ("mlp.down_proj", "ffn_down"),
+    ("mlp.gate", "ffn_gate_inp"),
+    ("mlp.switch_mlp.gate_proj", "ffn_gate_exps"),
+    ("mlp.switch_mlp.up_proj", "ffn_up_exps"),
+    ("mlp.switch_mlp.down_proj", "ffn_down_exps"),
+    ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
 ];
 
-/// What Gemma's layers name differently.
-const GEMMA_LAYER: [(&str, &str); 3] = [
-    ("post_attention_layernorm", "post_attention_norm"),
-    ("pre_feedforward_layernorm", "ffn_norm"),
-    ("post_feedforward_layernorm", "post_ffw_norm"),
+/// Tensors of a layer whose last word is no part of a module.
+const WHOLE: [(&str, &str); 1] = [("mlp.gate.e_score_correction_bias", "exp_probs_b.bias")];
+
+/// Modules that an architecture names differently.
+const OWN_NAMES: [(&str, &[(&str, &str)]); 2] = [
+    (
+        "gemma3",
+        &[
+            ("post_attention_layernorm", "post_attention_norm"),
+            ("pre_feedforward_layernorm", "ffn_norm"),
+            ("post_feedforward_layernorm", "post_ffw_norm"),
+        ],
+    ),
+    ("glm4moe", &[("post_attention_layernorm", "post_attention_norm")]),
 ];
+
+/// Architectures whose published norm weights are offsets from one.
+const NORM_OFFSETS: [&str; 1] = ["gemma3"];
 
 /// An opened folder.
 pub(super) struct Folder {
     files: Files,
     pub(super) metadata: Metadata,
-    gemma: bool,
+    norms_are_offsets: bool,
     /// GGUF's name to the index of the tensor.
     names: HashMap<String, usize>,
 }
@@ -85,10 +125,11 @@ impl Folder {
         let files = Files::open(path)?;
         let config_file = path.join("config.json").display().to_string();
         let metadata = metadata(&config_file, files.config())?;
-        let gemma = metadata.get("general.architecture").and_then(Value::as_str) == Some("gemma3");
+        let architecture = metadata.get("general.architecture").and_then(Value::as_str).unwrap_or_default();
+        let norms_are_offsets = NORM_OFFSETS.contains(&architecture);
         let known = files.tensors().iter().enumerate();
-        let names = known.filter_map(|(i, t)| Some((gguf_name(&t.name, gemma)?, i))).collect();
-        Ok(Folder { files, metadata, gemma, names })
+        let names = known.filter_map(|(i, t)| Some((gguf_name(&t.name, architecture)?, i))).collect();
+        Ok(Folder { files, metadata, norms_are_offsets, names })
     }
 
     pub(super) fn tensor(&self, name: &str) -> Option<&Tensor> {
@@ -100,7 +141,7 @@ impl Folder {
     }
 
     pub(super) fn norms_are_offsets(&self) -> bool {
-        self.gemma
+        self.norms_are_offsets
     }
 
     pub(super) fn tokenizer(&self) -> Result<(Bytes, Option<Bytes>), Error> {
@@ -140,6 +181,11 @@ fn metadata(file: &str, config: &Json) -> Result<Metadata, Error> {
             put(ours, number(file, theirs, v)?);
         }
     }
+    for (theirs, ours) in FLAGS {
+        if let Some(v) = text.get(theirs).and_then(Json::as_bool) {
+            put(ours, Value::Bool(v));
+        }
+    }
     // Older files have `rope_theta` and `rope_scaling`; newer ones `rope_parameters`, perhaps for two kinds of layers.
     let rope = text.get("rope_parameters").or_else(|| text.get("rope_scaling"));
     if let Some(local) = rope.and_then(|r| r.get("sliding_attention")?.get("rope_theta")) {
@@ -154,6 +200,10 @@ fn metadata(file: &str, config: &Json) -> Result<Metadata, Error> {
                 put(ours, number(file, theirs, v)?);
             }
         }
+    }
+    let part = text.get("partial_rotary_factor").or_else(|| rope?.get("partial_rotary_factor")).and_then(Json::as_f64);
+    if let (Some(part), Some(head_dim)) = (part, text.get("head_dim").and_then(Json::as_u64)) {
+        put("rope.dimension_count", Value::U64((part * head_dim as f64) as u64));
     }
     if let Some(cap) = text.get("final_logit_softcapping").filter(|v| !v.is_null()) {
         put("final_logit_softcapping", number(file, "final_logit_softcapping", cap)?);
@@ -171,16 +221,19 @@ fn number(file: &str, key: &str, value: &Json) -> Result<Value, Error> {
 }
 
 /// GGUF's name of a published tensor; none for what no known model uses.
-fn gguf_name(name: &str, gemma: bool) -> Option<String> {
+fn gguf_name(name: &str, architecture: &str) -> Option<String> {
     let name = name.strip_prefix("language_model.").unwrap_or(name);
     let name = name.strip_prefix("model.").unwrap_or(name);
     if let Some((_, ours)) = TOP.iter().find(|(theirs, _)| *theirs == name) {
         return Some((*ours).to_owned());
     }
     let (layer, rest) = name.strip_prefix("layers.")?.split_once('.')?;
+    if let Some((_, ours)) = WHOLE.iter().find(|(theirs, _)| *theirs == rest) {
+        return Some(format!("blk.{layer}.{ours}"));
+    }
     let (module, part) = rest.rsplit_once('.')?;
-    let tables: [&[(&str, &str)]; 2] = if gemma { [&GEMMA_LAYER, &LAYER] } else { [&LAYER, &[]] };
-    let (_, ours) = tables.iter().copied().flatten().find(|(theirs, _)| *theirs == module)?;
+    let own = OWN_NAMES.iter().find(|(name, _)| *name == architecture).map_or(&[][..], |(_, names)| names);
+    let (_, ours) = own.iter().chain(&LAYER).find(|(theirs, _)| *theirs == module)?;
     Some(format!("blk.{layer}.{ours}.{part}"))
 }
 
@@ -190,14 +243,18 @@ mod tests {
 
     #[test]
     fn names_are_told_in_ggufs_words() {
-        let name = |n: &str, gemma| gguf_name(n, gemma).unwrap_or_default();
-        assert_eq!(name("model.embed_tokens.weight", false), "token_embd.weight");
-        assert_eq!(name("lm_head.weight", false), "output.weight");
-        assert_eq!(name("model.layers.12.self_attn.q_proj.bias", false), "blk.12.attn_q.bias");
-        assert_eq!(name("model.layers.0.post_attention_layernorm.weight", false), "blk.0.ffn_norm.weight");
-        assert_eq!(name("model.layers.0.post_attention_layernorm.weight", true), "blk.0.post_attention_norm.weight");
-        assert_eq!(name("model.layers.0.pre_feedforward_layernorm.weight", true), "blk.0.ffn_norm.weight");
-        assert_eq!(name("language_model.model.layers.3.mlp.up_proj.weight", true), "blk.3.ffn_up.weight");
-        assert_eq!(gguf_name("vision_tower.x.weight", true), None);
+        let name = |n: &str, architecture| gguf_name(n, architecture).unwrap_or_default();
+        assert_eq!(name("model.embed_tokens.weight", "llama"), "token_embd.weight");
+        assert_eq!(name("lm_head.weight", "llama"), "output.weight");
+        assert_eq!(name("model.layers.12.self_attn.q_proj.bias", "qwen2"), "blk.12.attn_q.bias");
+        let norm = "model.layers.0.post_attention_layernorm.weight";
+        assert_eq!(name(norm, "llama"), "blk.0.ffn_norm.weight");
+        assert_eq!(name(norm, "gemma3"), "blk.0.post_attention_norm.weight");
+        assert_eq!(name(norm, "glm4moe"), "blk.0.post_attention_norm.weight");
+        assert_eq!(name("model.layers.0.pre_feedforward_layernorm.weight", "gemma3"), "blk.0.ffn_norm.weight");
+        assert_eq!(name("language_model.model.layers.3.mlp.up_proj.weight", "gemma3"), "blk.3.ffn_up.weight");
+        assert_eq!(name("model.layers.1.mlp.gate.e_score_correction_bias", "glm4moe"), "blk.1.exp_probs_b.bias");
+        assert_eq!(name("model.layers.1.mlp.switch_mlp.up_proj.scales", "qwen3moe"), "blk.1.ffn_up_exps.scales");
+        assert_eq!(gguf_name("vision_tower.x.weight", "gemma3"), None);
     }
 }

@@ -12,7 +12,7 @@ use tessera_ops::KvFormat;
 
 use crate::{support, tokenizer_json};
 
-const LAYER: [(&str, &str); 11] = [
+const LAYER: [(&str, &str); 18] = [
     ("attn_norm", "input_layernorm"),
     ("attn_q", "self_attn.q_proj"),
     ("attn_k", "self_attn.k_proj"),
@@ -24,6 +24,13 @@ const LAYER: [(&str, &str); 11] = [
     ("ffn_gate", "mlp.gate_proj"),
     ("ffn_up", "mlp.up_proj"),
     ("ffn_down", "mlp.down_proj"),
+    ("ffn_gate_inp", "mlp.gate"),
+    ("ffn_gate_exps", "mlp.switch_mlp.gate_proj"),
+    ("ffn_up_exps", "mlp.switch_mlp.up_proj"),
+    ("ffn_down_exps", "mlp.switch_mlp.down_proj"),
+    ("ffn_gate_shexp", "mlp.shared_experts.gate_proj"),
+    ("ffn_up_shexp", "mlp.shared_experts.up_proj"),
+    ("ffn_down_shexp", "mlp.shared_experts.down_proj"),
 ];
 
 /// The published name of a GGUF tensor; none for what only GGUF has.
@@ -37,6 +44,12 @@ fn published(name: &str) -> Option<String> {
     }
     let (layer, rest) = name.strip_prefix("blk.").unwrap().split_once('.').unwrap();
     let (module, part) = rest.rsplit_once('.').unwrap();
+    match module {
+        "exp_probs_b" => return Some(format!("model.layers.{layer}.mlp.gate.e_score_correction_bias")),
+        // GLM's second norm.
+        "post_attention_norm" => return Some(format!("model.layers.{layer}.post_attention_layernorm.{part}")),
+        _ => {}
+    }
     let (_, theirs) = LAYER.iter().find(|(ours, _)| *ours == module).unwrap();
     Some(format!("model.layers.{layer}.{theirs}.{part}"))
 }
@@ -79,10 +92,11 @@ impl Files {
             scales.extend_from_slice(&scale.to_le_bytes());
             biases.extend_from_slice(&bias.to_le_bytes());
         }
-        let [rows, depth] = [shape[0], shape[1]];
-        self.0.insert(name.into(), ("U32", vec![rows, depth * bits as usize / 32], words));
-        self.0.insert(format!("{module}.scales"), ("F16", vec![rows, depth / group], scales));
-        self.0.insert(format!("{module}.biases"), ("F16", vec![rows, depth / group], biases));
+        let (depth, rows) = shape.split_last().unwrap();
+        let with = |len: usize| [rows, &[len]].concat();
+        self.0.insert(name.into(), ("U32", with(depth * bits as usize / 32), words));
+        self.0.insert(format!("{module}.scales"), ("F16", with(depth / group), scales));
+        self.0.insert(format!("{module}.biases"), ("F16", with(depth / group), biases));
     }
 
     /// One file: the header's length, the header, the bytes (safetensors' own format).
@@ -119,11 +133,11 @@ fn folder(name: &str, quantization: Option<(u32, usize)>) -> tempfile::TempDir {
             weights = published_rows(&weights, tensor.depth(), head_dim);
         }
         match quantization {
-            Some((bits, group)) if shape.len() == 2 && tensor.depth().is_multiple_of(group) => {
+            Some((bits, group)) if shape.len() >= 2 && tensor.depth().is_multiple_of(group) => {
                 files.groups(&theirs, &shape, &weights, bits, group);
             }
             _ => {
-                if quantization.is_some() && shape.len() == 2 {
+                if quantization.is_some() && shape.len() >= 2 {
                     table[theirs.strip_suffix(".weight").unwrap()] = json!(false);
                 }
                 files.floats(&theirs, &shape, &weights);
@@ -171,7 +185,7 @@ fn relative_error(got: &[f32], want: &[f32]) -> f64 {
 
 #[test]
 fn plain_folders_give_the_reference_logits() {
-    for name in ["llama", "qwen2", "qwen3"] {
+    for name in ["llama", "qwen2", "qwen3", "qwen3_moe", "glm4_moe"] {
         let folder = folder(name, None);
         for len in [1, 33, 130] {
             let (tokens, want) = reference(name, len);
