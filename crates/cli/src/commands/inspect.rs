@@ -8,12 +8,12 @@ use std::{
 
 use anyhow::Result;
 use serde_json::json;
-use tessera_engine::synth;
+use tessera_engine::{Checkpoint, Config, models, synth};
 use tessera_formats::{
-    Checkpoint, Gguf, Tensor,
+    Gguf, Tensor,
     gguf::{Array, Value},
 };
-use tessera_ops::{KvFormat, KvLayout, PAGE_TOKENS, kv::KvLayer};
+use tessera_ops::{KvFormat, KvLayout, PAGE_TOKENS};
 
 use crate::{
     args::Inspect,
@@ -52,7 +52,7 @@ pub(crate) fn main(args: &Inspect) -> Result<()> {
     let (path, facts) = match Reference::parse(&args.model)? {
         Reference::Synthetic(spec) => {
             let checkpoint = synth::checkpoint(&spec, machine::cores())?;
-            let facts = checkpoint.gguf().map(|gguf| of_gguf(gguf, "none: made in memory".to_owned()));
+            let facts = of_gguf(&checkpoint, "none: made in memory".to_owned());
             (PathBuf::from(checkpoint.file()), facts.ok_or_else(|| anyhow::anyhow!("{spec} was not made"))?)
         }
         stored => {
@@ -175,50 +175,36 @@ impl TensorFacts {
 fn of_file(path: &Path) -> Result<Facts> {
     let gguf = Gguf::open(path)?;
     let container = format!("GGUF version {}", gguf.version());
-    Ok(of_gguf(&gguf, container))
+    let checkpoint = Checkpoint::from_gguf(&path.display().to_string(), gguf);
+    Ok(of_gguf(&checkpoint, container).expect("it was made of a GGUF file"))
 }
 
-fn of_gguf(gguf: &Gguf, container: String) -> Facts {
+/// None if it is of another container.
+fn of_gguf(checkpoint: &Checkpoint, container: String) -> Option<Facts> {
+    let gguf = checkpoint.gguf()?;
     let architecture = gguf.get("general.architecture").and_then(Value::as_str).map(str::to_owned);
-    let prefix = architecture.clone().unwrap_or_default();
-    let number = |key: &str| gguf.get(&format!("{prefix}.{key}")).and_then(Value::as_u64);
-    Facts {
+    let context = format!("{}.context_length", architecture.as_deref().unwrap_or_default());
+    Some(Facts {
         container,
-        context: number("context_length"),
+        context: gguf.get(&context).and_then(Value::as_u64),
         metadata: gguf.metadata().map(|(key, value)| (key.to_owned(), gguf_json(value))).collect(),
         tensors: gguf.tensors().iter().map(TensorFacts::new).collect(),
-        cache: gguf_cache(gguf, &prefix),
+        cache: cache(checkpoint),
         architecture,
-    }
+    })
 }
 
 /// What keys and values take; none if the metadata does not say or says nonsense.
-fn gguf_cache(gguf: &Gguf, prefix: &str) -> Option<KvLayout> {
-    let value = |key: &str| gguf.get(&format!("{prefix}.{key}"));
-    let number = |key: &str| value(key).and_then(Value::as_u64);
-    let heads = number("attention.head_count");
-    let head_dim = match number("attention.key_length") {
-        Some(length) => length,
-        None => number("embedding_length")?.checked_div(heads?)?,
-    };
-    // A number for all layers, or one for each.
-    let kv_heads = |layer: usize| match value("attention.head_count_kv") {
-        Some(Value::Array(array)) => array.to_i64s()?.get(layer).copied()?.try_into().ok(),
-        Some(value) => value.as_u64(),
-        None => heads,
-    };
-    cache_layout(number("block_count")?, kv_heads, head_dim)
+fn cache(checkpoint: &Checkpoint) -> Option<KvLayout> {
+    Config::read(checkpoint).ok().map(|config| models::kv_layout(&config, KvFormat::F16))
 }
 
 fn of_checkpoint(path: &Path) -> Result<Facts> {
-    let checkpoint = Checkpoint::open(path)?;
+    let checkpoint = tessera_formats::Checkpoint::open(path)?;
     let config = checkpoint.config();
     // Models that see images keep the text model's numbers one level down.
     let text = config.get("text_config").unwrap_or(config);
     let number = |key: &str| text.get(key).and_then(serde_json::Value::as_u64);
-    let heads = number("num_attention_heads");
-    let head_dim = number("head_dim").or_else(|| number("hidden_size")?.checked_div(heads?));
-    let kv_heads = number("num_key_value_heads").or(heads);
     let metadata = config.as_object().into_iter().flatten();
     Ok(Facts {
         container: "safetensors, Hugging Face's layout".to_owned(),
@@ -226,16 +212,8 @@ fn of_checkpoint(path: &Path) -> Result<Facts> {
         context: number("max_position_embeddings"),
         metadata: metadata.map(|(key, value)| (key.clone(), value.clone())).collect(),
         tensors: checkpoint.tensors().iter().map(TensorFacts::new).collect(),
-        cache: number("num_hidden_layers").zip(head_dim).and_then(|(n, dim)| cache_layout(n, |_| kv_heads, dim)),
+        cache: Checkpoint::open(path).ok().as_ref().and_then(cache),
     })
-}
-
-fn cache_layout(layers: u64, kv_heads: impl Fn(usize) -> Option<u64>, head_dim: u64) -> Option<KvLayout> {
-    // Far beyond any model: a damaged file must not make us count for long, nor overflow.
-    let sane = |n: u64| usize::try_from(n).ok().filter(|&n| n <= 1 << 16);
-    let layer = |i| Some(KvLayer { heads: sane(kv_heads(i)?)?, head_dim: sane(head_dim)? });
-    let layers = (0..sane(layers)?).map(layer).collect::<Option<Vec<_>>>()?;
-    Some(KvLayout { layers, format: KvFormat::F16 })
 }
 
 /// A metadata value as JSON; of a long array only its length and beginning.
@@ -316,16 +294,6 @@ mod tests {
         assert_eq!(shorten(&array_json(&Array::U8(vec![7; 300]))), "300 values, first [7,7,7,7]");
         assert_eq!(shorten(&array_json(&Array::I32(vec![-1, 2]))), "[-1,2]");
         assert_eq!(shorten(&json!("é".repeat(100))).chars().count(), SHOWN_CHARS + 1);
-    }
-
-    #[test]
-    fn nonsense_numbers_give_no_cache() {
-        assert!(cache_layout(u64::MAX, |_| Some(1), 64).is_none());
-        assert!(cache_layout(1, |_| Some(u64::MAX), 64).is_none());
-        assert!(cache_layout(1, |_| Some(1), 1 << 20).is_none());
-        assert!(cache_layout(2, |layer| (layer == 0).then_some(1), 64).is_none());
-        let layout = cache_layout(2, |layer| Some(layer as u64 + 1), 64).unwrap();
-        assert_eq!(layout.page_bytes(), (1 + 2) * 2 * 64 * PAGE_TOKENS * 2);
     }
 
     #[test]
