@@ -7,10 +7,11 @@
 
 use std::{marker::PhantomData, ops::Range, ptr::null};
 
-use tessera_ops::{Attention, Batch, PAGE_TOKENS};
+use tessera_ops::PAGE_TOKENS;
 
 use super::{
     chain::Chain,
+    sight::Sight,
     softmax::{Softmax, weigh_page},
 };
 use crate::{
@@ -28,11 +29,9 @@ use crate::{
 /// What a block computes.
 pub(super) struct Block<'a> {
     pub(super) queries: &'a Tensor,
-    pub(super) layer: &'a Layer,
-    pub(super) spec: &'a Attention,
+    pub(super) sight: Sight<'a>,
     /// (heads) scores of keys without a value, where there are any.
     pub(super) sinks: Option<&'a [f32]>,
-    pub(super) batch: &'a Batch,
     pub(super) kv_head: usize,
     pub(super) rows: Range<usize>,
     /// The keys that will probably be read after this block; null: none.
@@ -87,15 +86,15 @@ impl<C: Cells> Kernel for BlockOver<'_, C> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let sequences = &self.block.batch.sequences;
+        let sequences = &self.block.sight.batch.sequences;
         let mut start = self.block.rows.start;
         while start < self.block.rows.end {
             let mut end = start + 1;
             while end < self.block.rows.end && sequences[end] == sequences[start] {
                 end += 1;
             }
-            let columns = (end - start) * self.block.spec.group();
-            let scratch = Scratch::new(self.scratch, columns, self.block.layer);
+            let columns = (end - start) * self.block.sight.spec.group();
+            let scratch = Scratch::new(self.scratch, columns, self.block.sight.layer);
             Run::<C> { block: &self.block, start, end, scratch, cells: PhantomData }.compute(simd);
             start = end;
         }
@@ -115,11 +114,11 @@ impl<C: Cells> Run<'_, C> {
     #[inline(always)]
     fn compute<S: Simd>(mut self, simd: S) {
         self.begin(simd);
-        let first = self.visible(self.start).start / PAGE_TOKENS;
-        let last = self.visible(self.end - 1).end.div_ceil(PAGE_TOKENS);
+        let sight = self.block.sight;
+        let (first, last) = (sight.pages(self.start).start, sight.pages(self.end - 1).end);
         for page in first..last {
             // Positions ascend, so the rows that see something of a page stand together.
-            let sees = |row: &usize| !self.slots(*row, page).is_empty();
+            let sees = |row: &usize| !sight.slots(*row, page).is_empty();
             let Some(from) = (self.start..self.end).find(sees) else { continue };
             let to = (from..self.end).find(|r| !sees(r)).unwrap_or(self.end);
             self.score(simd, page, from, to);
@@ -133,32 +132,21 @@ impl<C: Cells> Run<'_, C> {
         self.finish(simd);
     }
 
-    fn visible(&self, row: usize) -> Range<usize> {
-        self.block.spec.visible(self.block.batch.positions[row] as usize)
-    }
-
-    /// The slots of a page that a row sees.
-    fn slots(&self, row: usize, page: usize) -> Range<usize> {
-        let (visible, first) = (self.visible(row), page * PAGE_TOKENS);
-        let slot = |position: usize| position.clamp(first, first + PAGE_TOKENS) - first;
-        slot(visible.start)..slot(visible.end)
-    }
-
     /// The columns of rows `from..to`.
     fn columns(&self, from: usize, to: usize) -> Range<usize> {
-        let group = self.block.spec.group();
+        let group = self.block.sight.spec.group();
         (from - self.start) * group..(to - self.start) * group
     }
 
     /// A column's query head.
     fn head(&self, column: usize) -> usize {
-        let group = self.block.spec.group();
+        let group = self.block.sight.spec.group();
         self.block.kv_head * group + column % group
     }
 
     /// Where a column's query and output lie among all.
     fn place(&self, column: usize) -> Range<usize> {
-        let spec = self.block.spec;
+        let spec = self.block.sight.spec;
         let row = self.start + column / spec.group();
         let at = (row * spec.heads + self.head(column)) * spec.head_dim;
         at..at + spec.head_dim
@@ -167,7 +155,7 @@ impl<C: Cells> Run<'_, C> {
     /// Scales the queries and clears the sums.
     #[inline(always)]
     fn begin<S: Simd>(&mut self, simd: S) {
-        let (stride, scale) = (self.block.layer.stride(), simd.splat(self.block.spec.scale));
+        let (stride, scale) = (self.block.sight.layer.stride(), simd.splat(self.block.sight.spec.scale));
         for column in self.columns(self.start, self.end) {
             let from = &self.block.queries.as_slice()[self.place(column)];
             let query = &mut self.scratch.queries[column * stride..][..from.len()];
@@ -182,25 +170,21 @@ impl<C: Cells> Run<'_, C> {
         }
     }
 
-    /// The page's number in the cache.
-    fn page_id(&self, page: usize) -> u32 {
-        self.block.batch.slot(self.start, page * PAGE_TOKENS).0
-    }
-
     /// Scores of all slots that some of the rows `from..to` sees.
     #[inline(always)]
     fn score<S: Simd>(&mut self, simd: S, page: usize, from: usize, to: usize) {
-        let (layer, columns) = (self.block.layer, self.columns(from, to));
-        let first = self.slots(from, page).start / LANES;
-        let end = self.slots(to - 1, page).end.div_ceil(LANES);
+        let (sight, columns) = (self.block.sight, self.columns(from, to));
+        let (layer, kv_head) = (sight.layer, self.block.kv_head);
+        let first = sight.slots(from, page).start / LANES;
+        let end = sight.slots(to - 1, page).end.div_ceil(LANES);
         // SAFETY: queries are (columns, stride), a page's keys (head_dim, 64), weights (columns, 64).
         unsafe {
             Chain {
                 a: self.scratch.queries[columns.start * layer.stride()..].as_ptr(),
                 a_stride: layer.stride(),
-                b: layer.keys::<C>(self.page_id(page), self.block.kv_head),
+                b: sight.keys::<C>(from, page, kv_head),
                 b_from: (0, first),
-                ahead: layer.values::<C>(self.page_id(page), self.block.kv_head).address(0, 0),
+                ahead: sight.values::<C>(from, page, kv_head).address(0, 0),
                 c: self.scratch.weights[columns.start * PAGE_TOKENS..].as_mut_ptr().add(first * LANES),
                 c_stride: PAGE_TOKENS,
                 columns: columns.len(),
@@ -215,12 +199,12 @@ impl<C: Cells> Run<'_, C> {
     /// Turns a column's scores into weights, and rescales its sums to the new maximum.
     #[inline(always)]
     fn weigh<S: Simd>(&mut self, simd: S, row: usize, page: usize, column: usize) {
-        let (slots, stride) = (self.slots(row, page), self.block.layer.stride());
+        let (sight, stride) = (self.block.sight, self.block.sight.layer.stride());
         let state = Softmax { highest: self.scratch.highest[column], total: self.scratch.totals[column] };
-        let is_first = page == self.visible(row).start / PAGE_TOKENS && self.block.sinks.is_none();
+        let is_first = page == sight.pages(row).start && self.block.sinks.is_none();
         let before = (!is_first).then_some(state);
         let scores = &mut self.scratch.weights[column * PAGE_TOKENS..][..PAGE_TOKENS];
-        let (state, keep) = weigh_page(simd, scores, slots, before, self.block.spec.soft_cap);
+        let (state, keep) = weigh_page(simd, scores, sight.slots(row, page), before, sight.spec.soft_cap);
         (self.scratch.highest[column], self.scratch.totals[column]) = (state.highest, state.total);
         // A factor of one changes no bit.
         if keep != 1.0 {
@@ -232,19 +216,19 @@ impl<C: Cells> Run<'_, C> {
     /// Adds the page's weighted values, in runs of slots that the same rows see.
     #[inline(always)]
     fn add_values<S: Simd>(&mut self, simd: S, page: usize, from: usize, to: usize, is_last: bool) {
-        let (layer, end) = (self.block.layer, self.slots(to - 1, page).end);
-        let values = layer.values::<C>(self.page_id(page), self.block.kv_head);
-        let mut slot = self.slots(from, page).start;
+        let (sight, layer, kv_head) = (self.block.sight, self.block.sight.layer, self.block.kv_head);
+        let values = sight.values::<C>(from, page, kv_head);
+        let (mut slot, end) = (sight.slots(from, page).start, sight.slots(to - 1, page).end);
         let mut ahead = match is_last {
             true => self.block.next,
-            false => layer.keys::<C>(self.page_id(page + 1), self.block.kv_head).address(0, 0),
+            false => sight.keys::<C>(from, page + 1, kv_head).address(0, 0),
         };
         while slot < end {
             // Both ends of what a row sees move with its position: the rows that see a slot stand together.
-            let sees = |row: &usize| self.slots(*row, page).contains(&slot);
+            let sees = |row: &usize| sight.slots(*row, page).contains(&slot);
             let first = (from..to).find(sees).unwrap_or(to);
             let last = (first..to).find(|r| !sees(r)).unwrap_or(to);
-            let edges = (from..to).flat_map(|r| [self.slots(r, page).start, self.slots(r, page).end]);
+            let edges = (from..to).flat_map(|r| [sight.slots(r, page).start, sight.slots(r, page).end]);
             let next = edges.filter(|e| *e > slot).min().unwrap_or(end);
             let columns = self.columns(first, last);
             // SAFETY: weights are (columns, 64), a page's values (64, stride), sums (columns, stride).
@@ -271,7 +255,7 @@ impl<C: Cells> Run<'_, C> {
     /// Divides by the sums of weights and writes the outputs.
     #[inline(always)]
     fn finish<S: Simd>(&mut self, simd: S) {
-        let (stride, head_dim) = (self.block.layer.stride(), self.block.spec.head_dim);
+        let (stride, head_dim) = (self.block.sight.layer.stride(), self.block.sight.spec.head_dim);
         for column in self.columns(self.start, self.end) {
             let total = simd.splat(self.scratch.totals[column]);
             let place = self.place(column);

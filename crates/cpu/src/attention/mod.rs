@@ -9,6 +9,7 @@
 mod block;
 mod chain;
 mod shared;
+mod sight;
 mod softmax;
 
 use std::{
@@ -22,9 +23,15 @@ use std::{
 use half::f16;
 use tessera_ops::{Attention, Batch, KvFormat, PAGE_TOKENS};
 
-use self::block::{Block, Scratch};
+use self::{
+    block::{Block, Scratch},
+    sight::Sight,
+};
 use crate::{
-    kv::{KvPages, cells::Codes},
+    kv::{
+        KvPages,
+        cells::{Cells, Codes},
+    },
     lanes::Workers,
     tensor::{Pool, Tensor},
     threads::SharedSlice,
@@ -42,6 +49,7 @@ const SHARED_PAGES_MIN: usize = 4;
 /// Below this many multiplications a step is not worth a second thread.
 const ALONE_MAX: usize = 64 << 10;
 
+/// Attention of all rows.
 pub(crate) fn attention(
     workers: &Workers,
     pool: &Arc<Pool>,
@@ -52,73 +60,91 @@ pub(crate) fn attention(
     batch: &Batch,
 ) -> Tensor {
     spec.check();
-    assert!(sinks.is_none_or(|sinks| sinks.len() == spec.heads), "each query head has a sink");
     let layer = &cache.layers[spec.layer];
+    assert!(sinks.is_none_or(|sinks| sinks.len() == spec.heads), "each query head has a sink");
     assert_eq!((layer.heads, layer.head_dim), (spec.kv_heads, spec.head_dim), "the cache entry has the layer's shape");
     assert_eq!(queries.width(), spec.heads * spec.head_dim, "queries fill all heads");
     assert_eq!(queries.rows(), batch.len(), "each row has a query");
 
-    let rows = queries.rows();
-    let visible: usize = batch.positions.iter().map(|p| spec.visible(*p as usize).len()).sum();
-    let alone = workers.pool.count() == 1 || 2 * visible * queries.width() <= ALONE_MAX;
-    let threads = if alone { 1 } else { workers.pool.count() };
-    // The longest row decides: a page is hundreds of times what a region costs.
-    let longest = batch.positions.iter().map(|p| spec.visible(*p as usize).len()).max().unwrap_or(0);
-    if threads > 1 && rows * spec.kv_heads < 2 * threads && longest >= SHARED_PAGES_MIN * PAGE_TOKENS {
-        let mut y = pool.take(rows, queries.width());
-        for (row, out) in y.as_mut_slice().chunks_exact_mut(queries.width()).enumerate() {
-            let what = (layer, spec, sinks, batch);
-            match cache.format {
-                KvFormat::F32 => shared::attend::<f32>(workers, pool, what, queries, row, out),
-                KvFormat::F16 => shared::attend::<f16>(workers, pool, what, queries, row, out),
-                KvFormat::Q8_0 => shared::attend::<Codes>(workers, pool, what, queries, row, out),
-            }
-        }
-        return y;
-    }
-    let block_rows = (rows * spec.kv_heads / (threads * BLOCKS_PER_THREAD)).clamp(1, (COLUMNS / spec.group()).max(1));
-    let blocks = rows.div_ceil(block_rows);
-
-    let scratch_len = Scratch::len(block_rows * spec.group(), layer);
-    let mut scratch = pool.take(threads, scratch_len);
-    let scratch = SharedSlice::new(scratch.as_mut_slice());
-    let mut y = pool.take(rows, queries.width());
-    let out = SharedSlice::new(y.as_mut_slice());
-    let next = AtomicUsize::new(0);
-    let items = blocks * spec.kv_heads;
-    // The longest blocks first: positions ascend.
-    let place = |item: usize| {
-        let first = (blocks - 1 - item / spec.kv_heads) * block_rows;
-        (item % spec.kv_heads, first..rows.min(first + block_rows))
-    };
-    let first_keys = |item: usize| {
-        let (kv_head, range) = place(item);
-        let position = spec.visible(batch.positions[range.start] as usize).start;
-        layer.first_key_byte(batch.slot(range.start, position).0, kv_head)
-    };
-    let work = |share: usize| {
-        // SAFETY: each share has scratch of its own.
-        let scratch = unsafe { scratch.range(share * scratch_len, (share + 1) * scratch_len) };
-        loop {
-            let item = next.fetch_add(1, Ordering::Relaxed);
-            if item >= items {
-                return;
-            }
-            let (kv_head, range) = place(item);
-            // Which item this thread takes next is not known; if all are as fast, it is the one after all threads'.
-            let next = if item + threads < items { first_keys(item + threads) } else { null() };
-            let block = Block { queries, layer, spec, sinks, batch, kv_head, rows: range, next, out: &out };
-            match cache.format {
-                KvFormat::F32 => workers.isa.run(block.over::<f32>(scratch)),
-                KvFormat::F16 => workers.isa.run(block.over::<f16>(scratch)),
-                KvFormat::Q8_0 => workers.isa.run(block.over::<Codes>(scratch)),
-            }
-        }
-    };
-    if alone {
-        work(0)
-    } else {
-        workers.pool.run(&|share, _| work(share))
+    let step = Step { workers, pool, queries, sinks, sight: Sight { layer, spec, batch } };
+    let mut y = pool.take(queries.rows(), queries.width());
+    match cache.format {
+        KvFormat::F32 => step.attend::<f32>(&mut y),
+        KvFormat::F16 => step.attend::<f16>(&mut y),
+        KvFormat::Q8_0 => step.attend::<Codes>(&mut y),
     }
     y
+}
+
+/// One call.
+struct Step<'a> {
+    workers: &'a Workers,
+    pool: &'a Arc<Pool>,
+    queries: &'a Tensor,
+    sinks: Option<&'a [f32]>,
+    sight: Sight<'a>,
+}
+
+impl Step<'_> {
+    /// Over a cache of `C`, into `y`.
+    fn attend<C: Cells>(&self, y: &mut Tensor) {
+        let (workers, sight, queries) = (self.workers, self.sight, self.queries);
+        let (rows, kv_heads) = (queries.rows(), sight.spec.kv_heads);
+        let seen = (0..rows).map(|row| sight.positions(row).len());
+        let (visible, longest) = seen.fold((0, 0), |(sum, most), n| (sum + n, n.max(most)));
+        let alone = workers.pool.count() == 1 || 2 * visible * queries.width() <= ALONE_MAX;
+        let threads = if alone { 1 } else { workers.pool.count() };
+        // The longest row decides: a page is hundreds of times what a region costs.
+        if threads > 1 && rows * kv_heads < 2 * threads && longest >= SHARED_PAGES_MIN * PAGE_TOKENS {
+            for (row, out) in y.as_mut_slice().chunks_exact_mut(queries.width()).enumerate() {
+                shared::attend::<C>(workers, self.pool, sight, self.sinks, queries, row, out);
+            }
+        } else {
+            self.in_blocks::<C>(threads, y);
+        }
+    }
+
+    /// In blocks of rows, whose threads take the next when they are done.
+    fn in_blocks<C: Cells>(&self, threads: usize, y: &mut Tensor) {
+        let (workers, sight, queries) = (self.workers, self.sight, self.queries);
+        let (rows, kv_heads, group) = (queries.rows(), sight.spec.kv_heads, sight.spec.group());
+        let block_rows = (rows * kv_heads / (threads * BLOCKS_PER_THREAD)).clamp(1, (COLUMNS / group).max(1));
+        let blocks = rows.div_ceil(block_rows);
+
+        let scratch_len = Scratch::len(block_rows * group, sight.layer);
+        let mut scratch = self.pool.take(threads, scratch_len);
+        let scratch = SharedSlice::new(scratch.as_mut_slice());
+        let out = SharedSlice::new(y.as_mut_slice());
+        let next = AtomicUsize::new(0);
+        let items = blocks * kv_heads;
+        // The longest blocks first: positions ascend.
+        let place = |item: usize| {
+            let first = (blocks - 1 - item / kv_heads) * block_rows;
+            (item % kv_heads, first..rows.min(first + block_rows))
+        };
+        let first_keys = |item: usize| {
+            let (kv_head, range) = place(item);
+            sight.first_key_byte(range.start, kv_head)
+        };
+        let work = |share: usize| {
+            // SAFETY: each share has scratch of its own.
+            let scratch = unsafe { scratch.range(share * scratch_len, (share + 1) * scratch_len) };
+            loop {
+                let item = next.fetch_add(1, Ordering::Relaxed);
+                if item >= items {
+                    return;
+                }
+                let (kv_head, range) = place(item);
+                // Which item this thread takes next is not known; if all are as fast, it is the one after all threads'.
+                let next = if item + threads < items { first_keys(item + threads) } else { null() };
+                let block = Block { queries, sight, sinks: self.sinks, kv_head, rows: range, next, out: &out };
+                workers.isa.run(block.over::<C>(scratch));
+            }
+        };
+        if threads == 1 {
+            work(0);
+        } else {
+            workers.pool.run(&|share, _| work(share));
+        }
+    }
 }

@@ -6,20 +6,18 @@
 //! which is a chain over all tokens. Every number is made by the same operations in the same order as in a block, so
 //! which way is taken moves no bit.
 
-use std::{marker::PhantomData, ops::Range, ptr::null};
+use std::{marker::PhantomData, ops::Range, ptr::null, sync::Arc};
 
-use tessera_ops::{Attention, Batch, PAGE_TOKENS};
+use tessera_ops::PAGE_TOKENS;
 
 use super::{
     chain::Chain,
+    sight::Sight,
     softmax::{Softmax, weigh_page},
 };
 use crate::{
     isa::Kernel,
-    kv::{
-        Layer,
-        cells::{Cells, Operand},
-    },
+    kv::cells::{Cells, Operand},
     lanes::{Workers, load, map_lanes, store},
     simd::{LANES, Simd},
     tensor::{Pool, Tensor},
@@ -31,11 +29,9 @@ const VECTORS_MAX: usize = 4;
 
 /// One row, and the memory of its regions.
 pub(super) struct Row<'a> {
-    pub(super) layer: &'a Layer,
-    pub(super) spec: &'a Attention,
-    pub(super) sinks: Option<&'a [f32]>,
-    pub(super) batch: &'a Batch,
-    pub(super) row: usize,
+    sight: Sight<'a>,
+    sinks: Option<&'a [f32]>,
+    row: usize,
     /// The pages with a visible key.
     pages: Range<usize>,
     /// (heads, stride) scaled queries
@@ -55,15 +51,15 @@ pub(super) struct Row<'a> {
 /// Computes a row into `out` (heads · head_dim).
 pub(super) fn attend<C: Cells>(
     workers: &Workers,
-    pool: &std::sync::Arc<Pool>,
-    (layer, spec, sinks, batch): (&Layer, &Attention, Option<&[f32]>, &Batch),
+    pool: &Arc<Pool>,
+    sight: Sight<'_>,
+    sinks: Option<&[f32]>,
     queries: &Tensor,
     row: usize,
     out: &mut [f32],
 ) {
-    let visible = spec.visible(batch.positions[row] as usize);
-    let pages = visible.start / PAGE_TOKENS..visible.end.div_ceil(PAGE_TOKENS);
-    let (heads, stride) = (spec.heads, layer.stride());
+    let (spec, pages) = (sight.spec, sight.pages(row));
+    let (heads, stride) = (spec.heads, sight.layer.stride());
     let mut scaled = pool.take(heads, stride);
     for (scaled, query) in
         scaled.as_mut_slice().chunks_exact_mut(stride).zip(queries.row(row).chunks_exact(spec.head_dim))
@@ -76,10 +72,8 @@ pub(super) fn attend<C: Cells>(
     let (mut totals, mut sums) = (pool.take(1, heads), pool.take(heads, stride));
     sums.as_mut_slice().fill(0.0);
     let this = Row {
-        layer,
-        spec,
+        sight,
         sinks,
-        batch,
         row,
         queries: scaled.as_slice(),
         weights: SharedSlice::new(weights.as_mut_slice()),
@@ -89,9 +83,9 @@ pub(super) fn attend<C: Cells>(
         out: SharedSlice::new(out),
         pages,
     };
+    let numbers = sight.positions(row).len() * heads * stride;
     let run = |phase: Phase, items: usize| {
-        workers.pool.run(&|share, shares| {
-            let (from, to) = (items * share / shares, items * (share + 1) / shares);
+        workers.items(items, numbers, |from, to| {
             workers.isa.run(Part::<C> { row: &this, phase, from, to, cells: PhantomData });
         });
     };
@@ -142,18 +136,6 @@ impl<C: Cells> Kernel for Part<'_, C> {
 }
 
 impl Row<'_> {
-    /// The slots of a page that the row sees.
-    fn slots(&self, page: usize) -> Range<usize> {
-        let visible = self.spec.visible(self.batch.positions[self.row] as usize);
-        let first = page * PAGE_TOKENS;
-        let slot = |position: usize| position.clamp(first, first + PAGE_TOKENS) - first;
-        slot(visible.start)..slot(visible.end)
-    }
-
-    fn page_id(&self, page: usize) -> u32 {
-        self.batch.slot(self.row, page * PAGE_TOKENS).0
-    }
-
     /// Numbers from a query head's weights to the next's.
     fn weights_stride(&self) -> usize {
         self.pages.len() * PAGE_TOKENS
@@ -162,17 +144,17 @@ impl Row<'_> {
     #[inline(always)]
     fn score<S: Simd, C: Cells>(&self, simd: S, item: usize, has_next: bool) {
         let place = |item: usize| (item / self.pages.len(), self.pages.start + item % self.pages.len());
-        let keys = |(kv_head, page): (usize, usize)| self.layer.keys::<C>(self.page_id(page), kv_head);
+        let keys = |(kv_head, page): (usize, usize)| self.sight.keys::<C>(self.row, page, kv_head);
         let (kv_head, page) = place(item);
-        let (slots, group) = (self.slots(page), self.spec.group());
+        let (slots, group) = (self.sight.slots(self.row, page), self.sight.spec.group());
         let first = slots.start / LANES;
         let at = kv_head * group * self.weights_stride() + (page - self.pages.start) * PAGE_TOKENS + first * LANES;
         // SAFETY: queries are (heads, stride), a page's keys (head_dim, 64), weights (heads, pages · 64); items write pages of
         // their own.
         unsafe {
             Chain {
-                a: self.queries[kv_head * group * self.layer.stride()..].as_ptr(),
-                a_stride: self.layer.stride(),
+                a: self.queries[kv_head * group * self.sight.layer.stride()..].as_ptr(),
+                a_stride: self.sight.layer.stride(),
                 b: keys((kv_head, page)),
                 b_from: (0, first),
                 ahead: if has_next { keys(place(item + 1)).address(0, 0) } else { null() },
@@ -180,7 +162,7 @@ impl Row<'_> {
                 c_stride: self.weights_stride(),
                 columns: group,
                 vectors: slots.end.div_ceil(LANES) - first,
-                depth: self.layer.head_dim,
+                depth: self.sight.layer.head_dim,
                 from_zero: true,
             }
             .run(simd);
@@ -198,7 +180,8 @@ impl Row<'_> {
                 let factor = head * self.pages.len() + index;
                 (self.weights.range(at, at + PAGE_TOKENS), self.factors.range(factor, factor + 1))
             };
-            let (now, keep) = weigh_page(simd, scores, self.slots(page), state, self.spec.soft_cap);
+            let (now, keep) =
+                weigh_page(simd, scores, self.sight.slots(self.row, page), state, self.sight.spec.soft_cap);
             (state, factor[0]) = (Some(now), keep);
         }
         // SAFETY: as above.
@@ -207,20 +190,20 @@ impl Row<'_> {
 
     #[inline(always)]
     fn sum<S: Simd, C: Cells>(&self, simd: S, item: usize, vectors: usize) {
-        let (stride, group) = (self.layer.stride(), self.spec.group());
+        let (stride, group) = (self.sight.layer.stride(), self.sight.spec.group());
         let items = (stride / LANES).div_ceil(vectors);
         let (kv_head, vector) = (item / items, item % items * vectors);
         let vectors = vectors.min(stride / LANES - vector);
         for page in self.pages.clone() {
             let index = page - self.pages.start;
             if page + 1 < self.pages.end {
-                let next = self.layer.values::<C>(self.page_id(page + 1), kv_head);
+                let next = self.sight.values::<C>(self.row, page + 1, kv_head);
                 for slot in 0..PAGE_TOKENS {
                     (0..vectors).step_by(2).for_each(|v| simd.prefetch(next.address(slot, vector + v)));
                 }
             }
-            let slots = self.slots(page);
-            let values = self.layer.values::<C>(self.page_id(page), kv_head);
+            let slots = self.sight.slots(self.row, page);
+            let values = self.sight.values::<C>(self.row, page, kv_head);
             let head = kv_head * group;
             // SAFETY: weights are (heads, pages · 64) and factors (heads, pages), which nobody writes in this region; sums are
             // (heads, stride), of which these vectors are this item's; a page's values are (64, stride).
@@ -255,7 +238,7 @@ impl Row<'_> {
     /// Divides by the sums of weights and writes the outputs of some vectors.
     #[inline(always)]
     fn finish<S: Simd>(&self, simd: S, kv_head: usize, vectors: Range<usize>) {
-        let (stride, head_dim, group) = (self.layer.stride(), self.spec.head_dim, self.spec.group());
+        let (stride, head_dim, group) = (self.sight.layer.stride(), self.sight.spec.head_dim, self.sight.spec.group());
         for head in kv_head * group..(kv_head + 1) * group {
             for first in vectors.clone().map(|v| v * LANES) {
                 let end = head_dim.min(first + LANES);

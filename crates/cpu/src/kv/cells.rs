@@ -7,10 +7,11 @@
 //!   then a vector of keys' scales is a load, and a value's is a broadcast.
 
 use half::f16;
-use tessera_ops::{KvFormat, PAGE_TOKENS, numerics::ACTIVATION_CODE_MAX};
+use tessera_ops::{KvFormat, PAGE_TOKENS};
 
 use crate::{
     lanes::load,
+    matmul::quantize::quantize_block,
     simd::{LANES, Simd},
 };
 
@@ -256,20 +257,8 @@ impl Cells for Codes {
 #[inline(always)]
 fn quantize<S: Simd>(simd: S, x: &[f32]) -> ([i8; BLOCK], f32) {
     let (low, high) = x.split_at(x.len().min(LANES));
-    let (low, high) = (load(simd, low), load(simd, high));
-    let amax = f32::from_bits(simd.magnitude_bits_max(low, high));
     let mut codes = [0; BLOCK];
-    if !amax.is_finite() {
-        return (codes, f32::NAN);
-    }
-    let inverse = ACTIVATION_CODE_MAX / amax;
-    if inverse.is_finite() {
-        let by = simd.splat(inverse);
-        // SAFETY: there is room for 32 codes.
-        unsafe {
-            simd.store_codes(codes.as_mut_ptr(), simd.mul(low, by));
-            simd.store_codes(codes.as_mut_ptr().add(LANES), simd.mul(high, by));
-        }
-    }
-    (codes, f16::from_f32(amax / ACTIVATION_CODE_MAX).to_f32())
+    // SAFETY: there is room for 32 codes.
+    let (scale, _) = unsafe { quantize_block(simd, (load(simd, low), load(simd, high)), codes.as_mut_ptr()) };
+    (codes, f16::from_f32(scale).to_f32())
 }

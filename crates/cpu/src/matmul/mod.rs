@@ -14,7 +14,7 @@ mod layout;
 pub mod overrides;
 pub mod pack;
 pub mod project;
-mod quantize;
+pub(crate) mod quantize;
 pub mod segments;
 pub mod select;
 pub mod tile;

@@ -79,22 +79,37 @@ unsafe fn quantize_run<S: Simd>(simd: S, blocks: &[[f32; BLOCK]; RUN], first: us
 #[inline(always)]
 unsafe fn quantize_alone<S: Simd>(simd: S, x: &[f32; BLOCK], index: usize, lane: Lane) {
     let (halves, _) = x.as_chunks::<LANES>();
-    let (low, high) = (simd.load(&halves[0]), simd.load(&halves[1]));
-    let amax = f32::from_bits(simd.magnitude_bits_max(low, high));
-    let inverse = ACTIVATION_CODE_MAX / amax;
     // SAFETY: the caller's promise; a token has 32 codes in a record.
     unsafe {
-        let codes = lane.codes(index);
+        let (scale, sums) = quantize_block(simd, (simd.load(&halves[0]), simd.load(&halves[1])), lane.codes(index));
+        lane.put(index, scale, sums);
+    }
+}
+
+/// Writes the 32 codes of a block, of any numbers, as [`tessera_ops::numerics::quantize_block`]; gives its scale and the sums of
+/// the codes of its halves.
+///
+/// # Safety
+/// `codes` is valid for writing 32 bytes.
+#[inline(always)]
+pub(crate) unsafe fn quantize_block<S: Simd>(
+    simd: S,
+    (low, high): (S::F32, S::F32),
+    codes: *mut i8,
+) -> (f32, [i32; 2]) {
+    let amax = f32::from_bits(simd.magnitude_bits_max(low, high));
+    let inverse = ACTIVATION_CODE_MAX / amax;
+    // SAFETY: the caller's promise.
+    unsafe {
         if inverse.is_finite() && amax.is_finite() {
             let by = simd.splat(inverse);
-            let sums =
-                [simd.store_codes(codes, simd.mul(low, by)), simd.store_codes(codes.add(LANES), simd.mul(high, by))];
-            lane.put(index, amax / ACTIVATION_CODE_MAX, sums);
-        } else {
-            codes.write_bytes(0, BLOCK);
-            lane.put(index, if amax.is_finite() { amax / ACTIVATION_CODE_MAX } else { f32::NAN }, [0; 2]);
+            let low = simd.store_codes(codes, simd.mul(low, by));
+            let high = simd.store_codes(codes.add(LANES), simd.mul(high, by));
+            return (amax / ACTIVATION_CODE_MAX, [low, high]);
         }
+        codes.write_bytes(0, BLOCK);
     }
+    (if amax.is_finite() { amax / ACTIVATION_CODE_MAX } else { f32::NAN }, [0; 2])
 }
 
 impl Lane {
