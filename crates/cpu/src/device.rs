@@ -33,6 +33,7 @@ pub struct CpuDevice {
     routes: Arc<RoutesPool>,
     kernels: Kernels,
     activations: Mutex<Activations>,
+    attention: attention::Means,
 }
 
 impl CpuDevice {
@@ -59,6 +60,7 @@ impl CpuDevice {
             routes: RoutesPool::new(),
             kernels,
             activations: Mutex::new(Activations::new()),
+            attention: attention::Means::default(),
         }
     }
 
@@ -245,7 +247,9 @@ impl Device for CpuDevice {
         sinks: Option<&Vec<f32>>,
         batch: &Batch,
     ) -> Tensor {
-        attention::attention(&self.workers, &self.pool, queries, cache, spec, sinks.map(Vec::as_slice), batch)
+        let (forced, sinks) = (self.kernels.overrides.attention, sinks.map(Vec::as_slice));
+        let (workers, pool) = (&self.workers, &self.pool);
+        attention::attention(workers, pool, &self.attention, forced, queries, cache, (spec, sinks), batch)
     }
 
     fn gate(&self, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {

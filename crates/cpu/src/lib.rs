@@ -2,7 +2,7 @@
 //!
 //! [`CpuDevice`] gives the bits of `tessera_ops::reference` on every instruction set and number of threads.
 
-mod attention;
+pub mod attention;
 pub mod audit;
 pub mod device;
 mod embed;

@@ -12,7 +12,8 @@ pub enum Role {
 }
 
 /// The rows of one step. Row `i` is the token `tokens[i]` of sequence `sequences[i]` at position `positions[i]`.
-/// Rows of one sequence stand together, in the order of their positions, and all earlier positions are in the cache.
+/// Rows of one sequence stand together, in the order of their positions (in a tree, parents before children), and all
+/// earlier positions are in the cache. What a row sees, and where that is kept, says [`crate::mask`].
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// (rows) token ids.
@@ -23,6 +24,9 @@ pub struct Batch {
     pub sequences: Vec<u32>,
     /// (rows) roles.
     pub roles: Vec<Role>,
+    /// The row that each row follows, none where that is the last committed token. Empty: no sequence of the step
+    /// branches, and each row follows the one before it.
+    pub parents: Vec<Option<u32>>,
     /// For each sequence of the step, the pages of its keys and values: position `p` lies in page
     /// `page_tables[s][p / PAGE_TOKENS]`.
     pub page_tables: Vec<Vec<u32>>,
@@ -41,15 +45,10 @@ impl Batch {
         self.tokens.is_empty()
     }
 
-    /// Where position `position` of row `row`'s sequence lies in the cache: the page and the slot in it.
-    pub fn slot(&self, row: usize, position: usize) -> (u32, usize) {
-        let table = &self.page_tables[self.sequences[row] as usize];
-        (table[position / PAGE_TOKENS], position % PAGE_TOKENS)
-    }
-
     /// Takes all rows out, to fill it again.
     pub fn clear(&mut self) {
-        let Batch { tokens, positions, sequences, roles, page_tables, logit_rows } = self;
+        let Batch { tokens, positions, sequences, roles, parents, page_tables, logit_rows } = self;
+        parents.clear();
         for numbers in [tokens, positions, sequences, logit_rows] {
             numbers.clear();
         }
@@ -68,7 +67,42 @@ impl Batch {
         self.positions.extend((start..start + tokens.len()).map(|p| p as u32));
         self.sequences.extend(tokens.iter().map(|_| sequence));
         self.roles.extend(tokens.iter().map(|_| role));
+        if !self.parents.is_empty() {
+            let first = self.parents.len();
+            self.parents.extend((first..first + tokens.len()).map(|r| (r > first).then(|| r as u32 - 1)));
+        }
         let end = self.tokens.len();
         self.logit_rows.extend((end - logits..end).map(|r| r as u32));
+    }
+
+    /// As [`Batch::push`], of drafts that branch: token `i` follows token `parents[i] < i`, or where there is none the
+    /// sequence's `start` committed tokens. The page table has room for as many tokens behind these.
+    ///
+    /// # Panics
+    /// Where a parent comes after its child.
+    pub fn push_tree(
+        &mut self,
+        tokens: &[u32],
+        parents: &[Option<u32>],
+        start: usize,
+        pages: &[u32],
+        role: Role,
+        logits: usize,
+    ) {
+        assert_eq!(tokens.len(), parents.len(), "each token has a parent or none");
+        // Rows so far follow each other, sequence by sequence.
+        for row in self.parents.len()..self.len() {
+            let follows = row > 0 && self.sequences[row] == self.sequences[row - 1];
+            self.parents.push(follows.then(|| row as u32 - 1));
+        }
+        let first = self.len();
+        self.push(tokens, start, pages, role, logits);
+        self.parents.truncate(first);
+        for (i, parent) in parents.iter().enumerate() {
+            assert!(parent.is_none_or(|p| (p as usize) < i), "a token comes after the one that it follows");
+            let parent = parent.map(|p| first + p as usize);
+            self.positions[first + i] = parent.map_or(start as u32, |p| self.positions[p] + 1);
+            self.parents.push(parent.map(|p| p as u32));
+        }
     }
 }

@@ -155,12 +155,6 @@ impl Attention {
         self.heads / self.kv_heads
     }
 
-    /// The positions that a row at `position` sees.
-    pub fn visible(&self, position: usize) -> Range<usize> {
-        let seen = self.window.unwrap_or(usize::MAX).min(position + 1);
-        position + 1 - seen..position + 1
-    }
-
     /// Holds what must be true of every spec.
     ///
     /// # Panics
@@ -264,7 +258,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Turns each head of `x` in place by the angles from [`Device::rope_angles`].
     fn rotate(&self, x: &mut Self::Tensor, head_dim: usize, layout: RopeLayout, angles: &Self::Tensor);
 
-    /// Writes keys and values of the batch's rows, each (rows, kv_heads · head_dim), into the pages.
+    /// Writes keys and values of the batch's rows, each (rows, kv_heads · head_dim), into the pages: each row where
+    /// [`Batch::slot`] says.
     fn store_kv(
         &self,
         cache: &mut Self::KvCache,
@@ -274,8 +269,8 @@ pub trait Device: Send + Sync + Sized + 'static {
         batch: &Batch,
     );
 
-    /// Causal softmax attention of `queries` (rows, heads · head_dim) over the cache: the same shape. A row sees its own
-    /// sequence up to its own position; its result depends on nothing else. `sinks` (heads) are scores of a key whose
+    /// Causal softmax attention of `queries` (rows, heads · head_dim) over the cache: the same shape. A row sees what
+    /// [`crate::mask`] says of its own sequence up to its own position; its result depends on nothing else. `sinks` (heads) are scores of a key whose
     /// value is zero, one for each query head; they are neither scaled nor capped (Xiao et al. 2024).
     fn attention(
         &self,
@@ -315,7 +310,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>) -> Result<(), Error>;
 
     /// Appends the keys and values of one page, of all layers, to `out`, waiting for all work before it. The bytes are as the
-    /// device lays them out, always as many: they fit a cache of the same layout on a device of the same kind.
+    /// device lays them out, always as many: they fit a cache of the same layout on a device of the same kind. Where a
+    /// ring has no such page they are zeros. A ring's pages change as the sequence grows: they are copied together.
     ///
     /// # Errors
     /// As [`Device::read`].

@@ -70,6 +70,15 @@ pub struct KvLayer {
     pub heads: usize,
     /// Numbers in a head.
     pub head_dim: usize,
+    /// The entry is a ring of this many pages of each sequence ([`crate::mask`]); none: all positions are kept.
+    pub ring_pages: Option<usize>,
+}
+
+impl KvLayer {
+    /// An entry that keeps all positions.
+    pub const fn new(heads: usize, head_dim: usize) -> KvLayer {
+        KvLayer { heads, head_dim, ring_pages: None }
+    }
 }
 
 /// What a cache must hold for a model. Layers that share keys and values share an entry.
@@ -79,9 +88,28 @@ pub struct KvLayout {
     pub layers: Vec<KvLayer>,
     /// How numbers are stored.
     pub format: KvFormat,
+    /// The cache serves one sequence at a time, whose page table is 0, 1, 2, …: a ring then takes no more memory than its
+    /// own pages. Otherwise any page may be in a ring, and a ring's entry has room for all.
+    pub is_single: bool,
 }
 
 impl KvLayout {
+    /// A cache for any number of sequences.
+    pub fn new(layers: Vec<KvLayer>, format: KvFormat) -> KvLayout {
+        KvLayout { layers, format, is_single: false }
+    }
+
+    /// Pages that a layer's entry has room for, in a cache of `pages`.
+    pub fn pages_of(&self, layer: &KvLayer, pages: usize) -> usize {
+        layer.ring_pages.filter(|_| self.is_single).map_or(pages, |ring| ring.min(pages))
+    }
+
+    /// Bytes of a cache of `pages` pages.
+    pub fn cache_bytes(&self, pages: usize) -> usize {
+        let bytes = |l: &KvLayer| 2 * PAGE_TOKENS * l.heads * self.format.head_bytes(l.head_dim);
+        self.layers.iter().map(|l| bytes(l).saturating_mul(self.pages_of(l, pages))).fold(0, usize::saturating_add)
+    }
+
     /// Bytes of one page over all layers, keys and values.
     pub fn page_bytes(&self) -> usize {
         let heads = self.layers.iter().map(|l| l.heads * self.format.head_bytes(l.head_dim));

@@ -6,6 +6,8 @@
 //! - [`device`]: the ops themselves, one trait.
 //! - [`batch`]: what one step computes: tokens, positions, sequences, roles.
 //! - [`kv`]: how keys and values are paged.
+//! - [`mask`]: which positions a row sees, and where these are kept.
+//! - [`matrix`]: views of matrices of numbers, the second operand of a dense product.
 //! - [`numerics`]: the canonical order of every sum, so that a row's bits never depend on its neighbours.
 //! - [`math`]: our own exp, sine and cosine, equal on every device.
 //! - [`routing`]: the choice of experts.
@@ -20,7 +22,9 @@ pub mod batch;
 pub mod device;
 pub mod error;
 pub mod kv;
+pub mod mask;
 pub mod math;
+pub mod matrix;
 pub mod numerics;
 pub mod profile;
 pub mod reference;
@@ -30,5 +34,6 @@ pub use batch::{Batch, Role};
 pub use device::{Attention, Device, Gate, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router};
 pub use error::Error;
 pub use kv::{KvFormat, KvLayout, PAGE_TOKENS};
+pub use matrix::{MatrixView, Numbers};
 pub use profile::Profiled;
 pub use routing::{ExpertGroups, Routing, Score};

@@ -5,6 +5,7 @@
 //! chains in registers to hide the latency of each.
 
 use crate::{
+    isa::{Isa, Kernel},
     kv::cells::Operand,
     simd::{LANES, LINE_BYTES, Simd},
 };
@@ -33,13 +34,35 @@ pub(super) struct Chain<B> {
     pub(super) from_zero: bool,
 }
 
+/// A chain as a kernel: a function of its own for each instruction set and operand, so that its many tiles are compiled once
+/// and not wherever one is used.
+struct Alone<'a, B>(&'a Chain<B>);
+
+impl<B: Operand> Kernel for Alone<'_, B> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // SAFETY: what `Chain::run` was promised.
+        unsafe { self.0.tiles(simd) };
+    }
+}
+
 impl<B: Operand> Chain<B> {
     /// Computes it.
     ///
     /// # Safety
     /// `a`, `b` and `c` are valid for the shapes and strides given, and `c` overlaps neither of the others.
+    pub(super) unsafe fn run(&self, isa: Isa) {
+        isa.run(Alone(self));
+    }
+
+    /// Computes it, tile by tile.
+    ///
+    /// # Safety
+    /// As [`Chain::run`].
     #[inline(always)]
-    pub(super) unsafe fn run<S: Simd>(&self, simd: S) {
+    unsafe fn tiles<S: Simd>(&self, simd: S) {
         let mut vector = 0;
         while vector < self.vectors {
             let left = self.vectors - vector;

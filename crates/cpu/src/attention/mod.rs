@@ -1,30 +1,36 @@
 //! Causal softmax attention over pages, in the canonical order of [`tessera_ops::numerics`].
 //!
-//! A *block* is some consecutive rows of the step and one head of keys and values, with all the query heads that share
-//! it: (row, query head) pairs are the *columns* of a block, and one read of a page serves them all. Scores of a page
-//! are a small matrix product (columns × 64 tokens), and so is the weighted sum of values (columns × head_dim); both run in
-//! [`chain`]. How rows are cut into blocks and which thread takes which changes no bit, so threads simply take the next
-//! block, the longest first.
+//! (row, query head) pairs that share a head of keys and values are *columns*: one read of a page serves them all. Scores of a
+//! page are a small matrix product (columns × 64 tokens), and so is the weighted sum of values (columns × head_dim); both run
+//! in [`chain`]. There are four ways to cut the work ([`select`]); which is taken, how rows are cut into blocks and which
+//! thread takes which changes no bit. Threads simply take the next block, the longest first.
 
 mod block;
 mod chain;
+mod dense;
+mod run;
+pub mod select;
 mod shared;
 mod sight;
 mod softmax;
 
 use std::{
+    cmp::Reverse,
+    ops::Range,
     ptr::null,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
 use half::f16;
-use tessera_ops::{Attention, Batch, KvFormat, PAGE_TOKENS};
+use tessera_ops::{Attention, Batch, KvFormat, mask::check_ring};
 
+pub use self::dense::dense;
 use self::{
-    block::{Block, Scratch},
+    block::{Block, Room},
+    select::{Plan, Request, Way},
     sight::Sight,
 };
 use crate::{
@@ -37,41 +43,42 @@ use crate::{
     threads::SharedSlice,
 };
 
-/// Columns of a block in a long prefill: enough to serve several register tiles from one page in the first cache.
-const COLUMNS: usize = 24;
+/// What attention of a device works with. Room once made is kept, so that a warm step allocates nothing.
+#[derive(Default)]
+pub(crate) struct Means {
+    /// The blocks of a step.
+    blocks: Mutex<Vec<Range<usize>>>,
+}
 
-/// Blocks for each thread, so that the last ones even out the work.
-const BLOCKS_PER_THREAD: usize = 6;
-
-/// From this many pages on, rows that are fewer than the threads' work items are shared inside.
-const SHARED_PAGES_MIN: usize = 4;
-
-/// Below this many multiplications a step is not worth a second thread.
-const ALONE_MAX: usize = 64 << 10;
-
-/// Attention of all rows.
+/// Attention of all rows, in the way that is `forced` or the best.
+#[allow(clippy::too_many_arguments)] // the op's own, and what a device computes with
 pub(crate) fn attention(
     workers: &Workers,
     pool: &Arc<Pool>,
+    means: &Means,
+    forced: Option<Way>,
     queries: &Tensor,
     cache: &KvPages,
-    spec: &Attention,
-    sinks: Option<&[f32]>,
+    (spec, sinks): (&Attention, Option<&[f32]>),
     batch: &Batch,
 ) -> Tensor {
     spec.check();
     let layer = &cache.layers[spec.layer];
+    check_ring(spec, layer.ring_pages, batch);
     assert!(sinks.is_none_or(|sinks| sinks.len() == spec.heads), "each query head has a sink");
     assert_eq!((layer.heads, layer.head_dim), (spec.kv_heads, spec.head_dim), "the cache entry has the layer's shape");
     assert_eq!(queries.width(), spec.heads * spec.head_dim, "queries fill all heads");
     assert_eq!(queries.rows(), batch.len(), "each row has a query");
 
-    let step = Step { workers, pool, queries, sinks, sight: Sight { layer, spec, batch } };
+    let mut blocks = means.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+    let sight = Sight { layer, spec, batch, tail: None };
+    let mut step = Step { workers, pool, queries, sinks, sight, blocks: &mut blocks };
     let mut y = pool.take(queries.rows(), queries.width());
+    let plan = step.plan(forced);
     match cache.format {
-        KvFormat::F32 => step.attend::<f32>(&mut y),
-        KvFormat::F16 => step.attend::<f16>(&mut y),
-        KvFormat::Q8_0 => step.attend::<Codes>(&mut y),
+        KvFormat::F32 => step.attend::<f32>(&plan, &mut y),
+        KvFormat::F16 => step.attend::<f16>(&plan, &mut y),
+        KvFormat::Q8_0 => step.attend::<Codes>(&plan, &mut y),
     }
     y
 }
@@ -83,48 +90,71 @@ struct Step<'a> {
     queries: &'a Tensor,
     sinks: Option<&'a [f32]>,
     sight: Sight<'a>,
+    blocks: &'a mut Vec<Range<usize>>,
 }
 
 impl Step<'_> {
-    /// Over a cache of `C`, into `y`.
-    fn attend<C: Cells>(&self, y: &mut Tensor) {
-        let (workers, sight, queries) = (self.workers, self.sight, self.queries);
-        let (rows, kv_heads) = (queries.rows(), sight.spec.kv_heads);
-        let seen = (0..rows).map(|row| sight.positions(row).len());
+    /// What is best for the step.
+    fn plan(&self, forced: Option<Way>) -> Plan {
+        let Attention { head_dim, kv_heads, .. } = *self.sight.spec;
+        let (rows, batch) = (self.queries.rows(), self.sight.batch);
+        let (mut run, mut next) = (0, 0);
+        while next < rows {
+            let together = batch.run(next);
+            (run, next) = (run.max(together.len()), together.end);
+        }
+        let seen = (0..rows).map(|row| self.sight.positions(row).len());
         let (visible, longest) = seen.fold((0, 0), |(sum, most), n| (sum + n, n.max(most)));
-        let alone = workers.pool.count() == 1 || 2 * visible * queries.width() <= ALONE_MAX;
-        let threads = if alone { 1 } else { workers.pool.count() };
-        // The longest row decides: a page is hundreds of times what a region costs.
-        if threads > 1 && rows * kv_heads < 2 * threads && longest >= SHARED_PAGES_MIN * PAGE_TOKENS {
-            for (row, out) in y.as_mut_slice().chunks_exact_mut(queries.width()).enumerate() {
-                shared::attend::<C>(workers, self.pool, sight, self.sinks, queries, row, out);
+        let (group, threads) = (self.sight.spec.group(), self.workers.pool.count());
+        select::plan(&Request { head_dim, kv_heads, group, rows, run, longest, visible, threads }, forced)
+    }
+
+    /// Over a cache of `C`, into `y`.
+    fn attend<C: Cells>(&mut self, plan: &Plan, y: &mut Tensor) {
+        match plan.way {
+            Way::TwoPass => {
+                for (row, out) in y.as_mut_slice().chunks_exact_mut(self.queries.width()).enumerate() {
+                    shared::attend::<C>(self.workers, self.pool, self.sight, self.sinks, self.queries, row, out);
+                }
             }
-        } else {
-            self.in_blocks::<C>(threads, y);
+            Way::Single | Way::Fused | Way::Unfused => {
+                self.cut(plan.cut.rows);
+                self.in_blocks::<C>(plan, y);
+            }
         }
     }
 
-    /// In blocks of rows, whose threads take the next when they are done.
-    fn in_blocks<C: Cells>(&self, threads: usize, y: &mut Tensor) {
-        let (workers, sight, queries) = (self.workers, self.sight, self.queries);
-        let (rows, kv_heads, group) = (queries.rows(), sight.spec.kv_heads, sight.spec.group());
-        let block_rows = (rows * kv_heads / (threads * BLOCKS_PER_THREAD)).clamp(1, (COLUMNS / group).max(1));
-        let blocks = rows.div_ceil(block_rows);
+    /// Cuts the step into blocks of at most `most` rows that can be taken together, the longest first.
+    fn cut(&mut self, most: usize) {
+        let (rows, sight) = (self.queries.rows(), self.sight);
+        self.blocks.clear();
+        let mut next = 0;
+        while next < rows {
+            let run = sight.batch.run(next);
+            self.blocks.extend(run.clone().step_by(most).map(|row| row..run.end.min(row + most)));
+            next = run.end;
+        }
+        let work = |block: &Range<usize>| block.len() * sight.positions(block.end - 1).len();
+        self.blocks.sort_unstable_by_key(|block| Reverse((work(block), block.start)));
+    }
 
-        let scratch_len = Scratch::len(block_rows * group, sight.layer);
+    /// In blocks of rows, whose threads take the next when they are done.
+    fn in_blocks<C: Cells>(&self, plan: &Plan, y: &mut Tensor) {
+        let (workers, sight, queries, blocks) = (self.workers, self.sight, self.queries, &*self.blocks);
+        let (kv_heads, group, threads, tile_pages) =
+            (sight.spec.kv_heads, sight.spec.group(), plan.threads, plan.cut.tile_pages);
+        let rows_most = blocks.iter().map(Range::len).max().unwrap_or(0);
+        let room = Room { columns: rows_most * group, tile_pages, panels: plan.cut.panels, tail: sight.tail_len() };
+        let scratch_len = room.len(sight.layer.stride());
         let mut scratch = self.pool.take(threads, scratch_len);
         let scratch = SharedSlice::new(scratch.as_mut_slice());
         let out = SharedSlice::new(y.as_mut_slice());
         let next = AtomicUsize::new(0);
-        let items = blocks * kv_heads;
-        // The longest blocks first: positions ascend.
-        let place = |item: usize| {
-            let first = (blocks - 1 - item / kv_heads) * block_rows;
-            (item % kv_heads, first..rows.min(first + block_rows))
-        };
+        let items = blocks.len() * kv_heads;
+        let place = |item: usize| (item % kv_heads, blocks[item / kv_heads].clone());
         let first_keys = |item: usize| {
-            let (kv_head, range) = place(item);
-            sight.first_key_byte(range.start, kv_head)
+            let (kv_head, rows) = place(item);
+            sight.first_key_byte(rows.start, kv_head)
         };
         let work = |share: usize| {
             // SAFETY: each share has scratch of its own.
@@ -134,11 +164,12 @@ impl Step<'_> {
                 if item >= items {
                     return;
                 }
-                let (kv_head, range) = place(item);
+                let (kv_head, rows) = place(item);
                 // Which item this thread takes next is not known; if all are as fast, it is the one after all threads'.
                 let next = if item + threads < items { first_keys(item + threads) } else { null() };
-                let block = Block { queries, sight, sinks: self.sinks, kv_head, rows: range, next, out: &out };
-                workers.isa.run(block.over::<C>(scratch));
+                let (isa, sinks, out) = (workers.isa, self.sinks, &out);
+                let block = Block { isa, queries, sight, sinks, kv_head, rows, tile_pages, next, out };
+                isa.run(block.over::<C>(room, scratch));
             }
         };
         if threads == 1 {

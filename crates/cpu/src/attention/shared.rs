@@ -4,44 +4,49 @@
 //! the canonical order is only an order of sums. So a row goes in three regions: scores, shared by pages, for which each is
 //! a chain of its own; weights, shared by query heads, page after page; and sums of values, shared by features, each of
 //! which is a chain over all tokens. Every number is made by the same operations in the same order as in a block, so
-//! which way is taken moves no bit.
+//! which way is taken moves no bit. A long sequence goes in tiles of [`TILE_PAGES`] pages, so that the scores take bounded
+//! memory: heads · 32 KiB.
 
 use std::{marker::PhantomData, ops::Range, ptr::null, sync::Arc};
 
-use tessera_ops::PAGE_TOKENS;
+use tessera_ops::{PAGE_TOKENS, reference::softmax::Softmax};
 
 use super::{
     chain::Chain,
     sight::Sight,
-    softmax::{Softmax, weigh_page},
+    softmax::{begin, finish, weigh_row},
 };
 use crate::{
-    isa::Kernel,
+    isa::{Isa, Kernel},
     kv::cells::{Cells, Operand},
-    lanes::{Workers, load, map_lanes, store},
+    lanes::{Workers, map_lanes},
     simd::{LANES, Simd},
     tensor::{Pool, Tensor},
     threads::SharedSlice,
 };
 
+/// Pages that go through the three regions together.
+const TILE_PAGES: usize = 128;
+
 /// Vectors of features that a work item of the third region takes at most: what a chain holds in registers at once.
 const VECTORS_MAX: usize = 4;
 
 /// One row, and the memory of its regions.
-pub(super) struct Row<'a> {
+struct Row<'a> {
+    isa: Isa,
     sight: Sight<'a>,
-    sinks: Option<&'a [f32]>,
     row: usize,
-    /// The pages with a visible key.
+    /// All pages with a visible key, and those that go together now.
     pages: Range<usize>,
+    tile: Range<usize>,
     /// (heads, stride) scaled queries
     queries: &'a [f32],
-    /// (heads, pages · 64) scores, then weights
+    /// (heads, tile pages · 64) scores, then weights
     weights: SharedSlice<'a, f32>,
-    /// (heads, pages) factors on sums from earlier pages
+    /// (heads, tile pages) factors on sums from earlier pages
     factors: SharedSlice<'a, f32>,
-    /// (heads) sums of weights
-    totals: SharedSlice<'a, f32>,
+    /// (heads, 2) the highest score so far and the sum of weights relative to it
+    states: SharedSlice<'a, f32>,
     /// (heads, stride) sums of values
     sums: SharedSlice<'a, f32>,
     /// (heads · head_dim)
@@ -60,39 +65,57 @@ pub(super) fn attend<C: Cells>(
 ) {
     let (spec, pages) = (sight.spec, sight.pages(row));
     let (heads, stride) = (spec.heads, sight.layer.stride());
+    let numbers = sight.positions(row).len() * heads * stride;
+    let is_tree = sight.batch.is_tree(row);
+    let mut tail = pool.take(spec.kv_heads, if is_tree { sight.tail_len() } else { 0 });
+    let sight = if is_tree { sight.of_tree(row, 0..spec.kv_heads, tail.as_mut_slice()) } else { sight };
+    if is_tree {
+        workers.items(spec.kv_heads, numbers, |from, to| {
+            // SAFETY: each head belongs to one share, the tail lives until the row is done, the cache is one of `C`.
+            (from..to).for_each(|kv_head| unsafe { sight.gather::<C>(row, kv_head) });
+        });
+    }
     let mut scaled = pool.take(heads, stride);
-    for (scaled, query) in
-        scaled.as_mut_slice().chunks_exact_mut(stride).zip(queries.row(row).chunks_exact(spec.head_dim))
-    {
+    let all = scaled.as_mut_slice().chunks_exact_mut(stride).zip(queries.row(row).chunks_exact(spec.head_dim));
+    for (scaled, query) in all {
         scaled[..spec.head_dim].iter_mut().zip(query).for_each(|(s, q)| *s = q * spec.scale);
         scaled[spec.head_dim..].fill(0.0);
     }
-    let mut weights = pool.take(heads, pages.len() * PAGE_TOKENS);
-    let mut factors = pool.take(heads, pages.len());
-    let (mut totals, mut sums) = (pool.take(1, heads), pool.take(heads, stride));
+    let tile_pages = pages.len().min(TILE_PAGES);
+    let mut weights = pool.take(heads, tile_pages * PAGE_TOKENS);
+    let mut factors = pool.take(heads, tile_pages);
+    let (mut states, mut sums) = (pool.take(heads, 2), pool.take(heads, stride));
     sums.as_mut_slice().fill(0.0);
-    let this = Row {
+    for (head, state) in states.as_mut_slice().as_chunks_mut().0.iter_mut().enumerate() {
+        let Softmax { highest, total } = begin(sinks.map(|sinks| sinks[head]));
+        *state = [highest, total];
+    }
+    let mut this = Row {
+        isa: workers.isa,
         sight,
-        sinks,
         row,
         queries: scaled.as_slice(),
         weights: SharedSlice::new(weights.as_mut_slice()),
         factors: SharedSlice::new(factors.as_mut_slice()),
-        totals: SharedSlice::new(totals.as_mut_slice()),
+        states: SharedSlice::new(states.as_mut_slice()),
         sums: SharedSlice::new(sums.as_mut_slice()),
         out: SharedSlice::new(out),
+        tile: pages.start..pages.start,
         pages,
     };
-    let numbers = sight.positions(row).len() * heads * stride;
-    let run = |phase: Phase, items: usize| {
-        workers.items(items, numbers, |from, to| {
-            workers.isa.run(Part::<C> { row: &this, phase, from, to, cells: PhantomData });
-        });
-    };
-    run(Phase::Scores, spec.kv_heads * this.pages.len());
-    run(Phase::Weights, heads);
     let vectors = vectors_of_item(stride / LANES, spec.kv_heads, workers.pool.count());
-    run(Phase::Sums(vectors), spec.kv_heads * (stride / LANES).div_ceil(vectors));
+    while this.tile.end < this.pages.end {
+        this.tile = this.tile.end..this.pages.end.min(this.tile.end + TILE_PAGES);
+        let this = &this;
+        let run = |phase: Phase, items: usize| {
+            workers.items(items, numbers, |from, to| {
+                workers.isa.run(Part::<C> { row: this, phase, from, to, cells: PhantomData });
+            });
+        };
+        run(Phase::Scores, spec.kv_heads * this.tile.len());
+        run(Phase::Weights, heads);
+        run(Phase::Sums(vectors), spec.kv_heads * (stride / LANES).div_ceil(vectors));
+    }
 }
 
 /// The most vectors for an item that give every thread as many items.
@@ -127,7 +150,7 @@ impl<C: Cells> Kernel for Part<'_, C> {
     fn run<S: Simd>(self, simd: S) {
         for item in self.from..self.to {
             match self.phase {
-                Phase::Scores => self.row.score::<S, C>(simd, item, item + 1 < self.to),
+                Phase::Scores => self.row.score::<C>(item, item + 1 < self.to),
                 Phase::Weights => self.row.weigh(simd, item),
                 Phase::Sums(vectors) => self.row.sum::<S, C>(simd, item, vectors),
             }
@@ -138,18 +161,23 @@ impl<C: Cells> Kernel for Part<'_, C> {
 impl Row<'_> {
     /// Numbers from a query head's weights to the next's.
     fn weights_stride(&self) -> usize {
-        self.pages.len() * PAGE_TOKENS
+        self.pages.len().min(TILE_PAGES) * PAGE_TOKENS
+    }
+
+    /// Numbers from a query head's factors to the next's.
+    fn factors_stride(&self) -> usize {
+        self.pages.len().min(TILE_PAGES)
     }
 
     #[inline(always)]
-    fn score<S: Simd, C: Cells>(&self, simd: S, item: usize, has_next: bool) {
-        let place = |item: usize| (item / self.pages.len(), self.pages.start + item % self.pages.len());
+    fn score<C: Cells>(&self, item: usize, has_next: bool) {
+        let place = |item: usize| (item / self.tile.len(), self.tile.start + item % self.tile.len());
         let keys = |(kv_head, page): (usize, usize)| self.sight.keys::<C>(self.row, page, kv_head);
         let (kv_head, page) = place(item);
         let (slots, group) = (self.sight.slots(self.row, page), self.sight.spec.group());
         let first = slots.start / LANES;
-        let at = kv_head * group * self.weights_stride() + (page - self.pages.start) * PAGE_TOKENS + first * LANES;
-        // SAFETY: queries are (heads, stride), a page's keys (head_dim, 64), weights (heads, pages · 64); items write pages of
+        let at = kv_head * group * self.weights_stride() + (page - self.tile.start) * PAGE_TOKENS + first * LANES;
+        // SAFETY: queries are (heads, stride), a page's keys (head_dim, 64), weights (heads, tile pages · 64); items write pages of
         // their own.
         unsafe {
             Chain {
@@ -165,27 +193,26 @@ impl Row<'_> {
                 depth: self.sight.layer.head_dim,
                 from_zero: true,
             }
-            .run(simd);
+            .run(self.isa);
         }
     }
 
     #[inline(always)]
     fn weigh<S: Simd>(&self, simd: S, head: usize) {
-        let mut state = self.sinks.map(|sinks| Softmax::of_sink(sinks[head]));
-        for page in self.pages.clone() {
-            let index = page - self.pages.start;
-            let at = head * self.weights_stride() + index * PAGE_TOKENS;
-            // SAFETY: a query head belongs to one item.
-            let (scores, factor) = unsafe {
-                let factor = head * self.pages.len() + index;
-                (self.weights.range(at, at + PAGE_TOKENS), self.factors.range(factor, factor + 1))
-            };
-            let (now, keep) =
-                weigh_page(simd, scores, self.sight.slots(self.row, page), state, self.sight.spec.soft_cap);
-            (state, factor[0]) = (Some(now), keep);
-        }
-        // SAFETY: as above.
-        unsafe { self.totals.range(head, head + 1)[0] = state.map_or(0.0, |s| s.total) };
+        let (seen, first) = (self.sight.positions(self.row), self.tile.start * PAGE_TOKENS);
+        let visible = seen.start.saturating_sub(first)..seen.end.saturating_sub(first);
+        let (at, factor) = (head * self.weights_stride(), head * self.factors_stride());
+        // SAFETY: a query head belongs to one item.
+        let (scores, factors, state) = unsafe {
+            (
+                self.weights.range(at, at + self.tile.len() * PAGE_TOKENS),
+                self.factors.range(factor, factor + self.tile.len()),
+                self.states.range(2 * head, 2 * head + 2),
+            )
+        };
+        let before = Softmax { highest: state[0], total: state[1] };
+        let now = weigh_row(simd, scores, factors, &visible, before, self.sight.spec.soft_cap);
+        state.copy_from_slice(&[now.highest, now.total]);
     }
 
     #[inline(always)]
@@ -194,9 +221,9 @@ impl Row<'_> {
         let items = (stride / LANES).div_ceil(vectors);
         let (kv_head, vector) = (item / items, item % items * vectors);
         let vectors = vectors.min(stride / LANES - vector);
-        for page in self.pages.clone() {
-            let index = page - self.pages.start;
-            if page + 1 < self.pages.end {
+        for page in self.tile.clone() {
+            let index = page - self.tile.start;
+            if page + 1 < self.tile.end {
                 let next = self.sight.values::<C>(self.row, page + 1, kv_head);
                 for slot in 0..PAGE_TOKENS {
                     (0..vectors).step_by(2).for_each(|v| simd.prefetch(next.address(slot, vector + v)));
@@ -205,11 +232,11 @@ impl Row<'_> {
             let slots = self.sight.slots(self.row, page);
             let values = self.sight.values::<C>(self.row, page, kv_head);
             let head = kv_head * group;
-            // SAFETY: weights are (heads, pages · 64) and factors (heads, pages), which nobody writes in this region; sums are
+            // SAFETY: weights are (heads, tile pages · 64) and factors (heads, tile pages), which nobody writes in this region; sums are
             // (heads, stride), of which these vectors are this item's; a page's values are (64, stride).
             unsafe {
                 for head in head..head + group {
-                    let keep = self.factors.as_ptr().add(head * self.pages.len() + index).read();
+                    let keep = self.factors.as_ptr().add(head * self.factors_stride() + index).read();
                     // A factor of one changes no bit.
                     if keep != 1.0 {
                         let (factor, at) = (simd.splat(keep), head * stride + vector * LANES);
@@ -229,26 +256,25 @@ impl Row<'_> {
                     depth: slots.len(),
                     from_zero: false,
                 }
-                .run(simd);
+                .run(self.isa);
             }
         }
-        self.finish(simd, kv_head, vector..vector + vectors);
+        if self.tile.end == self.pages.end {
+            self.scatter(simd, kv_head, vector..vector + vectors);
+        }
     }
 
     /// Divides by the sums of weights and writes the outputs of some vectors.
     #[inline(always)]
-    fn finish<S: Simd>(&self, simd: S, kv_head: usize, vectors: Range<usize>) {
+    fn scatter<S: Simd>(&self, simd: S, kv_head: usize, vectors: Range<usize>) {
         let (stride, head_dim, group) = (self.sight.layer.stride(), self.sight.spec.head_dim, self.sight.spec.group());
+        let (first, end) = (vectors.start * LANES, head_dim.min(vectors.end * LANES));
         for head in kv_head * group..(kv_head + 1) * group {
-            for first in vectors.clone().map(|v| v * LANES) {
-                let end = head_dim.min(first + LANES);
-                // SAFETY: these features of these heads are this item's, and totals are not written in this region.
-                unsafe {
-                    let total = simd.splat(self.totals.as_ptr().add(head).read());
-                    let sums = self.sums.range(head * stride + first, head * stride + end);
-                    let out = self.out.range(head * head_dim + first, head * head_dim + end);
-                    store(simd, out, simd.div(load(simd, sums), total));
-                }
+            // SAFETY: these features of these heads are this item's, and states are not written in this region.
+            unsafe {
+                let total = self.states.as_ptr().add(2 * head + 1).read();
+                let sums = self.sums.range(head * stride + first, head * stride + end);
+                finish(simd, sums, total, self.out.range(head * head_dim + first, head * head_dim + end));
             }
         }
     }

@@ -31,13 +31,13 @@ pub(super) fn head_bytes(format: KvFormat, width: usize) -> Option<usize> {
 /// Where a token's key and value of one head go: some features from `feature` on.
 pub(crate) struct Place {
     /// The first byte of the head's keys in the page.
-    pub(super) keys: *mut u8,
+    pub(crate) keys: *mut u8,
     /// The first byte of its values.
-    pub(super) values: *mut u8,
-    pub(super) head_dim: usize,
-    pub(super) stride: usize,
-    pub(super) feature: usize,
-    pub(super) slot: usize,
+    pub(crate) values: *mut u8,
+    pub(crate) head_dim: usize,
+    pub(crate) stride: usize,
+    pub(crate) feature: usize,
+    pub(crate) slot: usize,
 }
 
 /// A way to keep numbers.
@@ -60,10 +60,31 @@ pub(crate) trait Cells: 'static {
     /// # Safety
     /// The place is inside a page of this format and nobody else touches these features.
     unsafe fn put<S: Simd>(simd: S, place: &Place, key: &[f32], value: &[f32]);
+
+    /// Copies a token's key and value of one head, all features, as they are kept.
+    ///
+    /// # Safety
+    /// Both places, of feature 0 and of the same shape, are inside pages of this format; nobody writes to the first or
+    /// touches the second.
+    unsafe fn copy(from: &Place, to: &Place);
+}
+
+/// Copies `count` numbers, `stride` apart, from place `from` on to place `to` on.
+///
+/// # Safety
+/// All of them are valid for reading, and for writing.
+unsafe fn copy_column<N: Copy>(from: *const N, to: *mut N, count: usize, stride: usize) {
+    for i in 0..count {
+        // SAFETY: the caller's promise.
+        unsafe { to.add(i * stride).write(from.add(i * stride).read()) };
+    }
 }
 
 /// (depth, vectors · 16) numbers, widened as they are read.
 pub(crate) trait Operand: Copy {
+    /// Whether reading them costs more than a load.
+    const WIDENS: bool;
+
     /// Where vector `vector` of row `k` lies, to ask for it ahead of its use.
     fn address(self, k: usize, vector: usize) -> *const u8;
 
@@ -76,6 +97,9 @@ pub(crate) trait Operand: Copy {
 
 /// A floating-point number as the cache keeps it.
 pub(crate) trait Number: Copy + Send + Sync + 'static {
+    /// Whether it is narrower than f32.
+    const WIDENS: bool;
+
     /// Widens 16 numbers.
     ///
     /// # Safety
@@ -87,6 +111,8 @@ pub(crate) trait Number: Copy + Send + Sync + 'static {
 }
 
 impl Number for f32 {
+    const WIDENS: bool = false;
+
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, from: *const f32) -> S::F32 {
         // SAFETY: the caller's promise.
@@ -102,6 +128,8 @@ impl Number for f32 {
 }
 
 impl Number for f16 {
+    const WIDENS: bool = true;
+
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, from: *const f16) -> S::F32 {
         // SAFETY: the caller's promise.
@@ -119,11 +147,13 @@ impl Number for f16 {
 /// Rows of numbers, `stride` apart.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<N> {
-    start: *const N,
-    stride: usize,
+    pub(crate) start: *const N,
+    pub(crate) stride: usize,
 }
 
 impl<N: Number> Operand for Rows<N> {
+    const WIDENS: bool = N::WIDENS;
+
     #[inline(always)]
     fn address(self, k: usize, vector: usize) -> *const u8 {
         self.start.wrapping_add(k * self.stride + vector * LANES).cast()
@@ -164,6 +194,16 @@ impl<N: Number> Cells for N {
             to.cast::<[N; LANES]>().write_unaligned(values);
         }
     }
+
+    unsafe fn copy(from: &Place, to: &Place) {
+        let (keys, values) =
+            ((from.keys.cast::<N>(), to.keys.cast::<N>()), (from.values.cast::<N>(), to.values.cast::<N>()));
+        // SAFETY: keys are (head_dim, 64), values (64, stride).
+        unsafe {
+            copy_column(keys.0.add(from.slot), keys.1.add(to.slot), from.head_dim, PAGE_TOKENS);
+            copy_column(values.0.add(from.slot * from.stride), values.1.add(to.slot * to.stride), from.stride, 1);
+        }
+    }
 }
 
 /// Numbers as codes of 8 bits with scales: Q8_0.
@@ -177,6 +217,8 @@ pub(crate) struct KeyCodes {
 }
 
 impl Operand for KeyCodes {
+    const WIDENS: bool = true;
+
     #[inline(always)]
     fn address(self, k: usize, vector: usize) -> *const u8 {
         self.codes.wrapping_add(k * PAGE_TOKENS + vector * LANES).cast()
@@ -201,6 +243,8 @@ pub(crate) struct ValueCodes {
 }
 
 impl Operand for ValueCodes {
+    const WIDENS: bool = true;
+
     #[inline(always)]
     fn address(self, k: usize, vector: usize) -> *const u8 {
         self.codes.wrapping_add(k * self.stride + vector * LANES).cast()
@@ -249,6 +293,24 @@ impl Cells for Codes {
             // The last block may end with the first of its two vectors.
             to.copy_from_nonoverlapping(codes.as_ptr(), BLOCK.min(stride - feature));
             values.add(stride * PAGE_TOKENS).cast::<f32>().add(slot * stride.div_ceil(BLOCK) + block).write(scale);
+        }
+    }
+
+    unsafe fn copy(from: &Place, to: &Place) {
+        let Place { head_dim, stride, .. } = *from;
+        let (key_blocks, value_blocks) = (head_dim.div_ceil(BLOCK), stride.div_ceil(BLOCK));
+        // SAFETY: codes as for floats, behind them a scale for each block: keys' as (blocks, 64), values' as (64, blocks).
+        unsafe {
+            copy_column(from.keys.add(from.slot), to.keys.add(to.slot), head_dim, PAGE_TOKENS);
+            copy_column(from.values.add(from.slot * stride), to.values.add(to.slot * stride), stride, 1);
+            let scales = |place: &Place| {
+                let keys = place.keys.add(head_dim * PAGE_TOKENS).cast::<f32>().add(place.slot);
+                let values = place.values.add(stride * PAGE_TOKENS).cast::<f32>().add(place.slot * value_blocks);
+                (keys, values)
+            };
+            let (from, to) = (scales(from), scales(to));
+            copy_column(from.0, to.0, key_blocks, PAGE_TOKENS);
+            copy_column(from.1, to.1, value_blocks, 1);
         }
     }
 }

@@ -26,6 +26,8 @@ pub struct KvPages {
 pub(crate) struct Layer {
     pub(crate) heads: usize,
     pub(crate) head_dim: usize,
+    /// How many pages of a sequence are kept, where the entry is a ring.
+    pub(crate) ring_pages: Option<usize>,
     pages: usize,
     /// Bytes of a head's keys in a page, and of its values.
     key_bytes: usize,
@@ -42,7 +44,8 @@ impl KvPages {
     pub(crate) fn new(layout: &KvLayout, pages: usize, pool: &Threads) -> Result<KvPages, Error> {
         let what = format!("keys and values of {pages} pages");
         let mut layers = Vec::with_capacity(layout.layers.len());
-        for &KvLayer { heads, head_dim } in &layout.layers {
+        for layer in &layout.layers {
+            let (&KvLayer { heads, head_dim, ring_pages }, pages) = (layer, layout.pages_of(layer, pages));
             let bytes = |width: usize| head_bytes(layout.format, width).unwrap_or(usize::MAX);
             let (key_bytes, value_bytes) = (bytes(head_dim), bytes(head_dim.next_multiple_of(LANES)));
             // A product that overflows is more than any system has.
@@ -53,7 +56,7 @@ impl KvPages {
             let (mut keys, mut values) = (buffer(key_bytes)?, buffer(value_bytes)?);
             keys.touch(pool);
             values.touch(pool);
-            layers.push(Layer { heads, head_dim, pages, key_bytes, value_bytes, keys, values });
+            layers.push(Layer { heads, head_dim, ring_pages, pages, key_bytes, value_bytes, keys, values });
         }
         Ok(KvPages { format: layout.format, layers })
     }
@@ -61,6 +64,10 @@ impl KvPages {
     /// Appends the bytes of a page: layer by layer, keys and then values.
     pub(crate) fn read_page(&self, page: u32, out: &mut Vec<u8>) {
         for layer in &self.layers {
+            if page as usize >= layer.pages {
+                out.resize(out.len() + layer.page_bytes(), 0);
+                continue;
+            }
             let (keys, values) = layer.page(page);
             out.extend_from_slice(&layer.keys.as_slice()[keys]);
             out.extend_from_slice(&layer.values.as_slice()[values]);
@@ -72,12 +79,15 @@ impl KvPages {
     /// # Errors
     /// Another number of bytes than a page has.
     pub(crate) fn write_page(&mut self, page: u32, mut bytes: &[u8]) -> Result<(), Error> {
-        let pages = self.layers.iter().map(|l| l.page(page));
-        let (expected, found) = (pages.map(|(keys, values)| keys.len() + values.len()).sum(), bytes.len());
+        let (expected, found) = (self.layers.iter().map(Layer::page_bytes).sum(), bytes.len());
         if found != expected {
             return Err(Error::Page { expected, found });
         }
         for layer in &mut self.layers {
+            if page as usize >= layer.pages {
+                bytes = &bytes[layer.page_bytes()..];
+                continue;
+            }
             let (keys, values) = layer.page(page);
             let (to_keys, rest) = bytes.split_at(keys.len());
             let (to_values, rest) = rest.split_at(values.len());
@@ -93,6 +103,16 @@ impl Layer {
     /// Numbers from one token's value to the next.
     pub(crate) fn stride(&self) -> usize {
         self.head_dim.next_multiple_of(LANES)
+    }
+
+    /// Bytes of a page.
+    fn page_bytes(&self) -> usize {
+        self.heads * (self.key_bytes + self.value_bytes)
+    }
+
+    /// Bytes of a head's keys in a page, and of its values: multiples of 64.
+    pub(crate) fn head_bytes(&self) -> (usize, usize) {
+        (self.key_bytes, self.value_bytes)
     }
 
     /// Where a page's bytes lie among those of the keys, and among those of the values.
@@ -113,14 +133,19 @@ impl Layer {
         C::keys(self.first_key_byte(page, head), self.head_dim)
     }
 
-    /// Where these begin.
+    /// Where keys and values of a head in a page begin.
+    pub(crate) fn first_bytes(&self, page: u32, head: usize) -> (*const u8, *const u8) {
+        let values = self.values.as_slice().as_ptr().wrapping_add(self.block(page, head) * self.value_bytes);
+        (self.first_key_byte(page, head), values)
+    }
+
+    /// Where its keys begin.
     pub(crate) fn first_key_byte(&self, page: u32, head: usize) -> *const u8 {
         self.keys.as_slice().as_ptr().wrapping_add(self.block(page, head) * self.key_bytes)
     }
 
     /// Values of a head in a page: (64, stride). The cache has this format.
     pub(crate) fn values<C: Cells>(&self, page: u32, head: usize) -> C::Values {
-        let at = self.block(page, head) * self.value_bytes;
-        C::values(self.values.as_slice().as_ptr().wrapping_add(at), self.stride())
+        C::values(self.first_bytes(page, head).1, self.stride())
     }
 }

@@ -89,7 +89,7 @@ impl<C: Cells> Kernel for Groups<'_, C> {
             let (head, feature) = (group / groups_of_head, group % groups_of_head * C::GROUP);
             let count = C::GROUP.min(head_dim - feature);
             for (row, position) in batch.positions.iter().enumerate() {
-                let (page, slot) = batch.slot(row, *position as usize);
+                let (page, slot) = batch.slot(row, *position as usize, layer.ring_pages);
                 let block = layer.block(page, head);
                 let place = Place {
                     keys: to.keys.wrapping_add(block * layer.key_bytes),

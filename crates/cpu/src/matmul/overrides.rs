@@ -8,7 +8,7 @@ use super::{
     dispatch::{PASS_TOKENS, Split},
     tile::TOKENS_MAX,
 };
-use crate::isa::Isa;
+use crate::{attention::select::Way, isa::Isa};
 
 /// The variable that holds switches: `isa=avx2,moe_tile=32`.
 pub const KERNELS_VARIABLE: &str = "TESSERA_KERNELS";
@@ -24,6 +24,8 @@ pub struct Overrides {
     pub moe_tile: Option<usize>,
     /// `split=NAME`: how workers share a projection.
     pub split: Option<Split>,
+    /// `attention=NAME`: the way of attention.
+    pub attention: Option<Way>,
     /// Leaves out what is beyond the first half of a wide pass: the mistake that an audit has to catch. As a switch,
     /// `narrowed=32`; products do not have it.
     #[cfg(any(test, feature = "audit"))]
@@ -51,6 +53,10 @@ impl Overrides {
                 "split" => {
                     let split = Split::ALL.into_iter().find(|s| s.name() == value.trim());
                     overrides.split = Some(split.ok_or_else(unknown)?);
+                }
+                "attention" => {
+                    let way = Way::ALL.into_iter().find(|w| w.name() == value.trim());
+                    overrides.attention = Some(way.ok_or_else(unknown)?);
                 }
                 #[cfg(feature = "audit")]
                 "narrowed" => overrides.narrowed = one_of(value, [NARROWED_TOKENS]).ok_or_else(unknown)? > 0,
@@ -95,7 +101,9 @@ fn known() -> String {
     let isas: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
     let passes = PASS_TOKENS.map(|p| p.to_string());
     let splits = Split::ALL.map(Split::name);
-    format!("isa={}, tile=1..{TOKENS_MAX}, moe_tile={}, split={}", isas.join("|"), passes.join("|"), splits.join("|"))
+    let ways = Way::ALL.map(Way::name);
+    let [isas, passes, splits, ways] = [isas.join("|"), passes.join("|"), splits.join("|"), ways.join("|")];
+    format!("isa={isas}, tile=1..{TOKENS_MAX}, moe_tile={passes}, split={splits}, attention={ways}")
 }
 
 impl fmt::Display for Overrides {
@@ -106,6 +114,7 @@ impl fmt::Display for Overrides {
             self.tile.map(|tile| format!("tile={tile}")),
             self.moe_tile.map(|tile| format!("moe_tile={tile}")),
             self.split.map(|split| format!("split={}", split.name())),
+            self.attention.map(|way| format!("attention={}", way.name())),
             (self.covered() < usize::MAX).then(|| format!("narrowed={}", self.covered())),
         ];
         f.write_str(&switches.into_iter().flatten().collect::<Vec<_>>().join(","))
@@ -120,9 +129,15 @@ mod tests {
     fn switches_are_read_and_written() {
         assert_eq!(Overrides::parse("").unwrap(), Overrides::default());
         assert_eq!(Overrides::parse(" , ").unwrap().to_string(), "");
-        for text in
-            ["isa=portable", "tile=1", "tile=12", "moe_tile=32", "split=weights", "tile=3,moe_tile=128,split=tokens"]
-        {
+        for text in [
+            "isa=portable",
+            "tile=1",
+            "tile=12",
+            "moe_tile=32",
+            "split=weights",
+            "tile=3,moe_tile=128,split=tokens",
+            "attention=two-pass",
+        ] {
             assert_eq!(Overrides::parse(text).unwrap().to_string(), text);
         }
         assert_eq!(Overrides::parse(" isa = PORTABLE , tile = 2").unwrap().to_string(), "isa=portable,tile=2");
@@ -131,9 +146,19 @@ mod tests {
 
     #[test]
     fn what_does_not_exist_is_refused_with_a_list_of_what_does() {
-        for text in
-            ["isa=sse9", "tile=0", "tile=13", "tile=", "moe_tile=33", "split=no", "fast=1", "isa", "=", "narrowed=1"]
-        {
+        for text in [
+            "isa=sse9",
+            "tile=0",
+            "tile=13",
+            "tile=",
+            "moe_tile=33",
+            "split=no",
+            "fast=1",
+            "attention=fast",
+            "isa",
+            "=",
+            "narrowed=1",
+        ] {
             let error = Overrides::parse(&format!("tile=2,{text}")).unwrap_err().to_string();
             assert!(error.contains(text) && error.contains("isa=portable"), "{error}");
             assert!(error.contains("moe_tile=16|32|64|128") && error.contains("split=weights|tokens"), "{error}");

@@ -35,8 +35,8 @@ impl Case {
     /// A cache in which the pages this case does not use hold NaN, as do the slots behind its tokens.
     fn cache<D: Device>(&self, device: &D, pages: &[u32]) -> D::KvCache {
         let Attention { kv_heads, head_dim, .. } = self.spec;
-        let layer = KvLayer { heads: kv_heads, head_dim };
-        let layout = KvLayout { layers: vec![KvLayer { heads: 1, head_dim: 3 }, layer], format: self.format };
+        let layer = KvLayer::new(kv_heads, head_dim);
+        let layout = KvLayout::new(vec![KvLayer::new(1, 3), layer], self.format);
         let mut cache = device.kv_cache(&layout, pages.len() + 1).unwrap();
         let mut all = Batch::default();
         let tokens = 64 * (pages.len() + 1);
@@ -145,8 +145,8 @@ fn sequences_of_all_lengths_share_a_step() {
         batch.push(&vec![0; length], 0, &table, Role::Decode, 0);
     }
     fn run<D: Device>(device: &D, spec: &Attention, batch: &Batch, pages: usize, kvq: [&[f32]; 3]) -> Vec<f32> {
-        let layer = KvLayer { heads: 2, head_dim: 16 };
-        let layout = KvLayout { layers: vec![layer, layer], format: KvFormat::F16 };
+        let layer = KvLayer::new(2, 16);
+        let layout = KvLayout::new(vec![layer, layer], KvFormat::F16);
         let mut cache = device.kv_cache(&layout, pages).unwrap();
         let [keys, values, queries] = kvq.map(|x| tensor(device, batch.len(), x.len() / batch.len(), x));
         device.store_kv(&mut cache, 1, &keys, &values, batch);

@@ -126,8 +126,8 @@ fn fine_and_plain_projections_give_the_reference_s_bits() {
 fn steps_without_rows_are_fine() {
     for device in devices() {
         let x = tensor(&device, 0, 32, &[]);
-        let layer = KvLayer { heads: 1, head_dim: 32 };
-        let mut cache = device.kv_cache(&KvLayout { layers: vec![layer], format: KvFormat::F16 }, 0).unwrap();
+        let layer = KvLayer::new(1, 32);
+        let mut cache = device.kv_cache(&KvLayout::new(vec![layer], KvFormat::F16), 0).unwrap();
         device.store_kv(&mut cache, 0, &x, &x, &batch(&[], 0));
         let weight = device.load_vector(&[1.0; 32]).unwrap();
         assert!(read(&device, &device.rms_norm(&x, &weight, 1e-5)).is_empty());
@@ -138,9 +138,9 @@ fn steps_without_rows_are_fine() {
 #[test]
 fn what_cannot_be_is_a_typed_error() {
     let device = CpuDevice::new(None, None).unwrap();
-    let layer = KvLayer { heads: 8, head_dim: 128 };
+    let layer = KvLayer::new(8, 128);
     for pages in [1 << 44, usize::MAX / 100] {
-        let layout = KvLayout { layers: vec![layer, layer], format: KvFormat::F16 };
+        let layout = KvLayout::new(vec![layer, layer], KvFormat::F16);
         let error = device.kv_cache(&layout, pages).err().unwrap();
         assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
     }

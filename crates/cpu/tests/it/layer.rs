@@ -108,10 +108,7 @@ impl<D: Device> Layer<D> {
             },
             spec: Attention { layer: 0, heads, kv_heads, head_dim: HEAD_DIM, scale: 0.2, window: None, soft_cap: None },
             cache: device
-                .kv_cache(
-                    &KvLayout { layers: vec![KvLayer { heads: kv_heads, head_dim: HEAD_DIM }], format: KvFormat::F16 },
-                    pages,
-                )
+                .kv_cache(&KvLayout::new(vec![KvLayer::new(kv_heads, HEAD_DIM)], KvFormat::F16), pages)
                 .unwrap(),
         }
     }

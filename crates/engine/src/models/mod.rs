@@ -83,11 +83,8 @@ impl LoadOptions {
 
 /// What a model of this shape keeps of every token.
 pub fn kv_layout(config: &Config, format: KvFormat) -> KvLayout {
-    let layer = |layer: usize| {
-        let shape = config.layers[layer];
-        KvLayer { heads: shape.kv_heads, head_dim: shape.head_dim }
-    };
-    KvLayout { layers: config.kv_layers().map(layer).collect(), format }
+    let layer = |layer: usize| KvLayer::new(config.layers[layer].kv_heads, config.layers[layer].head_dim);
+    KvLayout::new(config.kv_layers().map(layer).collect(), format)
 }
 
 /// The names of all architectures.

@@ -132,8 +132,8 @@ impl Sequences {
     fn cache<D: Device>(&self, device: &D, poison: &Table<D>) -> Result<D::KvCache, Error> {
         let Attention { kv_heads, head_dim, .. } = self.spec;
         let pages = 1 + self.page_tables().concat().len();
-        let layers = vec![KvLayer { heads: 1, head_dim: 32 }, KvLayer { heads: kv_heads, head_dim }];
-        let mut cache = device.kv_cache(&KvLayout { layers, format: self.format }, pages)?;
+        let layers = vec![KvLayer::new(1, 32), KvLayer::new(kv_heads, head_dim)];
+        let mut cache = device.kv_cache(&KvLayout::new(layers, self.format), pages)?;
         let slots = pages * PAGE_TOKENS;
         let mut nothing = poison.rows(device, &batch(&vec![0; slots]));
         device.add(&mut nothing, &poison.rows(device, &batch(&vec![1; slots])));

@@ -96,6 +96,7 @@ pub(super) fn batch(ids: &[u32]) -> Batch {
         positions: ids.iter().map(|id| id * id * 7 % 131_072).collect(),
         sequences: (0..ids.len() as u32).collect(),
         roles: vec![Role::Decode; ids.len()],
+        parents: vec![],
         page_tables: vec![vec![]; ids.len()],
         logit_rows: vec![],
     }

@@ -2,12 +2,16 @@
 //!
 //! The softmax runs along the pages (Milakov and Gimelshein 2018): a running maximum `m`, the sum `l` of weights and
 //! the weighted sum `o` of values are rescaled at each page. Pages lie at absolute positions, so the order of all sums
-//! is a function of the row's position alone. A score of NaN never becomes the maximum, but its weight is NaN, and so
+//! is a function of the row's position alone. What a row sees of a page is gathered first, from wherever [`crate::mask`] says
+//! that it is kept; then it is two dense products and a softmax. A score of NaN never becomes the maximum, but its weight is NaN, and so
 //! is the output: it cannot vanish.
 
-use super::{KvPages, Tensor};
-use crate::numerics::sum;
-use crate::{Attention, Batch, PAGE_TOKENS, math};
+use super::{
+    KvPages, Tensor,
+    dense::dense,
+    softmax::{Softmax, finish, weigh_page},
+};
+use crate::{Attention, Batch, MatrixView, Numbers, PAGE_TOKENS, mask::check_ring};
 
 pub(super) fn attention(
     queries: &Tensor,
@@ -18,6 +22,7 @@ pub(super) fn attention(
 ) -> Tensor {
     spec.check();
     assert!(sinks.is_none_or(|sinks| sinks.len() == spec.heads), "each query head has a sink");
+    check_ring(spec, cache.ring_pages(spec.layer), batch);
     assert_eq!(cache.shape(spec.layer), (spec.kv_heads, spec.head_dim), "the cache entry has the layer's shape");
     assert_eq!(queries.width, spec.heads * spec.head_dim, "queries fill all heads");
     let mut y = Tensor::zeros(queries.rows, queries.width);
@@ -44,41 +49,31 @@ struct Keys<'a> {
 fn one_head(query: &[f32], keys: &Keys<'_>, sink: Option<f32>, out: &mut [f32]) {
     let Keys { cache, spec, batch, row, kv_head } = *keys;
     let query: Vec<f32> = query.iter().map(|v| v * spec.scale).collect();
-    let visible = spec.visible(batch.positions[row] as usize);
-    let (mut m, mut l) = sink.map_or((f32::NEG_INFINITY, 0.0), |sink| (sink, 1.0f32));
+    let (visible, head_dim) = (spec.visible(batch.positions[row] as usize), spec.head_dim);
+    let mut state = sink.map(Softmax::of_sink);
     for page in visible.start / PAGE_TOKENS..visible.end.div_ceil(PAGE_TOKENS) {
         let first = page * PAGE_TOKENS;
         let slots = visible.start.max(first) - first..visible.end.min(first + PAGE_TOKENS) - first;
-        let (id, _) = batch.slot(row, first);
+        let (mut keys, mut values) = (vec![], vec![]);
+        for position in slots.clone().map(|slot| first + slot) {
+            let (page, slot) = batch.slot(row, position, cache.ring_pages(spec.layer));
+            let (key, value) = cache.get(spec.layer, page, slot, kv_head);
+            keys.extend_from_slice(key);
+            values.extend_from_slice(value);
+        }
+        let view = |numbers, shape, turned| {
+            MatrixView::new(Numbers::F32(numbers), shape, 0, head_dim, turned).expect("as many as were gathered")
+        };
+        let (keys, values) =
+            (view(&keys, (head_dim, slots.len()), true), view(&values, (slots.len(), head_dim), false));
 
         let mut weights = [0.0f32; PAGE_TOKENS];
-        let mut highest = m;
-        for slot in slots.clone() {
-            let (key, _) = cache.get(spec.layer, id, slot, kv_head);
-            let mut score = query.iter().zip(key).fold(0.0f32, |acc, (q, k)| q.mul_add(*k, acc));
-            if let Some(cap) = spec.soft_cap {
-                score = math::soft_cap(score, cap);
-            }
-            if score > highest {
-                highest = score;
-            }
-            weights[slot] = score;
-        }
-        for slot in slots.clone() {
-            weights[slot] = math::exp(weights[slot] - highest);
-        }
-
-        let is_first = page == visible.start / PAGE_TOKENS && sink.is_none();
-        let keep = if is_first { 0.0 } else { math::exp(m - highest) };
-        l = l.mul_add(keep, sum(&weights));
+        dense(1, (&query, head_dim), &keys, (&mut weights[slots.clone()], PAGE_TOKENS), false);
+        let (now, keep) = weigh_page(&mut weights, slots.clone(), state, spec.soft_cap);
+        state = Some(now);
         out.iter_mut().for_each(|o| *o *= keep);
-        for slot in slots {
-            let (_, value) = cache.get(spec.layer, id, slot, kv_head);
-            for (o, v) in out.iter_mut().zip(value) {
-                *o = weights[slot].mul_add(*v, *o);
-            }
-        }
-        m = highest;
+        dense(1, (&weights[slots], PAGE_TOKENS), &values, (&mut *out, head_dim), true);
     }
-    out.iter_mut().for_each(|o| *o /= l);
+    let total = state.map_or(0.0, |s| s.total);
+    out.iter_mut().for_each(|o| *o = finish(*o, total));
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Tensor;
-use crate::{Batch, Error, KvFormat, KvLayout, PAGE_TOKENS};
+use crate::{Batch, Error, KvFormat, KvLayout, PAGE_TOKENS, kv::KvLayer};
 
 /// A number as a cache keeps it.
 pub(super) trait Number: Copy {
@@ -45,6 +45,9 @@ impl Number for f64 {
 struct Layer<T> {
     heads: usize,
     head_dim: usize,
+    ring_pages: Option<usize>,
+    /// Pages that there are.
+    pages: usize,
     keys: Vec<T>,
     values: Vec<T>,
 }
@@ -59,7 +62,7 @@ pub struct KvPages<T> {
 impl<T: Copy> KvPages<T> {
     /// `pages` pages, each number `fill`.
     pub(super) fn new(device: &str, layout: &KvLayout, pages: usize, fill: T) -> Result<KvPages<T>, Error> {
-        let bytes = layout.page_bytes().saturating_mul(pages);
+        let bytes = layout.cache_bytes(pages);
         let filled = |numbers: Option<usize>| {
             let mut v = Vec::new();
             let full = Error::OutOfMemory { device: device.to_owned(), what: "keys and values".to_owned(), bytes };
@@ -71,9 +74,11 @@ impl<T: Copy> KvPages<T> {
         };
         let mut layers = Vec::new();
         for layer in &layout.layers {
-            let numbers = (layer.heads * layer.head_dim * PAGE_TOKENS).checked_mul(pages);
+            let &KvLayer { heads, head_dim, ring_pages } = layer;
+            let pages = layout.pages_of(layer, pages);
+            let numbers = (heads * head_dim * PAGE_TOKENS).checked_mul(pages);
             let (keys, values) = (filled(numbers)?, filled(numbers)?);
-            layers.push(Layer { heads: layer.heads, head_dim: layer.head_dim, keys, values });
+            layers.push(Layer { heads, head_dim, ring_pages, pages, keys, values });
         }
         Ok(KvPages { format: layout.format, layers })
     }
@@ -81,6 +86,11 @@ impl<T: Copy> KvPages<T> {
     /// (heads, head_dim) of a layer.
     pub(super) fn shape(&self, layer: usize) -> (usize, usize) {
         (self.layers[layer].heads, self.layers[layer].head_dim)
+    }
+
+    /// How many pages of a sequence a layer keeps, where that is a ring.
+    pub(super) fn ring_pages(&self, layer: usize) -> Option<usize> {
+        self.layers[layer].ring_pages
     }
 
     /// The key and the value (head_dim each) of slot `slot` of page `page`.
@@ -106,6 +116,10 @@ impl<T: Copy> KvPages<T> {
     {
         for layer in &self.layers {
             let range = layer.page(page);
+            if page as usize >= layer.pages {
+                out.resize(out.len() + 2 * range.len() * T::BYTES, 0);
+                continue;
+            }
             let numbers = layer.keys[range.clone()].iter().chain(&layer.values[range]);
             numbers.for_each(|n| n.write(out));
         }
@@ -123,8 +137,12 @@ impl<T: Copy> KvPages<T> {
         let mut numbers = bytes.chunks_exact(T::BYTES).map(T::read);
         for layer in &mut self.layers {
             let range = layer.page(page);
+            if page as usize >= layer.pages {
+                numbers.by_ref().take(2 * range.len()).for_each(drop);
+                continue;
+            }
             let slots = layer.keys[range.clone()].iter_mut().chain(&mut layer.values[range]);
-            slots.zip(&mut numbers).for_each(|(slot, n)| *slot = n);
+            slots.zip(numbers.by_ref()).for_each(|(slot, n)| *slot = n);
         }
         Ok(())
     }
@@ -148,7 +166,7 @@ pub(super) fn store(cache: &mut KvPages<f32>, layer: usize, keys: &Tensor, value
     };
     let rows: Vec<_> = (0..batch.len()).map(|r| (round(keys.row(r)), round(values.row(r)))).collect();
     for (row, (key, value)) in rows.iter().enumerate() {
-        let (page, slot) = batch.slot(row, batch.positions[row] as usize);
+        let (page, slot) = batch.slot(row, batch.positions[row] as usize, cache.ring_pages(layer));
         cache.put(layer, page, slot, key, value);
     }
 }

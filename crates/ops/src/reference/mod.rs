@@ -7,6 +7,7 @@
 //! [`float64`] holds the same ops in f64 without quantized activations: the truth that tolerances are measured from.
 
 mod attention;
+pub mod dense;
 mod embed;
 pub mod float64;
 mod gate;
@@ -16,6 +17,7 @@ mod norm;
 mod rope;
 mod route;
 mod segments;
+pub mod softmax;
 
 pub use kv::KvPages;
 pub use matmul::Matrix;

@@ -55,14 +55,14 @@ impl LanguageModel for Paged {
         logits.clear();
         self.clock.advance(Duration::from_micros((self.cost)(batch.len())));
         for (row, token) in batch.tokens.iter().enumerate() {
-            let (page, slot) = batch.slot(row, batch.positions[row] as usize);
+            let (page, slot) = batch.slot(row, batch.positions[row] as usize, None);
             self.pages[page as usize][slot] = *token;
         }
         for &row in &batch.logit_rows {
             let row = row as usize;
             let mut all = 0;
             for position in 0..=batch.positions[row] as usize {
-                let (page, slot) = batch.slot(row, position);
+                let (page, slot) = batch.slot(row, position, None);
                 let token = self.pages[page as usize][slot];
                 assert!(token != UNWRITTEN, "position {position} was never computed");
                 all = super::Random(all ^ u64::from(token)).next();

@@ -11,6 +11,7 @@ use std::ops::Range;
 use super::{KvPages, Routes, Stack, embed};
 use crate::{
     Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router,
+    mask::check_ring,
 };
 
 /// Numbers in f64: (rows, width).
@@ -166,7 +167,7 @@ impl Device for Float64Device {
 
     fn store_kv(&self, cache: &mut KvPages<f64>, layer: usize, keys: &Tensor64, values: &Tensor64, batch: &Batch) {
         for (row, position) in batch.positions.iter().enumerate() {
-            let (page, slot) = batch.slot(row, *position as usize);
+            let (page, slot) = batch.slot(row, *position as usize, cache.ring_pages(layer));
             cache.put(layer, page, slot, keys.row(row), values.row(row));
         }
     }
@@ -180,9 +181,12 @@ impl Device for Float64Device {
         batch: &Batch,
     ) -> Tensor64 {
         spec.check();
+        let ring_pages = cache.ring_pages(spec.layer);
+        check_ring(spec, ring_pages, batch);
         let mut y = Tensor64::zeros(queries.rows, queries.width);
         for row in 0..queries.rows {
-            let slots: Vec<_> = spec.visible(batch.positions[row] as usize).map(|t| batch.slot(row, t)).collect();
+            let slots = spec.visible(batch.positions[row] as usize).map(|t| batch.slot(row, t, ring_pages));
+            let slots: Vec<_> = slots.collect();
             for head in 0..spec.heads {
                 let features = head * spec.head_dim..(head + 1) * spec.head_dim;
                 let out = &mut y.row_mut(row)[features.clone()];

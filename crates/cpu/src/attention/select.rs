@@ -1,0 +1,149 @@
+//! Which way attention takes: a pure function of shapes, data in, data out. All ways give the same bits.
+//!
+//! - *single*: few rows of a sequence together in one item, one read of its pages for all of them.
+//! - *two-pass*: a sequence is shared among threads; scores by pages, then the rest in order.
+//! - *fused*: blocks of rows, page by page.
+//! - *unfused*: more rows, tiles of several pages, keys and values widened into panels.
+
+use std::fmt;
+
+use tessera_ops::PAGE_TOKENS;
+
+/// Columns of a fused block: enough to serve several register tiles from one page in the first cache.
+pub(super) const COLUMNS: usize = 24;
+
+/// Columns of an unfused block, so that its memory at head_dim 512 is half of a second cache of 1 MiB.
+pub(super) const COLUMNS_UNFUSED: usize = 96;
+
+/// Pages of an unfused block's tile.
+pub(super) const TILE_PAGES_UNFUSED: usize = 4;
+
+/// Blocks for each thread, so that the last ones even out the work.
+const BLOCKS_PER_THREAD: usize = 6;
+
+/// The same of unfused blocks, which are larger.
+const BLOCKS_PER_THREAD_UNFUSED: usize = 3;
+
+/// From this many pages on, rows that are fewer than the threads' work items are shared inside.
+const SHARED_PAGES_MIN: usize = 4;
+
+/// Up to this many columns of a sequence go together.
+const SINGLE_COLUMNS_MAX: usize = COLUMNS;
+
+/// Below this many multiplications a step is not worth a second thread.
+const ALONE_MAX: usize = 64 << 10;
+
+/// A way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// A sequence's few rows in one item.
+    Single,
+    /// A sequence shared among threads.
+    TwoPass,
+    /// Blocks of rows, page by page.
+    Fused,
+    /// Blocks of more rows, tiles of pages, panels.
+    Unfused,
+}
+
+impl Way {
+    /// All of them.
+    pub const ALL: [Way; 4] = [Way::Single, Way::TwoPass, Way::Fused, Way::Unfused];
+
+    /// `single`, `two-pass`, `fused` or `unfused`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Way::Single => "single",
+            Way::TwoPass => "two-pass",
+            Way::Fused => "fused",
+            Way::Unfused => "unfused",
+        }
+    }
+}
+
+/// What a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Numbers in a head.
+    pub head_dim: usize,
+    /// Heads of keys and values.
+    pub kv_heads: usize,
+    /// Query heads that share one of them.
+    pub group: usize,
+    /// Rows of the step.
+    pub rows: usize,
+    /// The most rows of a sequence that can be taken together.
+    pub run: usize,
+    /// The most positions that a row sees.
+    pub longest: usize,
+    /// Positions that all rows see, summed.
+    pub visible: usize,
+    /// Who computes.
+    pub threads: usize,
+}
+
+/// How rows are cut into blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Rows of a block, at most.
+    pub rows: usize,
+    /// Pages of a tile.
+    pub tile_pages: usize,
+    /// Whether keys and values are widened into panels.
+    pub panels: bool,
+}
+
+/// How attention is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The way.
+    pub way: Way,
+    /// Threads that take part.
+    pub threads: usize,
+    /// The blocks, where the way has any.
+    pub cut: Cut,
+}
+
+impl fmt::Display for Plan {
+    /// `fused/24x1`: columns are rows here, as tiles of pages are.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.way {
+            Way::TwoPass => f.write_str(self.way.name()),
+            way => write!(f, "{}/{}x{}", way.name(), self.cut.rows, self.cut.tile_pages),
+        }
+    }
+}
+
+/// From this head_dim and this many columns of a sequence on, many rows go unfused: the measured winner (BENCHMARKS.md,
+/// "Attention"). The first line that fits counts; where none does, rows go fused.
+const UNFUSED_FROM: [(usize, usize); 1] = [(usize::MAX, usize::MAX)];
+
+/// The way of a step, and its blocks. What is `forced` stands in for the choice.
+pub fn plan(request: &Request, forced: Option<Way>) -> Plan {
+    let Request { head_dim, kv_heads, group, rows, run, longest, visible, threads } = *request;
+    let alone = threads == 1 || 2 * visible * kv_heads * group * head_dim <= ALONE_MAX;
+    let threads = if alone { 1 } else { threads };
+    let is_shared = threads > 1 && rows * kv_heads < 2 * threads && longest >= SHARED_PAGES_MIN * PAGE_TOKENS;
+    let way = forced.unwrap_or(match () {
+        // The longest row decides: a page is hundreds of times what a region costs.
+        () if is_shared => Way::TwoPass,
+        () if run * group <= SINGLE_COLUMNS_MAX => Way::Single,
+        () if UNFUSED_FROM.iter().any(|(dim, columns)| head_dim >= *dim && run * group >= *columns) => Way::Unfused,
+        () => Way::Fused,
+    });
+    let most = |columns: usize| (columns / group).max(1);
+    let fair = |blocks: usize, columns: usize| (rows * kv_heads / (threads * blocks)).clamp(1, most(columns));
+    let cut = match way {
+        Way::Single => {
+            // One item for each head of keys, unless that leaves threads without any.
+            let parts = threads.div_ceil(kv_heads * rows.div_ceil(run.max(1)).max(1)).max(1);
+            Cut { rows: run.div_ceil(parts).clamp(1, most(COLUMNS)), tile_pages: 1, panels: false }
+        }
+        Way::TwoPass | Way::Fused => Cut { rows: fair(BLOCKS_PER_THREAD, COLUMNS), tile_pages: 1, panels: false },
+        Way::Unfused => {
+            let rows = fair(BLOCKS_PER_THREAD_UNFUSED, COLUMNS_UNFUSED);
+            Cut { rows, tile_pages: TILE_PAGES_UNFUSED, panels: true }
+        }
+    };
+    Plan { way, threads, cut }
+}
