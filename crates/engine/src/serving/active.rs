@@ -125,6 +125,11 @@ impl Active {
         Ok(Drawn { token, event: Some(Event::Token { sampled, text }), finish })
     }
 
+    /// What its grammar says must come next.
+    pub(super) fn forced(&mut self) -> Vec<u32> {
+        self.constraint.as_mut().map(|c| c.forced()).unwrap_or_default()
+    }
+
     /// The end of the reply.
     pub(super) fn outcome(&mut self, finish: Finish, end_token: Option<u32>, now: Duration) -> Outcome {
         let mut usage = std::mem::take(&mut self.usage);

@@ -173,7 +173,7 @@ impl Engine {
     fn plan_drafts(&mut self, plan: &mut [Planned]) {
         let rows: usize = plan.iter().map(|p| p.tokens.len()).sum();
         let mut rows_left = self.options.step_tokens.saturating_sub(rows);
-        let guesses = self.speculator.guess(&self.live, plan, rows, self.context, &self.decode_costs, &*self.clock);
+        let guesses = self.speculator.guess(&mut self.live, plan, rows, self.context, &self.decode_costs, &*self.clock);
         let mut pages = self.pages_left(plan);
         for Guess { planned, tokens, source } in guesses {
             let p = &mut plan[planned];

@@ -43,6 +43,12 @@ pub trait Constraint: Send {
     /// # Errors
     /// As [`Constraint::mask`].
     fn accept(&mut self, token: u32) -> Result<(), String>;
+
+    /// Tokens that are likely to come next because the grammar leaves no choice; they are verified like any draft, so a wrong
+    /// one costs time and nothing else. None where it does not say.
+    fn forced(&mut self) -> Vec<u32> {
+        Vec::new()
+    }
 }
 
 /// Whether tokens may be guessed and verified together. No choice changes a reply.

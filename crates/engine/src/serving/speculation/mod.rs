@@ -13,7 +13,7 @@ pub(super) mod acceptance;
 mod draft_model;
 pub mod ngram;
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 pub use draft_model::DraftModel;
 pub use ngram::PromptLookup;
@@ -78,8 +78,16 @@ pub struct Draft {
 pub(super) struct Guess {
     pub(super) planned: usize,
     pub(super) tokens: Vec<u32>,
-    /// Drafter and class.
+    /// [`GRAMMAR`] or one of [`sources`].
     pub(super) source: usize,
+}
+
+/// Where a guess is from, as a number: the request's grammar, or a class of a drafter's guesses.
+const GRAMMAR: usize = 0;
+
+/// All sources of a drafter.
+fn sources(drafter: usize) -> Range<usize> {
+    1 + drafter * CLASSES..1 + (drafter + 1) * CLASSES
 }
 
 /// Who may be guessed for.
@@ -129,7 +137,7 @@ impl Speculator {
     /// Guesses for the decodes of a plan of `rows` rows. Each entry of the plan gets at most one guess.
     pub(super) fn guess(
         &mut self,
-        live: &[Active],
+        live: &mut [Active],
         plan: &[Planned],
         rows: usize,
         context: usize,
@@ -138,9 +146,21 @@ impl Speculator {
     ) -> Vec<Guess> {
         self.last_time = Duration::ZERO;
         let only_decodes = plan.iter().all(|p| p.is_decode);
+        let speculates = |a: &&mut Active| a.speculation != Speculation::Off;
+        let forced = |p: &Planned| live.iter_mut().find(|a| a.id == p.id).filter(speculates).map(|a| a.forced());
+        let forced: Vec<_> = plan.iter().map(forced).collect();
+        let live = &*live;
         let mut candidates: Vec<Candidate<'_>> =
             plan.iter().enumerate().filter_map(|(i, p)| candidate(live, i, p, only_decodes, context)).collect();
         let mut guesses: Vec<(Guess, &Active)> = Vec::new();
+        for c in &candidates {
+            let mut tokens = forced[c.planned].clone().unwrap_or_default();
+            tokens.truncate(c.most);
+            if !tokens.is_empty() {
+                guesses.push((Guess { planned: c.planned, tokens, source: GRAMMAR }, c.active));
+            }
+        }
+        candidates.retain(|c| guesses.iter().all(|(g, _)| g.planned != c.planned));
         for which in 0..self.drafters.len() {
             let depth = self.depth(which, &candidates, rows, costs);
             let asked: Vec<&Candidate<'_>> = candidates.iter().filter(|c| depth > 0 || is_forced(c.active)).collect();
@@ -158,7 +178,7 @@ impl Speculator {
             }
             let found = asked.iter().zip(drafts).filter(|(_, draft)| !draft.tokens.is_empty());
             guesses.extend(found.map(|(c, Draft { tokens, class })| {
-                (Guess { planned: c.planned, tokens, source: which * CLASSES + class }, c.active)
+                (Guess { planned: c.planned, tokens, source: sources(which).start + class }, c.active)
             }));
             candidates.retain(|c| guesses.iter().all(|(g, _)| g.planned != c.planned));
         }
@@ -173,10 +193,7 @@ impl Speculator {
         let asked: Vec<_> = candidates.iter().filter(|c| !is_forced(c.active)).collect();
         let Some(base) = costs.at_least(rows) else { return 0 };
         let draft = self.draft_costs[which].at_least(asked.len()).unwrap_or(0.0);
-        let likely: Vec<f64> = asked
-            .iter()
-            .map(|c| c.active.acceptance.expect(which * CLASSES..(which + 1) * CLASSES, &self.prior))
-            .collect();
+        let likely: Vec<f64> = asked.iter().map(|c| c.active.acceptance.expect(sources(which), &self.prior)).collect();
         let mut tokens = rows as f64;
         let (mut best, mut best_depth) = (tokens / base * GAIN_MIN, 0);
         for depth in 1..=DEPTH_MAX {

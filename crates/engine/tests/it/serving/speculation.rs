@@ -5,7 +5,7 @@ use std::time::Duration;
 use tessera_engine::{
     Error, Sequences,
     serving::{
-        Clock, Engine, Job, Options, RequestId, Speculation,
+        Clock, Constraint, Engine, Job, Options, RequestId, Speculation,
         speculation::{Ask, CLASSES, DEPTH_MAX, Draft, DraftModel, Drafter},
     },
     synth::{self, Spec},
@@ -205,4 +205,44 @@ fn a_drafter_that_fails_is_left_out() {
     let mut engine = engine.with_drafter(Box::new(Broken));
     let id = engine.submit(job(tokens(0, 10), 20)).unwrap();
     assert_eq!(drain(&mut engine)[&id].tokens.len(), 20);
+}
+
+/// Says what must come, sometimes wrongly.
+struct Recital {
+    text: Vec<u32>,
+    at: usize,
+    errs: bool,
+}
+
+impl Constraint for Recital {
+    fn mask(&mut self, logits: &mut [f32]) -> Result<(), String> {
+        let wanted = self.text[self.at] as usize;
+        logits.iter_mut().enumerate().filter(|(i, _)| *i != wanted).for_each(|(_, l)| *l = f32::NEG_INFINITY);
+        Ok(())
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        assert_eq!(token, self.text[self.at]);
+        self.at += 1;
+        Ok(())
+    }
+
+    fn forced(&mut self) -> Vec<u32> {
+        let shift = u32::from(self.errs && self.at.is_multiple_of(3));
+        self.text[self.at..].iter().map(|t| t + shift).collect()
+    }
+}
+
+#[test]
+fn what_a_grammar_forces_is_a_draft() {
+    let text = tokens(7, 81);
+    for (errs, passes) in [(false, 12), (true, 40)] {
+        let (mut engine, _) = engine(20, Options::default(), cost);
+        let constraint = Box::new(Recital { text: text.clone(), at: 0, errs });
+        let id = engine.submit(Job { constraint: Some(constraint), ..job(tokens(0, 5), 81) }).unwrap();
+        let told = drain(&mut engine).remove(&id).unwrap();
+        assert_eq!(told.ids(), text);
+        let used = told.outcome.unwrap().usage.speculation;
+        assert!(used.passes <= passes, "{used:?}");
+    }
 }
