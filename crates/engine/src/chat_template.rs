@@ -18,9 +18,11 @@ use minijinja::{
     value::{Serde, ValueKind},
 };
 use regex::Regex;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::Tokenizer;
+
+pub use crate::chat::Message;
 
 /// Steps that a template may take: thousands of messages take some hundred thousand.
 const FUEL: u64 = 20_000_000;
@@ -36,22 +38,6 @@ pub const BUILT_IN: [(&str, &str); 4] = [
     ("llama2", include_str!("chat_template/llama2.jinja")),
     ("llama3", include_str!("chat_template/llama3.jinja")),
 ];
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// Who speaks: `system`, `user` or `assistant`, as far as the template knows them.
-    pub role: String,
-    /// What is said.
-    pub content: String,
-}
-
-impl Message {
-    /// A message.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
-        Message { role: role.into(), content: content.into() }
-    }
-}
 
 /// What a template may want to know besides the messages.
 #[derive(Clone, Debug)]
@@ -99,6 +85,7 @@ pub enum TemplateError {
 #[derive(Debug)]
 pub struct ChatTemplate {
     model: String,
+    source: String,
     environment: Environment<'static>,
     bos: String,
     eos: String,
@@ -150,13 +137,24 @@ impl ChatTemplate {
         environment.add_filter("tojson", python::to_json);
         environment.add_function("raise_exception", raise_exception);
         environment.add_template_owned(NAME, without_generation_tags(source)).map_err(broken)?;
-        Ok(ChatTemplate { model: model.to_owned(), environment, bos: bos.to_owned(), eos: eos.to_owned() })
+        let (model, source) = (model.to_owned(), source.to_owned());
+        Ok(ChatTemplate { model, source, environment, bos: bos.to_owned(), eos: eos.to_owned() })
+    }
+
+    /// Its text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether its text holds this.
+    pub fn mentions(&self, text: &str) -> bool {
+        self.source.contains(text)
     }
 
     /// The prompt for a conversation, with BOS where the template writes it. Contents that people wrote go through
     /// [`Tokenizer::shield`] before, and the text to [`Tokenizer::encode_rendered`].
     ///
-    /// `messages` is a sequence of [`Message`]s, or of anything that serializes to what the template expects.
+    /// `messages` is a sequence of [`crate::Message`]s, or of anything that serializes to what the template expects.
     ///
     /// # Errors
     /// If the template fails, runs too long, or refuses the messages.

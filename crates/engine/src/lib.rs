@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod chat;
 pub mod chat_template;
 pub mod checkpoint;
 pub mod config;
@@ -10,6 +11,7 @@ pub mod generate;
 pub mod models;
 pub mod profile;
 mod reply;
+pub mod reply_text;
 pub mod rope;
 pub mod sampler;
 pub mod sequences;
@@ -20,12 +22,14 @@ pub mod text_stream;
 pub mod tokenizer;
 pub mod weights;
 
-pub use chat_template::{ChatTemplate, Message, TemplateError, TemplateOptions};
+pub use chat::{ChatEvent, ChatFormat, Message, ReplyParser};
+pub use chat_template::{ChatTemplate, TemplateError, TemplateOptions};
 pub use checkpoint::Checkpoint;
 pub use config::Config;
 pub use error::Error;
 pub use generate::{Event, Finish, Outcome, Request, generate};
 pub use models::{LanguageModel, LoadOptions};
+pub use reply_text::{ReplyText, Span};
 pub use sampler::{Sampled, Sampler, SamplingError, SamplingParams, StopStrings};
 pub use sequences::{Part, SequenceId, Sequences, Snapshot};
 pub use session::Session;

@@ -201,6 +201,11 @@ impl Tokenizer {
         self.vocabulary.ends()
     }
 
+    /// Whether a token is special: a mark of structure, or one that is matched whole in any text.
+    pub fn is_special(&self, id: u32) -> bool {
+        matches!(self.vocabulary.kinds.get(id as usize), Some(Kind::Control | Kind::Unknown | Kind::UserDefined))
+    }
+
     /// Whether a token is a mark of structure that is not shown.
     pub fn is_control(&self, id: u32) -> bool {
         matches!(self.vocabulary.kinds.get(id as usize), Some(Kind::Control | Kind::Unknown))

@@ -1,5 +1,9 @@
 //! The engine's tests, from the outside.
 
+mod chat_cuts;
+mod chat_families;
+mod chat_parser;
+mod chat_rendering;
 mod chat_template;
 mod generation;
 mod golden;

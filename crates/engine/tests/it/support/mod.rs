@@ -1,5 +1,7 @@
 //! What several tests need: committed files, and the real models where they have been fetched.
 
+pub(crate) mod chat;
+
 use std::path::{Path, PathBuf};
 
 /// A file under `tests/`.

@@ -1,0 +1,162 @@
+//! The table of families. The first row whose clues are found counts, so a special case stands above what it looks like.
+//!
+//! The formats are facts from the models' published templates and documents. DeepSeek's markup of calls fits
+//! [`Calls::Pairs`] too: a group of calls, the name in quotes up to [`Mark::NameEnd`], and [`Typing::Flag`].
+
+use super::format::{Calls, ChatFormat, History, Mark::*, Setting::*, Switch, Typing};
+
+const NO_SWITCH: Switch = Switch { on: &[], off: &[], effort: None };
+const ENABLE: Switch =
+    Switch { on: &[("enable_thinking", Flag(true))], off: &[("enable_thinking", Flag(false))], effort: None };
+const PLAIN: History =
+    History { reasoning: "reasoning_content", text_arguments: None, results: None, merge: false, replay: false };
+const HERMES: Calls =
+    Calls::Json { name: &["name"], arguments: &["arguments", "parameters"], separators: ",;", bare: false };
+
+/// All families, special ones first; the last has no marks.
+pub static FAMILIES: [ChatFormat; 9] = [
+    ChatFormat {
+        name: "gpt-oss",
+        template: &[&["<|channel|>", "<|message|>"]],
+        tokens: &["<|channel|>", "<|message|>", "<|constrain|>"],
+        marks: &[
+            (Start, "<|start|>"),
+            (Channel, "<|channel|>"),
+            (Constrain, "<|constrain|>"),
+            (Body, "<|message|>"),
+            (End, "<|end|>"),
+            (End, "<|call|>"),
+            (End, "<|return|>"),
+        ],
+        label: "",
+        calls: Calls::Channels { to: "to=", prefix: "functions.", thinking: &["analysis"] },
+        // It always thinks.
+        switch: Switch {
+            on: &[("reasoning_effort", Word("high"))],
+            off: &[("reasoning_effort", Word("low"))],
+            effort: Some("reasoning_effort"),
+        },
+        history: History { reasoning: "thinking", merge: true, ..PLAIN },
+    },
+    ChatFormat {
+        name: "gemma4",
+        template: &[&["<|tool_call>"], &["<|turn>", "<|channel>"], &["<|turn>"]],
+        tokens: &["<|turn>", "<|channel>"],
+        marks: &[
+            (ThinkOpen, "<|channel>"),
+            (ThinkClose, "<channel|>"),
+            (CallOpen, "<|tool_call>"),
+            (CallClose, "<tool_call|>"),
+            (Quote, "<|\"|>"),
+        ],
+        label: "thought\n",
+        // After thinking it may leave out the mark.
+        calls: Calls::Literal { lead: "call:", bare: true },
+        switch: ENABLE,
+        history: History { results: Some(("tool_responses", "== 'tool'")), ..PLAIN },
+    },
+    ChatFormat {
+        name: "glm4",
+        template: &[&["<arg_key>"]],
+        tokens: &["<arg_key>", "<arg_value>"],
+        marks: &[
+            (ThinkOpen, "<think>"),
+            (ThinkClose, "</think>"),
+            (CallOpen, "<tool_call>"),
+            (CallClose, "</tool_call>"),
+            (KeyOpen, "<arg_key>"),
+            (KeyClose, "</arg_key>"),
+            (ValueOpen, "<arg_value>"),
+            (ValueClose, "</arg_value>"),
+        ],
+        label: "",
+        calls: Calls::Pairs { typing: Typing::Schema, line: true, trim: false },
+        switch: ENABLE,
+        history: History { replay: true, ..PLAIN },
+    },
+    ChatFormat {
+        name: "qwen3-coder",
+        template: &[&["<function=", "<parameter="]],
+        tokens: &[],
+        marks: &[
+            (ThinkOpen, "<think>"),
+            (ThinkClose, "</think>"),
+            (GroupOpen, "<tool_call>"),
+            (GroupClose, "</tool_call>"),
+            (CallOpen, "<function="),
+            (NameEnd, ">"),
+            (CallClose, "</function>"),
+            (KeyOpen, "<parameter="),
+            (KeyClose, ">"),
+            (ValueClose, "</parameter>"),
+        ],
+        label: "",
+        calls: Calls::Pairs { typing: Typing::Schema, line: false, trim: true },
+        switch: ENABLE,
+        history: History { replay: true, ..PLAIN },
+    },
+    ChatFormat {
+        name: "qwen3",
+        template: &[&["<tool_call>", "</think>"]],
+        tokens: &["<tool_call>", "<think>"],
+        marks: &[
+            (ThinkOpen, "<think>"),
+            (ThinkClose, "</think>"),
+            (CallOpen, "<tool_call>"),
+            (CallClose, "</tool_call>"),
+        ],
+        label: "",
+        calls: HERMES,
+        switch: ENABLE,
+        history: History { text_arguments: Some("arguments is string"), replay: true, ..PLAIN },
+    },
+    ChatFormat {
+        name: "hermes",
+        template: &[&["<tool_call>"]],
+        tokens: &["<tool_call>", "</tool_call>"],
+        marks: &[(CallOpen, "<tool_call>"), (CallClose, "</tool_call>")],
+        label: "",
+        calls: HERMES,
+        switch: NO_SWITCH,
+        history: History { text_arguments: Some("arguments is string"), replay: true, ..PLAIN },
+    },
+    ChatFormat {
+        name: "llama3",
+        template: &[&["<|start_header_id|>", "<|eot_id|>"]],
+        tokens: &["<|python_tag|>", "<|eom_id|>"],
+        marks: &[(CallOpen, "<|python_tag|>")],
+        label: "",
+        calls: Calls::Json {
+            name: &["name", "function"],
+            arguments: &["parameters", "arguments"],
+            separators: ";,",
+            bare: true,
+        },
+        switch: NO_SWITCH,
+        history: PLAIN,
+    },
+    ChatFormat {
+        name: "think",
+        template: &[&["<think>"], &["</think>"]],
+        tokens: &["<think>", "</think>"],
+        marks: &[(ThinkOpen, "<think>"), (ThinkClose, "</think>")],
+        label: "",
+        calls: Calls::None,
+        switch: Switch {
+            on: &[("enable_thinking", Flag(true)), ("thinking", Flag(true))],
+            off: &[("enable_thinking", Flag(false)), ("thinking", Flag(false))],
+            effort: None,
+        },
+        history: PLAIN,
+    },
+    ChatFormat {
+        name: "plain",
+        template: &[],
+        tokens: &[],
+        marks: &[],
+        label: "",
+        calls: Calls::None,
+        switch: NO_SWITCH,
+        history: PLAIN,
+    },
+];

@@ -1,0 +1,119 @@
+//! From a reply's tokens to its text: whole characters before any stop string, with special tokens told apart if wanted.
+//!
+//! A stop string may hold the name of a special token, or end inside of one, so it watches the text with the names in it.
+//! What it lets through is cut at the names again.
+
+use std::{collections::VecDeque, ops::Range};
+
+use crate::{SamplingError, StopStrings, TextStream, Tokenizer};
+
+/// A piece of a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span<'a> {
+    /// Whole characters.
+    Text(&'a str),
+    /// A special token.
+    Special {
+        /// Its text.
+        text: &'a str,
+        /// Whether it is shown where nobody knows what it means: it is no control token.
+        shown: bool,
+    },
+}
+
+/// The text of one reply.
+#[derive(Debug)]
+pub struct ReplyText {
+    stream: TextStream,
+    stop: StopStrings,
+    specials: bool,
+    /// Where the special tokens lie that were not given yet, in bytes of the text with their names.
+    marks: VecDeque<(Range<usize>, bool)>,
+    /// Bytes that went to the stop strings, and bytes that were given.
+    pushed: usize,
+    given: usize,
+    /// The beginning of a special token's name that a stop string let through.
+    begun: String,
+}
+
+impl ReplyText {
+    /// The text before any of these stop strings. Without `specials`, control tokens are nothing and other special tokens text.
+    ///
+    /// # Errors
+    /// If a stop string is empty.
+    pub fn new(stop: Vec<String>, specials: bool) -> Result<ReplyText, SamplingError> {
+        Ok(ReplyText {
+            stream: TextStream::new(false),
+            stop: StopStrings::new(stop)?,
+            specials,
+            marks: VecDeque::new(),
+            pushed: 0,
+            given: 0,
+            begun: String::new(),
+        })
+    }
+
+    /// Whether a stop string has come.
+    pub fn stopped(&self) -> bool {
+        self.stop.stopped()
+    }
+
+    /// Reads the next token, which is not one that ends the reply.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32, on_span: &mut dyn FnMut(Span<'_>)) {
+        let control = tokenizer.is_control(id);
+        let bytes = tokenizer.token_bytes(id);
+        if self.specials && tokenizer.is_special(id) {
+            let rest = self.stream.finish();
+            self.text(&rest, on_span);
+            let name = String::from_utf8_lossy(bytes);
+            self.marks.push_back((self.pushed..self.pushed + name.len(), !control));
+            self.text(&name, on_span);
+        } else if !control {
+            let text = self.stream.push(bytes);
+            self.text(&text, on_span);
+        }
+    }
+
+    /// At the end of the reply: what waited.
+    pub fn finish(&mut self, on_span: &mut dyn FnMut(Span<'_>)) {
+        let rest = self.stream.finish();
+        self.text(&rest, on_span);
+        let held = self.stop.finish();
+        if !self.stopped() {
+            self.give(&held, on_span);
+        }
+        if !self.begun.is_empty() {
+            on_span(Span::Text(&std::mem::take(&mut self.begun)));
+        }
+    }
+
+    fn text(&mut self, text: &str, on_span: &mut dyn FnMut(Span<'_>)) {
+        self.pushed += text.len();
+        let text = self.stop.push(text);
+        self.give(&text, on_span);
+    }
+
+    /// Gives text that no stop string will take back, cut at the special tokens.
+    fn give(&mut self, mut text: &str, on_span: &mut dyn FnMut(Span<'_>)) {
+        while !text.is_empty() {
+            let next = self.marks.front().cloned();
+            let (length, special) = match &next {
+                Some((mark, _)) if mark.start <= self.given => (mark.end - self.given, true),
+                Some((mark, _)) => (mark.start - self.given, false),
+                None => (text.len(), false),
+            };
+            let (now, later) = text.split_at(length.min(text.len()));
+            self.given += now.len();
+            text = later;
+            if !special {
+                on_span(Span::Text(now));
+            } else {
+                self.begun.push_str(now);
+                if let Some((_, shown)) = next.filter(|_| now.len() == length) {
+                    self.marks.pop_front();
+                    on_span(Span::Special { text: &std::mem::take(&mut self.begun), shown });
+                }
+            }
+        }
+    }
+}
