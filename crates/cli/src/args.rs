@@ -7,11 +7,10 @@ use clap::{
     builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser},
 };
 use clap_complete::Shell;
-use tessera_engine::chat_template::BUILT_IN;
 use tessera_formats::{DType, codec::ENCODABLE};
 use tessera_ops::KvFormat;
 
-use crate::{commands::kernels::Kernels, machine};
+use crate::{commands::kernels::Kernels, machine, talk::Talk};
 
 /// Runs large language models from quantized weights.
 #[derive(Debug, Parser)]
@@ -69,14 +68,16 @@ pub(crate) struct Run {
     /// The prompt; `-`, or none while stdin is no terminal: read it from stdin
     pub(crate) prompt: Option<String>,
     /// Continue the prompt as it is, without the model's chat template (as models without one do)
-    #[arg(long, conflicts_with_all = ["system", "template"])]
+    #[arg(long, conflicts_with_all = ["system", "template", "chat_format", "think", "no_think"])]
     pub(crate) raw: bool,
     /// A message that tells the model how to behave
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
-    /// Use a built-in chat template in place of the model's own
-    #[arg(long, value_name = "NAME", value_parser = templates())]
-    pub(crate) template: Option<String>,
+    #[command(flatten)]
+    pub(crate) talk: Talk,
+    /// Tools that the model may call: a JSON array, as in chat APIs. Calls are printed as JSON, one a line
+    #[arg(long, value_name = "FILE", conflicts_with = "raw")]
+    pub(crate) tools: Option<PathBuf>,
     /// Print one JSON object instead of the text
     #[arg(long)]
     pub(crate) json: bool,
@@ -104,9 +105,8 @@ pub(crate) struct Chat {
     /// A message that tells the model how to behave
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
-    /// Use a built-in chat template in place of the model's own
-    #[arg(long, value_name = "NAME", value_parser = templates())]
-    pub(crate) template: Option<String>,
+    #[command(flatten)]
+    pub(crate) talk: Talk,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
     #[command(flatten)]
@@ -391,11 +391,6 @@ fn encodable() -> impl TypedValueParser<Value = DType> {
 fn format_of(formats: impl Iterator<Item = DType>) -> impl TypedValueParser<Value = DType> {
     let known = PossibleValuesParser::new(formats.map(DType::name));
     known.try_map(|name| DType::from_name(&name).ok_or("no such format"))
-}
-
-/// The names of the built-in chat templates.
-fn templates() -> PossibleValuesParser {
-    PossibleValuesParser::new(BUILT_IN.map(|(name, _)| name))
 }
 
 /// A number in a range, ends included.

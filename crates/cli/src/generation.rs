@@ -7,14 +7,17 @@ use std::{
 };
 
 use anyhow::Result;
-use tessera_engine::{Event, Finish, Outcome, Request, Sampled, SamplingParams, Tokenizer, generate};
+use tessera_engine::{
+    ChatEvent, Event, Finish, Outcome, ReplyParser, Request, Sampled, SamplingParams, Tokenizer,
+    chat::Reply as Message, generate,
+};
 
 use crate::{args::Sampling, model::Model};
 
 /// What is shown of a reply as it comes.
 pub(crate) enum Piece {
-    /// Whole characters.
-    Text(String),
+    /// Of a text that goes on, or of a conversation.
+    Chat(ChatEvent),
     /// A drawn token.
     Token(Token),
 }
@@ -32,7 +35,8 @@ pub(crate) struct Token {
 /// A finished reply.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    pub(crate) text: String,
+    /// Where it is no conversation, all of it is content.
+    pub(crate) message: Message,
     pub(crate) seed: u64,
     pub(crate) outcome: Outcome,
 }
@@ -41,6 +45,7 @@ impl Reply {
     /// Why it ended, as in JSON.
     pub(crate) fn finish_reason(&self) -> &'static str {
         match self.outcome.finish {
+            Finish::EndToken if !self.message.calls.is_empty() => "tool_calls",
             Finish::EndToken | Finish::StopString => "stop",
             Finish::Length => "length",
             Finish::ContextFull => "context",
@@ -98,40 +103,61 @@ pub(crate) fn request(flags: &Sampling, logprobs: Option<usize>, prompt: Vec<u32
         logprobs,
     };
     let stop = flags.stop.clone();
-    Request { prompt, sampling, stop, tokens_max: Some(flags.max_tokens), ignore_end: flags.ignore_eos }
+    Request {
+        prompt,
+        sampling,
+        stop,
+        tokens_max: Some(flags.max_tokens),
+        ignore_end: flags.ignore_eos,
+        specials: false,
+    }
 }
 
-/// Runs a request, showing each piece as it comes. Setting `stop` ends it early; so does an error of `show`.
+/// Runs a request, showing each piece as it comes; `parser` reads the reply of a conversation. Setting `stop` ends it early;
+/// so does an error of `show`.
 ///
 /// # Errors
 /// Where the prompt does not fit, the device or the sampler fails, or `show` does.
 pub(crate) fn reply(
     model: &mut Model,
     request: &Request,
+    mut parser: Option<ReplyParser>,
     stop: &AtomicBool,
     show: &mut dyn FnMut(Piece) -> Result<()>,
 ) -> Result<Reply> {
     // One token more, for the reply.
     let (tokenizer, session) = model.session(request.prompt.len() + 1)?;
-    let (mut text, mut shown) = (String::new(), Ok(()));
-    let outcome = generate(session, tokenizer, request, stop, &mut |event| {
+    let request = Request { specials: parser.is_some(), ..request.clone() };
+    let (mut message, mut shown, mut events) = (Message::default(), Ok(()), Vec::new());
+    let mut tell = |events: &mut Vec<ChatEvent>, show: &mut dyn FnMut(Piece) -> Result<()>| {
+        events.drain(..).try_for_each(|event| {
+            message.add(&event);
+            show(Piece::Chat(event))
+        })
+    };
+    let outcome = generate(session, tokenizer, &request, stop, &mut |event| {
         if shown.is_err() {
             return;
         }
-        shown = match event {
-            Event::Prefilled => Ok(()),
-            Event::Token(sampled) => show(Piece::Token(token(tokenizer, sampled))),
-            Event::Text(part) => {
-                text.push_str(part);
-                show(Piece::Text(part.to_owned()))
-            }
-        };
+        match (event, &mut parser) {
+            (Event::Prefilled, _) => {}
+            (Event::Token(sampled), _) => shown = show(Piece::Token(token(tokenizer, sampled))),
+            (Event::Text(text), Some(parser)) => parser.read(text, &mut events),
+            (Event::Text(text), None) => events.push(ChatEvent::Content(text.to_owned())),
+        }
+        if shown.is_ok() {
+            shown = tell(&mut events, show);
+        }
         if shown.is_err() {
             stop.store(true, Ordering::Relaxed);
         }
     })?;
     shown?;
-    Ok(Reply { text, seed: request.sampling.seed, outcome })
+    if let Some(parser) = &mut parser {
+        parser.finish(&mut events);
+        tell(&mut events, show)?;
+    }
+    Ok(Reply { message, seed: request.sampling.seed, outcome })
 }
 
 fn token(tokenizer: &Tokenizer, sampled: &Sampled) -> Token {

@@ -14,6 +14,7 @@ mod model;
 mod reference_file;
 mod scoring;
 mod store;
+mod talk;
 mod tuning;
 mod ui;
 

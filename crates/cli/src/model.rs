@@ -3,11 +3,11 @@
 //! Opening reads the file's header only, so that a prompt that does not fit, or a template that fails, is known
 //! before weights are packed.
 
-use std::ops::Range;
+use std::{ops::Range, path::Path};
 
 use anyhow::Result;
 use tessera_engine::{
-    ChatTemplate, Checkpoint, Config, Error, LoadOptions, Message, Session, Special, TemplateOptions, Tokenizer,
+    ChatTemplate, Checkpoint, Config, Error, LoadOptions, Session, Special, Tokenizer,
     models::{self, CONTEXT_DEFAULT},
     synth,
 };
@@ -16,6 +16,7 @@ use crate::{
     args::Engine,
     device, machine,
     store::{Reference, Store},
+    talk::{Conversation, Talk},
     ui::{self, Failure},
 };
 
@@ -79,32 +80,21 @@ impl Model {
         Ok(self.checkpoint.chat_template()?.is_some_and(|source| !source.trim().is_empty()))
     }
 
-    /// The template that `name` names, or the model's own.
+    /// A conversation with the model's own template, or another one that the flags name.
     ///
     /// # Errors
-    /// Where there is none, or it does not compile.
-    pub(crate) fn template(&self, name: Option<&str>) -> Result<ChatTemplate> {
-        if let Some(name) = name {
-            return Ok(ChatTemplate::built_in(name, &self.tokenizer)?);
-        }
-        let source = self.checkpoint.chat_template()?;
-        Ok(ChatTemplate::new(self.checkpoint.file(), source.as_deref(), &self.tokenizer)?)
+    /// Where there is none, or it does not compile, or the tools cannot be read.
+    pub(crate) fn conversation(&self, flags: &Talk, tools: Option<&Path>) -> Result<Conversation> {
+        let own = || {
+            let source = self.checkpoint.chat_template()?;
+            Ok(ChatTemplate::new(self.checkpoint.file(), source.as_deref(), &self.tokenizer)?)
+        };
+        Conversation::new(flags, own, &self.tokenizer, tools)
     }
 
-    /// The tokens of a conversation, up to where the model is to speak.
-    ///
-    /// # Errors
-    /// Where the template fails or refuses the messages.
-    pub(crate) fn chat_prompt(&self, template: &ChatTemplate, messages: &[Message]) -> Result<Vec<u32>> {
-        let shield = |m: &Message| Message::new(m.role.as_str(), self.tokenizer.shield(&m.content));
-        let shielded: Vec<Message> = messages.iter().map(shield).collect();
-        let text = template.render(&shielded, &TemplateOptions::default())?;
-        let mut tokens = self.tokenizer.encode_rendered(&text)?;
-        // Some templates write the leading token and some leave it to the tokenizer.
-        if let Some(bos) = self.leading_token().filter(|bos| tokens.first() != Some(bos)) {
-            tokens.insert(0, bos);
-        }
-        Ok(tokens)
+    /// How it cuts text.
+    pub(crate) fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 
     /// Computes `tokens` from an empty cache and shows the logits that follow each position of `range`.

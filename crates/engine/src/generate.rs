@@ -20,6 +20,8 @@ pub struct Request {
     pub tokens_max: Option<usize>,
     /// Whether the model's own end tokens are ignored.
     pub ignore_end: bool,
+    /// Whether special tokens are marked in the text, for [`crate::ReplyParser::read`]. Else they are text, or nothing.
+    pub specials: bool,
 }
 
 /// What comes of it, as it comes.

@@ -1,6 +1,6 @@
 //! A reply as it grows: its tokens, its text, and what ends it. Whoever draws tokens, replies end by these rules.
 
-use crate::{Finish, Request, Sampled, SamplingError, StopStrings, TextStream, Tokenizer};
+use crate::{Finish, ReplyText, Request, Sampled, SamplingError, Tokenizer};
 
 /// The tokens drawn so far, and their bytes on the way to whole characters before any stop string.
 #[derive(Debug)]
@@ -8,16 +8,15 @@ pub(crate) struct Reply {
     tokens: Vec<u32>,
     tokens_max: Option<usize>,
     ignore_end: bool,
-    stream: TextStream,
-    stop: StopStrings,
+    text: ReplyText,
 }
 
 impl Reply {
     /// The empty reply to a request.
     pub(crate) fn new(request: &Request) -> Result<Reply, SamplingError> {
-        let stop = StopStrings::new(request.stop.clone())?;
+        let text = ReplyText::new(request.stop.clone(), request.specials)?;
         let (tokens_max, ignore_end) = (request.tokens_max, request.ignore_end);
-        Ok(Reply { tokens: Vec::new(), tokens_max, ignore_end, stream: TextStream::new(false), stop })
+        Ok(Reply { tokens: Vec::new(), tokens_max, ignore_end, text })
     }
 
     /// The tokens, without an end token.
@@ -44,11 +43,9 @@ impl Reply {
         }
         self.tokens.push(sampled.id);
         let mut text = String::new();
-        if !tokenizer.is_control(sampled.id) {
-            text = self.stop.push(&self.stream.push(tokenizer.token_bytes(sampled.id)));
-        }
+        self.text.push(tokenizer, sampled.id, &mut |span| span.write(&mut text));
         let finish = match () {
-            () if self.stop.stopped() => Some(Finish::StopString),
+            () if self.text.stopped() => Some(Finish::StopString),
             () if full => Some(Finish::ContextFull),
             () if self.is_long_enough() => Some(Finish::Length),
             () => None,
@@ -58,15 +55,13 @@ impl Reply {
 
     /// The text that was held back, at the end.
     pub(crate) fn finish(&mut self) -> String {
-        if self.stop.stopped() {
-            return String::new();
-        }
-        let text = self.stop.push(&self.stream.finish());
-        if self.stop.stopped() { text } else { text + &self.stop.finish() }
+        let mut text = String::new();
+        self.text.finish(&mut |span| span.write(&mut text));
+        text
     }
 
     /// The stop string that ended it.
     pub(crate) fn stop_string(&self) -> Option<&str> {
-        self.stop.matched()
+        self.text.stop_string()
     }
 }

@@ -21,6 +21,37 @@ pub enum Span<'a> {
     },
 }
 
+/// Stand before a special token that is shown, before one that is not, and behind: code points that Unicode promises never to
+/// be characters. A text that holds some by itself loses them.
+const SHOWN: char = '\u{fdd2}';
+const HIDDEN: char = '\u{fdd3}';
+const BEHIND: char = '\u{fdd4}';
+
+impl<'a> Span<'a> {
+    /// Adds the piece to a text in which special tokens are marked. A text without any is itself.
+    pub fn write(self, out: &mut String) {
+        match self {
+            Span::Text(text) => out.push_str(text),
+            Span::Special { text, shown } => {
+                out.push(if shown { SHOWN } else { HIDDEN });
+                out.push_str(text);
+                out.push(BEHIND);
+            }
+        }
+    }
+
+    /// The first piece of a marked text, and the rest of it; none of an empty one.
+    pub fn split(text: &'a str) -> Option<(Span<'a>, &'a str)> {
+        let first = text.chars().next()?;
+        let special = (matches!(first, SHOWN | HIDDEN)).then(|| text[first.len_utf8()..].split_once(BEHIND)).flatten();
+        if let Some((name, rest)) = special {
+            return Some((Span::Special { text: name, shown: first == SHOWN }, rest));
+        }
+        let end = text[first.len_utf8()..].find([SHOWN, HIDDEN]).map_or(text.len(), |at| at + first.len_utf8());
+        Some((Span::Text(&text[..end]), &text[end..]))
+    }
+}
+
 /// The text of one reply.
 #[derive(Debug)]
 pub struct ReplyText {
@@ -58,6 +89,11 @@ impl ReplyText {
         self.stop.stopped()
     }
 
+    /// The stop string that has come.
+    pub fn stop_string(&self) -> Option<&str> {
+        self.stop.matched()
+    }
+
     /// Reads the next token, which is not one that ends the reply.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32, on_span: &mut dyn FnMut(Span<'_>)) {
         let control = tokenizer.is_control(id);
@@ -66,6 +102,7 @@ impl ReplyText {
             let rest = self.stream.finish();
             self.text(&rest, on_span);
             let name = String::from_utf8_lossy(bytes);
+            let name = name.replace([SHOWN, HIDDEN, BEHIND], "");
             self.marks.push_back((self.pushed..self.pushed + name.len(), !control));
             self.text(&name, on_span);
         } else if !control {
@@ -88,6 +125,8 @@ impl ReplyText {
     }
 
     fn text(&mut self, text: &str, on_span: &mut dyn FnMut(Span<'_>)) {
+        let clean = self.specials && text.contains([SHOWN, HIDDEN, BEHIND]);
+        let text = if clean { &text.replace([SHOWN, HIDDEN, BEHIND], "") } else { text };
         self.pushed += text.len();
         let text = self.stop.push(text);
         self.give(&text, on_span);

@@ -14,13 +14,14 @@ use std::{
 
 use anyhow::Result;
 use rustyline::{DefaultEditor, error::ReadlineError};
-use tessera_engine::{ChatTemplate, Message};
+use tessera_engine::Message;
 
 use crate::{
     args::Chat,
     generation::{Piece, reply, request},
     model::Model,
     store::Store,
+    talk::{Conversation, Show},
     ui::{self, Failure},
 };
 
@@ -36,7 +37,7 @@ const HISTORY_LINES: usize = 1000;
 /// Holds the conversation until its user leaves.
 pub(crate) fn main(args: &Chat) -> Result<()> {
     let mut model = Model::open(&args.model, &args.engine)?;
-    let template = model.template(args.template.as_deref())?;
+    let talk = model.conversation(&args.talk, None)?;
     let mut input = Input::open()?;
     let stop = Arc::new(AtomicBool::new(false));
     let handler = stop.clone();
@@ -59,8 +60,8 @@ pub(crate) fn main(args: &Chat) -> Result<()> {
             Line::Say(text) => {
                 turns.push(Message::new("user", text));
                 stop.store(false, Ordering::Relaxed);
-                match answer(args, &mut model, &template, &turns, &stop) {
-                    Ok(text) => turns.push(Message::new("assistant", text)),
+                match answer(args, &mut model, &talk, &turns, &stop) {
+                    Ok(message) => turns.push(message),
                     // Nobody reads any more: that ends the program, and not with an error.
                     Err(error) if crate::closed_output(&error) => return Err(error),
                     // Such as a full context: the conversation can be cleared or saved.
@@ -82,24 +83,22 @@ pub(crate) fn main(args: &Chat) -> Result<()> {
 fn answer(
     args: &Chat,
     model: &mut Model,
-    template: &ChatTemplate,
+    talk: &Conversation,
     turns: &[Message],
     stop: &AtomicBool,
-) -> Result<String> {
-    let request = request(&args.sampling, None, model.chat_prompt(template, turns)?);
-    let reply = reply(model, &request, stop, &mut |piece| {
-        if let Piece::Text(text) = piece {
-            let mut out = io::stdout().lock();
-            out.write_all(text.as_bytes())?;
-            out.flush()?;
-        }
-        Ok(())
+) -> Result<Message> {
+    let (tokens, parser) = talk.prompt(model.tokenizer(), turns)?;
+    let request = request(&args.sampling, None, tokens);
+    let mut show = Show::new(&args.talk);
+    let reply = reply(model, &request, Some(parser), stop, &mut |piece| match piece {
+        Piece::Chat(event) => show.event(&event),
+        Piece::Token(_) => Ok(()),
     })?;
     writeln!(io::stdout())?;
     if args.engine.stats {
         ui::note(&reply.stats());
     }
-    Ok(reply.text)
+    Ok(reply.message.message())
 }
 
 /// Tells how something went, without ending the conversation.

@@ -7,13 +7,14 @@ use std::{
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use tessera_engine::{ChatTemplate, Message};
+use tessera_engine::Message;
 
 use crate::{
     args::Run,
     generation::{Piece, Reply, reply, request},
     input,
     model::Model,
+    talk::{Conversation, Show},
     ui::{self, Failure},
 };
 
@@ -26,13 +27,20 @@ pub(crate) fn main(args: &Run) -> Result<()> {
         return Err(Failure::new("the prompt is empty", "give some text").into());
     }
     let mut model = Model::open(&name, &args.engine)?;
-    let tokens = match template(args, &model)? {
-        Some(template) => model.chat_prompt(&template, &messages(args, &prompt))?,
-        None => model.raw_prompt(&prompt)?,
+    let (tokens, parser) = match conversation(args, &model)? {
+        Some(talk) => {
+            let (tokens, parser) = talk.prompt(model.tokenizer(), &messages(args, &prompt))?;
+            (tokens, Some(parser))
+        }
+        None => (model.raw_prompt(&prompt)?, None),
     };
     let request = request(&args.sampling, args.logprobs, tokens);
-    let mut printer = Printer { json: args.json, logprobs: args.logprobs.is_some(), tokens: Vec::new() };
-    let reply = reply(&mut model, &request, &AtomicBool::new(false), &mut |piece| printer.piece(piece))?;
+    let mut printer = Printer {
+        show: (!args.json).then(|| Show::new(&args.talk)),
+        logprobs: args.logprobs.is_some(),
+        tokens: Vec::new(),
+    };
+    let reply = reply(&mut model, &request, parser, &AtomicBool::new(false), &mut |piece| printer.piece(piece))?;
     printer.end(&name, &reply)?;
     if args.engine.stats {
         ui::note(&reply.stats());
@@ -40,18 +48,18 @@ pub(crate) fn main(args: &Run) -> Result<()> {
     Ok(())
 }
 
-/// The template to put the prompt in; none where it is to be continued as it is.
-fn template(args: &Run, model: &Model) -> Result<Option<ChatTemplate>> {
+/// The conversation that the prompt begins; none where it is to be continued as it is.
+fn conversation(args: &Run, model: &Model) -> Result<Option<Conversation>> {
     if args.raw {
         return Ok(None);
     }
-    let asked_for_chat = args.template.is_some() || args.system.is_some();
+    let asked_for_chat = args.talk.template.is_some() || args.system.is_some() || args.tools.is_some();
     if !asked_for_chat && !model.has_template()? {
         // Such models were trained to continue a text, not to talk.
         ui::note("note: this model has no chat template; it continues the prompt as it is (--raw says so)");
         return Ok(None);
     }
-    model.template(args.template.as_deref()).map(Some)
+    model.conversation(&args.talk, args.tools.as_deref()).map(Some)
 }
 
 fn messages(args: &Run, prompt: &[u8]) -> Vec<Message> {
@@ -61,7 +69,8 @@ fn messages(args: &Run, prompt: &[u8]) -> Vec<Message> {
 
 /// Prints a reply, at once or as one object at its end.
 struct Printer {
-    json: bool,
+    /// None for JSON.
+    show: Option<Show>,
     logprobs: bool,
     tokens: Vec<Value>,
 }
@@ -69,12 +78,12 @@ struct Printer {
 impl Printer {
     fn piece(&mut self, piece: Piece) -> Result<()> {
         match piece {
-            Piece::Text(text) if !self.json => {
-                let mut out = io::stdout().lock();
-                out.write_all(text.as_bytes())?;
-                out.flush()?;
+            Piece::Chat(event) => {
+                if let Some(show) = &mut self.show {
+                    show.event(&event)?;
+                }
             }
-            Piece::Token(token) if self.logprobs && self.json => {
+            Piece::Token(token) if self.logprobs && self.show.is_none() => {
                 let top = token.top.iter().map(|(id, text, p)| json!({ "id": id, "text": text, "logprob": p }));
                 let top: Vec<_> = top.collect();
                 self.tokens.push(json!({ "id": token.id, "text": token.text, "logprob": token.logprob, "top": top }));
@@ -83,19 +92,19 @@ impl Printer {
                 let top = token.top.iter().map(|(_, text, p)| format!("  {text:?} {p:.3}")).collect::<String>();
                 ui::note(&format!("{:?} {:.3}{top}", token.text, token.logprob.unwrap_or(f32::NAN)));
             }
-            Piece::Text(_) | Piece::Token(_) => {}
+            Piece::Token(_) => {}
         }
         Ok(())
     }
 
     fn end(self, model: &str, reply: &Reply) -> Result<()> {
         let mut out = io::stdout().lock();
-        if !self.json {
+        if self.show.is_some() {
             return Ok(writeln!(out)?);
         }
         let mut object = json!({
             "model": model,
-            "text": reply.text,
+            "text": reply.message.content,
             "finish_reason": reply.finish_reason(),
             "prompt_tokens": reply.outcome.prompt_tokens,
             "reply_tokens": reply.outcome.tokens.len(),
@@ -103,6 +112,12 @@ impl Printer {
             "prefill_tokens_per_second": reply.prefill_speed(),
             "decode_tokens_per_second": reply.decode_speed(),
         });
+        if !reply.message.reasoning.is_empty() {
+            object["reasoning"] = reply.message.reasoning.as_str().into();
+        }
+        if !reply.message.calls.is_empty() {
+            object["tool_calls"] = serde_json::to_value(&reply.message.calls)?;
+        }
         if self.logprobs {
             object["tokens"] = Value::Array(self.tokens);
         }

@@ -144,13 +144,17 @@ impl ReplyParser {
         matches!(self.state, State::Thinking | State::Label(_))
     }
 
-    /// Reads the next of a reply's text. A special token that means nothing to the family is text if it is shown.
-    pub fn read(&mut self, span: Span<'_>, out: &mut Vec<ChatEvent>) {
-        match span {
-            Span::Text(text) => self.push(text, out),
-            Span::Special { text, shown } => {
-                if !self.special(text, out) && shown {
-                    self.push(text, out);
+    /// Reads more of a text in which special tokens are marked ([`crate::Request::specials`]). One that means nothing to the
+    /// family is text if it is shown.
+    pub fn read(&mut self, mut text: &str, out: &mut Vec<ChatEvent>) {
+        while let Some((span, rest)) = Span::split(text) {
+            text = rest;
+            match span {
+                Span::Text(text) => self.push(text, out),
+                Span::Special { text, shown } => {
+                    if !self.special(text, out) && shown {
+                        self.push(text, out);
+                    }
                 }
             }
         }

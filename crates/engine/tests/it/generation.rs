@@ -31,6 +31,7 @@ fn request(tokenizer: &Tokenizer, text: &str, tokens_max: usize) -> Request {
         stop: Vec::new(),
         tokens_max: Some(tokens_max),
         ignore_end: true,
+        specials: false,
     }
 }
 

@@ -92,7 +92,8 @@ fn asked(random: &mut Random, subject: &Subject<'_>, documents: &[Vec<u32>]) -> 
     let constrained = random.one_in(4);
     let stop = if random.one_in(3) && !constrained { vec![random.pick(&letters).to_owned()] } else { Vec::new() };
     let tokens_max = Some(random.below(subject.length_max / 2));
-    let request = Request { prompt, sampling, stop, tokens_max, ignore_end: constrained || random.one_in(2) };
+    let ignore_end = constrained || random.one_in(2);
+    let request = Request { prompt, sampling, stop, tokens_max, ignore_end, specials: false };
     let speculation = match random.below(4) {
         0 => Speculation::Off,
         1 => Speculation::Auto,

@@ -58,7 +58,7 @@ fn engine(pages: usize, options: Options, cost: fn(usize) -> u64) -> (Engine, Fa
 /// A greedy request.
 fn request(prompt: Vec<u32>, tokens_max: usize) -> Request {
     let sampling = SamplingParams::default();
-    Request { prompt, sampling, stop: Vec::new(), tokens_max: Some(tokens_max), ignore_end: true }
+    Request { prompt, sampling, stop: Vec::new(), tokens_max: Some(tokens_max), ignore_end: true, specials: false }
 }
 
 fn job(prompt: Vec<u32>, tokens_max: usize) -> Job {
