@@ -149,24 +149,27 @@ impl Show {
     /// # Errors
     /// Where the output is closed.
     pub(crate) fn event(&mut self, event: &ChatEvent) -> Result<()> {
+        Ok(self.write(event, &mut io::stdout().lock())?)
+    }
+
+    fn write(&mut self, event: &ChatEvent, out: &mut impl Write) -> io::Result<()> {
         self.reply.add(event);
-        let mut out = io::stdout().lock();
         match event {
             ChatEvent::Reasoning(text) if self.thoughts => {
-                self.between(Last::Thoughts, &mut out)?;
+                self.between(Last::Thoughts, out)?;
                 out.write_all(ui::styled(text, "2", self.colours).as_bytes())?;
             }
             ChatEvent::Content(text) => {
-                self.between(Last::Content, &mut out)?;
+                self.between(Last::Content, out)?;
                 out.write_all(text.as_bytes())?;
             }
             ChatEvent::ToolCallEnd { index, .. } => {
-                self.between(Last::Call, &mut out)?;
-                out.write_all(self.reply.calls[*index].line().as_bytes())?;
+                self.between(Last::Call, out)?;
+                out.write_all(line(&self.reply.calls[*index]).as_bytes())?;
             }
             _ => {}
         }
-        Ok(out.flush()?)
+        out.flush()
     }
 
     /// What stands between the last piece and one of another kind.
@@ -181,15 +184,33 @@ impl Show {
     }
 }
 
-/// A call for people and scripts.
-pub(crate) trait Line {
-    /// One line of JSON.
-    fn line(&self) -> String;
+/// A call as one line of JSON. The arguments stay as they were written, with their keys in order.
+fn line(call: &chat::ToolCall) -> String {
+    format!("{{\"name\": {}, \"arguments\": {}}}", json!(call.function.name), call.function.arguments)
 }
 
-impl Line for chat::ToolCall {
-    fn line(&self) -> String {
-        // The arguments stay as they were written, with their keys in order.
-        format!("{{\"name\": {}, \"arguments\": {}}}", json!(self.function.name), self.function.arguments)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_are_shown_by_kind() {
+        let parser = || ReplyParser::new(ChatFormat::named("qwen3").unwrap(), Arc::default());
+        let reply = "<think>\nHm.\n</think>\n\nI look.\n<tool_call>{\"name\":\"f\",\"arguments\":{\"b\":1, \"a\":2}}</tool_call>\
+                     <tool_call>{\"name\":\"g\"}</tool_call>Done.";
+        let calls = "I look.\n{\"name\": \"f\", \"arguments\": {\"b\":1, \"a\":2}}\n{\"name\": \"g\", \"arguments\": {}}\nDone.";
+        let cases = [
+            (false, false, calls.to_owned()),
+            (true, false, format!("Hm.\n\n{calls}")),
+            (true, true, format!("\x1b[2mHm.\x1b[0m\n\n{calls}")),
+        ];
+        for (thoughts, colours, expect) in cases {
+            let (mut parser, mut events, mut out) = (parser(), Vec::new(), Vec::new());
+            let mut show = Show { thoughts, colours, last: Last::Nothing, reply: Reply::default() };
+            parser.push(reply, &mut events);
+            parser.finish(&mut events);
+            events.iter().for_each(|event| show.write(event, &mut out).unwrap());
+            assert_eq!(String::from_utf8(out).unwrap(), expect);
+        }
     }
 }

@@ -16,5 +16,6 @@ mod store;
 mod support;
 mod surface;
 mod synth;
+mod talk;
 mod tokenize;
 mod tune;

@@ -9,6 +9,7 @@ mod generation;
 mod golden;
 mod mlx;
 mod profile;
+mod reply_text;
 mod sampler;
 mod sequences;
 mod serving;
