@@ -1,0 +1,225 @@
+//! The replies to a request as they come from the engine. Dropping the answer ends what is left of them.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use tessera_engine::{
+    Finish, Sampled,
+    serving::{Event, Job, Outcome, Ticket, Usage},
+};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+use crate::{
+    catalog::Model,
+    conversation::{ChatEvent, Reader, Reply},
+    metrics::Metrics,
+    problem::{Kind, Problem},
+};
+
+/// What is told of one choice.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// Its prompt is computed.
+    Started { prompt_tokens: usize, cached_tokens: usize },
+    /// A token came, and what it made of the reply; without a token, what had waited.
+    Piece { events: Vec<ChatEvent>, token: Option<Sampled> },
+    /// It is whole.
+    Finished(Box<End>),
+    /// It broke; nothing more comes of any choice.
+    Failed(Problem),
+}
+
+/// The end of a choice.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) finish: Finish,
+    pub(crate) stop_string: Option<String>,
+    pub(crate) usage: Usage,
+    /// Tokens that were thoughts.
+    pub(crate) reasoning_tokens: usize,
+}
+
+/// The replies to a request. Their number is bounded, and each by the context: so is what waits here for a slow client.
+pub(crate) struct Answer {
+    pub(crate) model: Arc<Model>,
+    metrics: Arc<Metrics>,
+    events: UnboundedReceiver<(usize, Event)>,
+    choices: Vec<Choice>,
+    /// Choices that have not ended.
+    open: usize,
+    /// Told next, before any event.
+    waiting: VecDeque<(usize, Told)>,
+    submitted: Instant,
+}
+
+struct Choice {
+    reader: Reader,
+    last_token: Option<Instant>,
+    reasoning_tokens: usize,
+    _ticket: Ticket,
+}
+
+impl Answer {
+    /// Hands all jobs to the engine; if it refuses one, it gets none.
+    pub(crate) fn submit(
+        model: Arc<Model>,
+        metrics: Arc<Metrics>,
+        jobs: Vec<(Job, Reader)>,
+    ) -> Result<Answer, Problem> {
+        let (sender, events) = mpsc::unbounded_channel();
+        let submit = |(index, (job, reader)): (usize, (Job, Reader))| {
+            let sender = sender.clone();
+            let ticket = model.engine().submit(job, move |event| sender.send((index, event)).is_ok())?;
+            Ok::<_, Problem>(Choice { reader, last_token: None, reasoning_tokens: 0, _ticket: ticket })
+        };
+        let choices = jobs.into_iter().enumerate().map(submit).collect::<Result<Vec<_>, _>>()?;
+        let (open, waiting, submitted) = (choices.len(), VecDeque::new(), Instant::now());
+        Ok(Answer { model, metrics, events, choices, open, waiting, submitted })
+    }
+
+    /// The number of choices.
+    pub(crate) fn len(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// The next thing, with its choice; nothing when all is told.
+    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<(usize, Told)>> {
+        loop {
+            if let Some(told) = self.waiting.pop_front() {
+                return Poll::Ready(Some(told));
+            }
+            if self.open == 0 {
+                return Poll::Ready(None);
+            }
+            match self.events.poll_recv(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some((index, event))) => self.take(index, event),
+                Poll::Ready(None) => self.fail(0, Problem::internal("the engine ended before the reply did")),
+            }
+        }
+    }
+
+    /// As [`Answer::poll_next`].
+    pub(crate) async fn next(&mut self) -> Option<(usize, Told)> {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    fn fail(&mut self, index: usize, problem: Problem) {
+        self.open = 0;
+        self.waiting.push_back((index, Told::Failed(problem)));
+    }
+
+    fn take(&mut self, index: usize, event: Event) {
+        let choice = &mut self.choices[index];
+        let mut events = Vec::new();
+        match event {
+            Event::Started { prompt_tokens, cached_tokens } => {
+                self.waiting.push_back((index, Told::Started { prompt_tokens, cached_tokens }));
+            }
+            Event::Token { sampled, text } => {
+                let now = Instant::now();
+                self.metrics.token(&self.model.name, self.submitted, choice.last_token.replace(now), now);
+                choice.reader.read(text, &mut events);
+                let thought = |event: &ChatEvent| matches!(event, ChatEvent::Reasoning(_));
+                choice.reasoning_tokens += usize::from(!events.is_empty() && events.iter().all(thought));
+                self.waiting.push_back((index, Told::Piece { events, token: Some(sampled) }));
+            }
+            Event::Finished(mut outcome) => {
+                let problem = match outcome.finish {
+                    Finish::Cancelled => {
+                        Some(Problem::unavailable("the model is being unloaded; its replies were cut off"))
+                    }
+                    Finish::Deadline if choice.last_token.is_none() => {
+                        Some(Problem::new(Kind::Timeout, "the time was over before the reply began; try again later"))
+                    }
+                    _ => None,
+                };
+                if let Some(problem) = problem {
+                    return self.fail(index, problem);
+                }
+                choice.reader.read(std::mem::take(&mut outcome.text), &mut events);
+                choice.reader.finish(&mut events);
+                self.open -= 1;
+                self.metrics.reply(&self.model.name, self.submitted.elapsed(), outcome.finish);
+                self.waiting.push_back((index, Told::Piece { events, token: None }));
+                let reasoning_tokens = choice.reasoning_tokens;
+                let Outcome { finish, stop_string, usage, .. } = *outcome;
+                let end = End { finish, stop_string, usage, reasoning_tokens };
+                self.waiting.push_back((index, Told::Finished(Box::new(end))));
+            }
+            Event::Failed(error) => self.fail(index, Problem::internal(format!("the reply failed: {error}"))),
+        }
+    }
+
+    /// All replies, when they are whole.
+    pub(crate) async fn whole(mut self) -> Result<Vec<Whole>, Problem> {
+        let mut all: Vec<Whole> = (0..self.len()).map(|_| Whole::default()).collect();
+        while let Some((index, told)) = self.next().await {
+            all[index].add(told)?;
+        }
+        Ok(all)
+    }
+}
+
+/// One reply.
+#[derive(Debug, Default)]
+pub(crate) struct Whole {
+    pub(crate) reply: Reply,
+    /// All tokens, with their log-probabilities if these were asked for.
+    pub(crate) tokens: Vec<Sampled>,
+    pub(crate) end: Option<End>,
+}
+
+impl Whole {
+    fn add(&mut self, told: Told) -> Result<(), Problem> {
+        match told {
+            Told::Started { .. } => {}
+            Told::Piece { events, token } => {
+                events.iter().for_each(|event| self.reply.add(event));
+                self.tokens.extend(token);
+            }
+            Told::Finished(end) => self.end = Some(*end),
+            Told::Failed(problem) => return Err(problem),
+        }
+        Ok(())
+    }
+
+    /// Why it ended.
+    pub(crate) fn finish(&self) -> Finish {
+        self.end.as_ref().map_or(Finish::Cancelled, |end| end.finish)
+    }
+}
+
+/// What all replies took together.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) prompt_tokens: usize,
+    pub(crate) cached_tokens: usize,
+    pub(crate) reply_tokens: usize,
+    pub(crate) reasoning_tokens: usize,
+}
+
+impl Totals {
+    /// Adds a choice. Prompts are counted once, however many replies they have.
+    pub(crate) fn add(&mut self, choice: usize, replies: usize, end: &End) {
+        let usage = &end.usage;
+        self.reasoning_tokens += end.reasoning_tokens;
+        if choice.is_multiple_of(replies) {
+            self.prompt_tokens += usage.prompt_tokens;
+            self.cached_tokens += usage.cached_tokens;
+        }
+        self.reply_tokens += usage.reply_tokens;
+    }
+
+    pub(crate) fn of(all: &[Whole], replies: usize) -> Totals {
+        let mut totals = Totals::default();
+        for (index, whole) in all.iter().enumerate() {
+            whole.end.iter().for_each(|end| totals.add(index, replies, end));
+        }
+        totals
+    }
+}

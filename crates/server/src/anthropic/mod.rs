@@ -1,0 +1,5 @@
+//! The API of Anthropic: messages, and how many tokens they are.
+
+pub(crate) mod messages;
+mod read;
+mod reply;

@@ -1,0 +1,116 @@
+//! What is asked of a model, whichever API it came through; and how it becomes jobs of the engine.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::Arc,
+    time::Duration,
+};
+
+use tessera_engine::{
+    Request, SamplingParams, Special,
+    serving::{Job, Speculation},
+};
+
+use crate::{
+    answer::Answer,
+    app::App,
+    catalog::Model,
+    conversation::{Conversation, Reader},
+    grammar::Shape,
+    problem::Problem,
+};
+
+/// What a reply goes on from.
+#[derive(Clone, Debug)]
+pub(crate) enum Prompt {
+    Conversation(Box<Conversation>),
+    /// To be continued as it is.
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+/// A request.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    pub(crate) prompts: Vec<Prompt>,
+    /// Replies to each.
+    pub(crate) replies: usize,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) stop: Vec<String>,
+    pub(crate) tokens_max: Option<usize>,
+    pub(crate) ignore_end: bool,
+    /// What replies must look like, with the field that says so.
+    pub(crate) shape: Option<(Shape, String)>,
+    pub(crate) speculation: Speculation,
+    pub(crate) priority: i32,
+    pub(crate) deadline: Option<Duration>,
+}
+
+impl Ask {
+    /// A request for one reply to each prompt, as APIs have it by default: drawn from the model's own distribution.
+    pub(crate) fn new(prompts: Vec<Prompt>) -> Ask {
+        let sampling = SamplingParams { temperature: 1.0, seed: RandomState::new().hash_one(()), ..Default::default() };
+        Ask {
+            prompts,
+            replies: 1,
+            sampling,
+            stop: Vec::new(),
+            tokens_max: None,
+            ignore_end: false,
+            shape: None,
+            speculation: Speculation::Auto,
+            priority: 0,
+            deadline: None,
+        }
+    }
+
+    /// Hands it to the model's engine. Templates, tokenizers and grammars may take their time: this waits on another thread.
+    pub(crate) async fn submit(self, app: &Arc<App>, model: &Arc<Model>) -> Result<Answer, Problem> {
+        let (app, model) = (app.clone(), model.clone());
+        let task = tokio::task::spawn_blocking(move || self.submit_here(&app, &model));
+        task.await.unwrap_or_else(|e| Err(Problem::internal(format!("the request could not be read: {e}"))))
+    }
+
+    fn submit_here(self, app: &App, model: &Arc<Model>) -> Result<Answer, Problem> {
+        let (choices, most) = (self.prompts.len() * self.replies, app.settings.choices_max);
+        if choices > most {
+            let message = format!("{choices} replies are asked for; this server gives at most {most} to a request");
+            return Err(Problem::invalid(message).about("n"));
+        }
+        let deadline = match (self.deadline, app.settings.deadline) {
+            (Some(own), Some(server)) => Some(own.min(server)),
+            (own, server) => own.or(server),
+        };
+        let mut jobs = Vec::with_capacity(choices);
+        for prompt in &self.prompts {
+            let (tokens, reader) = prompt_tokens(prompt, model)?;
+            for reply in 0..self.replies {
+                let shape = self.shape.as_ref();
+                let constraint = shape.map(|(shape, param)| model.grammars().constraint(shape, param)).transpose()?;
+                // Replies to one prompt differ in their seeds; the first has the one that was asked for.
+                let seed = self.sampling.seed.wrapping_add(reply as u64);
+                let request = Request {
+                    prompt: tokens.clone(),
+                    sampling: SamplingParams { seed, ..self.sampling.clone() },
+                    stop: self.stop.clone(),
+                    tokens_max: self.tokens_max,
+                    ignore_end: self.ignore_end,
+                };
+                let (speculation, priority) = (self.speculation, self.priority);
+                jobs.push((Job { request, constraint, speculation, priority, deadline }, reader.clone()));
+            }
+        }
+        Answer::submit(model.clone(), app.metrics.clone(), jobs)
+    }
+}
+
+fn prompt_tokens(prompt: &Prompt, model: &Model) -> Result<(Vec<u32>, Reader), Problem> {
+    match prompt {
+        Prompt::Conversation(conversation) => conversation.prompt(model),
+        Prompt::Tokens(tokens) => Ok((tokens.clone(), Reader::plain())),
+        Prompt::Text(text) => {
+            let tokens = model.tokenizer().encode(text, Special::Plain, true);
+            Ok((tokens.map_err(|e| Problem::invalid(e.to_string()).about("prompt"))?, Reader::plain()))
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! The server from the outside, over a real socket.
+
+mod access;
+mod admin;
+mod chat;
+mod completions;
+mod disconnect;
+mod errors;
+mod exactness;
+mod limits;
+mod messages;
+mod responses;
+mod shapes;
+mod shutdown;
+mod support;

@@ -1,0 +1,270 @@
+//! A server on a tiny model with random weights, and a client for it.
+
+use std::{
+    io::{BufRead, BufReader},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tessera_engine::{
+    ChatTemplate, Config, Error, LanguageModel, LoadOptions, Sequences, models,
+    serving::{Engine, EngineHandle, MonotonicClock, Options},
+    synth::{self, Spec},
+};
+use tessera_ops::{Batch, KvFormat, reference::ReferenceDevice};
+use tessera_server::{Closing, Loaded, Loader, Problem, Server, Settings, StopSwitch};
+
+/// The models that test servers have: `tiny`, `slow` (20 ms a step) and `bare` (no chat template).
+pub(crate) struct Tiny {
+    pub(crate) options: Options,
+    /// Tokens of the cache.
+    pub(crate) cache: usize,
+}
+
+impl Default for Tiny {
+    fn default() -> Tiny {
+        Tiny { options: Options { slots: 4, ..Options::default() }, cache: 4096 }
+    }
+}
+
+impl Loader for Tiny {
+    fn load(&self, name: &str) -> Result<Loaded, Problem> {
+        if name == "broken" {
+            return Err(Problem::unavailable("its file is damaged"));
+        }
+        let line = "synth:llama,layers=1,width=64,head_dim=32,feed_forward=64,vocabulary=512,format=F32,context=2048";
+        let spec = Spec::parse(line).unwrap();
+        let checkpoint = synth::checkpoint(&spec, 1).unwrap();
+        let options = LoadOptions { context: Some(self.cache), kv_format: KvFormat::F16 };
+        let mut model = models::load(&checkpoint, Arc::new(ReferenceDevice), &options, &mut |_| {}).unwrap();
+        if name == "slow" {
+            model = Box::new(Slow(model));
+        }
+        let tokenizer = Arc::new(checkpoint.tokenizer().unwrap());
+        let template = checkpoint.chat_template().unwrap();
+        let template = ChatTemplate::new(name, template.as_deref(), &tokenizer).unwrap();
+        let clock = Box::new(MonotonicClock::default());
+        let engine = Engine::new(Sequences::new(model), tokenizer, self.options.clone(), clock);
+        Ok(Loaded {
+            engine: EngineHandle::start(engine).unwrap(),
+            template: (name != "bare").then_some(template),
+            device: "reference".to_owned(),
+            kernel: Box::new(|rows| format!("plain for {rows}")),
+        })
+    }
+}
+
+/// A model that takes its time.
+struct Slow(Box<dyn LanguageModel>);
+
+impl LanguageModel for Slow {
+    fn config(&self) -> &Config {
+        self.0.config()
+    }
+    fn cache_tokens(&self) -> usize {
+        self.0.cache_tokens()
+    }
+    fn cache_bytes(&self) -> usize {
+        self.0.cache_bytes()
+    }
+    fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
+        thread::sleep(Duration::from_millis(20));
+        self.0.forward(batch, logits)
+    }
+    fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.0.read_page(page, out)
+    }
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error> {
+        self.0.write_page(page, bytes)
+    }
+}
+
+/// A running server; it stops when it is dropped.
+pub(crate) struct Running {
+    pub(crate) address: String,
+    switch: StopSwitch,
+    thread: Option<JoinHandle<Closing>>,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: ureq::http::HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Reply {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    /// The JSON of a reply that is fine.
+    pub(crate) fn fine(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.text);
+        self.json()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// The events of a stream: names and data, to the end.
+    pub(crate) fn events(&self) -> Vec<(Option<String>, String)> {
+        assert_eq!(self.status, 200, "{}", self.text);
+        assert!(self.header("content-type").unwrap().starts_with("text/event-stream"));
+        let blocks = self.text.split("\n\n").filter(|block| !block.trim().is_empty());
+        let read = |block: &str| {
+            let mut name = None;
+            let mut data = None;
+            for line in block.lines() {
+                match line.split_once(": ") {
+                    Some(("event", value)) => name = Some(value.to_owned()),
+                    Some(("data", value)) => assert!(data.replace(value.to_owned()).is_none(), "{block}"),
+                    _ => assert!(line.starts_with(':'), "{line}"),
+                }
+            }
+            data.map(|data| (name, data))
+        };
+        blocks.filter_map(read).collect()
+    }
+
+    /// The objects of OpenAI's streams, which end with `[DONE]`.
+    pub(crate) fn chunks(&self) -> Vec<Value> {
+        let mut events = self.events();
+        assert_eq!(events.pop().unwrap(), (None, "[DONE]".to_owned()));
+        events.into_iter().map(|(_, data)| serde_json::from_str(&data).unwrap()).collect()
+    }
+
+    /// The objects of streams whose events have names, which are their types.
+    pub(crate) fn typed(&self) -> Vec<Value> {
+        let object = |(name, data): (Option<String>, String)| {
+            let value: Value = serde_json::from_str(&data).unwrap();
+            assert_eq!(value["type"].as_str(), name.as_deref(), "{data}");
+            value
+        };
+        self.events().into_iter().map(object).collect()
+    }
+}
+
+pub(crate) fn start_with(names: &[&str], loader: Tiny, settings: Settings) -> Running {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let server = Server::bind(("127.0.0.1", 0), names.clone(), Box::new(loader), settings).unwrap();
+    for name in names.iter().filter(|name| *name != "broken" && *name != "later") {
+        server.load(name).unwrap();
+    }
+    let (address, switch) = (server.address().to_string(), server.switch());
+    let thread = thread::spawn(move || server.run().unwrap());
+    Running { address, switch, thread: Some(thread) }
+}
+
+/// A server of `tiny` with settings as by default.
+pub(crate) fn start() -> Running {
+    start_with(&["tiny"], Tiny::default(), Settings::default())
+}
+
+/// A client that keeps no connection.
+pub(crate) fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder().http_status_as_error(false).max_idle_connections(0);
+    config.timeout_global(Some(Duration::from_secs(60))).build().into()
+}
+
+impl Running {
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Reply {
+        read(agent().get(self.url(path)).call())
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Reply {
+        self.post_with(path, body, &[])
+    }
+
+    pub(crate) fn post_with(&self, path: &str, body: &Value, headers: &[(&str, &str)]) -> Reply {
+        let mut request = agent().post(self.url(path)).header("content-type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        read(request.send(body.to_string()))
+    }
+
+    /// A stream that is read line by line; dropping it goes away.
+    pub(crate) fn open(&self, path: &str, body: &Value) -> impl Iterator<Item = String> + use<> {
+        let request = agent().post(self.url(path)).header("content-type", "application/json");
+        let response = request.send(body.to_string()).unwrap();
+        assert_eq!(response.status(), 200);
+        BufReader::new(response.into_body().into_reader()).lines().map_while(Result::ok)
+    }
+
+    /// The first model's part of `/v1/engine`.
+    pub(crate) fn engine(&self) -> Value {
+        self.get("/v1/engine").fine()["models"][0].clone()
+    }
+
+    /// Waits until the engine is as it should be.
+    pub(crate) fn wait_until(&self, what: &str, so: impl Fn(&Value) -> bool) -> Value {
+        let start = Instant::now();
+        loop {
+            let engine = self.engine();
+            if so(&engine) {
+                return engine;
+            }
+            assert!(start.elapsed() < Duration::from_secs(30), "never {what}: {engine}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until nothing is computed and nothing held.
+    pub(crate) fn wait_idle(&self) {
+        let idle = |e: &Value| e["running"] == 0 && e["waiting"] == 0 && e["cache"]["held"] == 0;
+        self.wait_until("idle", idle);
+    }
+
+    pub(crate) fn switch(&self) -> StopSwitch {
+        self.switch.clone()
+    }
+
+    /// Stops it and tells how it ended.
+    pub(crate) fn stop(mut self) -> Closing {
+        self.switch.stop();
+        self.thread.take().unwrap().join().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.switch.stop();
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || thread::panicking(), "the server died");
+        }
+    }
+}
+
+pub(crate) fn read(response: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Reply {
+    let mut response = response.unwrap();
+    let (status, headers) = (response.status().as_u16(), response.headers().clone());
+    Reply { status, headers, text: response.body_mut().read_to_string().unwrap() }
+}
+
+/// A conversation of one message, with what else is asked for.
+pub(crate) fn chat(text: &str, more: Value) -> Value {
+    with(json!({ "model": "tiny", "messages": [{ "role": "user", "content": text }] }), more)
+}
+
+/// A text to be continued.
+pub(crate) fn completion(text: &str, more: Value) -> Value {
+    with(json!({ "model": "tiny", "prompt": text }), more)
+}
+
+/// An object with more fields.
+pub(crate) fn with(mut object: Value, more: Value) -> Value {
+    for (name, value) in more.as_object().unwrap() {
+        object[name] = value.clone();
+    }
+    object
+}
