@@ -95,6 +95,7 @@ impl Ask {
                     stop: self.stop.clone(),
                     tokens_max: self.tokens_max,
                     ignore_end: self.ignore_end,
+                    specials: false,
                 };
                 let (speculation, priority) = (self.speculation, self.priority);
                 jobs.push((Job { request, constraint, speculation, priority, deadline }, reader.clone()));

@@ -17,8 +17,7 @@ fn slow(options: Options, settings: Settings) -> Running {
 
 /// A request that takes a second at least.
 fn long(more: Value) -> Value {
-    let body = with(completion("x", json!({ "model": "slow", "max_tokens": 50, "ignore_eos": true })), more);
-    body
+    with(completion("x", json!({ "model": "slow", "max_tokens": 50, "ignore_eos": true })), more)
 }
 
 #[test]
