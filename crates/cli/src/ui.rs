@@ -112,6 +112,13 @@ pub(crate) fn steps_bar(label: &str, total: u64) -> ProgressBar {
     bar(label, total, "{msg:24!} {bar:30} {pos:>6} of {len:6} {eta:>5}")
 }
 
+/// A line with the time that something takes whose end is not known; invisible where stderr is no terminal.
+pub(crate) fn spinner(label: &str) -> ProgressBar {
+    let bar = bar(label, 0, "{spinner} {msg} {elapsed}");
+    bar.enable_steady_tick(std::time::Duration::from_millis(200));
+    bar
+}
+
 fn bar(label: &str, total: u64, template: &str) -> ProgressBar {
     let target = if io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(total), target).with_message(label.to_owned());

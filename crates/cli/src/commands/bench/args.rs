@@ -29,6 +29,7 @@ pub(crate) enum What {
     Batch(Batch),
     Sweep(Sweep),
     Kernel(Kernel),
+    Serve(Serve),
 }
 
 /// Time to compute a prompt: one sequence, the logits of the last token only.
@@ -158,6 +159,63 @@ pub(crate) struct Kernel {
     pub(crate) kernels: Vec<String>,
 }
 
+/// Load on a server over loopback, as clients see it: time to the first token and between tokens, tokens a second.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The server is another process of this program, started with the words after `--`; or one that listens at --url. \
+Requests are greedy completions of a few prompts, so each has a known text: a reply that differs under load is an error. `first` is the \
+time to the first piece of text, `between` that from one piece to the next.
+
+Examples:
+  tessera bench serve smollm2:135m --users 1,2,4,8,16,32
+  tessera bench serve smollm2:135m --rate 2,8 --seconds 30 --json
+  tessera bench serve smollm2:135m --users 8 --intrude 2000
+  tessera bench serve smollm2:135m --users 16 --soak 10 -- --queue 64"
+)]
+pub(crate) struct Serve {
+    /// The model
+    #[arg(default_value = crate::store::DEFAULT)]
+    pub(crate) model: String,
+    /// Users who each ask again when they have their reply; a list measures one after another
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,2,4,8,16,32",
+        default_value_if("rate", clap::builder::ArgPredicate::IsPresent, None),
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    pub(crate) users: Vec<usize>,
+    /// Requests a second, at random moments, whether the server keeps up or not; a list measures one after another
+    #[arg(long, value_name = "RATE,…", value_delimiter = ',', value_parser = rate)]
+    pub(crate) rate: Vec<f64>,
+    /// How long each load lasts, 1 to 3600
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
+    /// Words of a prompt, which are about as many tokens
+    #[arg(long, value_name = "WORDS", default_value_t = 64, value_parser = tokens())]
+    pub(crate) prompt: usize,
+    /// Tokens of a reply at most
+    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = tokens())]
+    pub(crate) tokens: usize,
+    /// Then let a prompt of so many words come among the most users, and show what it does to the others
+    #[arg(long, value_name = "WORDS", value_parser = tokens())]
+    pub(crate) intrude: Option<usize>,
+    /// Then ask and hang up at random for so long, and see that neither pages nor memory are lost
+    #[arg(long, value_name = "MINUTES", value_parser = minutes)]
+    pub(crate) soak: Option<f64>,
+    /// Fixes prompts and moments
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// A server that runs already
+    #[arg(long, value_name = "URL", conflicts_with = "flags")]
+    pub(crate) url: Option<String>,
+    /// Its API key
+    #[arg(long, value_name = "KEY", requires = "url")]
+    pub(crate) key: Option<String>,
+    /// Print one JSON object a row
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Words for `tessera serve`
+    #[arg(last = true, value_name = "FLAGS")]
+    pub(crate) flags: Vec<String>,
+}
+
 /// What all measurements of a model share.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
@@ -205,6 +263,18 @@ fn size() -> RangedU64ValueParser<usize> {
 fn factor(text: &str) -> Result<f64, String> {
     let factor = text.parse().map_err(|_| "not a number".to_owned())?;
     if factor > 1.0 && factor <= 100.0 { Ok(factor) } else { Err("not above 1 and at most 100".to_owned()) }
+}
+
+/// Requests a second.
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().map_err(|_| "not a number".to_owned())?;
+    if rate > 0.0 && rate <= 1000.0 { Ok(rate) } else { Err("not above 0 and at most 1000".to_owned()) }
+}
+
+/// How long a soak lasts.
+fn minutes(text: &str) -> Result<f64, String> {
+    let minutes = text.parse().map_err(|_| "not a number".to_owned())?;
+    if minutes > 0.0 && minutes <= 1440.0 { Ok(minutes) } else { Err("not above 0 and at most 1440".to_owned()) }
 }
 
 /// A count of sequences in a step.

@@ -10,6 +10,7 @@ use tessera_ops::Role;
 
 use super::{
     args::Batch,
+    random::Random,
     report::{self, Report},
     row::Row,
     subject::Subject,
@@ -86,20 +87,6 @@ fn requests(subject: &Subject, args: &Batch, count: usize) -> Vec<Request> {
         Request { prompt: subject.tokens(random.below(subject.config.vocabulary), prompt), tokens }
     };
     (0..count).map(request).collect()
-}
-
-/// SplitMix64 (Steele, Lea and Flood 2014).
-struct Random(u64);
-
-impl Random {
-    /// A number below `most`, which is small.
-    fn below(&mut self, most: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % most as u64) as usize
-    }
 }
 
 /// What came of a request.

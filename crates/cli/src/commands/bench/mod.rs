@@ -10,8 +10,10 @@ mod kernel;
 mod plot;
 mod prefill;
 pub(crate) mod profile;
+mod random;
 mod report;
 mod row;
+mod serve;
 mod subject;
 mod sweep;
 
@@ -30,5 +32,6 @@ pub(crate) fn main(args: &Bench) -> Result<()> {
         What::Batch(args) => batch::main(args),
         What::Sweep(args) => sweep::main(args),
         What::Kernel(args) => kernel::main(args),
+        What::Serve(args) => serve::main(args),
     }
 }
