@@ -111,14 +111,16 @@ fn wait_until_idle(client: &Client) -> Result<u64> {
     let until = Instant::now() + IDLE;
     loop {
         let state = client.get("/v1/engine")?;
-        let sum =
-            |name: &str| state["models"].as_array().into_iter().flatten().filter_map(|m| m[name].as_u64()).sum::<u64>();
-        if sum("running") + sum("waiting") == 0 {
-            return Ok(sum("pages_held"));
+        let sum = |path: &str| {
+            let models = state["models"].as_array().into_iter().flatten();
+            models.filter_map(|model| model.pointer(path)?.as_u64()).sum::<u64>()
+        };
+        let running = sum("/running") + sum("/waiting");
+        if running == 0 {
+            return Ok(sum("/cache/held"));
         }
         if Instant::now() > until {
-            let message =
-                format!("{} requests still run, though nobody waits for them", sum("running") + sum("waiting"));
+            let message = format!("{running} requests still run, though nobody waits for them");
             return Err(Failure::new(message, "this is a leak: report it, with the command").into());
         }
         thread::sleep(Duration::from_millis(50));
