@@ -9,18 +9,29 @@ use axum::{
 
 use crate::problem::{Dialect, Kind, Problem};
 
-/// What is served at `/`: type and contents.
-const INDEX: (&str, &str) = ("text/html; charset=utf-8", include_str!("page/index.html"));
+const HTML: &str = "text/html; charset=utf-8";
+const STYLE: &str = "text/css; charset=utf-8";
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const IMAGE: &str = "image/svg+xml";
+
+/// What is served at `/`.
+const INDEX: &str = include_str!("../page/index.html");
 
 /// What is served under `/static/`: name, type and contents.
-const FILES: [(&str, &str, &str); 0] = [];
+const FILES: [(&str, &str, &str); 7] = [
+    ("style.css", STYLE, include_str!("../page/style.css")),
+    ("icon.svg", IMAGE, include_str!("../page/icon.svg")),
+    ("app.js", SCRIPT, include_str!("../page/app.js")),
+    ("api.js", SCRIPT, include_str!("../page/api.js")),
+    ("conversation.js", SCRIPT, include_str!("../page/conversation.js")),
+    ("engine.js", SCRIPT, include_str!("../page/engine.js")),
+    ("settings.js", SCRIPT, include_str!("../page/settings.js")),
+];
 
 /// `GET /`
 pub(crate) async fn index() -> Response {
-    let (kind, text) = INDEX;
-    contents(kind, text)
+    contents(HTML, INDEX)
 }
-
 /// `GET /static/…`
 pub(crate) async fn file(Path(name): Path<String>) -> Response {
     match FILES.iter().find(|(known, ..)| *known == name) {
