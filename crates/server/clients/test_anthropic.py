@@ -58,7 +58,8 @@ def test_a_tool_is_called(client, model):
         streamed = [block for block in stream.get_final_message().content if block.type == "tool_use"][0]
     assert (streamed.name, streamed.input) == (call.name, call.input)
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "rain"}
-    messages = ASK + [{"role": "assistant", "content": [call.model_dump(include={"type", "id", "name", "input"})]}, {"role": "user", "content": [result]}]
+    said = call.model_dump(include={"type", "id", "name", "input"})
+    messages = ASK + [{"role": "assistant", "content": [said]}, {"role": "user", "content": [result]}]
     assert client.messages.create(model=model, max_tokens=4, messages=messages, tools=[TOOL]).stop_reason
 
 

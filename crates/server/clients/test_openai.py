@@ -22,7 +22,10 @@ TOOL = {
 }
 SCHEMA = {
     "type": "object",
-    "properties": {"colour": {"enum": ["red", "green"]}, "sizes": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2}},
+    "properties": {
+        "colour": {"enum": ["red", "green"]},
+        "sizes": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2},
+    },
     "required": ["colour", "sizes"],
     "additionalProperties": False,
 }
@@ -64,7 +67,8 @@ def test_streaming_says_the_same(client, model):
 
 def test_neighbours_change_no_byte(client, model):
     def ask(seed):
-        made = client.chat.completions.create(model=model, messages=[{"role": "user", "content": f"Number {seed}"}], max_tokens=20, seed=seed)
+        messages = [{"role": "user", "content": f"Number {seed}"}]
+        made = client.chat.completions.create(model=model, messages=messages, max_tokens=20, seed=seed)
         return made.choices[0].message.content
 
     alone = [ask(seed) for seed in range(6)]
@@ -139,8 +143,10 @@ def test_a_tool_call_streams_in_parts(client, model):
 
 def test_a_conversation_with_tool_results_is_taken(client, model):
     call = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city":"Bern","days":2}'}}
-    messages = ASK + [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "tool_call_id": "call_1", "content": "rain"}]
-    assert client.chat.completions.create(model=model, messages=messages, tools=[TOOL], tool_choice="none", max_tokens=4).choices
+    said = {"role": "assistant", "content": None, "tool_calls": [call]}
+    messages = ASK + [said, {"role": "tool", "tool_call_id": "call_1", "content": "rain"}]
+    options = dict(model=model, messages=messages, tools=[TOOL], tool_choice="none", max_tokens=4)
+    assert client.chat.completions.create(**options).choices
 
 
 def test_responses(client, model):

@@ -5,7 +5,10 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 SCREENSHOTS = pathlib.Path(__file__).resolve().parents[3] / "target" / "screenshots"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
