@@ -7,6 +7,7 @@ const MAY_USE: [(&str, &[&str]); 7] = [
     ("formats", &[]),
     ("ops", &["formats"]),
     ("cpu", &["formats", "ops"]),
+    ("cuda", &["formats", "ops"]),
     ("engine", &["formats", "ops"]),
     ("server", &["engine"]),
     ("cli", &["formats", "ops", "cpu", "engine", "server"]),

@@ -1,0 +1,70 @@
+//! Compiles every variant of every table for every card, without one: `cargo run -p tessera-cuda --example check_kernels [ARCH...]`.
+//!
+//! Prints registers, spills and shared memory, the worst of each kernel and card, and fails where a kernel does not compile or
+//! spills more than [`SPILLED_BYTES_MAX`].
+
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use tessera_cuda::{compiler::Compiler, kernels::Module};
+
+const ARCHS: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
+
+/// None: a tile whose sums do not fit into registers is the wrong tile.
+const SPILLED_BYTES_MAX: u32 = 0;
+
+fn main() -> ExitCode {
+    let compiler = match Compiler::find() {
+        Ok(compiler) => compiler,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let asked: Vec<String> = std::env::args().skip(1).collect();
+    let archs: Vec<&str> = if asked.is_empty() { ARCHS.to_vec() } else { asked.iter().map(String::as_str).collect() };
+    let modules = Module::all();
+    let jobs: Vec<(Module, &str)> = archs.iter().flat_map(|a| modules.iter().map(move |m| (*m, *a))).collect();
+    let (next, worst, failures) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()), Mutex::new(vec![]));
+    let work = || {
+        while let Some((module, arch)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let compiled = match compiler.compile(*module, arch) {
+                Ok(compiled) => compiled,
+                Err(error) => {
+                    failures.lock().unwrap().push(error.to_string());
+                    continue;
+                }
+            };
+            if compiled.spilled_bytes > SPILLED_BYTES_MAX {
+                let text = format!("{module} for {arch} spills {} bytes", compiled.spilled_bytes);
+                failures.lock().unwrap().push(text);
+            }
+            let mut worst = worst.lock().unwrap();
+            let entry: &mut (usize, u32, u32, u32) = worst.entry((module.name(), *arch)).or_default();
+            entry.0 += 1;
+            entry.1 = entry.1.max(compiled.registers);
+            entry.2 = entry.2.max(compiled.spilled_bytes);
+            entry.3 = entry.3.max(compiled.shared_bytes);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    println!("{:12} {:8} {:>8} {:>10} {:>8} {:>8}", "kernel", "card", "variants", "registers", "spilled", "shared");
+    for ((name, arch), (count, registers, spilled, shared)) in worst.into_inner().unwrap() {
+        println!("{name:12} {arch:8} {count:>8} {registers:>10} {spilled:>8} {shared:>8}");
+    }
+    let failures = failures.into_inner().unwrap();
+    failures.iter().for_each(|f| eprintln!("{f}"));
+    println!("{} modules compiled by NVRTC {:?}, {} failures", jobs.len(), compiler.version(), failures.len());
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,38 @@
+// Keys and values of a step's rows into their pages; crates/ops/src/kv.rs, `round`. One warp a row and head: blocks of 32 features.
+
+DEVICE void keep(u8* head, u32 at, u32 scale_at, float value, u32 d) {
+#if FORMAT == 0
+    if (d < HEAD_DIM) ((float*)head)[at] = value;
+#elif FORMAT == 1
+    if (d < HEAD_DIM) ((u16*)head)[at] = float_to_half(value);
+#else
+    u32 largest = __float_as_uint(value) & 0x7fffffffu;
+#pragma unroll
+    for (int width = 16; width > 0; width /= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, width));
+    float amax = __uint_as_float(largest), scale = amax / 127.0f;
+    int code = 0;
+    if (largest >= 0x7f800000u) {
+        scale = not_a_number();
+    } else if (amax > 0.0f) {
+        float inverse = 127.0f / amax;
+        if (inverse < __uint_as_float(0x7f800000u)) code = __float2int_rn(value * inverse);
+    }
+    if (d < HEAD_DIM) head[at] = (u8)code;
+    if (d % 32 == 0) ((float*)(head + NUMBERS))[scale_at] = half_to_float(float_to_half(scale));
+#endif
+}
+
+KERNEL store(const float* keys, const float* values, u8* key_pages, u8* value_pages, const u32* rows, const u32* lists, u32 heads,
+             u32 ring) {
+    Step step = {rows, lists};
+    u32 head = blockIdx.x, row = blockIdx.y;
+    u32 place = step.place(row, step.position(row));
+    u64 at = ((u64)step.page(row, place, ring) * heads + head) * HEAD_BYTES;
+    u32 slot = place % PAGE;
+    u64 in = ((u64)row * heads + head) * HEAD_DIM;
+    for (u32 d = threadIdx.x; d < BLOCKS * 32; d += 32) {
+        float key = d < HEAD_DIM ? keys[in + d] : 0.0f, value = d < HEAD_DIM ? values[in + d] : 0.0f;
+        keep(key_pages + at, d * PAGE + slot, d / 32 * PAGE + slot, key, d);
+        keep(value_pages + at, slot * HEAD_DIM + d, slot * BLOCKS + d / 32, value, d);
+    }
+}

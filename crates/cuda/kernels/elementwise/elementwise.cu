@@ -1,0 +1,64 @@
+// What touches each number by itself; numerics.rs and math.rs. One thread a number.
+
+DEVICE u64 index() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
+
+DEVICE float gated(float x, float up, u32 gate) {
+    if (gate == 0) return x / (1.0f + canonical_exp(-x)) * up;
+    if (gate == 1) {
+        float cubic = fma(x * x, 0.044715f, 1.0f);
+        return x / (1.0f + canonical_exp(-(1.595769f * x * cubic))) * up;
+    }
+    x = 7.0f < x ? 7.0f : x;
+    up = -7.0f > up ? -7.0f : up;
+    up = 7.0f < up ? 7.0f : up;
+    return x / (1.0f + canonical_exp(-(1.702f * x))) * (up + 1.0f);
+}
+
+// y (rows, width) of two tensors whose rows begin `x_stride` and `up_stride` apart.
+KERNEL gate(const float* x, const float* up, float* y, u32 rows, u32 width, u32 x_stride, u32 up_stride, u32 kind) {
+    u64 at = index();
+    if (at >= (u64)rows * width) return;
+    u64 row = at / width, column = at % width;
+    y[at] = gated(x[row * x_stride + column], up[row * up_stride + column], kind);
+}
+
+KERNEL columns(const float* x, float* y, u32 rows, u32 width, u32 x_stride, u32 first) {
+    u64 at = index();
+    if (at < (u64)rows * width) y[at] = x[at / width * x_stride + first + at % width];
+}
+
+KERNEL scale(float* x, u64 count, float factor) {
+    if (index() < count) x[index()] = x[index()] * factor;
+}
+
+KERNEL add(float* x, const float* y, u64 count) {
+    if (index() < count) x[index()] = x[index()] + y[index()];
+}
+
+KERNEL soft_cap(float* x, u64 count, float cap) {
+    if (index() < count) x[index()] = canonical_soft_cap(x[index()], cap);
+}
+
+// The rows `wanted` of x.
+KERNEL gather_rows(const float* x, const u32* wanted, float* y, u32 rows, u32 width) {
+    u64 at = index();
+    if (at < (u64)rows * width) y[at] = x[(u64)wanted[at / width] * width + at % width];
+}
+
+// A fine product: row r and row rows + r of `parts` together, and the bias.
+KERNEL add_fine(const float* parts, const float* bias, float* y, u32 rows, u32 width) {
+    u64 at = index();
+    if (at >= (u64)rows * width) return;
+    float sum = parts[at] + parts[at + (u64)rows * width];
+    y[at] = bias ? sum + bias[at % width] : sum;
+}
+
+// The way back from the experts: slots in order, from 0.
+KERNEL combine(const float* parts, const float* weights, float* y, u32 rows, u32 width, u32 slots) {
+    u64 at = index();
+    if (at >= (u64)rows * width) return;
+    u64 row = at / width, column = at % width;
+    float sum = 0.0f;
+    for (u32 s = 0; s < slots; s++) sum = fma(weights[row * slots + s], parts[(row * slots + s) * width + column], sum);
+    y[at] = sum;
+}

@@ -1,0 +1,31 @@
+// Which rows of activations the columns of a launch are, and where their results go: dense, grouped and routed alike.
+//
+// blockIdx.z names the segment (a group or an expert; 0 where there is one matrix), blockIdx.y the tile of columns.
+// - `starts` null: columns are the tokens. Segment z reads its slice of a row, and writes its slice.
+// - else: columns are the places `order[starts[z] .. starts[z + 1]]`; place p reads row p / slots and writes row p.
+
+struct Columns {
+    u32 first;
+    u32 count;
+    const u32* order;
+    u32 slots;
+
+    // The place of a column of this tile; columns past the end stand for the last one, and are not written.
+    DEVICE_MEMBER u32 place(u32 column) const {
+        u32 c = first + column < count ? first + column : count - 1;
+        return order ? order[c] : c;
+    }
+    DEVICE_MEMBER u32 row(u32 column) const { return place(column) / slots; }
+    DEVICE_MEMBER bool has(u32 column) const { return first + column < count; }
+};
+
+DEVICE Columns columns_of_tile(const u32* starts, const u32* order, u32 tokens, u32 slots, u32 tile) {
+    Columns c = {blockIdx.y * tile, tokens, 0, 1};
+    if (starts) {
+        u32 start = starts[blockIdx.z];
+        c.count = starts[blockIdx.z + 1] - start;
+        c.order = order + start;
+        c.slots = slots;
+    }
+    return c;
+}

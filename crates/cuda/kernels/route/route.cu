@@ -1,0 +1,136 @@
+// Experts of each token, by crates/ops/src/routing.rs: one warp a token. Then the places of each expert, ascending.
+
+#define GROUPS_MAX 64
+
+// Whether `a` goes before `b` whatever their ids: the larger first, NaN before all.
+DEVICE bool ahead(float a, float b) { return a > b || (a != a && b == b); }
+
+// Of a warp's candidates (id -1: none), the first; equal ones by the lowest id.
+DEVICE int first_of_warp(float value, int id) {
+#pragma unroll
+    for (int width = 16; width > 0; width /= 2) {
+        float other = __shfl_xor_sync(0xffffffffu, value, width);
+        int other_id = __shfl_xor_sync(0xffffffffu, id, width);
+        bool swap = other_id >= 0 && (id < 0 || ahead(other, value) || (!ahead(value, other) && other_id < id));
+        if (swap) { value = other; id = other_id; }
+    }
+    return id;
+}
+
+// The first of those of `count` that are not `taken`; lanes scan by strides.
+DEVICE int first_left(const float* values, const u8* taken, u32 count, u32 lane) {
+    float best = 0.0f;
+    int id = -1;
+    for (u32 i = lane; i < count; i += 32)
+        if (!taken[i] && (id < 0 || ahead(values[i], best))) { best = values[i]; id = (int)i; }
+    return first_of_warp(best, id);
+}
+
+// exp(v - highest) / sum, in place: maxima ignore NaN, the sum runs in 16 lanes.
+DEVICE void softmax(float* values, u32 count, u32 lane) {
+    float highest = __uint_as_float(0xff800000u);
+    for (u32 i = lane; i < count; i += 32) highest = values[i] > highest ? values[i] : highest;
+#pragma unroll
+    for (int width = 16; width > 0; width /= 2) {
+        float other = __shfl_xor_sync(0xffffffffu, highest, width);
+        highest = other > highest ? other : highest;
+    }
+    for (u32 i = lane; i < count; i += 32) values[i] = canonical_exp(values[i] - highest);
+    __syncwarp();
+    float sum = 0.0f;
+    if (lane < 16)
+        for (u32 i = lane; i < count; i += 16) sum = sum + values[i];
+    sum = __shfl_sync(0xffffffffu, add_lanes(sum), 0);
+    for (u32 i = lane; i < count; i += 32) values[i] = values[i] / sum;
+    __syncwarp();
+}
+
+// Leaves `taken` set for experts of groups that are not kept.
+DEVICE void keep_groups(const float* choice, u8* taken, u32 experts, u32 count, u32 kept, u32 judged_by, u32 lane) {
+    __shared__ float judged[GROUPS_MAX];
+    __shared__ u8 out[GROUPS_MAX];
+    u32 size = experts / count;
+    for (u32 g = lane; g < count; g += 32) {
+        float sum = 0.0f;
+        int last = -1;
+        for (u32 n = 0; n < judged_by; n++) {
+            int best = -1;
+            for (u32 i = g * size; i < (g + 1) * size; i++) {
+                bool after = last < 0 || ahead(choice[last], choice[i]) || (!ahead(choice[i], choice[last]) && (int)i > last);
+                if (after && (best < 0 || ahead(choice[i], choice[best]))) best = (int)i;
+            }
+            last = best;
+            sum = sum + choice[best];
+        }
+        judged[g] = sum;
+        out[g] = 0;
+    }
+    __syncwarp();
+    for (u32 n = 0; n < kept; n++) {
+        int best = first_left(judged, out, count, lane);
+        if (lane == 0) out[best] = 1;
+        __syncwarp();
+    }
+    for (u32 i = lane; i < experts; i += 32) taken[i] = !out[i / size];
+    __syncwarp();
+}
+
+// logits (tokens, experts); score: 0 softmax, 1 sigmoid, 2 softmax of the chosen. Shared: scores, choice (f32), taken (bytes).
+KERNEL route(const float* logits, const float* bias, const float* factors, u32* chosen, float* weights, u32 experts, u32 slots,
+             u32 score, u32 groups, u32 kept, u32 judged_by, u32 normalise, float factor) {
+    extern __shared__ float scores[];
+    float* choice = scores + experts;
+    u8* taken = (u8*)(choice + experts);
+    u32 lane = threadIdx.x;
+    const float* in = logits + (u64)blockIdx.x * experts;
+    for (u32 i = lane; i < experts; i += 32) scores[i] = score == 1 ? 1.0f / (1.0f + canonical_exp(-in[i])) : in[i];
+    __syncwarp();
+    if (score == 0) softmax(scores, experts, lane);
+    for (u32 i = lane; i < experts; i += 32) {
+        choice[i] = bias ? scores[i] + bias[i] : scores[i];
+        taken[i] = 0;
+    }
+    __syncwarp();
+    if (groups > 0) keep_groups(choice, taken, experts, groups, kept, judged_by, lane);
+    u32* ids = chosen + (u64)blockIdx.x * slots;
+    float* out = weights + (u64)blockIdx.x * slots;
+    for (u32 s = 0; s < slots; s++) {
+        int best = first_left(choice, taken, experts, lane);
+        if (lane == 0) {
+            taken[best] = 1;
+            ids[s] = (u32)best;
+            out[s] = scores[best];
+        }
+        __syncwarp();
+    }
+    if (score == 2) softmax(out, slots, lane);
+    if (lane > 0) return;
+    float total = 0.0f;
+    for (u32 s = 0; s < slots; s++) total = total + out[s];
+    total = total < 1e-20f ? 1e-20f : total;
+    for (u32 s = 0; s < slots; s++) {
+        float w = normalise ? out[s] / total : out[s];
+        w = w * factor;
+        out[s] = factors ? w * factors[ids[s]] : w;
+    }
+}
+
+// The places of each expert: order[starts[e] .. starts[e + 1]]. One block; each thread has the experts of its own.
+KERNEL list_places(const u32* chosen, u32* starts, u32* order, u32 places, u32 experts) {
+    for (u32 e = threadIdx.x; e < experts; e += blockDim.x) {
+        u32 count = 0;
+        for (u32 p = 0; p < places; p++) count += chosen[p] == e;
+        starts[e + 1] = count;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        starts[0] = 0;
+        for (u32 e = 0; e < experts; e++) starts[e + 1] += starts[e];
+    }
+    __syncthreads();
+    for (u32 e = threadIdx.x; e < experts; e += blockDim.x) {
+        u32 at = starts[e];
+        for (u32 p = 0; p < places; p++)
+            if (chosen[p] == e) order[at++] = p;
+    }
+}

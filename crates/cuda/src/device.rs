@@ -1,0 +1,290 @@
+//! The ops, enqueued on a card.
+
+use std::{ops::Range, sync::Arc};
+
+use tessera_formats::codec;
+use tessera_ops::{
+    Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router, math,
+};
+
+use crate::{
+    cache::Cache,
+    driver::{Gpu, Memory},
+    error::OpenError,
+    kernels::Module,
+    kv::KvPages,
+    matmul::{Columns, Packed, PackedMatrix, project, quantize},
+    routes::Routes,
+    rowwise,
+    steps::{Step, Steps},
+    tensor::Tensor,
+};
+
+/// An NVIDIA card.
+pub struct CudaDevice {
+    gpu: Arc<Gpu>,
+    steps: Steps,
+}
+
+/// A table of rows fetched by token id. It stays where the model file lies: a step sends the few rows that it needs.
+pub struct Embedding {
+    source: MatrixSource,
+    row_bytes: usize,
+}
+
+/// A vector of f32 on the card.
+pub struct Vector {
+    length: usize,
+    memory: Memory,
+}
+
+impl CudaDevice {
+    /// Opens card `ordinal`, whose compiled kernels are kept in `cache`.
+    ///
+    /// # Errors
+    /// Without a driver, a compiler, such a card, or the instructions that kernels use.
+    pub fn open(ordinal: usize, cache: Cache) -> Result<CudaDevice, OpenError> {
+        CudaDevice::with(ordinal, cache, false)
+    }
+
+    /// As [`CudaDevice::open`]; memory is NaN before an op writes it, so that what it leaves out shows.
+    ///
+    /// # Errors
+    /// As [`CudaDevice::open`].
+    pub fn under_audit(ordinal: usize, cache: Cache) -> Result<CudaDevice, OpenError> {
+        CudaDevice::with(ordinal, cache, true)
+    }
+
+    fn with(ordinal: usize, cache: Cache, is_audited: bool) -> Result<CudaDevice, OpenError> {
+        let gpu = Gpu::open(ordinal, cache, is_audited)?;
+        let shared = [Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route];
+        let failed = |e: Error| OpenError::Driver { what: "load kernels", reason: e.to_string() };
+        gpu.prepare(&shared).map_err(failed)?;
+        Ok(CudaDevice { gpu, steps: Steps::default() })
+    }
+
+    /// Waits for all work that was enqueued.
+    ///
+    /// # Errors
+    /// If any of it failed.
+    pub fn wait(&self) -> Result<(), Error> {
+        self.gpu.wait()
+    }
+
+    fn step(&self, batch: &Batch) -> Arc<Step> {
+        self.steps.get(&self.gpu, batch)
+    }
+
+    fn sent(&self, rows: usize, width: usize, values: &[f32]) -> Tensor {
+        let y = Tensor::new(&self.gpu, rows, width);
+        self.gpu.send(&y.memory, values);
+        y
+    }
+
+    /// Projections that share an input, which is quantized once if any of them wants codes.
+    fn project_all<const N: usize>(
+        &self,
+        x: &Tensor,
+        matrices: [(&PackedMatrix, Option<&Vector>); N],
+        columns: Columns<'_>,
+    ) -> [Tensor; N] {
+        let wants_codes = matrices.iter().any(|(m, _)| matches!(m.form(), Packed::Codes(_)));
+        let codes = wants_codes.then(|| quantize(&self.gpu, x, false));
+        matrices.map(|(matrix, bias)| {
+            let bias = bias.map(|b| matrix.bias(b));
+            project(&self.gpu, x, codes.as_ref(), matrix, bias, columns)
+        })
+    }
+}
+
+impl PackedMatrix {
+    /// The memory of a bias, which has a number for each row of each matrix.
+    fn bias<'a>(&self, bias: &'a Vector) -> &'a Memory {
+        assert_eq!(bias.length, self.rows_of_all(), "each row has its bias");
+        &bias.memory
+    }
+}
+
+impl Device for CudaDevice {
+    type Matrix = PackedMatrix;
+    type Stack = PackedMatrix;
+    type Embedding = Embedding;
+    type Vector = Vector;
+    type Tensor = Tensor;
+    type KvCache = KvPages;
+    type Routes = Routes;
+
+    fn name(&self) -> String {
+        format!("CUDA ({}, {})", self.gpu.name(), self.gpu.arch())
+    }
+
+    fn load_matrix(&self, source: &MatrixSource) -> Result<PackedMatrix, Error> {
+        PackedMatrix::load(&self.gpu, source, 1)
+    }
+
+    fn load_stack(&self, source: &MatrixSource, count: usize) -> Result<PackedMatrix, Error> {
+        PackedMatrix::load(&self.gpu, source, count)
+    }
+
+    fn load_embedding(&self, source: &MatrixSource) -> Result<Embedding, Error> {
+        let row_bytes = source.row_bytes()?;
+        let what = if source.dtype.is_float() { "weight" } else { "scale" };
+        if let Some(block) = codec::first_non_finite_block(source.dtype, &source.bytes) {
+            let row = block * source.dtype.block_len() / source.depth.max(1);
+            return Err(Error::NotFinite { tensor: source.name.clone(), row, what });
+        }
+        Ok(Embedding { source: source.clone(), row_bytes })
+    }
+
+    fn load_vector(&self, values: &[f32]) -> Result<Vector, Error> {
+        let memory = self.gpu.reserve(size_of_val(values), "a vector")?;
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.gpu.upload(&memory, 0, &bytes)?;
+        Ok(Vector { length: values.len(), memory })
+    }
+
+    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvPages, Error> {
+        KvPages::new(&self.gpu, layout, pages)
+    }
+
+    fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Tensor {
+        let width = table.source.depth;
+        let mut values = vec![0.0f32; batch.len() * width];
+        for (row, token) in values.chunks_exact_mut(width.max(1)).zip(&batch.tokens) {
+            let bytes = &table.source.bytes[*token as usize * table.row_bytes..][..table.row_bytes];
+            codec::decode(table.source.dtype, bytes, row);
+            row.iter_mut().for_each(|v| *v *= scale);
+        }
+        self.sent(batch.len(), width, &values)
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Vector, epsilon: f32) -> Tensor {
+        rowwise::rms_norm(&self.gpu, x, &weight.memory, weight.length, epsilon)
+    }
+
+    fn project<const N: usize>(&self, x: &Tensor, linears: [&Linear<Self>; N]) -> [Tensor; N] {
+        self.project_all(x, linears.map(|l| (&l.matrix, l.bias.as_ref())), Columns::Dense)
+    }
+
+    fn project_fine(&self, x: &Tensor, linear: &Linear<Self>) -> Tensor {
+        if matches!(linear.matrix.form(), Packed::Float(_)) {
+            let [y] = self.project(x, [linear]);
+            return y;
+        }
+        let codes = quantize(&self.gpu, x, true);
+        let parts = project(&self.gpu, x, Some(&codes), &linear.matrix, None, Columns::Dense);
+        let bias = linear.bias.as_ref().map(|b| linear.matrix.bias(b));
+        rowwise::add_fine(&self.gpu, &parts, bias)
+    }
+
+    fn project_grouped(&self, x: &Tensor, linear: &LinearStack<Self>) -> Tensor {
+        let [y] = self.project_all(x, [(&linear.matrices, linear.bias.as_ref())], Columns::Grouped);
+        y
+    }
+
+    fn route(&self, logits: &Tensor, router: &Router<Self>) -> Routes {
+        let (bias, factors) = (router.bias.as_ref(), router.factors.as_ref());
+        let fits = |v: Option<&Vector>| v.is_none_or(|v| v.length == logits.width);
+        assert!(fits(bias) && fits(factors), "each expert has its number");
+        Routes::new(&self.gpu, logits, &router.routing, bias.map(|v| &v.memory), factors.map(|v| &v.memory))
+    }
+
+    fn project_routed<const N: usize>(
+        &self,
+        x: &Tensor,
+        linears: [&LinearStack<Self>; N],
+        routes: &Routes,
+    ) -> [Tensor; N] {
+        let columns = Columns::Routed { routes, places_each: routes.slots };
+        self.project_all(x, linears.map(|l| (&l.matrices, l.bias.as_ref())), columns)
+    }
+
+    fn combine_routed(&self, x: &Tensor, linear: &LinearStack<Self>, routes: &Routes) -> Tensor {
+        let columns = Columns::Routed { routes, places_each: 1 };
+        let [parts] = self.project_all(x, [(&linear.matrices, linear.bias.as_ref())], columns);
+        rowwise::combine(&self.gpu, &parts, &routes.weights, routes.slots)
+    }
+
+    fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Tensor {
+        let pairs = rope.frequencies.len();
+        let mut values = Vec::with_capacity(batch.len() * 2 * pairs);
+        for position in &batch.positions {
+            let angles = rope.frequencies.iter().map(|f| math::sin_cos(f64::from(*position) * f));
+            values.extend(angles.clone().map(|(_, cos)| cos * rope.magnitude));
+            values.extend(angles.map(|(sin, _)| sin * rope.magnitude));
+        }
+        self.sent(batch.len(), 2 * pairs, &values)
+    }
+
+    fn rotate(&self, x: &mut Tensor, head_dim: usize, layout: RopeLayout, angles: &Tensor) {
+        rowwise::rotate(&self.gpu, x, head_dim, layout, angles);
+    }
+
+    fn store_kv(&self, cache: &mut KvPages, layer: usize, keys: &Tensor, values: &Tensor, batch: &Batch) {
+        cache.store(&self.gpu, layer, keys, values, batch, &self.step(batch));
+    }
+
+    fn attention(
+        &self,
+        queries: &Tensor,
+        cache: &KvPages,
+        spec: &Attention,
+        sinks: Option<&Vector>,
+        batch: &Batch,
+    ) -> Tensor {
+        assert!(sinks.is_none_or(|s| s.length == spec.heads), "each query head has a sink");
+        cache.attend(&self.gpu, queries, spec, sinks.map(|s| &s.memory), batch, &self.step(batch))
+    }
+
+    fn gate(&self, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {
+        assert_eq!((x.rows, x.width), (up.rows, up.width), "gate and up have one shape");
+        rowwise::gate(&self.gpu, (x, 0), (up, 0), x.width, gate)
+    }
+
+    fn gate_halves(&self, x: &Tensor, gate: Gate) -> Tensor {
+        assert!(x.width.is_multiple_of(2), "a row is two halves");
+        rowwise::gate(&self.gpu, (x, 0), (x, x.width / 2), x.width / 2, gate)
+    }
+
+    fn columns(&self, x: &Tensor, columns: Range<usize>) -> Tensor {
+        rowwise::columns(&self.gpu, x, columns)
+    }
+
+    fn scale(&self, x: &mut Tensor, factor: f32) {
+        rowwise::scale(&self.gpu, x, factor);
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) {
+        rowwise::add(&self.gpu, x, y);
+    }
+
+    fn soft_cap(&self, x: &mut Tensor, cap: f32) {
+        rowwise::soft_cap(&self.gpu, x, cap);
+    }
+
+    fn logit_rows(&self, x: &Tensor, batch: &Batch) -> Tensor {
+        assert!(batch.logit_rows.iter().all(|r| (*r as usize) < x.rows), "wanted rows are rows of the step");
+        rowwise::gather_rows(&self.gpu, x, &self.step(batch).logit_rows, batch.logit_rows.len())
+    }
+
+    fn read(&self, x: &Tensor, out: &mut Vec<f32>) -> Result<(), Error> {
+        out.resize(x.count(), 0.0);
+        self.gpu.download(&x.memory, 0, out)
+    }
+
+    fn read_page(&self, cache: &KvPages, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        cache.read_page(&self.gpu, page, out)
+    }
+
+    fn write_page(&self, cache: &mut KvPages, page: u32, bytes: &[u8]) -> Result<(), Error> {
+        cache.write_page(&self.gpu, page, bytes)
+    }
+
+    fn read_routes(&self, routes: &Routes, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error> {
+        let count = routes.tokens * routes.slots;
+        experts.resize(count, 0);
+        weights.resize(count, 0.0);
+        self.gpu.download(&routes.chosen, 0, experts)?;
+        self.gpu.download(&routes.weights, 0, weights)
+    }
+}

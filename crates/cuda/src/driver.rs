@@ -1,0 +1,429 @@
+//! The card: context, stream, memory and launches. The only user of the driver.
+//!
+//! There is one stream, and all work of a device goes through it in order. So memory that is dropped may be handed out again at once:
+//! whoever writes it next stands behind whoever read it last. Nothing waits for the card but reading and loading.
+//!
+//! Ops cannot fail in the middle of a step. The first failure is kept, later launches do nothing, and reading reports it.
+
+use std::{
+    collections::HashMap,
+    ffi::CString,
+    fmt::Display,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    thread,
+};
+
+use cudarc::driver::{result, sys};
+use tessera_ops::Error;
+
+use crate::{cache::Cache, compiler::Compiler, error::OpenError, kernels::Module, matmul::tile::Launch};
+
+/// Memory is taken in multiples of this.
+const GRAIN: usize = 512;
+
+/// What fills memory under audit: as f32, a NaN.
+const POISON: u8 = 0xff;
+
+/// A card with all that a device needs of it.
+pub(crate) struct Gpu {
+    name: String,
+    arch: String,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    compiler: Compiler,
+    cache: Cache,
+    is_audited: bool,
+    modules: RwLock<HashMap<Module, Arc<Loaded>>>,
+    /// Free memory of steps, by size.
+    free: Mutex<HashMap<usize, Vec<sys::CUdeviceptr>>>,
+    failure: Mutex<Option<String>>,
+}
+
+// SAFETY: context, stream and functions are handles that the driver lets any thread use, once it has made the context current,
+// which `bind` does before each use. All else is behind locks.
+unsafe impl Send for Gpu {}
+// SAFETY: as above.
+unsafe impl Sync for Gpu {}
+
+/// A module on the card.
+struct Loaded {
+    module: sys::CUmodule,
+    functions: Vec<(&'static str, Function)>,
+}
+
+// SAFETY: as for `Gpu`.
+unsafe impl Send for Loaded {}
+// SAFETY: as for `Gpu`.
+unsafe impl Sync for Loaded {}
+
+struct Function {
+    handle: sys::CUfunction,
+    /// Bytes of each parameter, as the compiled kernel states them.
+    parameters: Vec<usize>,
+}
+
+/// A run of the card's memory.
+pub(crate) struct Memory {
+    gpu: Arc<Gpu>,
+    pointer: sys::CUdeviceptr,
+    bytes: usize,
+    /// Whether it goes back to the pool of steps.
+    is_pooled: bool,
+}
+
+/// What a kernel is called with.
+#[derive(Clone, Copy)]
+pub(crate) enum Arg<'a> {
+    Memory(&'a Memory),
+    /// From so many bytes on.
+    From(&'a Memory, usize),
+    Null,
+    U32(usize),
+    U64(usize),
+    F32(f32),
+}
+
+impl Gpu {
+    /// Opens a card.
+    pub(crate) fn open(ordinal: usize, cache: Cache, is_audited: bool) -> Result<Arc<Gpu>, OpenError> {
+        // SAFETY: opening the driver's library runs its initialisers, which it may do at any time.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(OpenError::NoDriver);
+        }
+        let failed = |what| move |e: result::DriverError| OpenError::Driver { what, reason: words(e) };
+        result::init().map_err(failed("start"))?;
+        let count = result::device::get_count().map_err(failed("count cards"))? as usize;
+        if ordinal >= count {
+            return Err(OpenError::NoCard { ordinal, count });
+        }
+        let device = result::device::get(ordinal as i32).map_err(failed("name a card"))?;
+        let name = result::device::get_name(device).map_err(failed("name a card"))?;
+        let attribute = |a| {
+            // SAFETY: the device is one that the driver gave.
+            unsafe { result::device::get_attribute(device, a) }.map_err(failed("describe a card"))
+        };
+        let major = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        if major < 8 {
+            return Err(OpenError::TooOld { name, major, minor });
+        }
+        // Hopper's own instructions are in no other card.
+        let arch = format!("sm_{major}{minor}{}", if (major, minor) == (9, 0) { "a" } else { "" });
+        let compiler = Compiler::find()?;
+        // SAFETY: the device is one that the driver gave; the context is let go of when this is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }.map_err(failed("open a card"))?;
+        // SAFETY: the context was made above.
+        unsafe { result::ctx::set_current(context) }.map_err(failed("open a card"))?;
+        let stream =
+            result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("open a stream"))?;
+        let (modules, free, failure) = Default::default();
+        let gpu = Gpu { name, arch, device, context, stream, compiler, cache, is_audited, modules, free, failure };
+        Ok(Arc::new(gpu))
+    }
+
+    /// For people: `CUDA (NVIDIA H200)`.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `sm_90a`
+    pub(crate) fn arch(&self) -> &str {
+        &self.arch
+    }
+
+    fn bind(&self) {
+        // SAFETY: the context lives as long as this.
+        if let Err(error) = unsafe { result::ctx::set_current(self.context) } {
+            self.fail("make the card current", words(error));
+        }
+    }
+
+    /// Keeps the first failure.
+    pub(crate) fn fail(&self, what: &str, reason: impl Display) {
+        lock(&self.failure).get_or_insert_with(|| format!("{what}: {reason}"));
+    }
+
+    fn has_failed(&self) -> bool {
+        lock(&self.failure).is_some()
+    }
+
+    fn lost(&self, reason: String) -> Error {
+        Error::DeviceLost { device: self.name.clone(), reason }
+    }
+
+    /// Compiles and loads modules, so that no step has to.
+    pub(crate) fn prepare(&self, modules: &[Module]) -> Result<(), Error> {
+        let known = self.modules.read().unwrap_or_else(PoisonError::into_inner);
+        let missing: Vec<Module> = modules.iter().copied().filter(|m| !known.contains_key(m)).collect();
+        drop(known);
+        let compile = |module: Module| (module, self.cache.binary(self.compiler, module, &self.arch));
+        let binaries: Vec<_> = thread::scope(|scope| {
+            let threads: Vec<_> = missing.iter().map(|m| scope.spawn(move || compile(*m))).collect();
+            threads.into_iter().map(|t| t.join().expect("the compiler does not panic")).collect()
+        });
+        for (module, binary) in binaries {
+            let binary = binary.map_err(|e| self.lost(e.to_string()))?;
+            let loaded = self.load(module, &binary).map_err(|reason| self.lost(format!("{module}: {reason}")))?;
+            self.modules.write().unwrap_or_else(PoisonError::into_inner).insert(module, Arc::new(loaded));
+        }
+        Ok(())
+    }
+
+    fn load(&self, module: Module, binary: &[u8]) -> Result<Loaded, String> {
+        self.bind();
+        // SAFETY: the binary is what the compiler made, whole (the cache checks a hash), and outlives the call.
+        let handle = unsafe { result::module::load_data(binary.as_ptr().cast()) }.map_err(words)?;
+        let mut loaded = Loaded { module: handle, functions: vec![] };
+        let name = CString::new("tile_stamp").map_err(|e| e.to_string())?;
+        let mut stamp = [0u64];
+        // SAFETY: the module is loaded; the symbol's size is held to be that of the number it is read into.
+        unsafe {
+            let (pointer, bytes) = result::module::get_global(loaded.module, name).map_err(words)?;
+            if bytes != size_of_val(&stamp) {
+                return Err(format!("a stamp of {bytes} bytes"));
+            }
+            result::memcpy_dtoh_sync(&mut stamp, pointer).map_err(words)?;
+        }
+        if stamp[0] != module.stamp() {
+            return Err("compiled for another tile; delete the cache of kernels".to_owned());
+        }
+        for entry in module.entries() {
+            let name = CString::new(*entry).map_err(|e| e.to_string())?;
+            // SAFETY: the module is loaded.
+            let handle = unsafe { result::module::get_function(loaded.module, name) }.map_err(words)?;
+            loaded.functions.push((entry, Function { handle, parameters: parameters(handle) }));
+        }
+        Ok(loaded)
+    }
+
+    fn module(&self, module: Module) -> Option<Arc<Loaded>> {
+        let find = || self.modules.read().unwrap_or_else(PoisonError::into_inner).get(&module).cloned();
+        find().or_else(|| {
+            self.prepare(&[module]).map_err(|e| self.fail("compile", e)).ok()?;
+            find()
+        })
+    }
+
+    /// Enqueues a kernel. A launch of no block does nothing.
+    ///
+    /// Kernels are this crate's own code, as its intrinsics are a CPU crate's: what each reads and writes is a function of its
+    /// parameters, stated in its source, and whoever launches it holds the shapes to each other before.
+    pub(crate) fn launch(&self, module: Module, entry: &str, launch: Launch, args: &[Arg<'_>]) {
+        if launch.grid.contains(&0) || self.has_failed() {
+            return;
+        }
+        let Some(loaded) = self.module(module) else { return };
+        let found = loaded.functions.iter().find(|(name, _)| *name == entry);
+        let Some((_, function)) = found else { return self.fail(entry, "no such kernel") };
+        let mut values = [[0u8; 8]; 32];
+        assert_eq!(function.parameters.len(), args.len(), "{entry}: a kernel is called with all that it takes");
+        for ((value, arg), bytes) in values.iter_mut().zip(args).zip(&function.parameters) {
+            assert_eq!(arg.put(value), *bytes, "{entry}: a parameter has its type's size");
+        }
+        let mut pointers = [std::ptr::null_mut(); 32];
+        pointers.iter_mut().zip(&mut values).for_each(|(p, v)| *p = v.as_mut_ptr().cast());
+        let [x, y, z] = launch.grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        let (threads, shared) = (launch.threads as u32, launch.shared_bytes as u32);
+        self.bind();
+        // SAFETY: the function belongs to a loaded module, which lives as long as this; it takes as many parameters, of these sizes.
+        // They are copied by the call. The memory behind them is on this card, and is handed out again only to work behind this in
+        // the stream. That the kernel stays within it: see above.
+        let launched = unsafe {
+            result::launch_kernel(
+                function.handle,
+                (x, y, z),
+                (threads, 1, 1),
+                shared,
+                self.stream,
+                &mut pointers[..args.len()],
+            )
+        };
+        if let Err(error) = launched {
+            self.fail(entry, words(error));
+        }
+    }
+
+    /// Memory of a step: from the pool, and back to it. Its contents are anything; under audit, NaN.
+    pub(crate) fn take(self: &Arc<Gpu>, bytes: usize) -> Memory {
+        let bytes = bytes.max(1).next_multiple_of(GRAIN);
+        let free = lock(&self.free).get_mut(&bytes).and_then(Vec::pop);
+        let pointer = free.or_else(|| self.allocate(bytes)).unwrap_or_else(|| {
+            self.fail("take memory of a step", format!("no room for {bytes} bytes"));
+            0
+        });
+        let memory = Memory { gpu: self.clone(), pointer, bytes, is_pooled: true };
+        if self.is_audited {
+            self.fill(&memory, POISON);
+        }
+        memory
+    }
+
+    /// Memory that stays: weights, caches. Under audit, NaN; else zeros.
+    pub(crate) fn reserve(self: &Arc<Gpu>, bytes: usize, what: &str) -> Result<Memory, Error> {
+        let full = || Error::OutOfMemory { device: self.name.clone(), what: what.to_owned(), bytes };
+        let bytes = bytes.max(1).checked_next_multiple_of(GRAIN).ok_or_else(full)?;
+        let pointer = self.allocate(bytes).ok_or_else(full)?;
+        let memory = Memory { gpu: self.clone(), pointer, bytes, is_pooled: false };
+        self.fill(&memory, if self.is_audited { POISON } else { 0 });
+        Ok(memory)
+    }
+
+    /// Takes memory from the driver; where there is none, once more without what the pool holds.
+    fn allocate(&self, bytes: usize) -> Option<sys::CUdeviceptr> {
+        self.bind();
+        // SAFETY: what is given back is owned by the `Memory` made of it, or by the pool.
+        let take = || unsafe { result::malloc_sync(bytes) }.ok();
+        take().or_else(|| {
+            self.empty_pool();
+            take()
+        })
+    }
+
+    fn empty_pool(&self) {
+        for pointer in lock(&self.free).drain().flat_map(|(_, pointers)| pointers) {
+            // SAFETY: nothing else names the pool's memory, and the driver waits for work that uses it.
+            let _ = unsafe { result::free_sync(pointer) };
+        }
+    }
+
+    fn fill(&self, memory: &Memory, byte: u8) {
+        if self.has_failed() {
+            return;
+        }
+        self.bind();
+        // SAFETY: the memory has as many bytes, and the stream is the one that all its users stand in.
+        let filled = unsafe { result::memset_d8_async(memory.pointer, byte, memory.bytes, self.stream) };
+        filled.unwrap_or_else(|e| self.fail("fill memory", words(e)));
+    }
+
+    /// Copies numbers to memory of a step. They have been read when this returns.
+    pub(crate) fn send<T: Plain>(&self, memory: &Memory, values: &[T]) {
+        if self.has_failed() || values.is_empty() {
+            return;
+        }
+        assert!(size_of_val(values) <= memory.bytes, "what is sent fits");
+        self.bind();
+        // SAFETY: the memory has room; the driver has copied pageable memory when the call returns, so `values` may go.
+        let sent = unsafe { result::memcpy_htod_async(memory.pointer, values, self.stream) };
+        sent.unwrap_or_else(|e| self.fail("send numbers", words(e)));
+    }
+
+    /// Copies bytes into memory from `at` on, and waits.
+    pub(crate) fn upload(&self, memory: &Memory, at: usize, bytes: &[u8]) -> Result<(), Error> {
+        assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= memory.bytes), "what is uploaded fits");
+        self.bind();
+        // SAFETY: the memory has room, and `bytes` live until the stream has been waited for.
+        let sent = unsafe { result::memcpy_htod_async(memory.pointer + at as u64, bytes, self.stream) };
+        sent.map_err(|e| self.lost(words(e)))?;
+        self.wait()
+    }
+
+    /// Copies memory from byte `at` on to `out`, behind all work so far, and waits.
+    pub(crate) fn download<T: Plain>(&self, memory: &Memory, at: usize, out: &mut [T]) -> Result<(), Error> {
+        assert!(at.checked_add(size_of_val(out)).is_some_and(|end| end <= memory.bytes), "what is read is there");
+        self.wait()?;
+        if !out.is_empty() {
+            // SAFETY: the memory has as many bytes, any bits are a `T`, and `out` lives until the stream has been waited for.
+            let got = unsafe { result::memcpy_dtoh_async(out, memory.pointer + at as u64, self.stream) };
+            got.map_err(|e| self.lost(words(e)))?;
+        }
+        self.wait()
+    }
+
+    /// Waits for all work.
+    pub(crate) fn wait(&self) -> Result<(), Error> {
+        self.bind();
+        // SAFETY: the stream lives as long as this.
+        if let Err(error) = unsafe { result::stream::synchronize(self.stream) } {
+            self.fail("run the step", words(error));
+        }
+        let failure = lock(&self.failure).clone();
+        failure.map_or(Ok(()), |reason| Err(self.lost(reason)))
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        self.bind();
+        self.empty_pool();
+        let modules = std::mem::take(&mut *self.modules.write().unwrap_or_else(PoisonError::into_inner));
+        // SAFETY: no memory is left, since each holds this; so no work is left that anybody waits for, and each handle is let go of
+        // once. A failure changes nothing any more.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            for loaded in modules.into_values() {
+                let _ = result::module::unload(loaded.module);
+            }
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.pointer == 0 {
+            return;
+        }
+        if self.is_pooled {
+            return lock(&self.gpu.free).entry(self.bytes).or_default().push(self.pointer);
+        }
+        self.gpu.bind();
+        // SAFETY: this owns the memory, and the driver waits for work that uses it.
+        let _ = unsafe { result::free_sync(self.pointer) };
+    }
+}
+
+impl Arg<'_> {
+    /// Writes the value; gives its size.
+    fn put(self, out: &mut [u8; 8]) -> usize {
+        let small = |v: usize| u32::try_from(v).expect("counts of a launch fit into 32 bits").to_le_bytes();
+        match self {
+            Arg::Memory(memory) => *out = memory.pointer.to_le_bytes(),
+            Arg::From(memory, at) => {
+                assert!(at <= memory.bytes, "a part of the memory");
+                *out = (memory.pointer + at as u64).to_le_bytes();
+            }
+            Arg::Null => *out = [0; 8],
+            Arg::U64(v) => *out = (v as u64).to_le_bytes(),
+            Arg::U32(v) => out[..4].copy_from_slice(&small(v)),
+            Arg::F32(v) => out[..4].copy_from_slice(&v.to_le_bytes()),
+        }
+        if matches!(self, Arg::U32(_) | Arg::F32(_)) { 4 } else { 8 }
+    }
+}
+
+impl<'a> From<Option<&'a Memory>> for Arg<'a> {
+    fn from(memory: Option<&'a Memory>) -> Arg<'a> {
+        memory.map_or(Arg::Null, Arg::Memory)
+    }
+}
+
+/// Numbers that are all of their bits.
+pub(crate) trait Plain: Copy {}
+impl Plain for u8 {}
+impl Plain for u32 {}
+impl Plain for f32 {}
+
+fn parameters(function: sys::CUfunction) -> Vec<usize> {
+    let (mut sizes, mut at, mut size) = (vec![], 0, 0);
+    loop {
+        // SAFETY: the function belongs to a loaded module; both numbers are written. Past the last parameter it is an error.
+        let told = unsafe { sys::cuFuncGetParamInfo(function, sizes.len(), &mut at, &mut size) };
+        if told != sys::CUresult::CUDA_SUCCESS {
+            return sizes;
+        }
+        sizes.push(size);
+    }
+}
+
+fn words(error: result::DriverError) -> String {
+    let text = error.error_string().map(|s| s.to_string_lossy().into_owned());
+    text.unwrap_or_else(|_| format!("{:?}", error.0))
+}
+
+/// Nothing behind these locks can be left half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

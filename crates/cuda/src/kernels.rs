@@ -1,0 +1,211 @@
+//! Which kernels there are: a module is a source with constants, all derived from one Rust value.
+//!
+//! Sources are joined into one text with `#line` marks: the compiler needs no include path, and the text is the cache's key.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+use tessera_ops::{KvFormat, PAGE_TOKENS};
+
+use crate::matmul::{
+    layout::{Float, Layout},
+    tile::{CodesTile, FloatsTile},
+};
+
+/// A source with its constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Module {
+    /// Activations to codes.
+    Quantize,
+    /// Products with quantized weights.
+    Codes(Layout, CodesTile),
+    /// Products with plain weights.
+    Floats(Float, FloatsTile),
+    /// Root-mean-square norm.
+    Norm,
+    /// Rotary position embedding.
+    Rope,
+    /// What touches each number by itself.
+    Elementwise,
+    /// The choice of experts.
+    Route,
+    /// Keys and values into pages.
+    Store(Pages),
+    /// Attention over pages.
+    Attention(Pages),
+}
+
+/// How a head's keys, or values, lie in a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Pages {
+    /// Numbers in a head.
+    pub head_dim: usize,
+    /// How they are kept.
+    pub format: KvFormat,
+}
+
+/// Threads of a block of attention.
+pub const ATTENTION_THREADS: usize = 128;
+
+/// Head sizes that the compile check goes through, from the narrowest to the widest of known models.
+const HEADS: [usize; 7] = [32, 64, 80, 96, 128, 256, 512];
+
+impl Pages {
+    /// Bytes of one head in a page.
+    pub fn head_bytes(self) -> usize {
+        let numbers = PAGE_TOKENS * self.head_dim;
+        match self.format {
+            KvFormat::F32 => 4 * numbers,
+            KvFormat::F16 => 2 * numbers,
+            KvFormat::Q8_0 => numbers + 4 * PAGE_TOKENS * self.head_dim.div_ceil(tessera_ops::kv::CODE_BLOCK),
+        }
+    }
+
+    fn constants(self) -> Vec<(&'static str, usize)> {
+        let format = match self.format {
+            KvFormat::F32 => 0,
+            KvFormat::F16 => 1,
+            KvFormat::Q8_0 => 2,
+        };
+        vec![("HEAD_DIM", self.head_dim), ("FORMAT", format), ("HEAD_PAGE_BYTES", self.head_bytes())]
+    }
+}
+
+macro_rules! source {
+    ($path:literal) => {
+        ($path, include_str!(concat!("../kernels/", $path)))
+    };
+}
+
+const COMMON: (&str, &str) = source!("common.cuh");
+const COLUMNS: (&str, &str) = source!("matmul/columns.cuh");
+const SEGMENTS: (&str, &str) = source!("matmul/segments.cuh");
+const PAGES: (&str, &str) = source!("attention/pages.cuh");
+
+impl Module {
+    /// Every module that a table of this crate names: all layouts with all tiles, all formats of pages with all known heads.
+    pub fn all() -> Vec<Module> {
+        let mut all = vec![Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route];
+        for layout in Layout::all() {
+            all.extend(CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)));
+        }
+        for float in Float::ALL {
+            all.extend(FloatsTile::ALL.map(|tile| Module::Floats(float, tile)));
+        }
+        for format in KvFormat::ALL {
+            for head_dim in HEADS {
+                let pages = Pages { head_dim, format };
+                all.extend([Module::Store(pages), Module::Attention(pages)]);
+            }
+        }
+        all
+    }
+
+    /// `codes`, `norm`, …
+    pub fn name(self) -> &'static str {
+        match self {
+            Module::Quantize => "quantize",
+            Module::Codes(..) => "codes",
+            Module::Floats(..) => "floats",
+            Module::Norm => "norm",
+            Module::Rope => "rope",
+            Module::Elementwise => "elementwise",
+            Module::Route => "route",
+            Module::Store(_) => "store",
+            Module::Attention(_) => "attention",
+        }
+    }
+
+    /// The functions that the host launches.
+    pub(crate) fn entries(self) -> &'static [&'static str] {
+        match self {
+            Module::Quantize => &["quantize"],
+            Module::Codes(..) => &["codes"],
+            Module::Floats(..) => &["floats"],
+            Module::Norm => &["rms_norm"],
+            Module::Rope => &["rotate"],
+            Module::Elementwise => {
+                &["gate", "columns", "scale", "add", "soft_cap", "gather_rows", "add_fine", "combine"]
+            }
+            Module::Route => &["route", "list_places"],
+            Module::Store(_) => &["store"],
+            Module::Attention(_) => &["attention"],
+        }
+    }
+
+    fn parts(self) -> Vec<(&'static str, &'static str)> {
+        match self {
+            Module::Quantize => vec![COMMON, source!("quantize/quantize.cu")],
+            Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/codes.cu")],
+            Module::Floats(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/floats.cu")],
+            Module::Norm => vec![COMMON, source!("norm/norm.cu")],
+            Module::Rope => vec![COMMON, source!("rope/rope.cu")],
+            Module::Elementwise => vec![COMMON, source!("elementwise/elementwise.cu")],
+            Module::Route => vec![COMMON, source!("route/route.cu")],
+            Module::Store(_) => vec![COMMON, PAGES, source!("attention/store.cu")],
+            Module::Attention(_) => vec![COMMON, PAGES, source!("attention/attention.cu")],
+        }
+    }
+
+    /// The whole text.
+    pub(crate) fn source(self) -> String {
+        self.parts().into_iter().map(|(path, text)| format!("#line 1 \"{path}\"\n{text}\n")).collect()
+    }
+
+    /// What the source is compiled with.
+    pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
+        match self {
+            Module::Codes(layout, tile) => [layout.constants(), tile.constants()].concat(),
+            Module::Floats(float, tile) => [float.constants(), tile.constants()].concat(),
+            Module::Store(pages) => pages.constants(),
+            Module::Attention(pages) => [pages.constants(), vec![("THREADS", ATTENTION_THREADS)]].concat(),
+            Module::Quantize | Module::Norm | Module::Rope | Module::Elementwise | Module::Route => vec![],
+        }
+    }
+
+    /// A number of the source and its constants, which the compiled module carries: host and kernel must mean the same tile.
+    pub(crate) fn stamp(self) -> u64 {
+        let mut hash = Sha256::new();
+        hash.update(self.source());
+        hash.update(format!("{:?}", self.constants()));
+        u64::from_le_bytes(*hash.finalize().first_chunk().expect("a hash of 32 bytes"))
+    }
+}
+
+impl fmt::Display for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        self.constants().iter().try_for_each(|(name, value)| write!(f, " {}={value}", name.to_lowercase()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn modules_differ_and_hold_their_entries() {
+        let all = Module::all();
+        assert_eq!(all.iter().map(|m| m.stamp()).collect::<HashSet<_>>().len(), all.len());
+        for module in all {
+            let source = module.source();
+            for entry in module.entries() {
+                let begins = |text: &str| source.contains(&format!("{text} {entry}("));
+                assert!(begins("KERNEL") || begins("__launch_bounds__(THREADS)"), "{module}: {entry}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_cache_takes_what_the_layout_says_or_widens_scales() {
+        for format in KvFormat::ALL {
+            for head_dim in HEADS {
+                let (own, layout) =
+                    (Pages { head_dim, format }.head_bytes(), PAGE_TOKENS * format.head_bytes(head_dim));
+                assert!(own == layout || format == KvFormat::Q8_0 && own > layout && own % 64 == 0);
+            }
+        }
+    }
+}

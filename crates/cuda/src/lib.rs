@@ -1,0 +1,31 @@
+//! The device of NVIDIA cards: CUDA C++ kernels, compiled at run time for the card and the model at hand.
+//!
+//! Nothing of CUDA is linked: driver and run-time compiler are looked for when a device is opened, and what is missing is one
+//! sentence with a remedy. [`CudaDevice`] gives the bits of `tessera_ops::reference`: each kernel keeps the canonical order.
+//!
+//! - `driver`: context, stream, memory and launches; the only user of the driver.
+//! - `compiler`: sources to machine code by NVRTC, and `cache`, which keeps it on disk.
+//! - `kernels`: which source, entry and constants make a kernel; the sources lie in `kernels/`, one folder an op.
+//! - `matmul`: packed layouts, tiles and launches of projections.
+//! - `device`: the ops.
+
+pub mod audit;
+mod cache;
+pub mod compiler;
+mod device;
+mod driver;
+mod error;
+pub mod kernels;
+mod kv;
+pub mod matmul;
+mod routes;
+mod rowwise;
+mod steps;
+mod tensor;
+
+pub use cache::Cache;
+pub use device::CudaDevice;
+pub use error::OpenError;
+pub use kv::KvPages;
+pub use routes::Routes;
+pub use tensor::Tensor;

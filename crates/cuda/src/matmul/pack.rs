@@ -1,0 +1,301 @@
+//! Weights from a file's blocks to packed tiles, once, when a model is loaded: in parallel, losing nothing.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use half::f16;
+use tessera_formats::codec::{self, Integers, MAX_BLOCK_LEN, MAX_SUB_BLOCKS};
+use tessera_ops::{Error, MatrixSource};
+
+use super::{
+    layout::{Float, Layout, Scale, Scales},
+    select::{Packed, select, units_at},
+    tile::{CodesTile, FloatsTile, MMA_ROWS},
+};
+use crate::{
+    driver::{Gpu, Memory},
+    kernels::Module,
+};
+
+/// Bytes that are packed before they go to the card.
+const PART_BYTES: usize = 64 << 20;
+
+/// A weight matrix, or several of one shape, on the card.
+pub struct PackedMatrix {
+    pub(super) form: Packed,
+    pub(super) segments: usize,
+    pub(super) rows: usize,
+    pub(super) depth: usize,
+    pub(super) memory: Memory,
+}
+
+impl PackedMatrix {
+    /// Packs `segments` matrices that lie one after another, and compiles the kernels that multiply by them.
+    ///
+    /// # Errors
+    /// Formats that hold no weights, shapes that do not fit, scales or weights that are not finite, no memory, a kernel that
+    /// does not compile.
+    pub(crate) fn load(gpu: &Arc<Gpu>, source: &MatrixSource, segments: usize) -> Result<PackedMatrix, Error> {
+        let rows = source.rows_each(segments)?;
+        let form = select(source.dtype).ok_or_else(|| Error::Unsupported {
+            device: gpu.name().to_owned(),
+            what: format!("a projection with {} weights (tensor {})", source.dtype, source.name),
+            remedy: "convert the model to a format of weights, such as Q8_0",
+        })?;
+        gpu.prepare(&form.modules())?;
+        let (tile_rows, tile_bytes) = (form.tile_rows(), form.tile_bytes(source.depth));
+        let tiles = rows.div_ceil(tile_rows) * segments;
+        let what = format!("tensor {}", source.name);
+        let memory = gpu.reserve(tiles.saturating_mul(tile_bytes), &what)?;
+        let tiles_at_once = (PART_BYTES / tile_bytes.max(1)).max(1);
+        for first in (0..tiles).step_by(tiles_at_once) {
+            let count = tiles_at_once.min(tiles - first);
+            let part = pack(source, form, rows, first, count)?;
+            gpu.upload(&memory, first * tile_bytes, &part)?;
+        }
+        Ok(PackedMatrix { form, segments, rows, depth: source.depth, memory })
+    }
+}
+
+impl PackedMatrix {
+    /// How it lies on the card.
+    pub fn form(&self) -> Packed {
+        self.form
+    }
+
+    /// Rows of all matrices together.
+    pub fn rows_of_all(&self) -> usize {
+        self.segments * self.rows
+    }
+}
+
+impl Packed {
+    /// Rows that lie together.
+    pub fn tile_rows(self) -> usize {
+        match self {
+            Packed::Codes(_) => MMA_ROWS,
+            Packed::Float(_) => FloatsTile::ROWS,
+        }
+    }
+
+    /// Bytes of as many.
+    pub fn tile_bytes(self, depth: usize) -> usize {
+        match self {
+            Packed::Codes(layout) => layout.tile_bytes(depth),
+            Packed::Float(float) => float.tile_bytes(depth),
+        }
+    }
+
+    /// The kernels that multiply by it, at any width.
+    fn modules(self) -> Vec<Module> {
+        match self {
+            Packed::Codes(layout) => CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)).collect(),
+            Packed::Float(float) => FloatsTile::ALL.map(|tile| Module::Floats(float, tile)).to_vec(),
+        }
+    }
+}
+
+/// Packs `count` tiles from tile `first` on, of matrices of `rows` rows each.
+fn pack(source: &MatrixSource, form: Packed, rows: usize, first: usize, count: usize) -> Result<Vec<u8>, Error> {
+    let (row_bytes, tile_bytes, tile_rows) = (source.row_bytes()?, form.tile_bytes(source.depth), form.tile_rows());
+    let mut packed = vec![0u8; count * tile_bytes];
+    let tiles_each = rows.div_ceil(tile_rows);
+    let bad_row = AtomicUsize::new(usize::MAX);
+    let bytes: &[u8] = &source.bytes;
+    let pack_tile = |index: usize, tile: &mut [u8]| {
+        let (segment, in_matrix) = (index / tiles_each, index % tiles_each);
+        for row_here in 0..tile_rows.min(rows - in_matrix * tile_rows) {
+            let row = segment * rows + in_matrix * tile_rows + row_here;
+            let raw = &bytes[row * row_bytes..][..row_bytes];
+            let is_good = match form {
+                Packed::Codes(layout) => put_codes(layout, source, tile, row_here, raw),
+                Packed::Float(float) => put_floats(float, tile, row_here, raw),
+            };
+            if !is_good {
+                bad_row.fetch_min(row, Ordering::Relaxed);
+            }
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let share = count.div_ceil(threads).max(1);
+    thread::scope(|scope| {
+        for (t, part) in packed.chunks_mut((share * tile_bytes).max(1)).enumerate() {
+            let pack_tile = &pack_tile;
+            scope.spawn(move || {
+                part.chunks_mut(tile_bytes).enumerate().for_each(|(i, tile)| pack_tile(first + t * share + i, tile));
+            });
+        }
+    });
+    let what = if matches!(form, Packed::Float(_)) { "weight" } else { "scale" };
+    match bad_row.into_inner() {
+        usize::MAX => Ok(packed),
+        row => Err(Error::NotFinite { tensor: source.name.clone(), row, what }),
+    }
+}
+
+/// Puts a row of blocks into its tile; false where a scale is not finite.
+fn put_codes(layout: Layout, source: &MatrixSource, tile: &mut [u8], row: usize, raw: &[u8]) -> bool {
+    let dtype = source.dtype;
+    let (length, subs) = (dtype.block_len(), dtype.block_len() / layout.sub);
+    let (mut codes, mut scales, mut mins) = ([0; MAX_BLOCK_LEN], [0.0; MAX_SUB_BLOCKS], [0.0; MAX_SUB_BLOCKS]);
+    let (codes, scales, mins) = (&mut codes[..length], &mut scales[..subs], &mut mins[..subs]);
+    let mut is_good = true;
+    for (block, raw) in raw.chunks_exact(dtype.block_bytes()).enumerate() {
+        codec::integers(dtype, raw, Integers { codes, scales, mins });
+        if !scales.iter().chain(mins.iter()).all(|v| v.is_finite()) {
+            is_good = false;
+            continue;
+        }
+        let units = units_at(dtype).map(|at| (half_at(raw, at.scale), half_at(raw, at.min)));
+        for (i, code) in codes.iter().enumerate() {
+            let feature = block * length + i;
+            let chunk = &mut tile[feature / layout.chunk_features() * layout.chunk_bytes()..];
+            layout.put_code(chunk, row, feature % layout.chunk_features(), *code);
+        }
+        for sub in 0..subs {
+            let at = block * subs + sub;
+            let chunk = &mut tile[at / layout.subs() * layout.chunk_bytes()..][..layout.chunk_bytes()];
+            let mut put = |is_min, value, unit| match kept(layout.scales, value, unit) {
+                Some(scale) => layout.put_scale(chunk, is_min, row, at % layout.subs(), scale),
+                None => is_good = false,
+            };
+            put(false, scales[sub], units.map(|u| u.0));
+            if layout.has_min {
+                put(true, mins[sub], units.map(|u| u.1));
+            }
+        }
+    }
+    is_good
+}
+
+fn half_at(raw: &[u8], at: usize) -> f16 {
+    f16::from_le_bytes([raw[at], raw[at + 1]])
+}
+
+/// A scale in the form of its layout, or none where that would not be the same number.
+fn kept(scales: Scales, value: f32, unit: Option<f16>) -> Option<Scale> {
+    match (scales, unit) {
+        (Scales::F32, _) => Some(Scale::F32(value)),
+        (Scales::F16, _) => {
+            let half = f16::from_f32(value);
+            (half.to_f32() == value).then_some(Scale::F16(half.to_bits()))
+        }
+        (Scales::Super, Some(unit)) => {
+            let factor = if value == 0.0 { 0.0 } else { (value / unit.to_f32()).round() };
+            let fits = (-128.0..=127.0).contains(&factor) && (value == 0.0 || unit.to_f32() * factor == value);
+            fits.then_some(Scale::Super { unit: unit.to_bits(), factor: factor as i8 })
+        }
+        (Scales::Super, None) => None,
+    }
+}
+
+/// Puts a row of plain numbers into its tile; false where one is not finite.
+fn put_floats(float: Float, tile: &mut [u8], row: usize, raw: &[u8]) -> bool {
+    let run_bytes = float.run() * float.bytes();
+    for (run, numbers) in raw.chunks(run_bytes).enumerate() {
+        tile[(run * FloatsTile::ROWS + row) * run_bytes..][..numbers.len()].copy_from_slice(numbers);
+    }
+    match float {
+        Float::F32 => raw.as_chunks::<4>().0.iter().all(|b| f32::from_le_bytes(*b).is_finite()),
+        Float::F16 => raw.as_chunks::<2>().0.iter().all(|b| f16::from_le_bytes(*b).is_finite()),
+        Float::BF16 => raw.as_chunks::<2>().0.iter().all(|b| half::bf16::from_le_bytes(*b).is_finite()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tessera_formats::{DType, codec::RandomBlocks};
+
+    use super::*;
+    use crate::matmul::layout::UNIT;
+
+    /// The four operand registers of a thread, as `planed` of codes.cu takes them from a plane.
+    fn registers(plane: &[u8], bits: usize, units: usize, unit: usize, lane: usize) -> [u32; 4] {
+        let lane_bytes = units * bits * 2;
+        let byte = |at: usize| {
+            plane[if lane_bytes >= 16 { at / 16 * 512 + lane * 16 + at % 16 } else { lane * lane_bytes + at }]
+        };
+        let word = |index: usize| u32::from_le_bytes(std::array::from_fn(|i| byte(4 * index + i)));
+        std::array::from_fn(|i| match bits {
+            8 => word(4 * unit + i),
+            4 => word(2 * unit + i / 2) >> (i % 2 * 4) & 0x0f0f_0f0f,
+            2 => word(unit) >> (i * 2) & 0x0303_0303,
+            _ => {
+                let bits = u32::from(byte(2 * unit)) | u32::from(byte(2 * unit + 1)) << 8;
+                (bits >> (i * 4) & 15) * 0x0020_4081 & 0x0101_0101
+            }
+        })
+    }
+
+    /// A scale as `Scales` of codes.cu reads it.
+    fn scale(layout: Layout, part: &[u8], row: usize, sub: usize) -> f32 {
+        let (group, half, subs) = (row % 8, row / 8, layout.subs());
+        let half_at = |at: usize| f16::from_le_bytes([part[2 * at], part[2 * at + 1]]).to_f32();
+        match layout.scales {
+            Scales::F16 => half_at((group * subs + sub) * 2 + half),
+            Scales::F32 => f32::from_le_bytes(*part[((group * subs + sub) * 2 + half) * 4..].first_chunk().unwrap()),
+            Scales::Super => {
+                let biased = part[32 + group * 2 * subs + half * subs + sub];
+                half_at(group * 2 + half) * (f32::from(biased) - 128.0)
+            }
+        }
+    }
+
+    #[test]
+    fn a_kernel_finds_every_code_and_scale() {
+        const ROWS: usize = 19;
+        for dtype in DType::all() {
+            let Some(Packed::Codes(layout)) = select(dtype) else { continue };
+            let depth = 2 * dtype.block_len().max(UNIT);
+            let mut bytes = vec![0; ROWS * dtype.row_bytes(depth).unwrap()];
+            RandomBlocks::new(dtype, 1.0).fill(7, 0, &mut bytes);
+            let source = MatrixSource { name: "w".to_owned(), dtype, rows: ROWS, depth, bytes: bytes.clone().into() };
+            let packed = pack(&source, Packed::Codes(layout), ROWS, 0, 2).unwrap();
+            let (mut codes, mut scales, mut mins) = (vec![0; dtype.block_len()], [0.0; 16], [0.0; 16]);
+            let subs = dtype.block_len() / layout.sub;
+            let blocks = depth / dtype.block_len();
+            for (index, block) in bytes.chunks_exact(dtype.block_bytes()).enumerate() {
+                let out = Integers { codes: &mut codes, scales: &mut scales[..subs], mins: &mut mins[..subs] };
+                codec::integers(dtype, block, out);
+                let (row, first) = (index / blocks, index % blocks * dtype.block_len());
+                for (i, code) in codes.iter().enumerate() {
+                    let (feature, r) = (first + i, row % MMA_ROWS);
+                    let at = row / MMA_ROWS * layout.tile_bytes(depth)
+                        + feature / layout.chunk_features() * layout.chunk_bytes();
+                    let chunk = &packed[at..][..layout.chunk_bytes()];
+                    let (unit, k) = (feature % layout.chunk_features() / UNIT, feature % UNIT);
+                    let (lane, register) = (r % 8 * 4 + k % 16 / 4, k / 16 * 2 + r / 8);
+                    let (low, rest) = chunk.split_at(64 * layout.units * layout.low);
+                    let (high, rest) = rest.split_at(64 * layout.units * layout.high);
+                    let mut word = registers(low, layout.low, layout.units, unit, lane)[register];
+                    if layout.high > 0 {
+                        word |= registers(high, layout.high, layout.units, unit, lane)[register] << layout.low;
+                    }
+                    assert_eq!(word.to_le_bytes()[k % 4], *code, "{dtype} row {row} feature {feature}");
+                    let sub = feature % layout.chunk_features() / layout.sub;
+                    assert_eq!(scale(layout, rest, r, sub), scales[i / layout.sub], "{dtype}");
+                    if layout.has_min {
+                        let part = &rest[rest.len() / 2..];
+                        assert_eq!(scale(layout, part, r, sub), mins[i / layout.sub], "{dtype}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_unit_holds_its_factors() {
+        let unit = f16::from_f32(0.01234);
+        for factor in -128i8..=127 {
+            let value = unit.to_f32() * f32::from(factor);
+            assert_eq!(kept(Scales::Super, value, Some(unit)), Some(Scale::Super { unit: unit.to_bits(), factor }));
+        }
+        assert_eq!(kept(Scales::Super, 0.5, Some(unit)), None);
+        assert_eq!(kept(Scales::F16, 0.1, None), None);
+    }
+}

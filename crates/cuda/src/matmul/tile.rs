@@ -1,0 +1,171 @@
+//! The one definition of a tile: grid, block, shared memory and the kernel's constants are all derived from it.
+
+use tessera_ops::numerics::SEGMENTS_MAX;
+
+use super::layout::Layout;
+
+/// Weight rows of the matrix instruction.
+pub const MMA_ROWS: usize = 16;
+/// Columns (tokens) of the matrix instruction.
+pub const MMA_COLUMNS: usize = 8;
+/// Threads of a warp.
+pub const WARP: usize = 32;
+/// Threads of a block, at most: a warp for each segment of the depth.
+pub const THREADS_MAX: usize = SEGMENTS_MAX * WARP;
+
+/// Static limit of shared memory without asking the driver for more.
+const SHARED_BYTES_MAX: usize = 48 << 10;
+
+/// Bytes of weights that a thread has in flight: what keeps memory busy with two blocks on a processor.
+const AHEAD_BYTES: usize = 64;
+
+/// The shape of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks along rows, columns, segments.
+    pub grid: [usize; 3],
+    /// Threads of a block.
+    pub threads: usize,
+    /// Bytes of dynamic shared memory.
+    pub shared_bytes: usize,
+    /// Tiles of rows that a block takes, each by as many warps as the depth has segments.
+    pub groups: usize,
+}
+
+/// What a block of `codes.cu` holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CodesTile {
+    /// Runs of 16 rows of a warp.
+    pub row_tiles: usize,
+    /// Runs of 8 columns of a warp.
+    pub column_tiles: usize,
+    /// Chunks of weights on their way while one is multiplied.
+    pub ahead: usize,
+}
+
+impl CodesTile {
+    /// Widths, in runs of 8 columns; the widest serves all above it by several tiles.
+    const COLUMN_TILES: [usize; 4] = [1, 2, 4, 8];
+
+    /// The tile of a layout for so many columns.
+    pub const fn new(layout: Layout, column_tiles: usize) -> CodesTile {
+        let lane_bytes = layout.chunk_bytes() / WARP;
+        let ahead = if lane_bytes >= AHEAD_BYTES { 1 } else { AHEAD_BYTES / lane_bytes };
+        let ahead = if ahead > 4 { 4 } else { ahead };
+        CodesTile { row_tiles: 1, column_tiles, ahead }.checked()
+    }
+
+    /// The narrowest tile that takes so many columns at once, or the widest.
+    pub fn for_columns(layout: Layout, columns: usize) -> CodesTile {
+        let tiles = CodesTile::COLUMN_TILES.into_iter();
+        let fits = tiles.clone().find(|t| t * MMA_COLUMNS >= columns);
+        CodesTile::new(layout, fits.or(tiles.last()).unwrap_or(1))
+    }
+
+    /// Every tile of a layout.
+    pub fn all(layout: Layout) -> impl Iterator<Item = CodesTile> {
+        CodesTile::COLUMN_TILES.into_iter().map(move |t| CodesTile::new(layout, t))
+    }
+
+    /// Holds what a tile must keep to.
+    const fn checked(self) -> CodesTile {
+        assert!(self.row_tiles > 0 && self.column_tiles > 0 && self.ahead > 0, "a tile holds something");
+        assert!(self.shared_bytes(SEGMENTS_MAX) <= SHARED_BYTES_MAX, "the sums of a block fit into shared memory");
+        assert!(self.row_tiles * self.column_tiles * 4 <= 64, "a thread's sums fit into its registers");
+        self
+    }
+
+    /// Rows of a warp.
+    pub const fn rows(self) -> usize {
+        self.row_tiles * MMA_ROWS
+    }
+
+    /// Columns of a block.
+    pub const fn columns(self) -> usize {
+        self.column_tiles * MMA_COLUMNS
+    }
+
+    /// Sums of all warps; rows of cells are padded by one.
+    const fn shared_bytes(self, warps: usize) -> usize {
+        warps * self.rows() * (self.columns() + 1) * size_of::<f32>()
+    }
+
+    /// The launch for `segments` matrices of `rows` rows, `columns` columns each, their depth cut into `split`.
+    pub fn launch(self, rows: usize, columns: usize, segments: usize, split: usize) -> Launch {
+        let groups = SEGMENTS_MAX / split;
+        Launch {
+            grid: [rows.div_ceil(self.rows() * groups), columns.div_ceil(self.columns()), segments],
+            threads: groups * split * WARP,
+            shared_bytes: self.shared_bytes(groups * split),
+            groups,
+        }
+    }
+
+    pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
+        let CodesTile { row_tiles, column_tiles, ahead } = self;
+        vec![("ROW_TILES", row_tiles), ("COLUMN_TILES", column_tiles), ("AHEAD", ahead), ("THREADS", THREADS_MAX)]
+    }
+}
+
+/// What a block of `floats.cu` holds: 32 rows a warp.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FloatsTile {
+    /// Columns of a thread.
+    pub columns: usize,
+}
+
+impl FloatsTile {
+    /// Every tile.
+    pub const ALL: [FloatsTile; 3] = [FloatsTile { columns: 1 }, FloatsTile { columns: 4 }, FloatsTile { columns: 8 }];
+
+    /// Rows of a warp: one a thread.
+    pub const ROWS: usize = WARP;
+
+    /// The narrowest tile that takes so many columns at once, or the widest.
+    pub fn for_columns(columns: usize) -> FloatsTile {
+        let [.., widest] = FloatsTile::ALL;
+        FloatsTile::ALL.into_iter().find(|t| t.columns >= columns).unwrap_or(widest)
+    }
+
+    /// As [`CodesTile::launch`].
+    pub fn launch(self, rows: usize, columns: usize, segments: usize, split: usize) -> Launch {
+        let groups = SEGMENTS_MAX / split;
+        Launch {
+            grid: [rows.div_ceil(FloatsTile::ROWS * groups), columns.div_ceil(self.columns), segments],
+            threads: groups * split * WARP,
+            shared_bytes: groups * split * self.columns * WARP * size_of::<f32>(),
+            groups,
+        }
+    }
+
+    pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
+        vec![("COLUMNS", self.columns), ("THREADS", THREADS_MAX)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Blocks cover every cell once: no tile starts behind the last row or column, and none is left out.
+        #[test]
+        fn launches_cover_all_cells(rows in 1usize..5000, columns in 1usize..300, split in 1usize..=SEGMENTS_MAX) {
+            for layout in Layout::all() {
+                let tile = CodesTile::for_columns(layout, columns);
+                let launch = tile.launch(rows, columns, 3, split);
+                let height = tile.rows() * launch.groups;
+                prop_assert!(launch.grid[0] * height >= rows && (launch.grid[0] - 1) * height < rows);
+                prop_assert!(launch.grid[1] * tile.columns() >= columns && (launch.grid[1] - 1) * tile.columns() < columns);
+                prop_assert!(launch.threads <= THREADS_MAX && launch.threads == launch.groups * split * WARP);
+                prop_assert!(launch.shared_bytes <= SHARED_BYTES_MAX);
+            }
+            let tile = FloatsTile::for_columns(columns);
+            let launch = tile.launch(rows, columns, 1, split);
+            prop_assert!(launch.grid[0] * launch.groups * FloatsTile::ROWS >= rows);
+            prop_assert!(launch.grid[1] * tile.columns >= columns && (launch.grid[1] - 1) * tile.columns < columns);
+        }
+    }
+}

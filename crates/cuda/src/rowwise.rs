@@ -1,0 +1,128 @@
+//! The ops that take rows, or numbers, one by one.
+
+use std::{ops::Range, sync::Arc};
+
+use tessera_ops::{Gate, RopeLayout};
+
+use crate::{
+    driver::{Arg, Gpu, Memory},
+    kernels::Module,
+    matmul::tile::WARP,
+    tensor::{Tensor, blocks, each},
+};
+
+/// Runs this long are scaled by several warps.
+const WIDE_RUN: usize = 1024;
+
+pub(crate) fn rms_norm(gpu: &Arc<Gpu>, x: &Tensor, weight: &Memory, width: usize, epsilon: f32) -> Tensor {
+    assert!(width > 0 && x.width.is_multiple_of(width), "a row is whole runs of the weight's length");
+    let y = Tensor::new(gpu, x.rows, x.width);
+    let threads = if width >= WIDE_RUN { 8 * WARP } else { WARP };
+    let args =
+        [Arg::Memory(&x.memory), Arg::Memory(weight), Arg::Memory(&y.memory), Arg::U32(width), Arg::F32(epsilon)];
+    gpu.launch(Module::Norm, "rms_norm", blocks([x.count() / width, 1, 1], threads), &args);
+    y
+}
+
+pub(crate) fn rotate(gpu: &Gpu, x: &mut Tensor, head_dim: usize, layout: RopeLayout, angles: &Tensor) {
+    assert_eq!(x.rows, angles.rows, "each row has its angles");
+    assert!(head_dim > 0 && x.width.is_multiple_of(head_dim) && angles.width <= head_dim, "angles fit into a head");
+    let (heads, pairs) = (x.width / head_dim, angles.width / 2);
+    let args = [
+        Arg::Memory(&x.memory),
+        Arg::Memory(&angles.memory),
+        Arg::U32(x.rows),
+        Arg::U32(heads),
+        Arg::U32(head_dim),
+        Arg::U32(pairs),
+        Arg::U32((layout == RopeLayout::Interleaved).into()),
+    ];
+    gpu.launch(Module::Rope, "rotate", each(x.rows * heads * pairs), &args);
+}
+
+/// `gate(x) * up`, where both begin at a column of tensors of the same rows.
+pub(crate) fn gate(gpu: &Arc<Gpu>, x: (&Tensor, usize), up: (&Tensor, usize), width: usize, gate: Gate) -> Tensor {
+    assert_eq!(x.0.rows, up.0.rows, "gate and up have one shape");
+    assert!(x.1 + width <= x.0.width && up.1 + width <= up.0.width, "columns of both");
+    let y = Tensor::new(gpu, x.0.rows, width);
+    let kind = match gate {
+        Gate::Silu => 0,
+        Gate::GeluTanh => 1,
+        Gate::SwigluOai => 2,
+    };
+    let args = [
+        Arg::From(&x.0.memory, x.1 * size_of::<f32>()),
+        Arg::From(&up.0.memory, up.1 * size_of::<f32>()),
+        Arg::Memory(&y.memory),
+        Arg::U32(y.rows),
+        Arg::U32(width),
+        Arg::U32(x.0.width),
+        Arg::U32(up.0.width),
+        Arg::U32(kind),
+    ];
+    gpu.launch(Module::Elementwise, "gate", each(y.count()), &args);
+    y
+}
+
+pub(crate) fn columns(gpu: &Arc<Gpu>, x: &Tensor, columns: Range<usize>) -> Tensor {
+    assert!(columns.end <= x.width, "columns of the tensor");
+    let y = Tensor::new(gpu, x.rows, columns.len());
+    let args = [
+        Arg::Memory(&x.memory),
+        Arg::Memory(&y.memory),
+        Arg::U32(x.rows),
+        Arg::U32(y.width),
+        Arg::U32(x.width),
+        Arg::U32(columns.start),
+    ];
+    gpu.launch(Module::Elementwise, "columns", each(y.count()), &args);
+    y
+}
+
+pub(crate) fn scale(gpu: &Gpu, x: &mut Tensor, factor: f32) {
+    let args = [Arg::Memory(&x.memory), Arg::U64(x.count()), Arg::F32(factor)];
+    gpu.launch(Module::Elementwise, "scale", each(x.count()), &args);
+}
+
+pub(crate) fn add(gpu: &Gpu, x: &mut Tensor, y: &Tensor) {
+    assert_eq!((x.rows, x.width), (y.rows, y.width), "summands have one shape");
+    let args = [Arg::Memory(&x.memory), Arg::Memory(&y.memory), Arg::U64(x.count())];
+    gpu.launch(Module::Elementwise, "add", each(x.count()), &args);
+}
+
+pub(crate) fn soft_cap(gpu: &Gpu, x: &mut Tensor, cap: f32) {
+    let args = [Arg::Memory(&x.memory), Arg::U64(x.count()), Arg::F32(cap)];
+    gpu.launch(Module::Elementwise, "soft_cap", each(x.count()), &args);
+}
+
+/// The rows of `x` that `wanted` names, each below its rows.
+pub(crate) fn gather_rows(gpu: &Arc<Gpu>, x: &Tensor, wanted: &Memory, count: usize) -> Tensor {
+    let y = Tensor::new(gpu, count, x.width);
+    let args =
+        [Arg::Memory(&x.memory), Arg::Memory(wanted), Arg::Memory(&y.memory), Arg::U32(count), Arg::U32(x.width)];
+    gpu.launch(Module::Elementwise, "gather_rows", each(y.count()), &args);
+    y
+}
+
+/// Codes' and rest's products, (2 · rows, width), together.
+pub(crate) fn add_fine(gpu: &Arc<Gpu>, parts: &Tensor, bias: Option<&Memory>) -> Tensor {
+    let y = Tensor::new(gpu, parts.rows / 2, parts.width);
+    let args = [Arg::Memory(&parts.memory), bias.into(), Arg::Memory(&y.memory), Arg::U32(y.rows), Arg::U32(y.width)];
+    gpu.launch(Module::Elementwise, "add_fine", each(y.count()), &args);
+    y
+}
+
+/// The weighted sums of each token's slots.
+pub(crate) fn combine(gpu: &Arc<Gpu>, parts: &Tensor, weights: &Memory, slots: usize) -> Tensor {
+    let y = Tensor::new(gpu, parts.rows / slots, parts.width);
+    let args = [
+        Arg::Memory(&parts.memory),
+        Arg::Memory(weights),
+        Arg::Memory(&y.memory),
+        Arg::U32(y.rows),
+        Arg::U32(y.width),
+        Arg::U32(slots),
+    ];
+    gpu.launch(Module::Elementwise, "combine", each(y.count()), &args);
+    y
+}

@@ -1,0 +1,100 @@
+//! What kernels know of a step: positions, page tables, and where the rows of a tree are kept. Sent once a step.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tessera_ops::Batch;
+
+use crate::driver::{Gpu, Memory};
+
+/// Numbers of a row: position, start of its page table, committed tokens, start of its places.
+const ROW_NUMBERS: usize = 4;
+
+/// A step on the card: `rows` (rows, 4), and `lists` that they point into.
+pub(crate) struct Step {
+    batch: Batch,
+    pub(crate) rows: Memory,
+    pub(crate) lists: Memory,
+    /// The rows whose logits are wanted.
+    pub(crate) logit_rows: Memory,
+}
+
+/// The last step that was sent: the ops of a step come one after another.
+#[derive(Default)]
+pub(crate) struct Steps(Mutex<Option<Arc<Step>>>);
+
+impl Steps {
+    /// The step on the card.
+    pub(crate) fn get(&self, gpu: &Arc<Gpu>, batch: &Batch) -> Arc<Step> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(step) = last.as_ref().filter(|s| is_same(&s.batch, batch)) {
+            return step.clone();
+        }
+        let (rows, lists) = numbers(batch);
+        let send = |numbers: &[u32]| {
+            let memory = gpu.take(size_of_val(numbers));
+            gpu.send(&memory, numbers);
+            memory
+        };
+        let step =
+            Step { batch: batch.clone(), rows: send(&rows), lists: send(&lists), logit_rows: send(&batch.logit_rows) };
+        last.insert(Arc::new(step)).clone()
+    }
+}
+
+/// Whether kernels see the same; tokens and roles are nothing to them.
+fn is_same(a: &Batch, b: &Batch) -> bool {
+    let Batch { tokens: _, positions, sequences, roles: _, parents, page_tables, logit_rows } = a;
+    (positions, sequences, parents, page_tables, logit_rows)
+        == (&b.positions, &b.sequences, &b.parents, &b.page_tables, &b.logit_rows)
+}
+
+/// Rows and lists, as `kernels/attention/pages.cuh` reads them.
+fn numbers(batch: &Batch) -> (Vec<u32>, Vec<u32>) {
+    let (mut lists, mut tables) = (vec![], vec![]);
+    for table in &batch.page_tables {
+        tables.push(lists.len() as u32);
+        lists.extend_from_slice(table);
+    }
+    let mut rows = Vec::with_capacity(batch.len() * ROW_NUMBERS);
+    for row in 0..batch.len() {
+        let position = batch.positions[row];
+        // Where nothing branches, each position is its own place.
+        let committed = if batch.is_tree(row) { batch.committed(row) as u32 } else { u32::MAX };
+        rows.extend([position, tables[batch.sequences[row] as usize], committed, lists.len() as u32]);
+        lists.extend((committed..=position).map(|p| batch.place(row, p as usize) as u32));
+    }
+    (rows, lists)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tessera_ops::{PAGE_TOKENS, Role};
+
+    use super::*;
+
+    /// What `Step` of pages.cuh computes.
+    fn place(rows: &[u32], lists: &[u32], row: usize, position: u32) -> (u32, u32) {
+        let [_, table, committed, places] = rows[row * ROW_NUMBERS..][..ROW_NUMBERS] else { panic!("four numbers") };
+        let place = if position < committed { position } else { lists[(places + position - committed) as usize] };
+        (lists[(table + place / PAGE_TOKENS as u32) as usize], place % PAGE_TOKENS as u32)
+    }
+
+    proptest! {
+        #[test]
+        fn rows_find_what_they_see(start in 0usize..200, parents in prop::collection::vec(0usize..6, 1..12), before in 1usize..9) {
+            let mut batch = Batch::default();
+            batch.push(&vec![0; before], 7, &[3, 9], Role::Prefill, 1);
+            let parents: Vec<Option<u32>> =
+                parents.iter().enumerate().map(|(i, p)| (*p < i).then(|| (i - 1 - p) as u32)).collect();
+            batch.push_tree(&vec![1; parents.len()], &parents, start, &[5, 1, 0, 8, 2, 4], Role::Decode, 0);
+            let (rows, lists) = numbers(&batch);
+            for row in 0..batch.len() {
+                for position in 0..=batch.positions[row] {
+                    let (page, slot) = batch.slot(row, position as usize, None);
+                    prop_assert_eq!(place(&rows, &lists, row, position), (page, slot as u32));
+                }
+            }
+        }
+    }
+}
