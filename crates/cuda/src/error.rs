@@ -8,7 +8,8 @@ pub enum OpenError {
     NoDriver,
     /// No run-time compiler.
     #[error(
-        "no CUDA run-time compiler was found (libnvrtc.so.13); install the CUDA 13 toolkit or the Python package nvidia-cuda-nvrtc, and name its folder in TESSERA_NVRTC"
+        "no CUDA run-time compiler was found (libnvrtc.so.13); install the CUDA 13 toolkit or the Python package \
+        nvidia-cuda-nvrtc, and name its folder in TESSERA_NVRTC"
     )]
     NoCompiler,
     /// Fewer cards than asked for.

@@ -223,11 +223,11 @@ mod tests {
         let word = |index: usize| u32::from_le_bytes(std::array::from_fn(|i| byte(4 * index + i)));
         std::array::from_fn(|i| match bits {
             8 => word(4 * unit + i),
-            4 => word(2 * unit + i / 2) >> (i % 2 * 4) & 0x0f0f_0f0f,
-            2 => word(unit) >> (i * 2) & 0x0303_0303,
+            4 => (word(2 * unit + i / 2) >> (i % 2 * 4)) & 0x0f0f_0f0f,
+            2 => (word(unit) >> (i * 2)) & 0x0303_0303,
             _ => {
                 let bits = u32::from(byte(2 * unit)) | u32::from(byte(2 * unit + 1)) << 8;
-                (bits >> (i * 4) & 15) * 0x0020_4081 & 0x0101_0101
+                (((bits >> (i * 4)) & 15) * 0x0020_4081) & 0x0101_0101
             }
         })
     }

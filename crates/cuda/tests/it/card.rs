@@ -1,17 +1,24 @@
-//! What only a card can show: every op at every edge, to the last bit.
+//! What only a card can show: every op at every edge, to the last bit. A machine without one must say so, and what to do.
 
-use tessera_cuda::{Cache, audit};
+use tessera_cuda::{Cache, OpenError, audit};
 use tessera_ops::audit::Settings;
 
 #[test]
-#[ignore = "needs an NVIDIA card"]
-fn a_card_gives_the_reference_s_bits() {
-    let variants = audit::variants(0, Cache::default()).unwrap();
+fn a_card_gives_the_reference_s_bits_or_is_missed_in_words() {
+    let variants = match audit::variants(0, Cache::default()) {
+        Ok(variants) => variants,
+        Err(error) => {
+            let is_missing = matches!(error, OpenError::NoDriver | OpenError::NoCompiler | OpenError::NoCard { .. });
+            let text = error.to_string();
+            assert!(is_missing && text.contains("; ") && !text.contains('\n'), "{text}");
+            return;
+        }
+    };
     let settings = Settings { edges: audit::all_edges(), ..Settings::default() };
     let report = tessera_ops::audit::audit(&settings, &variants, &mut |_| {});
     for (row, failure) in report.failures() {
         println!("{} {}: {} of {} cases, first {failure:?}", row.op, row.format, row.failed, row.cases);
     }
     println!("{} cases, {} rows compared", report.cases(), report.rows_compared());
-    assert!(report.passed());
+    assert!(report.passed() && report.cases() > 0);
 }

@@ -1,4 +1,4 @@
-//! Tests from the outside. Those that need a card are ignored where there is none: `cargo test -p tessera-cuda -- --ignored`.
+//! Tests from the outside.
 
 mod card;
 mod packing;
