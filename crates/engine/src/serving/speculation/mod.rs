@@ -6,8 +6,9 @@
 //! tokens, so a draft decides how many tokens a step gives and never which.
 //!
 //! How deep to guess is decided by two estimates: how likely a draft is right, by request and by how it was found
-//! ([`acceptance`]), and what a step of so many rows takes, as measured. Drafts are added, the likeliest first, up to where
-//! tokens a second are most. Where that is none, nothing is drafted.
+//! ([`acceptance`]), and what a step of so many rows takes, as measured. A draft lengthens the step for all and helps one
+//! sequence, so what is made largest is the product of all sequences' tokens a second: no one gains at the cost of many, and one
+//! alone gets its most tokens a second. Where no draft helps, nothing is drafted.
 
 pub(super) mod acceptance;
 mod draft_model;
@@ -28,8 +29,14 @@ pub const DEPTH_MAX: usize = 7;
 /// Kinds of guesses that a drafter may tell apart, because some are right more often than others.
 pub const CLASSES: usize = 4;
 
-/// A gain below this is not worth its noise.
+/// A gain below this, for the average sequence, is not worth its noise.
 const GAIN_MIN: f64 = 1.02;
+
+/// What a plan of drafts is worth: the mean logarithm of the sequences' tokens a second. `tokens` is the sum of the logarithms of
+/// the tokens that they are likely to get, `seconds` the time of the step.
+fn worth(tokens: f64, decodes: usize, seconds: f64) -> f64 {
+    tokens / decodes as f64 - seconds.ln()
+}
 
 /// Who guesses.
 pub trait Drafter: Send {
@@ -88,6 +95,11 @@ const GRAMMAR: usize = 0;
 /// All sources of a drafter.
 fn sources(drafter: usize) -> Range<usize> {
     1 + drafter * CLASSES..1 + (drafter + 1) * CLASSES
+}
+
+/// Tokens that a step is likely to give with drafts of this depth, each of which is right with a chance of `likely`.
+fn expected_tokens(likely: f64, depth: usize) -> f64 {
+    (0..=depth).map(|right| likely.powi(right as i32)).sum()
 }
 
 /// Who may be guessed for.
@@ -162,7 +174,7 @@ impl Speculator {
         }
         candidates.retain(|c| guesses.iter().all(|(g, _)| g.planned != c.planned));
         for which in 0..self.drafters.len() {
-            let depth = self.depth(which, &candidates, rows, costs);
+            let depth = self.depth(which, &candidates, plan.len(), rows, costs);
             let asked: Vec<&Candidate<'_>> = candidates.iter().filter(|c| depth > 0 || is_forced(c.active)).collect();
             let Some(drafter) = self.drafters[which].as_mut().filter(|_| !asked.is_empty()) else { continue };
             let asks: Vec<Ask<'_>> = asked.iter().map(|c| c.ask(depth)).collect();
@@ -186,7 +198,7 @@ impl Speculator {
     }
 
     /// How deep a drafter that takes time should guess, if all candidates are asked; without a limit where it takes none.
-    fn depth(&self, which: usize, candidates: &[Candidate<'_>], rows: usize, costs: &Costs) -> usize {
+    fn depth(&self, which: usize, candidates: &[Candidate<'_>], decodes: usize, rows: usize, costs: &Costs) -> usize {
         if self.drafters[which].as_ref().is_some_and(|d| d.is_free()) {
             return DEPTH_MAX;
         }
@@ -194,38 +206,38 @@ impl Speculator {
         let Some(base) = costs.at_least(rows) else { return 0 };
         let draft = self.draft_costs[which].at_least(asked.len()).unwrap_or(0.0);
         let likely: Vec<f64> = asked.iter().map(|c| c.active.acceptance.expect(sources(which), &self.prior)).collect();
-        let mut tokens = rows as f64;
-        let (mut best, mut best_depth) = (tokens / base * GAIN_MIN, 0);
+        let (mut best, mut best_depth) = (worth(0.0, decodes, base) + GAIN_MIN.ln(), 0);
         for depth in 1..=DEPTH_MAX {
-            tokens += likely.iter().map(|p| p.powi(depth as i32)).sum::<f64>();
+            let tokens = likely.iter().map(|p| expected_tokens(*p, depth).ln()).sum();
             let seconds = costs.at_least(rows + depth * asked.len()).unwrap_or(base) + depth as f64 * draft;
-            if tokens / seconds > best {
-                (best, best_depth) = (tokens / seconds, depth);
+            if worth(tokens, decodes, seconds) > best {
+                (best, best_depth) = (worth(tokens, decodes, seconds), depth);
             }
         }
         best_depth
     }
 
-    /// Cuts the guesses to where they give the most tokens a second. Those of requests that want a fixed depth stay.
+    /// Cuts the guesses to where they are worth most. Those of requests that want a fixed depth stay.
     fn choose(&self, guesses: Vec<(Guess, &Active)>, decodes: usize, rows: usize, costs: &Costs) -> Vec<Guess> {
         let (mut kept, open): (Vec<_>, Vec<_>) = guesses.into_iter().partition(|(_, active)| is_forced(active));
         let rows = rows + kept.iter().map(|(g, _)| g.tokens.len()).sum::<usize>();
-        // Each draft by the chance that it and all before it are right: a guess's own are in order then.
+        // Each draft by what it adds: a guess's own are in order then, because each is less likely than the one before.
         let mut drafts: Vec<(f64, usize)> = Vec::new();
         for (i, (guess, active)) in open.iter().enumerate() {
             let likely = active.acceptance.expect(guess.source..guess.source + 1, &self.prior);
-            drafts.extend((1..=guess.tokens.len()).map(|depth| (likely.powi(depth as i32), i)));
+            let adds = |depth| (expected_tokens(likely, depth) / expected_tokens(likely, depth - 1)).ln();
+            drafts.extend((1..=guess.tokens.len()).map(|depth| (adds(depth), i)));
         }
         drafts.sort_by(|a, b| b.0.total_cmp(&a.0));
         let mut lengths = vec![0; open.len()];
         if let Some(base) = costs.at_least(rows) {
-            let mut tokens = decodes as f64;
-            let (mut best, mut count) = (tokens / base * GAIN_MIN, 0);
-            for (n, (likely, _)) in drafts.iter().enumerate() {
-                tokens += likely;
-                let rate = tokens / costs.at_least(rows + n + 1).unwrap_or(base);
-                if rate > best {
-                    (best, count) = (rate, n + 1);
+            let mut tokens = 0.0;
+            let (mut best, mut count) = (worth(tokens, decodes, base) + GAIN_MIN.ln(), 0);
+            for (n, (adds, _)) in drafts.iter().enumerate() {
+                tokens += adds;
+                let worth = worth(tokens, decodes, costs.at_least(rows + n + 1).unwrap_or(base));
+                if worth > best {
+                    (best, count) = (worth, n + 1);
                 }
             }
             drafts[..count].iter().for_each(|(_, i)| lengths[*i] += 1);

@@ -1,6 +1,6 @@
 //! Guessing: it gains where guesses are right, costs next to nothing where they are wrong, and changes no token.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use tessera_engine::{
     Error, Sequences,
@@ -11,7 +11,7 @@ use tessera_engine::{
     synth::{self, Spec},
 };
 
-use super::{FakeClock, Paged, Random, assert_nothing_leaked, drain, engine, job, tokens};
+use super::{FakeClock, Paged, Random, assert_nothing_leaked, drain, engine, job, step, tokens};
 
 /// Memory-bound: eight rows take a little more than twice as long as one.
 fn cost(rows: usize) -> u64 {
@@ -121,6 +121,30 @@ fn it_switches_itself_off_where_rows_are_dear() {
     };
     let (off, auto) = (run(Speculation::Off), run(Speculation::Auto));
     assert!(auto.as_secs_f64() < off.as_secs_f64() * 1.03, "{auto:?} against {off:?}");
+}
+
+/// Drafts lengthen a step for all: among eight, of which one repeats itself, nobody ends later than without.
+#[test]
+fn nobody_pays_for_anothers_drafts() {
+    let run = |speculation| {
+        let (mut engine, clock) = engine(60, Options::default(), cost);
+        let mut prompts: Vec<_> = (0..7).map(|i| tokens(i, 30)).collect();
+        prompts.push(tokens(7, 5).repeat(6));
+        let ids: Vec<_> =
+            prompts.into_iter().map(|p| engine.submit(Job { speculation, ..job(p, 300) }).unwrap()).collect();
+        let (mut told, mut ends) = (HashMap::new(), vec![Duration::ZERO; 8]);
+        while step(&mut engine, &mut told) {
+            for (id, end) in ids.iter().zip(&mut ends).filter(|(_, end)| end.is_zero()) {
+                if told.get(id).is_some_and(|t| t.outcome.is_some()) {
+                    *end = clock.now();
+                }
+            }
+        }
+        ends
+    };
+    for (with, without) in run(Speculation::Auto).iter().zip(run(Speculation::Off)) {
+        assert!(with.as_secs_f64() <= without.as_secs_f64() * 1.03, "{with:?} against {without:?}");
+    }
 }
 
 /// A draft model that is the model itself is always right, sampled or not; its pages are given back.
