@@ -159,7 +159,7 @@ impl Sequences {
     pub fn reuse(&mut self, id: SequenceId, tokens: &[u32]) -> usize {
         let sequence = self.open[id.0].as_mut().expect(OPEN);
         let before = sequence.tokens.len();
-        if !before.is_multiple_of(PAGE_TOKENS) {
+        if !before.is_multiple_of(PAGE_TOKENS) || tokens.len() <= before {
             return 0;
         }
         debug_assert!(tokens.starts_with(&sequence.tokens), "a sequence continues otherwise");

@@ -9,6 +9,7 @@ use super::{
     Counters, Event, Gauges, Job, Options, Refused, RequestId,
     active::Active,
     costs::Costs,
+    draw::{self, Draws, Harvest},
     gauges::Rate,
     plan::Planned,
     speculation::{Drafter, Speculator, ngram::PromptLookup},
@@ -201,11 +202,15 @@ impl Engine {
         let before = self.counters.reply_tokens;
         self.counters.steps += 1;
         self.counters.rows += rows as u64;
-        let mut first_row = 0;
-        for p in &plan {
-            let rows = first_row..first_row + p.logits;
-            first_row = rows.end;
-            self.harvest(p, rows, events);
+        let draws = Draws {
+            vocabulary: self.sequences.config().vocabulary,
+            context: self.context,
+            tokenizer: &self.tokenizer,
+            logits_min: self.options.shared_draws,
+        };
+        let harvests = draw::all(&mut self.live, &plan, self.sequences.logits(), draws);
+        for (planned, harvest) in plan.iter().zip(harvests) {
+            self.harvest(planned, harvest, events);
         }
         let now = self.clock.now();
         let drawn = (self.counters.reply_tokens - before) as usize;
@@ -213,42 +218,21 @@ impl Engine {
         self.measure(&plan, rows, drawn, now.saturating_sub(start));
     }
 
-    /// Draws tokens from the logits that a part of the step gave, as long as drafts are right, and deals with the pages.
-    fn harvest(&mut self, planned: &Planned, rows: std::ops::Range<usize>, events: &mut Vec<(RequestId, Event)>) {
-        let id = planned.id;
+    /// Deals with what came of a part of the step, and with its pages.
+    fn harvest(&mut self, planned: &Planned, harvest: Harvest, events: &mut Vec<(RequestId, Event)>) {
+        let (id, used) = (planned.id, harvest.used);
         let index = self.live.iter().position(|a| a.id == id).expect("nobody ends between plan and harvest");
         let before = self.sequences.tokens(planned.sequence).len() - planned.tokens.len();
-        let vocabulary = self.sequences.config().vocabulary;
         let active = &mut self.live[index];
-        let (mut used, mut end) = (planned.tokens.len(), None);
-        if !rows.is_empty() {
-            if let Some(started) = active.start(self.clock.now()) {
-                self.counters.prompt_tokens += active.prompt_tokens as u64;
-                self.counters.cached_tokens += active.usage.cached_tokens as u64;
-                events.push((id, started));
-            }
-            if active.reply.is_long_enough() {
-                end = Some((Finish::Length, None)); // a reply of no tokens was asked for
-            }
+        if let Some(started) = (planned.logits > 0).then(|| active.start(self.clock.now())).flatten() {
+            self.counters.prompt_tokens += active.prompt_tokens as u64;
+            self.counters.cached_tokens += active.usage.cached_tokens as u64;
+            events.push((id, started));
         }
-        let logits = self.sequences.logits();
-        let drawn_from = if end.is_some() { 0..0 } else { rows.clone() };
-        for (i, row) in drawn_from.enumerate() {
-            let full = active.known.len() >= self.context;
-            let drawn = match active.draw(&mut logits[row * vocabulary..][..vocabulary], full, &self.tokenizer) {
-                Ok(drawn) => drawn,
-                Err(error) => return self.fail(id, Arc::new(error), events),
-            };
-            used = planned.tokens.len() - rows.len() + i + 1;
-            self.counters.reply_tokens += u64::from(drawn.event.is_some());
-            events.extend(drawn.event.map(|event| (id, event)));
-            if let Some(finish) = drawn.finish {
-                end = Some((finish, (finish == Finish::EndToken).then_some(drawn.token)));
-                break;
-            }
-            if planned.drafts().get(i) != Some(&drawn.token) {
-                break;
-            }
+        self.counters.reply_tokens += harvest.events.len() as u64;
+        events.extend(harvest.events.into_iter().map(|event| (id, event)));
+        if let Some(error) = harvest.error {
+            return self.fail(id, error, events);
         }
         self.sequences.rewind(planned.sequence, before + used);
         if planned.is_decode {
@@ -257,7 +241,7 @@ impl Engine {
             self.counters.speculation.add(planned.draft_tokens, accepted);
         }
         self.publish(index);
-        if let Some((finish, token)) = end {
+        if let Some((finish, token)) = harvest.end {
             events.push((id, self.end(index, finish, token)));
         }
     }

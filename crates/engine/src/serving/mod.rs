@@ -22,6 +22,7 @@
 
 mod active;
 mod costs;
+mod draw;
 mod engine;
 mod event;
 mod gauges;

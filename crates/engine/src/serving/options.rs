@@ -17,11 +17,21 @@ pub struct Options {
     /// Whether pages with tokens of a reply may serve another request's prompt. Only right on devices that compute both
     /// roles with the same arithmetic, as the CPU does.
     pub share_replies: bool,
+    /// Logits of one step from which on threads share the draws from them; fewer are faster drawn than shared.
+    pub shared_draws: usize,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { slots: 16, queue: 256, step_tokens: 512, stall: 2.0, context: None, share_replies: true }
+        Options {
+            slots: 16,
+            queue: 256,
+            step_tokens: 512,
+            stall: 2.0,
+            context: None,
+            share_replies: true,
+            shared_draws: 1 << 17,
+        }
     }
 }
 

@@ -158,6 +158,7 @@ fn play(seed: u64, subject: &Subject<'_>, seen: &mut Seen) {
         stall: random.pick(&[1.0, 2.0, 50.0]),
         context: random.one_in(2).then(|| 64 + random.below(200)),
         share_replies: random.one_in(2),
+        shared_draws: if random.one_in(8) { 1 } else { usize::MAX },
     };
     let mut sequences = Sequences::new((subject.model)(pages));
     if random.one_in(4) {
