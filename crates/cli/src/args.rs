@@ -38,6 +38,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Run(Run),
     Chat(Chat),
+    Serve(crate::commands::serve::Serve),
     Pull(Pull),
     List(List),
     Rm(Remove),

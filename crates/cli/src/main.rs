@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => commands::run::main(&args),
         Command::Chat(args) => commands::chat::main(&args),
+        Command::Serve(args) => commands::serve::main(&args),
         Command::Pull(args) => commands::pull::main(&args),
         Command::List(args) => commands::list::main(&args),
         Command::Rm(args) => commands::rm::main(&args),

@@ -59,8 +59,12 @@ pub(crate) struct Answer {
 struct Choice {
     reader: Reader,
     last_token: Option<Instant>,
+    open: bool,
+    /// Tokens of the prompt, and those of them that were in the cache.
+    prompt: (usize, usize),
+    tokens: usize,
     reasoning_tokens: usize,
-    _ticket: Ticket,
+    ticket: Ticket,
 }
 
 impl Answer {
@@ -74,7 +78,15 @@ impl Answer {
         let submit = |(index, (job, reader)): (usize, (Job, Reader))| {
             let sender = sender.clone();
             let ticket = model.engine().submit(job, move |event| sender.send((index, event)).is_ok())?;
-            Ok::<_, Problem>(Choice { reader, last_token: None, reasoning_tokens: 0, _ticket: ticket })
+            Ok::<_, Problem>(Choice {
+                reader,
+                last_token: None,
+                open: true,
+                prompt: (0, 0),
+                tokens: 0,
+                reasoning_tokens: 0,
+                ticket,
+            })
         };
         let choices = jobs.into_iter().enumerate().map(submit).collect::<Result<Vec<_>, _>>()?;
         let (open, waiting, submitted) = (choices.len(), VecDeque::new(), Instant::now());
@@ -115,9 +127,13 @@ impl Answer {
 
     fn take(&mut self, index: usize, event: Event) {
         let choice = &mut self.choices[index];
+        if !choice.open {
+            return; // it was cut short, and the engine heard of that later
+        }
         let mut events = Vec::new();
         match event {
             Event::Started { prompt_tokens, cached_tokens } => {
+                choice.prompt = (prompt_tokens, cached_tokens);
                 self.waiting.push_back((index, Told::Started { prompt_tokens, cached_tokens }));
             }
             Event::Token { sampled, text } => {
@@ -126,33 +142,53 @@ impl Answer {
                 choice.reader.read(text, &mut events);
                 let thought = |event: &ChatEvent| matches!(event, ChatEvent::Reasoning(_));
                 choice.reasoning_tokens += usize::from(!events.is_empty() && events.iter().all(thought));
+                choice.tokens += 1;
+                let is_done = choice.reader.is_done();
                 self.waiting.push_back((index, Told::Piece { events, token: Some(sampled) }));
-            }
-            Event::Finished(mut outcome) => {
-                let problem = match outcome.finish {
-                    Finish::Cancelled => {
-                        Some(Problem::unavailable("the model is being unloaded; its replies were cut off"))
-                    }
-                    Finish::Deadline if choice.last_token.is_none() => {
-                        Some(Problem::new(Kind::Timeout, "the time was over before the reply began; try again later"))
-                    }
-                    _ => None,
-                };
-                if let Some(problem) = problem {
-                    return self.fail(index, problem);
+                if is_done {
+                    self.cut(index);
                 }
-                choice.reader.read(std::mem::take(&mut outcome.text), &mut events);
-                choice.reader.finish(&mut events);
-                self.open -= 1;
-                self.metrics.reply(&self.model.name, self.submitted.elapsed(), outcome.finish);
-                self.waiting.push_back((index, Told::Piece { events, token: None }));
-                let reasoning_tokens = choice.reasoning_tokens;
-                let Outcome { finish, stop_string, usage, .. } = *outcome;
-                let end = End { finish, stop_string, usage, reasoning_tokens };
-                self.waiting.push_back((index, Told::Finished(Box::new(end))));
             }
+            Event::Finished(outcome) => self.finished(index, *outcome),
             Event::Failed(error) => self.fail(index, Problem::internal(format!("the reply failed: {error}"))),
         }
+    }
+
+    fn finished(&mut self, index: usize, outcome: Outcome) {
+        let choice = &mut self.choices[index];
+        let mut events = Vec::new();
+        let problem = match outcome.finish {
+            Finish::Cancelled => Some(Problem::unavailable("the model is being unloaded; its replies were cut off")),
+            Finish::Deadline if choice.last_token.is_none() => {
+                Some(Problem::new(Kind::Timeout, "the time was over before the reply began; try again later"))
+            }
+            _ => None,
+        };
+        if let Some(problem) = problem {
+            return self.fail(index, problem);
+        }
+        choice.reader.read(outcome.text, &mut events);
+        choice.reader.finish(&mut events);
+        self.waiting.push_back((index, Told::Piece { events, token: None }));
+        self.close(index, outcome.finish, outcome.stop_string, outcome.usage);
+    }
+
+    /// Ends a choice of which nothing more is wanted.
+    fn cut(&mut self, index: usize) {
+        let choice = &self.choices[index];
+        choice.ticket.cancel();
+        let ((prompt_tokens, cached_tokens), reply_tokens) = (choice.prompt, choice.tokens);
+        let usage = Usage { prompt_tokens, cached_tokens, reply_tokens, ..Usage::default() };
+        self.close(index, Finish::EndToken, None, usage);
+    }
+
+    fn close(&mut self, index: usize, finish: Finish, stop_string: Option<String>, usage: Usage) {
+        let choice = &mut self.choices[index];
+        choice.open = false;
+        self.open -= 1;
+        self.metrics.reply(&self.model.name, self.submitted.elapsed(), finish);
+        let end = End { finish, stop_string, usage, reasoning_tokens: choice.reasoning_tokens };
+        self.waiting.push_back((index, Told::Finished(Box::new(end))));
     }
 
     /// All replies, when they are whole.

@@ -8,15 +8,16 @@ use std::{
 
 use tessera_engine::{
     Request, SamplingParams, Special,
-    serving::{Job, Speculation},
+    serving::{Constraint, Job, Speculation},
 };
 
 use crate::{
     answer::Answer,
     app::App,
+    calls,
     catalog::Model,
-    conversation::{Conversation, Reader},
-    grammar::Shape,
+    conversation::{Conversation, Prepared, Reader},
+    grammar::{Held, Shape, Thoughts},
     problem::Problem,
 };
 
@@ -83,35 +84,75 @@ impl Ask {
         };
         let mut jobs = Vec::with_capacity(choices);
         for prompt in &self.prompts {
-            let (tokens, reader) = prompt_tokens(prompt, model)?;
+            let prepared = prepare(prompt, model)?;
             for reply in 0..self.replies {
-                let shape = self.shape.as_ref();
-                let constraint = shape.map(|(shape, param)| model.grammars().constraint(shape, param)).transpose()?;
-                // Replies to one prompt differ in their seeds; the first has the one that was asked for.
-                let seed = self.sampling.seed.wrapping_add(reply as u64);
-                let request = Request {
-                    prompt: tokens.clone(),
-                    sampling: SamplingParams { seed, ..self.sampling.clone() },
-                    stop: self.stop.clone(),
-                    tokens_max: self.tokens_max,
-                    ignore_end: self.ignore_end,
-                    specials: false,
-                };
-                let (speculation, priority) = (self.speculation, self.priority);
-                jobs.push((Job { request, constraint, speculation, priority, deadline }, reader.clone()));
+                jobs.push((self.job(prompt, &prepared, reply, deadline, model)?, reader(&prepared, model)));
             }
         }
         Answer::submit(model.clone(), app.metrics.clone(), jobs)
     }
+
+    /// The job of a reply to a prompt. Replies to one prompt differ in their seeds; the first has the one that was asked for.
+    fn job(
+        &self,
+        prompt: &Prompt,
+        prepared: &Prepared,
+        reply: usize,
+        deadline: Option<Duration>,
+        model: &Model,
+    ) -> Result<Job, Problem> {
+        let seed = self.sampling.seed.wrapping_add(reply as u64);
+        let request = Request {
+            prompt: prepared.tokens.clone(),
+            sampling: SamplingParams { seed, ..self.sampling.clone() },
+            stop: self.stop.clone(),
+            tokens_max: self.tokens_max,
+            ignore_end: self.ignore_end,
+            specials: prepared.chat.is_some(),
+        };
+        let constraint = self.constraint(prompt, prepared, model)?;
+        let (speculation, priority) = (self.speculation, self.priority);
+        Ok(Job { request, constraint, speculation, priority, deadline })
+    }
+
+    /// What a reply to a prompt is held to, if it is.
+    fn constraint(
+        &self,
+        prompt: &Prompt,
+        prepared: &Prepared,
+        model: &Model,
+    ) -> Result<Option<Box<dyn Constraint>>, Problem> {
+        let shape = self.shape.as_ref().map(|(shape, param)| (shape, param.as_str()));
+        let mut held = Held { shape, calls: None, thoughts: None };
+        if let (Prompt::Conversation(conversation), Some(chat)) = (prompt, &prepared.chat) {
+            let tools = &conversation.tools;
+            let (must, may) = (tools.must_call(), shape.is_some() && tools.callable().next().is_some());
+            if must || may {
+                let rules = calls::rules(chat.format, model.tokenizer(), tools, tools.one_only);
+                held.calls = rules.map(|rules| (rules, must));
+            }
+            if held.calls.is_some() || shape.is_some() {
+                let open = chat.parser(model).thinking();
+                held.thoughts = Thoughts::of(chat.format, model.tokenizer(), open, !chat.no_thoughts);
+            }
+        }
+        let asked = held.shape.is_some() || held.calls.is_some();
+        asked.then(|| model.grammars().constraint(&held)).transpose()
+    }
 }
 
-fn prompt_tokens(prompt: &Prompt, model: &Model) -> Result<(Vec<u32>, Reader), Problem> {
-    match prompt {
-        Prompt::Conversation(conversation) => conversation.prompt(model),
-        Prompt::Tokens(tokens) => Ok((tokens.clone(), Reader::plain())),
+fn reader(prepared: &Prepared, model: &Model) -> Reader {
+    prepared.chat.as_ref().map_or_else(Reader::plain, |chat| chat.reader(model))
+}
+
+fn prepare(prompt: &Prompt, model: &Model) -> Result<Prepared, Problem> {
+    let tokens = match prompt {
+        Prompt::Conversation(conversation) => return conversation.prompt(model),
+        Prompt::Tokens(tokens) => tokens.clone(),
         Prompt::Text(text) => {
             let tokens = model.tokenizer().encode(text, Special::Plain, true);
-            Ok((tokens.map_err(|e| Problem::invalid(e.to_string()).about("prompt"))?, Reader::plain()))
+            tokens.map_err(|e| Problem::invalid(e.to_string()).about("prompt"))?
         }
-    }
+    };
+    Ok(Prepared { tokens, chat: None })
 }

@@ -2,12 +2,13 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
-use tessera_engine::{ChatTemplate, Tokenizer, serving::EngineHandle};
+use tessera_engine::{ChatFormat, ChatTemplate, Tokenizer, serving::EngineHandle};
 
 use crate::{
+    app::now,
     grammar::Grammars,
     problem::{Kind, Problem},
 };
@@ -39,10 +40,19 @@ pub(crate) struct Model {
     pub(crate) loaded: Loaded,
     /// Seconds since 1970.
     pub(crate) created: u64,
+    /// How it writes thoughts and calls.
+    pub(crate) format: &'static ChatFormat,
     grammars: OnceLock<Grammars>,
 }
 
 impl Model {
+    fn new(name: &str, loaded: Loaded) -> Model {
+        let tokenizer = loaded.engine.tokenizer();
+        let source = loaded.template.as_ref().map_or("", ChatTemplate::source);
+        let format = ChatFormat::recognise(source, |text| tokenizer.token_id(text).is_some());
+        Model { name: name.to_owned(), loaded, created: now(), format, grammars: OnceLock::new() }
+    }
+
     pub(crate) fn engine(&self) -> &EngineHandle {
         &self.loaded.engine
     }
@@ -154,9 +164,7 @@ impl Catalog {
         }
         let mut claim = Claim(self, name, State::Unloaded);
         let loaded = self.loader.load(name)?;
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        let model = Model { name: name.to_owned(), loaded, created, grammars: OnceLock::new() };
-        claim.2 = State::Loaded(Arc::new(model));
+        claim.2 = State::Loaded(Arc::new(Model::new(name, loaded)));
         Ok(true)
     }
 

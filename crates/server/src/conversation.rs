@@ -1,139 +1,170 @@
 //! Messages on their way to a prompt, and the text of a reply on its way to thoughts, words and calls.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::Value;
-use tessera_engine::{Message as Plain, TemplateOptions};
+pub(crate) use tessera_engine::chat::{ChatEvent, Message, Reply, ToolCall};
+use tessera_engine::{
+    ChatFormat, ReplyParser, TemplateOptions,
+    chat::{self, PromptError, Think, Tools},
+};
 
-use crate::{catalog::Model, problem::Problem, tools::ToolUse};
-
-/// One message of a conversation.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Message {
-    pub(crate) role: String,
-    pub(crate) content: String,
-    pub(crate) reasoning_content: Option<String>,
-    pub(crate) tool_calls: Vec<ToolCall>,
-    pub(crate) tool_call_id: Option<String>,
-    pub(crate) name: Option<String>,
-}
-
-/// A call that a model made.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct ToolCall {
-    pub(crate) id: String,
-    pub(crate) function: Function,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Function {
-    pub(crate) name: String,
-    pub(crate) arguments: String,
-}
-
-impl ToolCall {
-    pub(crate) fn new(id: impl Into<String>, name: impl Into<String>, arguments: impl Into<String>) -> ToolCall {
-        ToolCall { id: id.into(), function: Function { name: name.into(), arguments: arguments.into() } }
-    }
-}
-
-impl Message {
-    pub(crate) fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
-        Message { role: role.into(), content: content.into(), ..Message::default() }
-    }
-}
-
-/// A piece of a reply.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(dead_code)] // readers of thoughts and calls are another step
-pub(crate) enum ChatEvent {
-    Reasoning(String),
-    Content(String),
-    ToolCallBegin { index: usize, id: String, name: String },
-    ToolCallArguments { index: usize, json: String },
-    ToolCallEnd { index: usize },
-}
-
-/// Reads a reply as it comes.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Reader;
-
-impl Reader {
-    /// Reads a text that is no conversation: all of it is content.
-    pub(crate) fn plain() -> Reader {
-        Reader
-    }
-
-    pub(crate) fn read(&mut self, text: String, out: &mut Vec<ChatEvent>) {
-        if !text.is_empty() {
-            out.push(ChatEvent::Content(text));
-        }
-    }
-
-    pub(crate) fn finish(&mut self, _out: &mut Vec<ChatEvent>) {}
-}
-
-/// A reply put together.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Reply {
-    pub(crate) reasoning: String,
-    pub(crate) content: String,
-    pub(crate) calls: Vec<ToolCall>,
-}
-
-impl Reply {
-    /// Adds the next piece.
-    pub(crate) fn add(&mut self, event: &ChatEvent) {
-        match event {
-            ChatEvent::Reasoning(text) => self.reasoning += text,
-            ChatEvent::Content(text) => self.content += text,
-            ChatEvent::ToolCallBegin { id, name, .. } => self.calls.push(ToolCall::new(id, name, "")),
-            ChatEvent::ToolCallArguments { index, json } => {
-                if let Some(call) = self.calls.get_mut(*index) {
-                    call.function.arguments += json;
-                }
-            }
-            ChatEvent::ToolCallEnd { .. } => {}
-        }
-    }
-}
+use crate::{
+    app::fresh_id,
+    catalog::Model,
+    described,
+    problem::Problem,
+    tools::{Choice, ToolUse},
+};
 
 /// A conversation that is to go on.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Conversation {
     pub(crate) messages: Vec<Message>,
     pub(crate) tools: ToolUse,
-    /// How much to think; none: as the model does by itself.
+    /// How much to think: `on`, `none`, `minimal`, or in the model's own words; none: as the model does by itself.
     pub(crate) think: Option<String>,
     /// More variables of the template.
     pub(crate) variables: BTreeMap<String, Value>,
 }
 
+/// A prompt, and what is known of the replies to it.
+pub(crate) struct Prepared {
+    pub(crate) tokens: Vec<u32>,
+    /// None: a text to be continued.
+    pub(crate) chat: Option<Chat>,
+}
+
+/// What is known of the replies in a conversation.
+pub(crate) struct Chat {
+    /// The prompt's text.
+    prompt: String,
+    pub(crate) format: &'static ChatFormat,
+    tools: Arc<Tools>,
+    one_only: bool,
+    /// Whether thinking was switched off.
+    pub(crate) no_thoughts: bool,
+}
+
+impl Chat {
+    /// A parser for a reply.
+    pub(crate) fn parser(&self, model: &Model) -> ReplyParser {
+        let parser = ReplyParser::new(self.format, self.tools.clone()).with_tokenizer(model.tokenizer());
+        parser.with_ids(fresh_id("call_") + "_").after_prompt(&self.prompt)
+    }
+
+    /// Reads a reply.
+    pub(crate) fn reader(&self, model: &Model) -> Reader {
+        Reader { parser: Some(Box::new(self.parser(model))), one_only: self.one_only, called: false }
+    }
+}
+
+/// Reads a reply as it comes.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    /// None: all of it is content.
+    parser: Option<Box<ReplyParser>>,
+    one_only: bool,
+    called: bool,
+}
+
+impl Reader {
+    /// Reads a text that is no conversation.
+    pub(crate) fn plain() -> Reader {
+        Reader { parser: None, one_only: false, called: false }
+    }
+
+    pub(crate) fn read(&mut self, text: String, out: &mut Vec<ChatEvent>) {
+        match &mut self.parser {
+            Some(parser) => parser.read(&text, out),
+            None if text.is_empty() => {}
+            None => out.push(ChatEvent::Content(text)),
+        }
+        self.cut(out);
+    }
+
+    /// At the end of the reply.
+    pub(crate) fn finish(&mut self, out: &mut Vec<ChatEvent>) {
+        if let Some(parser) = &mut self.parser {
+            parser.finish(out);
+        }
+        self.cut(out);
+    }
+
+    /// Whether nothing more of the reply is wanted: it called a tool, and no more than one call was asked for.
+    pub(crate) fn is_done(&self) -> bool {
+        self.one_only && self.called
+    }
+
+    /// Leaves out what comes after the only call.
+    fn cut(&mut self, out: &mut Vec<ChatEvent>) {
+        if !self.one_only {
+            return;
+        }
+        if self.called {
+            return out.clear();
+        }
+        if let Some(at) = out.iter().position(|event| matches!(event, ChatEvent::ToolCallEnd { .. })) {
+            out.truncate(at + 1);
+            self.called = true;
+        }
+    }
+}
+
 impl Conversation {
-    /// The tokens up to where the model is to speak, and what reads its reply.
-    pub(crate) fn prompt(&self, model: &Model) -> Result<(Vec<u32>, Reader), Problem> {
+    /// The tokens up to where the model is to speak, and what is known of the replies.
+    pub(crate) fn prompt(&self, model: &Model) -> Result<Prepared, Problem> {
         let Some(template) = &model.loaded.template else {
             let message = format!("the model `{}` has no chat template; use /v1/completions", model.name);
             return Err(Problem::invalid(message).about("model"));
         };
-        if !self.tools.list.is_empty() || self.messages.iter().any(|m| !m.tool_calls.is_empty() || m.role == "tool") {
-            return Err(Problem::invalid("tools are not supported yet").about("tools"));
-        }
-        if self.think.is_some() {
-            return Err(Problem::invalid("thinking cannot be switched yet").about("reasoning_effort"));
-        }
-        let tokenizer = model.tokenizer();
-        let shield = |m: &Message| Plain::new(m.role.as_str(), tokenizer.shield(&m.content));
-        let shielded: Vec<Plain> = self.messages.iter().map(shield).collect();
-        let refused = |e: &dyn std::fmt::Display| Problem::invalid(e.to_string()).about("messages");
-        let options = TemplateOptions { variables: self.variables.clone(), ..TemplateOptions::default() };
-        let text = template.render(&shielded, &options).map_err(|e| refused(&e))?;
-        let mut tokens = tokenizer.encode_rendered(&text).map_err(|e| refused(&e))?;
-        // Some templates write the leading token and some leave it to the tokenizer.
-        let bos = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && tokens.first() != Some(bos));
-        if let Some(bos) = bos {
-            tokens.insert(0, bos);
-        }
-        Ok((tokens, Reader))
+        let tools = if self.tools.choice == Choice::None { &[][..] } else { &self.tools.list };
+        let talks_of_tools =
+            !tools.is_empty() || self.messages.iter().any(|m| !m.tool_calls.is_empty() || m.role == "tool");
+        let own = model.format;
+        let described = talks_of_tools && !(own.calls_tools() && template.mentions("tools"));
+        let format = if described { described::format(own) } else { own };
+        let mut options = TemplateOptions { variables: self.switches(model)?, ..TemplateOptions::default() };
+        let list = serde_json::to_string(tools).unwrap_or_default();
+        let messages = if described { described::messages(&self.messages, tools) } else { self.messages.clone() };
+        let known = Tools::parse(&list).map_err(|e| Problem::invalid(e.to_string()).about("tools"))?;
+        options.tools = Some(list).filter(|_| !described && !tools.is_empty());
+        let (prompt, tokens) =
+            chat::prompt(template, format, model.tokenizer(), &messages, &options).map_err(refused)?;
+        let one_only = self.tools.one_only;
+        let no_thoughts = self.think() == Some(Think::Off);
+        Ok(Prepared { tokens, chat: Some(Chat { prompt, format, tools: Arc::new(known), one_only, no_thoughts }) })
     }
+
+    fn think(&self) -> Option<Think> {
+        Some(match self.think.as_deref()? {
+            "on" => Think::On,
+            "none" | "minimal" => Think::Off,
+            // No model has a word for more.
+            "xhigh" | "max" => Think::Effort("high".to_owned()),
+            word => Think::Effort(word.to_owned()),
+        })
+    }
+
+    /// The variables of the template: those that switch thinking, and those of the request.
+    fn switches(&self, model: &Model) -> Result<BTreeMap<String, Value>, Problem> {
+        let mut variables = BTreeMap::new();
+        if let Some(think) = self.think() {
+            variables = model.format.variables(&think);
+            let template = model.loaded.template.as_ref();
+            let heard = variables.keys().any(|name| template.is_some_and(|t| t.mentions(name)));
+            // Who does not think is not to be kept from it.
+            let moot = think == Think::Off && !model.format.thinks();
+            if !heard && !moot {
+                let message = format!("the thinking of the model `{}` cannot be switched; leave it out", model.name);
+                return Err(Problem::invalid(message).about("reasoning_effort"));
+            }
+        }
+        variables.extend(self.variables.clone());
+        Ok(variables)
+    }
+}
+
+fn refused(error: PromptError) -> Problem {
+    Problem::invalid(error.to_string()).about("messages")
 }

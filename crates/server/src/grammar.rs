@@ -7,13 +7,17 @@ use std::sync::Arc;
 
 use llguidance::{
     Matcher, ParserFactory,
-    api::TopLevelGrammar,
+    api::{GrammarWithLexer, TopLevelGrammar},
     toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie},
 };
 use serde_json::{Value, json};
-use tessera_engine::{Tokenizer, serving::Constraint};
+use tessera_engine::{
+    ChatFormat, Tokenizer,
+    chat::{Calls, FAMILIES, Mark},
+    serving::Constraint,
+};
 
-use crate::problem::Problem;
+use crate::{calls, problem::Problem};
 
 /// What a reply must look like.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,13 +33,85 @@ pub(crate) enum Shape {
 }
 
 impl Shape {
-    fn grammar(&self) -> TopLevelGrammar {
+    fn grammar(&self) -> GrammarWithLexer {
         match self {
-            Shape::JsonObject => TopLevelGrammar::from_json_schema(compact(json!({ "type": "object" }))),
-            Shape::Schema(schema) => TopLevelGrammar::from_json_schema(compact(schema.clone())),
-            Shape::Regex(regex) => TopLevelGrammar::from_regex(regex),
-            Shape::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+            Shape::JsonObject => GrammarWithLexer::from_json_schema(compact(json!({ "type": "object" }))),
+            Shape::Schema(schema) => GrammarWithLexer::from_json_schema(compact(schema.clone())),
+            Shape::Regex(regex) => GrammarWithLexer::from_regex(regex),
+            Shape::Lark(text) => GrammarWithLexer::from_lark(text.clone()),
         }
+    }
+}
+
+/// What a reply is held to.
+pub(crate) struct Held<'a> {
+    /// What is said, with the field that asks for it.
+    pub(crate) shape: Option<(&'a Shape, &'a str)>,
+    /// Rules of the calls that it may hold instead, and whether it must.
+    pub(crate) calls: Option<(String, bool)>,
+    /// What may, or must, come before.
+    pub(crate) thoughts: Option<Thoughts>,
+}
+
+impl Held<'_> {
+    /// The field that asks for it.
+    fn param(&self) -> &str {
+        self.shape.map_or("tools", |(_, param)| param)
+    }
+
+    fn grammar(&self) -> TopLevelGrammar {
+        let body = self.shape.map(|(shape, _)| shape.grammar());
+        if let (Some(body), None, None) = (&body, &self.calls, &self.thoughts) {
+            return TopLevelGrammar::from_grammar(body.clone());
+        }
+        let thoughts = self.thoughts.as_ref();
+        let head = thoughts.map_or("", |thoughts| thoughts.head.as_str());
+        let answer = match (&self.calls, &body) {
+            (Some((_, true)), _) | (Some(_), None) => "calls".to_owned(),
+            (Some((_, false)), Some(_)) => format!("calls | {head} @body"),
+            (None, _) => format!("{head} @body"),
+        };
+        let before = if thoughts.is_some_and(|thoughts| !thoughts.rules.is_empty()) { "thoughts " } else { "" };
+        let mut text = format!("start: {before}answer\nanswer: {answer}\n");
+        text += thoughts.map_or("", |thoughts| &thoughts.rules);
+        text += self.calls.as_ref().map_or("", |(rules, _)| rules);
+        let mut all = TopLevelGrammar::from_lark(text);
+        if answer.contains("@body") {
+            all.grammars.extend(body.map(|body| GrammarWithLexer { name: Some("body".to_owned()), ..body }));
+        }
+        all
+    }
+}
+
+/// What comes before an answer.
+pub(crate) struct Thoughts {
+    /// The rule `thoughts` and those that it needs; nothing where there are none.
+    rules: String,
+    /// The head of a message of words, where every message has one.
+    head: String,
+}
+
+impl Thoughts {
+    /// In a way of writing. `open`: the prompt has begun them; `allowed`: they may begin.
+    pub(crate) fn of(format: &ChatFormat, tokenizer: &Tokenizer, open: bool, allowed: bool) -> Option<Thoughts> {
+        let mark = |which| calls::mark(format, tokenizer, which);
+        if let Calls::Channels { thinking, .. } = format.calls {
+            let (channel, body, start, end) =
+                (mark(Mark::Channel)?, mark(Mark::Body)?, mark(Mark::Start)?, mark(Mark::End)?);
+            let thinking = calls::literal(thinking.first()?);
+            let analysis = format!("{channel} {thinking} {body} /(.|\\n)*/ {end} {start} \"assistant\"");
+            let rules = if allowed { format!("thoughts: ({analysis})?\n") } else { String::new() };
+            return Some(Thoughts { rules, head: format!("{channel} \"final\" {body}") });
+        }
+        let head = String::new();
+        if !open && !allowed {
+            return Some(Thoughts { rules: String::new(), head });
+        }
+        let rest = calls::text_up_to("thinking", format, tokenizer, Mark::ThinkClose)?;
+        let label = if format.label.is_empty() { String::new() } else { calls::literal(format.label) };
+        let begun = "thinking (\"\\n\" | \"\\n\\n\")?";
+        let thoughts = if open { begun.to_owned() } else { format!("({} {label} {begun})?", mark(Mark::ThinkOpen)?) };
+        Some(Thoughts { rules: format!("thoughts: {thoughts}\n{rest}"), head })
     }
 }
 
@@ -60,9 +136,10 @@ impl Grammars {
     }
 
     /// A constraint for one reply.
-    pub(crate) fn constraint(&self, shape: &Shape, param: &str) -> Result<Box<dyn Constraint>, Problem> {
+    pub(crate) fn constraint(&self, held: &Held<'_>) -> Result<Box<dyn Constraint>, Problem> {
+        let param = held.param();
         let factory = self.factory.as_ref().map_err(|message| Problem::invalid(message).about(param))?;
-        let parser = factory.create_parser(shape.grammar());
+        let parser = factory.create_parser(held.grammar());
         let refused =
             |e: &dyn std::fmt::Display| Problem::invalid(format!("`{param}` cannot be kept to: {e}")).about(param);
         let mut matcher = Matcher::new(Ok(parser.map_err(|e| refused(&e))?));
@@ -91,7 +168,8 @@ fn factory(tokenizer: &Tokenizer) -> Result<ParserFactory, String> {
 /// The bytes of a token; those of marks of structure are told apart from text that spells them.
 fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
     let bytes = tokenizer.token_bytes(id);
-    if tokenizer.is_control(id) || tokenizer.is_end_of_generation(id) {
+    let marks = || FAMILIES.iter().flat_map(|f| f.marks).any(|(_, text)| text.as_bytes() == bytes);
+    if tokenizer.is_control(id) || tokenizer.is_end_of_generation(id) || tokenizer.is_special(id) && marks() {
         let marker = [TokTrie::SPECIAL_TOKEN_MARKER];
         return [&marker, bytes].concat();
     }

@@ -21,7 +21,11 @@ pub struct Server {
     listener: std::net::TcpListener,
     address: SocketAddr,
     stop: (StopSwitch, Stop),
+    on_signal: Option<OnSignal>,
 }
+
+/// Is called with 1 for the first signal, 2 for the second, and so on.
+type OnSignal = Box<dyn FnMut(usize) + Send>;
 
 /// Tells a server to stop.
 #[derive(Clone, Debug)]
@@ -72,7 +76,7 @@ impl Server {
         let address = listener.local_addr()?;
         let app = Arc::new(App::new(settings, Arc::new(Catalog::new(loader, names))));
         let (sender, receiver) = watch::channel(false);
-        Ok(Server { app, listener, address, stop: (StopSwitch(Arc::new(sender)), Stop(receiver)) })
+        Ok(Server { app, listener, address, stop: (StopSwitch(Arc::new(sender)), Stop(receiver)), on_signal: None })
     }
 
     /// Where it listens.
@@ -83,6 +87,12 @@ impl Server {
     /// Tells it to stop.
     pub fn switch(&self) -> StopSwitch {
         self.stop.0.clone()
+    }
+
+    /// Stops by SIGINT and SIGTERM too (elsewhere than on Unix by Ctrl-C). `told` hears of each, with their number so far.
+    pub fn on_signal(mut self, told: impl FnMut(usize) + Send + 'static) -> Server {
+        self.on_signal = Some(Box::new(told));
+        self
     }
 
     /// Loads one of its models.
@@ -109,7 +119,10 @@ impl Server {
     }
 
     async fn serve(self) -> io::Result<Closing> {
-        let Server { app, listener, stop: (_switch, stop), .. } = self;
+        let Server { app, listener, stop: (switch, stop), on_signal, .. } = self;
+        if let Some(told) = on_signal {
+            tokio::spawn(listen(Signals::new()?, switch.clone(), told));
+        }
         let served = axum::serve(TcpListener::from_std(listener)?, routes::router(&app));
         let mut served = tokio::spawn(served.with_graceful_shutdown(stop.clone().told()).into_future());
         stop.told().await;
@@ -128,5 +141,56 @@ impl Server {
             served.abort();
         }
         Ok(Closing { open, cut_off })
+    }
+}
+
+/// Stops the server at the first signal, and tells of all.
+async fn listen(mut signals: Signals, switch: StopSwitch, mut told: OnSignal) {
+    for count in 1.. {
+        signals.next().await;
+        told(count);
+        switch.stop();
+    }
+}
+
+/// What asks a process to end.
+#[cfg(unix)]
+struct Signals([tokio::signal::unix::Signal; 2]);
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Signals([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]))
+    }
+
+    async fn next(&mut self) {
+        std::future::poll_fn(|context| {
+            let came = |signal: &mut tokio::signal::unix::Signal| signal.poll_recv(context).is_ready();
+            // Both are asked, so that both wake.
+            if self.0.iter_mut().map(came).fold(false, |any, came| any | came) {
+                std::task::Poll::Ready(())
+            } else {
+                std::task::Poll::Pending
+            }
+        })
+        .await;
+    }
+}
+
+/// What asks a process to end.
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals)
+    }
+
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }

@@ -37,6 +37,21 @@ impl ToolUse {
         tool["function"]["name"].as_str().unwrap_or_default()
     }
 
+    /// The tools that may be called.
+    pub(crate) fn callable(&self) -> impl Iterator<Item = &Value> {
+        let named = |tool: &&Value| match &self.choice {
+            Choice::Auto | Choice::Required => true,
+            Choice::None => false,
+            Choice::Named(name) => ToolUse::name(tool) == name,
+        };
+        self.list.iter().filter(named)
+    }
+
+    /// Whether a reply without a call is none.
+    pub(crate) fn must_call(&self) -> bool {
+        matches!(self.choice, Choice::Required | Choice::Named(_))
+    }
+
     /// Refuses choices that no tool of the list can meet.
     fn checked(self, fields: &Fields) -> Result<ToolUse, Problem> {
         let mut names: Vec<&str> = self.list.iter().map(ToolUse::name).collect();

@@ -122,6 +122,16 @@ fn of_flags(args: &Kernels) -> Result<Vec<(Shape, usize)>> {
     Ok(formats.iter().filter(|d| args.depth.is_multiple_of(d.block_len())).map(shape).collect())
 }
 
+/// The matrix that takes the most of a model's work; none where it has none.
+pub(crate) fn largest(checkpoint: &Checkpoint) -> Result<Option<Shape>> {
+    let all = of_model(checkpoint, &[])?;
+    let work = |(shape, count): &&(Shape, usize)| match shape.projection {
+        Projection::Dense | Projection::Head => shape.rows * shape.depth * count,
+        Projection::Routed { used, .. } => shape.rows * shape.depth * used * count,
+    };
+    Ok(all.iter().max_by_key(work).map(|(shape, _)| *shape))
+}
+
 /// The matrices of a model, equal ones counted, in the order of their first.
 fn of_model(checkpoint: &Checkpoint, formats: &[DType]) -> Result<Vec<(Shape, usize)>> {
     let architecture = checkpoint.architecture()?;

@@ -12,6 +12,7 @@ mod kernels;
 mod perplexity;
 mod real;
 mod run;
+mod serve;
 mod store;
 mod support;
 mod surface;

@@ -8,7 +8,7 @@ use std::{
 use crate::support::{Home, Ran, fixture};
 
 const COMMANDS: &[&str] =
-    &["pull", "list", "rm", "inspect", "kernels", "tune", "synth", "audit", "bench", "profile", "completions"];
+    &["serve", "pull", "list", "rm", "inspect", "kernels", "tune", "synth", "audit", "bench", "profile", "completions"];
 
 #[test]
 fn every_command_has_help() {

@@ -42,8 +42,8 @@ pub(crate) async fn count(app: Arc<App>, request: Request) -> Result<Response, P
     let model = app.catalog.find(name.as_deref())?;
     let conversation = read::prompt(fields)?;
     let task = tokio::task::spawn_blocking(move || {
-        let (tokens, _) = conversation.prompt(&model)?;
-        Ok(ok(&json!({ "input_tokens": tokens.len() })))
+        let prepared = conversation.prompt(&model)?;
+        Ok(ok(&json!({ "input_tokens": prepared.tokens.len() })))
     });
     task.await.unwrap_or_else(|e| Err(Problem::internal(format!("the tokens could not be counted: {e}"))))
 }

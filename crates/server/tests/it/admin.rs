@@ -40,6 +40,7 @@ fn metrics_count_what_happened() {
     let server = start();
     server.post("/v1/chat/completions", &chat("x", json!({ "max_tokens": 5, "ignore_eos": true }))).fine();
     server.post("/v1/chat/completions", &chat("x", json!({ "odd": 5 })));
+    server.wait_idle(); // an engine tells of a step when its events are out
     let reply = server.get("/metrics");
     assert!(reply.header("content-type").unwrap().starts_with("application/openmetrics-text"));
     let value = |line: &str| {

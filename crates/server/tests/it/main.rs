@@ -13,3 +13,5 @@ mod responses;
 mod shapes;
 mod shutdown;
 mod support;
+mod thoughts;
+mod tools;

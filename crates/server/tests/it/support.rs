@@ -16,7 +16,17 @@ use tessera_engine::{
 use tessera_ops::{Batch, KvFormat, reference::ReferenceDevice};
 use tessera_server::{Closing, Loaded, Loader, Problem, Server, Settings, StopSwitch};
 
-/// The models that test servers have: `tiny`, `slow` (20 ms a step) and `bare` (no chat template).
+/// Templates of families, by which their ways of writing are known.
+const TEMPLATES: [(&str, &str); 6] = [
+    ("gemma4", include_str!("../../../engine/tests/data/templates/gemma4.jinja")),
+    ("glm4", include_str!("../../../engine/tests/data/templates/glm4.jinja")),
+    ("gpt_oss", include_str!("../../../engine/tests/data/templates/gpt_oss.jinja")),
+    ("hermes", include_str!("../../../engine/tests/data/templates/hermes.jinja")),
+    ("llama3", include_str!("../../../engine/tests/data/templates/llama3.jinja")),
+    ("qwen3", include_str!("../../../engine/tests/data/templates/qwen3.jinja")),
+];
+
+/// The models that test servers have: `tiny`, `slow` (20 ms a step), `bare` (no chat template), and those of [`TEMPLATES`].
 pub(crate) struct Tiny {
     pub(crate) options: Options,
     /// Tokens of the cache.
@@ -43,8 +53,9 @@ impl Loader for Tiny {
             model = Box::new(Slow(model));
         }
         let tokenizer = Arc::new(checkpoint.tokenizer().unwrap());
-        let template = checkpoint.chat_template().unwrap();
-        let template = ChatTemplate::new(name, template.as_deref(), &tokenizer).unwrap();
+        let own = checkpoint.chat_template().unwrap();
+        let template = TEMPLATES.iter().find(|(known, _)| *known == name).map(|(_, text)| *text).or(own.as_deref());
+        let template = ChatTemplate::new(name, template, &tokenizer).unwrap();
         let clock = Box::new(MonotonicClock::default());
         let engine = Engine::new(Sequences::new(model), tokenizer, self.options.clone(), clock);
         Ok(Loaded {

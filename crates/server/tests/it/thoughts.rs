@@ -1,0 +1,101 @@
+//! Thoughts are kept apart from words, and can be switched where the model has a switch.
+
+use serde_json::{Value, json};
+use tessera_server::Settings;
+
+use crate::support::{Running, Tiny, start_with, with};
+
+const TEXT: &str = "<think>\nHm, well.\n</think>\n\nYes.";
+
+fn server() -> Running {
+    start_with(&["qwen3", "tiny", "gpt_oss"], Tiny::default(), Settings::default())
+}
+
+/// A reply that is exactly this text, by way of a grammar.
+fn exactly(text: &str) -> Value {
+    json!({ "type": "grammar", "grammar": format!("start: {}\n", json!(text)) })
+}
+
+fn chat(model: &str, more: Value) -> Value {
+    let messages = json!([{ "role": "user", "content": "Is it?" }]);
+    with(json!({ "model": model, "messages": messages, "max_tokens": 200, "reasoning_effort": "none" }), more)
+}
+
+#[test]
+fn openai_has_them_beside_the_content() {
+    let server = server();
+    let body = chat("qwen3", json!({ "response_format": exactly(TEXT) }));
+    let whole = server.post("/v1/chat/completions", &body).fine();
+    let message = &whole["choices"][0]["message"];
+    assert_eq!((&message["reasoning_content"], &message["content"]), (&json!("Hm, well."), &json!("Yes.")));
+    assert!(whole["usage"]["completion_tokens_details"]["reasoning_tokens"].as_u64().unwrap() > 2, "{whole}");
+    let chunks = server.post("/v1/chat/completions", &with(body, json!({ "stream": true }))).chunks();
+    let joined =
+        |key: &str| -> String { chunks.iter().filter_map(|c| c["choices"][0]["delta"][key].as_str()).collect() };
+    assert_eq!((joined("reasoning_content").as_str(), joined("content").as_str()), ("Hm, well.", "Yes."));
+
+    let body = json!({ "model": "qwen3", "input": "Is it?", "reasoning": { "effort": "none" }, "text": { "format": exactly(TEXT) } });
+    let whole = server.post("/v1/responses", &body).fine();
+    assert_eq!((&whole["output"][0]["type"], &whole["output"][1]["type"]), (&json!("reasoning"), &json!("message")));
+    assert_eq!(whole["output"][0]["content"][0]["text"], "Hm, well.");
+    let events = server.post("/v1/responses", &with(body, json!({ "stream": true }))).typed();
+    let thoughts: String = events
+        .iter()
+        .filter(|e| e["type"] == "response.reasoning_text.delta")
+        .map(|e| e["delta"].as_str().unwrap())
+        .collect();
+    assert_eq!(thoughts, "Hm, well.");
+}
+
+#[test]
+fn anthropic_has_them_as_a_block() {
+    let server = server();
+    // Its API has schemas only, so the text is one that a schema makes.
+    let schema = json!({ "const": "Yes." });
+    let body = json!({ "model": "qwen3", "max_tokens": 200, "thinking": { "type": "disabled" },
+        "messages": [{ "role": "user", "content": "Is it?" }], "output_format": { "type": "json_schema", "schema": schema } });
+    let whole = server.post("/v1/messages", &body).fine();
+    assert_eq!(whole["content"], json!([{ "type": "text", "text": "\"Yes.\"" }]));
+    // Thoughts of turns past are taken, whoever they are from.
+    let before = json!([
+        { "role": "user", "content": "Is it?" },
+        { "role": "assistant", "content": [
+            { "type": "thinking", "thinking": "Hm.", "signature": "x" }, { "type": "text", "text": "Yes." },
+        ] },
+        { "role": "user", "content": "Sure?" },
+    ]);
+    let again = server.post("/v1/messages", &with(body, json!({ "messages": before })));
+    assert_eq!(again.status, 200, "{}", again.text);
+}
+
+#[test]
+fn heads_of_messages_are_no_text() {
+    let server = server();
+    let format = json!({ "type": "regex", "pattern": "(yes|no)" });
+    for seed in 0..3 {
+        let body = chat("gpt_oss", json!({ "response_format": format, "seed": seed }));
+        let object = server.post("/v1/chat/completions", &body).fine();
+        let content = object["choices"][0]["message"]["content"].as_str().unwrap();
+        assert!(["yes", "no"].contains(&content), "{object}");
+    }
+}
+
+#[test]
+fn thinking_is_switched_in_the_prompt_or_refused() {
+    let server = server();
+    let tokens = |model: &str, effort: Value| {
+        let body = chat(model, json!({ "reasoning_effort": effort, "max_tokens": 1 }));
+        let reply = server.post("/v1/chat/completions", &body);
+        (reply.status, reply.json()["usage"]["prompt_tokens"].as_u64())
+    };
+    assert_ne!(tokens("qwen3", json!("none")), tokens("qwen3", Value::Null), "the prompt says so");
+    assert_eq!(tokens("tiny", json!("none")).0, 200, "it does not think anyway");
+    assert_eq!(tokens("tiny", json!("high")).0, 400);
+    assert_ne!(tokens("gpt_oss", json!("low")), (400, None));
+    let body = with(
+        chat("qwen3", json!({ "chat_template_kwargs": { "enable_thinking": false }, "max_tokens": 1 })),
+        json!({ "reasoning_effort": null }),
+    );
+    let by_variable = server.post("/v1/chat/completions", &body).fine()["usage"]["prompt_tokens"].as_u64();
+    assert_eq!((200, by_variable), tokens("qwen3", json!("none")));
+}
