@@ -103,6 +103,14 @@ fn asked(random: &mut Random, subject: &Subject<'_>, documents: &[Vec<u32>]) -> 
     Asked { request, constrained, speculation, priority: random.below(3) as i32, cancel_after }
 }
 
+/// Texts that prompts begin with: of few pages, so that the same page comes after different ones.
+fn documents(random: &mut Random, subject: &Subject<'_>) -> Vec<Vec<u32>> {
+    let mut token = || 10 + random.below(subject.vocabulary - 10) as u32;
+    let pages = [0; 3].map(|_| [0; PAGE_TOKENS].map(|_| token()));
+    let count = subject.length_max.div_ceil(PAGE_TOKENS);
+    (0..4).map(|_| (0..count).flat_map(|_| random.pick(&pages)).collect()).collect()
+}
+
 /// What the request gives on a session of its own.
 fn alone(session: &mut Session, asked: &Asked, subject: &Subject<'_>) -> (Told, Finish) {
     let (mut told, request) = (Told::default(), &asked.request);
@@ -170,9 +178,7 @@ fn play(seed: u64, subject: &Subject<'_>, seen: &mut Seen) {
         engine = engine.with_drafter(Box::new(DraftModel::new(small, &subject.tokenizer, &subject.tokenizer).unwrap()));
     }
     let context = engine.context();
-    let documents: Vec<Vec<u32>> = (0..3)
-        .map(|_| (0..subject.length_max).map(|_| 10 + random.below(subject.vocabulary - 10) as u32).collect())
-        .collect();
+    let documents = documents(&mut random, subject);
     let mut coming: Vec<Asked> = (0..1 + random.below(7)).map(|_| asked(&mut random, subject, &documents)).collect();
     coming.iter_mut().for_each(|a| a.request.prompt.truncate(context));
     let mut open: HashMap<RequestId, (Asked, usize)> = HashMap::new();
