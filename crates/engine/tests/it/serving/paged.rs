@@ -1,5 +1,5 @@
-//! A model that remembers tokens instead of keys and values: its logits are a hash of all tokens that it finds in the pages of
-//! a sequence. A page that is wrong, late, shared in error or written twice changes every token after it; and it
+//! A model whose keys and values are hashes: that of a token depends on all that stand before it in the sequence's pages, and
+//! its logits on the last. A page that is wrong, late, shared in error or written twice changes every token after it; and it
 //! takes no time, so thousands of histories can be played.
 
 use std::time::Duration;
@@ -11,14 +11,14 @@ use super::FakeClock;
 
 pub(super) struct Paged {
     config: Config,
-    pages: Vec<[u32; PAGE_TOKENS]>,
+    pages: Vec<[u64; PAGE_TOKENS]>,
     clock: FakeClock,
     /// Microseconds of a step by rows.
     cost: fn(usize) -> u64,
 }
 
 /// What a slot holds before anybody wrote to it.
-const UNWRITTEN: u32 = u32::MAX;
+const UNWRITTEN: u64 = u64::MAX;
 
 impl Paged {
     pub(super) fn new(pages: usize, clock: FakeClock, cost: fn(usize) -> u64) -> Paged {
@@ -48,38 +48,40 @@ impl LanguageModel for Paged {
     }
 
     fn cache_bytes(&self) -> usize {
-        4 * self.cache_tokens()
+        8 * self.cache_tokens()
     }
 
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
         logits.clear();
         self.clock.advance(Duration::from_micros((self.cost)(batch.len())));
         for (row, token) in batch.tokens.iter().enumerate() {
-            let (page, slot) = batch.slot(row, batch.positions[row] as usize, None);
-            self.pages[page as usize][slot] = *token;
+            let at = batch.positions[row] as usize;
+            let mut all = u64::from(*token);
+            for position in 0..at {
+                let (page, slot) = batch.slot(row, position, None);
+                let before = self.pages[page as usize][slot];
+                assert!(before != UNWRITTEN, "position {position} was never computed");
+                all = super::Random(all ^ before).next();
+            }
+            let (page, slot) = batch.slot(row, at, None);
+            self.pages[page as usize][slot] = super::Random(all).next();
         }
         for &row in &batch.logit_rows {
             let row = row as usize;
-            let mut all = 0;
-            for position in 0..=batch.positions[row] as usize {
-                let (page, slot) = batch.slot(row, position, None);
-                let token = self.pages[page as usize][slot];
-                assert!(token != UNWRITTEN, "position {position} was never computed");
-                all = super::Random(all ^ u64::from(token)).next();
-            }
-            self.logits(batch.tokens[row], all, logits);
+            let (page, slot) = batch.slot(row, batch.positions[row] as usize, None);
+            self.logits(batch.tokens[row], self.pages[page as usize][slot], logits);
         }
         Ok(())
     }
 
     fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
-        out.extend(self.pages[page as usize].iter().flat_map(|t| t.to_le_bytes()));
+        out.extend(self.pages[page as usize].iter().flat_map(|hash| hash.to_le_bytes()));
         Ok(())
     }
 
     fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error> {
-        let tokens = bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b));
-        self.pages[page as usize].iter_mut().zip(tokens).for_each(|(slot, token)| *slot = token);
+        let hashes = bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
+        self.pages[page as usize].iter_mut().zip(hashes).for_each(|(slot, hash)| *slot = hash);
         Ok(())
     }
 }
