@@ -33,10 +33,12 @@ impl Costs {
         *mean += NEW * (seconds.min(2.0 * *mean) - *mean);
     }
 
-    /// Seconds of a step, rather too low: a width beyond all that are known costs what the widest known one does.
+    /// Seconds of a step, rather too low: a width beyond all that are known costs what the widest known one does, and one beyond
+    /// twice that grows with its rows. So what is tried for the first time is never much wider than what is known.
     pub(super) fn at_least(&self, rows: usize) -> Option<f64> {
         let (below, above) = self.around(rows);
-        between(below, above, rows).or(below.map(|(_, seconds)| seconds)).or(above.map(|(_, seconds)| seconds))
+        let beyond = below.map(|(known, seconds)| seconds * (class(rows) as f64 / (2 * known) as f64).max(1.0));
+        between(below, above, rows).or(beyond).or(above.map(|(_, seconds)| seconds))
     }
 
     /// Seconds of a step, rather too high: beyond what is known, a row costs what it does there on average. Unknown where only
@@ -99,6 +101,7 @@ mod tests {
         let costs = known(&[(2, 1.0), (4, 2.0)]);
         let rows = [1, 2, 3, 4, 8];
         assert_eq!(rows.map(|r| costs.at_least(r).unwrap()), [1.0, 1.0, 1.5, 2.0, 2.0]);
+        assert_eq!(costs.at_least(16), Some(4.0));
         assert_eq!(rows.map(|r| costs.at_most(r)), [None, Some(1.0), Some(1.5), Some(2.0), Some(4.0)]);
         assert_eq!((Costs::default().at_least(3), Costs::default().affordable(1.0, 9)), (None, None));
     }

@@ -7,8 +7,8 @@
 //!
 //! How deep to guess is decided by two estimates: how likely a draft is right, by request and by how it was found
 //! ([`acceptance`]), and what a step of so many rows takes, as measured. A draft lengthens the step for all and helps one
-//! sequence, so what is made largest is the product of all sequences' tokens a second: no one gains at the cost of many, and one
-//! alone gets its most tokens a second. Where no draft helps, nothing is drafted.
+//! sequence, so what is made largest is the product of all sequences' tokens a second, and none may lose more than 3 % of its
+//! own. One alone gets its most tokens a second. Where no draft helps, nothing is drafted.
 
 pub(super) mod acceptance;
 mod draft_model;
@@ -31,6 +31,9 @@ pub const CLASSES: usize = 4;
 
 /// A gain below this, for the average sequence, is not worth its noise.
 const GAIN_MIN: f64 = 1.02;
+
+/// No sequence of a step may be expected to fall below this part of its speed without drafts.
+const LOSS_MAX: f64 = 0.97;
 
 /// What a plan of drafts is worth: the mean logarithm of the sequences' tokens a second. `tokens` is the sum of the logarithms of
 /// the tokens that they are likely to get, `seconds` the time of the step.
@@ -210,7 +213,9 @@ impl Speculator {
         for depth in 1..=DEPTH_MAX {
             let tokens = likely.iter().map(|p| expected_tokens(*p, depth).ln()).sum();
             let seconds = costs.at_least(rows + depth * asked.len()).unwrap_or(base) + depth as f64 * draft;
-            if worth(tokens, decodes, seconds) > best {
+            let least = likely.iter().map(|p| expected_tokens(*p, depth)).fold(f64::INFINITY, f64::min);
+            let least = if asked.len() < decodes { 1.0 } else { least };
+            if least / seconds >= LOSS_MAX / base && worth(tokens, decodes, seconds) > best {
                 (best, best_depth) = (worth(tokens, decodes, seconds), depth);
             }
         }
@@ -225,7 +230,7 @@ impl Speculator {
         let mut drafts: Vec<(f64, usize)> = Vec::new();
         for (i, (guess, active)) in open.iter().enumerate() {
             let likely = active.acceptance.expect(guess.source..guess.source + 1, &self.prior);
-            let adds = |depth| (expected_tokens(likely, depth) / expected_tokens(likely, depth - 1)).ln();
+            let adds = |depth| expected_tokens(likely, depth) / expected_tokens(likely, depth - 1);
             drafts.extend((1..=guess.tokens.len()).map(|depth| (adds(depth), i)));
         }
         drafts.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -233,10 +238,15 @@ impl Speculator {
         if let Some(base) = costs.at_least(rows) {
             let mut tokens = 0.0;
             let (mut best, mut count) = (worth(tokens, decodes, base) + GAIN_MIN.ln(), 0);
-            for (n, (adds, _)) in drafts.iter().enumerate() {
-                tokens += adds;
-                let worth = worth(tokens, decodes, costs.at_least(rows + n + 1).unwrap_or(base));
-                if worth > best {
+            // Of each sequence; those without a guess get one.
+            let mut each = vec![1.0; decodes];
+            for (n, (adds, i)) in drafts.iter().enumerate() {
+                tokens += adds.ln();
+                each[*i] *= adds;
+                let seconds = costs.at_least(rows + n + 1).unwrap_or(base);
+                let least = each.iter().copied().fold(f64::INFINITY, f64::min);
+                let worth = worth(tokens, decodes, seconds);
+                if least / seconds >= LOSS_MAX / base && worth > best {
                     (best, count) = (worth, n + 1);
                 }
             }
