@@ -6,6 +6,7 @@ use std::{num::NonZero, sync::Arc};
 use anyhow::Result;
 use tessera_cpu::{
     CpuDevice,
+    attention::select as attention,
     isa::Isa,
     matmul::{
         Kernels, Overrides,
@@ -20,6 +21,7 @@ use tessera_ops::{Device, Profiled};
 
 use crate::{
     args::Compute,
+    measure::Heads,
     tuning::{self, InForce},
 };
 
@@ -196,4 +198,21 @@ pub(crate) fn routed_variant(
 fn chosen(device: &Chosen, request: &Request) -> dispatch::Plan {
     let Kernels { isa, tuning, overrides } = device.kernels();
     dispatch::plan(*isa, request, tuning, overrides)
+}
+
+/// The way of attention of the last `rows` of a sequence's `tokens`.
+pub(crate) fn attention_plan(device: &Chosen, heads: &Heads, rows: usize, tokens: usize) -> String {
+    let Heads { heads, kv_heads, head_dim, window, .. } = *heads;
+    let seen = |position: usize| window.unwrap_or(usize::MAX).min(position + 1);
+    let request = attention::Request {
+        head_dim,
+        kv_heads,
+        group: heads / kv_heads,
+        rows,
+        run: rows,
+        longest: seen(tokens.saturating_sub(1)),
+        visible: (tokens.saturating_sub(rows)..tokens).map(seen).sum(),
+        threads: device.threads(),
+    };
+    attention::plan(&request, device.kernels().overrides.attention).to_string()
 }

@@ -6,6 +6,7 @@ use tessera_ops::audit::{Scope, Variant};
 
 use crate::{
     CpuDevice,
+    attention::select::Way,
     isa::Isa,
     matmul::{
         Kernels, Overrides, Tuning,
@@ -19,7 +20,7 @@ pub fn all_edges() -> BTreeSet<usize> {
 }
 
 /// Every variant of this machine: each instruction set, on one and two threads; each way to share; tiles capped at one
-/// token and at half, and in a `full` audit at every width; each cap on passes over experts. What is `forced` leaves
+/// token and at half, and in a `full` audit at every width; each cap on passes over experts; each way of attention. What is `forced` leaves
 /// only that, on one thread and two.
 pub fn variants(full: bool, forced: Option<Overrides>) -> Vec<Variant<CpuDevice>> {
     let mut all = vec![];
@@ -42,6 +43,13 @@ pub fn variants(full: bool, forced: Option<Overrides>) -> Vec<Variant<CpuDevice>
         }
         for split in Split::ALL {
             add(2, Overrides { split: Some(split), ..base }, Scope::Projections);
+        }
+        for (i, way) in Way::ALL.into_iter().enumerate() {
+            let attention = Some(way);
+            add(1 + i % 2, Overrides { attention, ..base }, Scope::Attention);
+            if full {
+                add(2 - i % 2, Overrides { attention, ..base }, Scope::Attention);
+            }
         }
         add(1, Overrides { split: Some(Split::Weights), ..base }, Scope::Projections);
         for tile in tile_caps(isa, full) {
@@ -80,7 +88,18 @@ mod tests {
             let unique: BTreeSet<_> = names.iter().collect();
             assert_eq!(unique.len(), names.len(), "{names:?}");
             for isa in Isa::available() {
-                for what in ["1 thread", "2 threads", "split=weights", "split=tokens", "tile=1", "moe_tile=32"] {
+                for what in [
+                    "1 thread",
+                    "2 threads",
+                    "split=weights",
+                    "split=tokens",
+                    "tile=1",
+                    "moe_tile=32",
+                    "=single",
+                    "=two-pass",
+                    "=fused",
+                    "=unfused",
+                ] {
                     let has = |name: &&&String| name.starts_with(isa.name()) && name.contains(what);
                     assert!(unique.iter().any(|name| has(&name)), "{what} on {}", isa.name());
                 }

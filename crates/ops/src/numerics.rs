@@ -68,7 +68,7 @@
 //!     l   = fma(l, a, sum(w))       in lanes, slot t in lane t mod 16
 //!     o[d] = o[d] * a;              o[d] = fma(w_t, v_t[d], o[d]) for visible t in order
 //!     m   = m'
-//! y[d] = o[d] / l
+//! y[d] = o[d] / l               0 where no key is visible and l is 0
 //! ```
 
 use std::ops::Range;

@@ -1,6 +1,7 @@
 //! Measuring a projection: weights that are in no cache, readings that are long enough for the clock, and a hash of every
 //! result. `tessera bench kernel` and `tessera tune` stand on it.
 
+mod attention;
 mod case;
 mod dense;
 mod input;
@@ -11,6 +12,7 @@ use tessera_cpu::tensor::Tensor;
 
 use crate::device::Chosen;
 
+pub(crate) use attention::{Attention, Heads, Rows};
 pub(crate) use case::{Case, Effort};
 pub(crate) use dense::Dense;
 pub(crate) use routed::Routed;

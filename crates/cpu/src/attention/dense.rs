@@ -179,3 +179,82 @@ impl Kernel for Dense<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tessera_ops::reference;
+
+    use super::*;
+
+    /// Numbers of a kind: F32, F16, or codes with scales of some shape.
+    #[derive(Clone, Copy, Debug)]
+    enum Kind {
+        F32,
+        F16,
+        Codes((usize, usize)),
+    }
+
+    struct Store {
+        floats: Vec<f32>,
+        halves: Vec<f16>,
+        codes: Vec<i8>,
+    }
+
+    impl Store {
+        /// Numbers in -1..1 that follow from the count.
+        fn new(count: usize) -> Store {
+            let floats: Vec<f32> = (0..count).map(|i| (i * 7919 % 4093) as f32 / 2046.5 - 1.0).collect();
+            let halves = floats.iter().map(|v| f16::from_f32(*v)).collect();
+            let codes = floats.iter().map(|v| (v * 127.0) as i8).collect();
+            Store { floats, halves, codes }
+        }
+
+        fn numbers(&self, kind: Kind) -> Numbers<'_> {
+            match kind {
+                Kind::F32 => Numbers::F32(&self.floats),
+                Kind::F16 => Numbers::F16(&self.halves),
+                Kind::Codes(block) => Numbers::Codes { codes: &self.codes, scales: &self.floats, block },
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn products_have_the_reference_s_bits(
+            rows in 0usize..40,
+            depth in 0usize..150,
+            columns in 0usize..150,
+            offset in 0usize..40,
+            gap in 0usize..9,
+            is_transposed: bool,
+            accumulate: bool,
+            kind in prop::sample::select(vec![Kind::F32, Kind::F16, Kind::Codes((32, 1)), Kind::Codes((1, 32)), Kind::Codes((2, 3))]),
+        ) {
+            let (lines, width) = if is_transposed { (columns, depth) } else { (depth, columns) };
+            let leading = width + gap;
+            let store = Store::new(offset + lines * leading + 2);
+            let view = MatrixView::new(store.numbers(kind), (depth, columns), offset, leading.max(1), is_transposed);
+            let view = view.expect("it fits");
+            let (a, a_leading, c_leading) = (Store::new(rows * (depth + 3)).floats, depth + 3, columns + 1);
+            let mut want = Store::new(rows * c_leading).floats;
+            let start = want.clone();
+            reference::dense::dense(rows, (&a, a_leading), &view, (&mut want, c_leading), accumulate);
+            for isa in Isa::available() {
+                let mut got = start.clone();
+                dense(isa, rows, (&a, a_leading), &view, (&mut got, c_leading), accumulate);
+                let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                prop_assert_eq!(bits(&got), bits(&want), "{}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "rows lie inside")]
+    fn short_operands_are_refused() {
+        let numbers = [0.0; 32];
+        let view = MatrixView::new(Numbers::F32(&numbers), (2, 16), 0, 16, false).unwrap();
+        dense(Isa::best(), 3, (&[0.0; 5], 2), &view, (&mut [0.0; 48], 16), false);
+    }
+}

@@ -147,3 +147,81 @@ pub fn plan(request: &Request, forced: Option<Way>) -> Plan {
     };
     Plan { way, threads, cut }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The last `rows` of a sequence of `tokens`: 8 query heads over 2.
+    fn request(head_dim: usize, rows: usize, tokens: usize, threads: usize) -> Request {
+        let visible = (tokens - rows..tokens).map(|p| p + 1).sum();
+        Request { head_dim, kv_heads: 2, group: 4, rows, run: rows, longest: tokens, visible, threads }
+    }
+
+    /// Each line of choices, on both sides of its edge.
+    #[test]
+    fn every_edge_is_where_it_should_be() {
+        let few = |rows, tokens, threads| plan(&request(128, rows, tokens, threads), None);
+        for (rows, tokens, threads, way, threads_used) in [
+            // One row of two heads is fewer items than twice two threads, from four pages on.
+            (1, 255, 2, Way::Single, 2),
+            (1, 256, 2, Way::TwoPass, 2),
+            (1, 256, 1, Way::Single, 1),
+            (1, 31, 2, Way::Single, 1),
+            (1, 33, 2, Way::Single, 2),
+            (2, 4096, 2, Way::Single, 2),
+            (3, 4096, 4, Way::TwoPass, 4),
+            (4, 4096, 4, Way::Single, 4),
+            // Six rows of four query heads are 24 columns.
+            (6, 4096, 2, Way::Single, 2),
+            (7, 4096, 2, Way::Fused, 2),
+        ] {
+            let plan = few(rows, tokens, threads);
+            assert_eq!((plan.way, plan.threads), (way, threads_used), "{rows} rows of {tokens}, {threads} threads");
+        }
+        for (head_dim, columns) in UNFUSED_FROM {
+            let many = |head_dim: usize, columns: usize| {
+                let request = request(head_dim, columns.div_ceil(4).min(1 << 12), 1 << 13, 2);
+                plan(&request, None).way
+            };
+            if columns < 1 << 12 {
+                assert_eq!(many(head_dim, columns), Way::Unfused);
+                assert_eq!(many(head_dim, columns - 4), Way::Fused);
+                assert_eq!(many(head_dim - 16, columns), Way::Fused);
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_hold_what_a_way_allows() {
+        for way in Way::ALL {
+            for (group, kv_heads) in [(1, 1), (4, 2), (3, 3), (8, 1), (25, 1), (128, 1)] {
+                for rows in (1..70).chain([512, 4096]) {
+                    for threads in [1, 2, 3, 16] {
+                        let request = Request { kv_heads, group, ..request(64, rows, 5000, threads) };
+                        let plan = plan(&request, Some(way));
+                        let columns = if way == Way::Unfused { COLUMNS_UNFUSED } else { COLUMNS };
+                        assert!(plan.way == way && plan.cut.rows > 0, "{request:?}");
+                        assert!(plan.cut.rows == 1 || plan.cut.rows * group <= columns, "{request:?}: {plan}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_sequence_s_few_rows_go_together_unless_threads_would_wait() {
+        let cut = |kv_heads, rows, run, threads| {
+            let request = Request { kv_heads, group: 2, run, ..request(64, rows, 5000, threads) };
+            plan(&request, Some(Way::Single)).cut.rows
+        };
+        assert_eq!((cut(2, 8, 8, 2), cut(1, 8, 8, 2), cut(1, 8, 8, 4)), (8, 4, 2));
+        assert_eq!((cut(1, 16, 8, 2), cut(1, 5, 1, 2), cut(2, 20, 20, 2)), (8, 1, 12));
+    }
+
+    #[test]
+    fn plans_have_names() {
+        let names = Way::ALL.map(|way| plan(&request(64, 512, 512, 2), Some(way)).to_string());
+        assert_eq!(names, ["single/6x1", "two-pass", "fused/6x1", "unfused/24x4"]);
+    }
+}

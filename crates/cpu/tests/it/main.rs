@@ -3,6 +3,7 @@
 mod attention;
 mod device;
 mod layer;
+mod masks;
 mod matmul;
 mod segments;
 mod tensors;

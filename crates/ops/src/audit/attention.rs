@@ -2,15 +2,20 @@
 //!
 //! Rows are the tokens of several sequences, named one after another. Whatever the steps, a row's result is the same:
 //! all sequences whole in one step; one by one; chunk by chunk, token by token. Pages of sequences are mixed, and what
-//! lies in slots that nothing was written to is NaN.
+//! lies in slots that nothing was written to is NaN. The ends of some subjects' sequences are drafts that branch. Some keep a
+//! ring, in steps that are narrow enough; in others, and so in the reference's own, they keep all pages.
 
 use super::{
     Op, Settings,
     compare::Arithmetic,
-    inputs::{Inputs, Table, batch, numbers, read},
+    inputs::{Inputs, Table, numbers, read},
     subject::{Arrangement, Facts, Job, Subject},
 };
-use crate::{Attention, Batch, Device, Error, KvFormat, KvLayout, PAGE_TOKENS, Role, kv::KvLayer};
+use crate::{
+    Attention, Batch, Device, Error, KvFormat, KvLayout, PAGE_TOKENS, Role,
+    kv::KvLayer,
+    mask::{ring_pages_min, ring_rows_max},
+};
 
 /// Lengths around the ends of pages.
 const LENGTHS: [usize; 6] =
@@ -31,6 +36,12 @@ const SHAPES: [(usize, usize, usize); 7] =
 
 /// The shape that windows and caps are audited on.
 const SHAPE_OF_WINDOWS: (usize, usize, usize) = (6, 2, 32);
+
+/// Drafts that branch: the draft that each follows, none where that is the last token before them.
+const TREE: [Option<u32>; 7] = [None, Some(0), Some(0), Some(0), Some(2), Some(1), Some(5)];
+
+/// Rows of a sequence in a step that a ring is made for.
+const RING_ROWS: usize = PAGE_TOKENS + 2;
 
 /// The layer in use; the one before it has another shape.
 const LAYER: usize = 1;
@@ -53,6 +64,21 @@ pub(super) fn jobs<D: Device>(settings: &Settings, jobs: &mut Vec<Job<D>>) {
     for format in KvFormat::ALL {
         for window in [None, Some(4 * PAGE_TOKENS + 9)] {
             let make = move || Sequences::new(SHAPE_OF_WINDOWS, window, None, format, &[LENGTH_ALONE], vec![1]);
+            jobs.push(Job::new(Op::Attention, name(format).0, make));
+        }
+    }
+    for format in KvFormat::ALL {
+        for (window, is_ring, has_drafts) in
+            [(None, false, true), (Some(70), false, true), (Some(70), true, false), (Some(3), true, true)]
+        {
+            let chunks = chunks.clone();
+            let make = move || {
+                let mut sequences = Sequences::new(SHAPE_OF_WINDOWS, window, None, format, &LENGTHS, chunks);
+                sequences.ring_pages = window.filter(|_| is_ring).map(|w| ring_pages_min(w, RING_ROWS));
+                sequences.drafts = if has_drafts { &TREE } else { &[] };
+                sequences.sinks = has_drafts.then(|| numbers("sinks", SHAPE_OF_WINDOWS.0));
+                sequences
+            };
             jobs.push(Job::new(Op::Attention, name(format).0, make));
         }
     }
@@ -87,6 +113,9 @@ struct Sequences {
     sinks: Option<Vec<f32>>,
     format: KvFormat,
     lengths: &'static [usize],
+    /// How the last rows of each sequence branch, where it is longer than they are.
+    drafts: &'static [Option<u32>],
+    ring_pages: Option<usize>,
     chunks: Vec<usize>,
     queries: Inputs,
     keys: Inputs,
@@ -113,6 +142,8 @@ impl Sequences {
             sinks: None,
             format,
             lengths,
+            drafts: &[],
+            ring_pages: None,
             chunks,
             queries: Inputs::new("queries", ids, 0, heads * head_dim),
             keys: Inputs::new("keys", ids, 0, kv_width),
@@ -128,20 +159,62 @@ impl Sequences {
         (0..self.lengths.len()).map(|s| (0..most).map(|index| page(s, index)).collect()).collect()
     }
 
+    /// The tokens of a sequence before its drafts.
+    fn trunk(&self, sequence: usize) -> usize {
+        trunk(self.lengths[sequence], self.drafts)
+    }
+
+    /// Whether a ring keeps what rows of these steps see.
+    fn fits_ring(&self, steps: &[Vec<u32>], ring_pages: usize) -> bool {
+        let rows_of =
+            |step: &Vec<u32>, sequence: u32| step.iter().filter(|i| place(self.lengths, **i).0 == sequence).count();
+        let most = ring_rows_max(self.spec.window.unwrap_or(usize::MAX), ring_pages);
+        steps.iter().all(|step| (0..self.lengths.len() as u32).all(|sequence| rows_of(step, sequence) <= most))
+    }
+
     /// A cache in which every slot of the layer holds NaN.
-    fn cache<D: Device>(&self, device: &D, poison: &Table<D>) -> Result<D::KvCache, Error> {
+    fn cache<D: Device>(&self, device: &D, poison: &Table<D>, ring_pages: Option<usize>) -> Result<D::KvCache, Error> {
         let Attention { kv_heads, head_dim, .. } = self.spec;
         let pages = 1 + self.page_tables().concat().len();
-        let layers = vec![KvLayer::new(1, 32), KvLayer::new(kv_heads, head_dim)];
+        let layers = vec![KvLayer::new(1, 32), KvLayer { heads: kv_heads, head_dim, ring_pages }];
         let mut cache = device.kv_cache(&KvLayout::new(layers, self.format), pages)?;
-        let slots = pages * PAGE_TOKENS;
-        let mut nothing = poison.rows(device, &batch(&vec![0; slots]));
-        device.add(&mut nothing, &poison.rows(device, &batch(&vec![1; slots])));
         let mut all = Batch::default();
-        all.push(&vec![0; slots], 0, &(0..pages as u32).collect::<Vec<_>>(), Role::Prefill, 0);
+        (0..pages as u32).for_each(|page| all.push(&[0; PAGE_TOKENS], 0, &[page], Role::Prefill, 0));
+        let mut nothing = poison.rows(device, &all);
+        all.tokens.fill(1);
+        device.add(&mut nothing, &poison.rows(device, &all));
         device.store_kv(&mut cache, LAYER, &nothing, &nothing, &all);
         Ok(cache)
     }
+
+    /// The step of these rows: for each sequence a run of its tokens, and with the last of them its drafts.
+    fn step(&self, ids: &[u32], page_tables: &[Vec<u32>]) -> Batch {
+        let mut step = Batch::default();
+        for (sequence, table) in page_tables.iter().enumerate() {
+            let of_it = |id: &&u32| place(self.lengths, **id).0 as usize == sequence;
+            let rows: Vec<u32> = ids.iter().filter(of_it).copied().collect();
+            let (Some(first), trunk) =
+                (rows.first().map(|id| place(self.lengths, *id).1 as usize), self.trunk(sequence))
+            else {
+                continue;
+            };
+            if first + rows.len() <= trunk || trunk == self.lengths[sequence] {
+                step.push(&rows, first, table, Role::Decode, 0);
+                continue;
+            }
+            // The drafts' parents, counted from the first row of the step; those of the trunk follow one another.
+            let before = (trunk - first) as u32;
+            let trunk = (0..before).map(|row| row.checked_sub(1));
+            let drafts = self.drafts.iter().map(|parent| parent.map_or(before.checked_sub(1), |p| Some(before + p)));
+            step.push_tree(&rows, &trunk.chain(drafts).collect::<Vec<_>>(), first, table, Role::Decode, 0);
+        }
+        step
+    }
+}
+
+/// The tokens of a sequence of `length` before its drafts.
+fn trunk(length: usize, drafts: &[Option<u32>]) -> usize {
+    if length > drafts.len() { length - drafts.len() } else { length }
 }
 
 /// The sequence and the position of a row.
@@ -159,15 +232,22 @@ fn first(lengths: &[usize], sequence: usize) -> usize {
     lengths[..sequence].iter().sum()
 }
 
-/// Steps of at most `chunk` rows of each sequence.
-fn chunked(lengths: &[usize], chunk: usize) -> Vec<Vec<u32>> {
-    let longest = lengths.iter().copied().max().unwrap_or(0);
+/// Steps of at most `chunk` rows of each sequence, and its drafts with the last of them or, where they go `apart`, after all.
+fn chunked(lengths: &[usize], drafts: &[Option<u32>], chunk: usize, apart: bool) -> Vec<Vec<u32>> {
+    let trunk = |sequence: usize| trunk(lengths[sequence], drafts);
+    let longest = (0..lengths.len()).map(trunk).max().unwrap_or(0);
     let part = |sequence: usize, from: usize| {
-        let (first, length) = (first(lengths, sequence), lengths[sequence]);
-        (first + from.min(length)..first + (from + chunk).min(length)).map(|id| id as u32)
+        let (first, end) = (first(lengths, sequence), (from + chunk).min(trunk(sequence)));
+        let is_last = from < trunk(sequence) && end == trunk(sequence) && !apart;
+        (first + from.min(end)..first + if is_last { lengths[sequence] } else { end }).map(|id| id as u32)
     };
     let step = |from: usize| (0..lengths.len()).flat_map(|sequence| part(sequence, from)).collect();
-    (0..longest).step_by(chunk).map(step).collect()
+    let drafts = |sequence: usize| first(lengths, sequence) + trunk(sequence)..first(lengths, sequence + 1);
+    let mut steps: Vec<Vec<u32>> = (0..longest).step_by(chunk).map(step).collect();
+    if apart {
+        steps.push((0..lengths.len()).flat_map(drafts).map(|id| id as u32).collect());
+    }
+    steps
 }
 
 /// Queries, keys, values, poison.
@@ -187,11 +267,13 @@ impl Subject for Sequences {
         let window = window.map_or(String::new(), |w| format!(", window {w}"));
         let cap = soft_cap.map_or(String::new(), |c| format!(", cap {c}"));
         let sinks = if self.sinks.is_some() { ", sinks" } else { "" };
+        let drafts = if self.drafts.is_empty() { "" } else { ", drafts" };
+        let ring = self.ring_pages.map_or(String::new(), |n| format!(", ring of {n}"));
         let (format, arithmetic) = name(self.format);
         Facts {
             op: Op::Attention,
             format,
-            shape: format!("{heads} heads over {kv_heads} of {head_dim}{window}{cap}{sinks}"),
+            shape: format!("{heads} heads over {kv_heads} of {head_dim}{window}{cap}{sinks}{drafts}{ring}"),
             ids: first(self.lengths, self.lengths.len()) as u32,
             has_bad: false,
             arithmetic,
@@ -199,16 +281,21 @@ impl Subject for Sequences {
     }
 
     fn arrangements(&self) -> Vec<Arrangement> {
-        let lengths = self.lengths;
+        let (lengths, drafts) = (self.lengths, self.drafts);
         let ids = |sequence| (first(lengths, sequence) as u32..first(lengths, sequence + 1) as u32).collect();
         let steps = (0..lengths.len()).map(ids).collect();
         let mut all = vec![
-            Arrangement { name: "all at once".to_owned(), steps: chunked(lengths, usize::MAX >> 1) },
+            Arrangement { name: "all at once".to_owned(), steps: chunked(lengths, drafts, usize::MAX >> 1, false) },
             Arrangement { name: "one sequence after another".to_owned(), steps },
             Arrangement { name: "no rows".to_owned(), steps: vec![vec![]] },
         ];
         let chunks = self.chunks.iter();
-        all.extend(chunks.map(|c| Arrangement { name: format!("chunks of {c}"), steps: chunked(lengths, *c) }));
+        let chunked = |chunk: &usize, apart| chunked(lengths, drafts, *chunk, apart);
+        all.extend(chunks.map(|c| Arrangement { name: format!("chunks of {c}"), steps: chunked(c, false) }));
+        if !drafts.is_empty() {
+            let apart = self.chunks.iter().max().map(|c| chunked(c, true));
+            all.extend(apart.map(|steps| Arrangement { name: "drafts in a step of their own".to_owned(), steps }));
+        }
         all
     }
 
@@ -223,17 +310,12 @@ impl Subject for Sequences {
     }
 
     fn run<D: Device>(&self, device: &D, on: &Loaded<D>, steps: &[Vec<u32>]) -> Result<Vec<f32>, Error> {
-        let mut cache = self.cache(device, &on.poison)?;
+        let ring_pages = self.ring_pages.filter(|ring| self.fits_ring(steps, *ring));
+        let mut cache = self.cache(device, &on.poison, ring_pages)?;
         let page_tables = self.page_tables();
         let mut out = vec![];
         for ids in steps {
-            let places = || ids.iter().map(|id| place(self.lengths, *id));
-            let step = Batch {
-                positions: places().map(|p| p.1).collect(),
-                sequences: places().map(|p| p.0).collect(),
-                page_tables: page_tables.clone(),
-                ..batch(ids)
-            };
+            let step = self.step(ids, &page_tables);
             let (keys, values) = (on.keys.rows(device, &step), on.values.rows(device, &step));
             device.store_kv(&mut cache, LAYER, &keys, &values, &step);
             let queries = on.queries.rows(device, &step);
@@ -249,23 +331,44 @@ mod tests {
 
     #[test]
     fn every_row_is_in_one_step_after_those_before_it() {
-        for chunk in [1, 7, 64, 65, 1000] {
-            let steps = chunked(&LENGTHS, chunk);
-            let mut next = LENGTHS.map(|_| 0);
-            for step in &steps {
-                assert!(!step.is_empty());
-                let mut last = 0;
-                for id in step {
-                    let (sequence, position) = place(&LENGTHS, *id);
-                    assert!(sequence >= last, "rows of a sequence stand together");
-                    last = sequence;
-                    assert_eq!(position as usize, next[sequence as usize]);
-                    next[sequence as usize] += 1;
+        for (chunk, drafts) in [1, 7, 64, 65, 1000].into_iter().flat_map(|c| [(c, &[][..]), (c, &TREE)]) {
+            for apart in [false, true] {
+                let steps = chunked(&LENGTHS, drafts, chunk, apart);
+                let mut next = LENGTHS.map(|_| 0);
+                for step in steps.iter().filter(|s| !s.is_empty()) {
+                    let mut last = 0;
+                    for id in step {
+                        let (sequence, position) = place(&LENGTHS, *id);
+                        assert!(sequence >= last, "rows of a sequence stand together");
+                        last = sequence;
+                        assert_eq!(position as usize, next[sequence as usize]);
+                        next[sequence as usize] += 1;
+                    }
                 }
+                assert_eq!(next, LENGTHS);
             }
-            assert_eq!(next, LENGTHS);
         }
-        assert_eq!(chunked(&LENGTHS, 1000).len(), 1);
+        assert_eq!(chunked(&LENGTHS, &TREE, 1000, false).len(), 1);
+    }
+
+    #[test]
+    fn drafts_branch_where_they_should() {
+        let mut subject = Sequences::new((2, 1, 32), None, None, KvFormat::F16, &LENGTHS, vec![]);
+        subject.drafts = &TREE;
+        let tables = subject.page_tables();
+        let whole = subject.step(&chunked(&LENGTHS, &TREE, 1000, false)[0], &tables);
+        let apart = subject.step(chunked(&LENGTHS, &TREE, 1000, true).last().unwrap(), &tables);
+        for step in [whole, apart] {
+            // A sequence of one token has no drafts; of the others, each draft stands behind its parent.
+            for (row, id) in step.tokens.iter().enumerate() {
+                let (sequence, index) = place(&LENGTHS, *id);
+                let (trunk, index) = (subject.trunk(sequence as usize), index as usize);
+                let depth = |draft: usize| std::iter::successors(Some(draft as u32), |d| TREE[*d as usize]).count() - 1;
+                let want = if index < trunk { index } else { trunk + depth(index - trunk) };
+                assert_eq!(step.positions[row] as usize, want, "row {row}");
+                assert_eq!(step.place(row, want), index, "row {row}");
+            }
+        }
     }
 
     #[test]

@@ -138,6 +138,8 @@ pub enum Scope {
     Projections,
     /// Projections to experts and back.
     Routed,
+    /// Attention.
+    Attention,
 }
 
 impl Scope {
@@ -147,6 +149,7 @@ impl Scope {
             Scope::All => true,
             Scope::Projections => op.is_projection(),
             Scope::Routed => matches!(op, Op::Routed | Op::Combine),
+            Scope::Attention => matches!(op, Op::Attention),
         }
     }
 }

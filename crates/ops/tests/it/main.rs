@@ -1,6 +1,8 @@
 //! The reference device, seen from the outside.
 
 mod attention;
+mod masks;
+mod pieces;
 mod profile;
 mod rowwise;
 mod segments;

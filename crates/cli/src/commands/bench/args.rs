@@ -30,6 +30,7 @@ pub(crate) enum What {
     Sweep(Sweep),
     Kernel(Kernel),
     Serve(Serve),
+    Attention(Attention),
 }
 
 /// Time to compute a prompt: one sequence, the logits of the last token only.
@@ -216,6 +217,50 @@ pub(crate) struct Serve {
     pub(crate) flags: Vec<String>,
 }
 
+/// Attention of the last rows of a sequence, in the ways that there are for as many rows.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Up to 24 rows, a single pass stands against two passes; above, fused blocks against unfused ones. Keys and values are \
+in no cache. `time` is relative to the first way. --kernels may be given several times instead: the sets take turns, and \
+must give the same bits.
+
+Examples:
+  tessera bench attention
+  tessera bench attention --head-dims 128 --tokens 4096 --rows 1,2,4,8 --heads 9 --kv-heads 3
+  tessera bench attention --cache-format q8_0 --kernels attention=fused --kernels attention=unfused"
+)]
+pub(crate) struct Attention {
+    /// Numbers in a head; a list measures each
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "64,128,256,512",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    pub(crate) head_dims: Vec<usize>,
+    /// Tokens of the sequence, those of the step among them; a list measures each
+    #[arg(long, value_name = "TOKENS,…", value_delimiter = ',', default_value = "128,512,2048,8192", value_parser = tokens())]
+    pub(crate) tokens: Vec<usize>,
+    /// Rows of the step, at most all tokens; a list measures each
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,512",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    pub(crate) rows: Vec<usize>,
+    /// Query heads, a multiple of --kv-heads
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = heads())]
+    pub(crate) heads: usize,
+    /// Heads of keys and values
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = heads())]
+    pub(crate) kv_heads: usize,
+    /// Rows see this many tokens [default: all before them]
+    #[arg(long, value_name = "TOKENS", value_parser = tokens())]
+    pub(crate) window: Option<usize>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) cache: Cache,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
+    /// Force kernels, as name=value with commas between; may be repeated [default: the ways, one after another]
+    #[arg(long, value_name = "SWITCHES")]
+    pub(crate) kernels: Vec<String>,
+}
+
 /// What all measurements of a model share.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
@@ -252,6 +297,11 @@ pub(crate) struct Output {
 /// A count of tokens.
 fn tokens() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=1 << 24)
+}
+
+/// A count of heads.
+fn heads() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1024)
 }
 
 /// A side of a matrix.

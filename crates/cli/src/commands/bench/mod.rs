@@ -4,6 +4,7 @@
 //! so is a batch in which a sequence gives other bits than alone: no speed stands without its correctness.
 
 mod args;
+mod attention;
 mod batch;
 mod decode;
 mod kernel;
@@ -33,5 +34,6 @@ pub(crate) fn main(args: &Bench) -> Result<()> {
         What::Sweep(args) => sweep::main(args),
         What::Kernel(args) => kernel::main(args),
         What::Serve(args) => serve::main(args),
+        What::Attention(args) => attention::main(args),
     }
 }

@@ -56,6 +56,21 @@ pub(super) const KERNEL: &[Column] = &[
     ("  variants", 0, |r| format!("  {} {}", r.variants, r.forced)),
 ];
 
+/// Of attention.
+pub(super) const ATTENTION: &[Column] = &[
+    PHASE,
+    ("heads", 10, |r| r.matrix.clone().unwrap_or_default()),
+    DEPTH,
+    ("rows", 6, |r| whole(r.width)),
+    ("ms", 10, |r| format!("{:.3}", r.seconds * 1e3)),
+    ("least to greatest", 20, |r| format!("{:.3} to {:.3}", r.seconds_min * 1e3, r.seconds_max * 1e3)),
+    ("GOPS", 7, |r| fixed(r.gops, 0)),
+    ("GB/s", 7, |r| fixed(r.gigabytes_per_second, 1)),
+    ("time", 7, |r| fixed(r.relative_time, 2)),
+    HASH,
+    VARIANTS,
+];
+
 fn fixed(number: Option<f64>, digits: usize) -> String {
     number.map_or_else(String::new, |n| format!("{n:.digits$}"))
 }

@@ -22,7 +22,7 @@ pub(super) struct Facts {
 /// One measurement. Columns that it has no use for are empty.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Row {
-    /// `prefill`, `decode`, `batch`, `sweep`, `kernel`.
+    /// `prefill`, `decode`, `batch`, `sweep`, `kernel`, `attention`.
     pub(super) test: &'static str,
     /// What of it was timed: `prefill`, `decode`.
     pub(super) phase: &'static str,

@@ -1,0 +1,235 @@
+//! Every way of attention gives the reference's bits: forced for all shapes, with rings and trees.
+
+use std::{num::NonZero, ops::Range};
+
+use tessera_cpu::{
+    CpuDevice,
+    attention::select::Way,
+    isa::Isa,
+    matmul::{Kernels, Overrides},
+};
+use tessera_ops::{
+    Attention, Batch, Device, KvFormat, KvLayout, Role, kv::KvLayer, mask::ring_rows_max, reference::ReferenceDevice,
+};
+
+use crate::{
+    tensors::{read, same, tensor},
+    weights::activations,
+};
+
+fn numbers(rows: usize, width: usize, seed: u64) -> Vec<f32> {
+    activations(rows, width, seed)
+}
+
+/// Each way on each instruction set, with poisoned memory.
+fn devices(threads: usize) -> Vec<CpuDevice> {
+    let of = |isa: Isa, way: Way| {
+        let overrides = Overrides { attention: Some(way), ..Overrides::default() };
+        CpuDevice::under_audit(NonZero::new(threads), Kernels { overrides, ..Kernels::new(isa) })
+    };
+    Isa::available().into_iter().flat_map(|isa| Way::ALL.map(|way| of(isa, way))).collect()
+}
+
+#[track_caller]
+fn check(script: &Script, want: &[f32], threads: usize, what: &str) {
+    for device in devices(threads) {
+        same(&script.run(&device, 0), want, &format!("{what}, {:?}, {}", script.spec, device.name()));
+    }
+}
+
+/// Steps over one layer, whose rows are named by ids: an id's query, key and value are the same wherever it stands.
+struct Script {
+    spec: Attention,
+    sinks: Option<Vec<f32>>,
+    format: KvFormat,
+    ring_pages: Option<usize>,
+    is_single: bool,
+    pages: usize,
+    steps: Vec<(Batch, Vec<usize>)>,
+}
+
+impl Script {
+    fn new((heads, kv_heads, head_dim): (usize, usize, usize), format: KvFormat, pages: usize) -> Script {
+        let scale = 2.0 / (head_dim as f32).sqrt();
+        let spec = Attention { layer: 1, heads, kv_heads, head_dim, scale, window: None, soft_cap: None };
+        Script { spec, sinks: None, format, ring_pages: None, is_single: false, pages, steps: vec![] }
+    }
+
+    /// `count` rows of one sequence from `start` on, at most `chunk` a step; their ids are their positions and `first_id`.
+    fn line(&mut self, first_id: usize, range: Range<usize>, chunk: usize, table: &[u32]) {
+        for start in range.clone().step_by(chunk) {
+            let rows = chunk.min(range.end - start);
+            let mut batch = Batch::default();
+            batch.push(&vec![0; rows], start, table, Role::Prefill, 0);
+            self.steps.push((batch, (first_id + start..first_id + start + rows).collect()));
+        }
+    }
+
+    /// The outputs of all rows of the steps from `from` on, in order.
+    fn run<D: Device>(&self, device: &D, from: usize) -> Vec<f32> {
+        let Attention { heads, kv_heads, head_dim, layer, .. } = self.spec;
+        let entry = KvLayer { heads: kv_heads, head_dim, ring_pages: self.ring_pages };
+        let layers = vec![KvLayer::new(1, 3), entry];
+        let layout = KvLayout { layers, format: self.format, is_single: self.is_single };
+        let mut cache = device.kv_cache(&layout, self.pages).unwrap();
+        let sinks = self.sinks.as_ref().map(|s| device.load_vector(s).unwrap());
+        let ids = 1 + self.steps.iter().flat_map(|s| &s.1).max().unwrap();
+        let mut out = vec![];
+        for (index, (batch, rows)) in self.steps.iter().enumerate() {
+            let part = |width: usize, seed: u64| {
+                let all = numbers(ids, width, seed);
+                let picked: Vec<f32> = rows.iter().flat_map(|id| all[id * width..][..width].to_vec()).collect();
+                tensor(device, rows.len(), width, &picked)
+            };
+            let (keys, values) = (part(kv_heads * head_dim, 1), part(kv_heads * head_dim, 2));
+            device.store_kv(&mut cache, layer, &keys, &values, batch);
+            let y = device.attention(&part(heads * head_dim, 3), &cache, &self.spec, sinks.as_ref(), batch);
+            if index >= from {
+                out.extend(read(device, &y));
+            }
+        }
+        out
+    }
+}
+
+/// Drafts that branch: a root, three children, a grandchild of each of the first two, and one more behind the first.
+const TREE: [Option<u32>; 7] = [None, Some(0), Some(0), Some(0), Some(2), Some(1), Some(5)];
+
+/// The drafts from the root to one of them.
+fn path(to: usize) -> Vec<usize> {
+    let mut path: Vec<usize> = std::iter::successors(Some(to), |d| TREE[*d].map(|p| p as usize)).collect();
+    path.reverse();
+    path
+}
+
+/// A sequence of `prefix` committed tokens and a step of the tree, beside another sequence where there is to be one.
+fn tree(script: &mut Script, prefix: usize, beside: bool) {
+    let table = [4, 1, 3, 0];
+    script.line(0, 0..prefix, prefix, &table);
+    let mut batch = Batch::default();
+    let mut ids = vec![];
+    if beside {
+        batch.push(&[0; 5], 0, &[2], Role::Prefill, 0);
+        ids.extend(prefix + TREE.len()..prefix + TREE.len() + 5);
+    }
+    batch.push_tree(&[0; TREE.len()], &TREE, prefix, &table, Role::Decode, 0);
+    ids.extend(prefix..prefix + TREE.len());
+    script.steps.push((batch, ids));
+}
+
+/// The same sequence, whose drafts are a path alone.
+fn line_of(script: &mut Script, prefix: usize, to: usize) {
+    script.line(0, 0..prefix, prefix, &[4, 1, 3, 0]);
+    let path = path(to);
+    let mut batch = Batch::default();
+    batch.push(&vec![0; path.len()], prefix, &[4, 1, 3, 0], Role::Decode, 0);
+    script.steps.push((batch, path.into_iter().map(|draft| prefix + draft).collect()));
+}
+
+/// Every kind of window, cap, sink and format, with a shape of heads and a length around the end of a page.
+fn kinds() -> impl Iterator<Item = (Script, usize)> {
+    let windows = [(None, None, false), (Some(40), None, true), (Some(3), Some(3.0), false), (Some(70), None, false)];
+    let shapes = [(4, 2, 24), (3, 1, 64), (2, 1, 80), (1, 1, 256)];
+    let prefixes = [1, 60, 63, 64, 65, 126];
+    windows.into_iter().enumerate().flat_map(move |(i, (window, soft_cap, has_sinks))| {
+        prefixes.into_iter().enumerate().map(move |(j, prefix)| {
+            let mut script = Script::new(shapes[(i + j) % shapes.len()], KvFormat::ALL[(i + j) % 3], 5);
+            (script.spec.window, script.spec.soft_cap) = (window, soft_cap);
+            script.sinks = has_sinks.then(|| numbers(1, script.spec.heads, 4));
+            (script, prefix)
+        })
+    })
+}
+
+#[test]
+fn every_way_gives_the_reference_s_bits() {
+    let windows = [(None, None), (Some(1), None), (Some(50), Some(3.0)), (Some(65), None), (Some(300), None)];
+    for (i, shape) in [(4, 2, 64), (5, 1, 80), (8, 1, 128), (2, 1, 256), (2, 2, 512), (3, 3, 5)].into_iter().enumerate()
+    {
+        for (j, (window, soft_cap)) in windows.into_iter().enumerate().filter(|(j, _)| (i + j) % 2 == 0) {
+            let mut script = Script::new(shape, KvFormat::ALL[(i + j) % 3], 8);
+            (script.spec.window, script.spec.soft_cap) = (window, soft_cap);
+            script.sinks = (i % 2 == 1).then(|| numbers(1, shape.0, 4));
+            // Two sequences of different lengths in each step: tiles of four pages begin and end inside.
+            let (mut batch, mut next) = (Batch::default(), Batch::default());
+            batch.push(&[0; 70], 0, &[5, 6], Role::Prefill, 0);
+            batch.push(&[0; 290], 0, &[7, 2, 4, 0, 1], Role::Prefill, 0);
+            next.push(&[0; 2], 70, &[5, 6], Role::Decode, 0);
+            next.push(&[0; 5], 290, &[7, 2, 4, 0, 1], Role::Decode, 0);
+            script.steps = vec![(batch, (0..360).collect()), (next, (360..367).collect())];
+            let want = script.run(&ReferenceDevice, 0);
+            check(&script, &want, 1 + j % 2, "two sequences");
+        }
+    }
+}
+
+#[test]
+fn trees_give_the_reference_s_bits() {
+    for (i, (mut script, prefix)) in kinds().enumerate() {
+        tree(&mut script, prefix, i % 2 == 0);
+        let want = script.run(&ReferenceDevice, 0);
+        check(&script, &want, 1 + i % 2, &format!("a tree behind {prefix}"));
+    }
+}
+
+#[test]
+fn rings_give_what_the_whole_cache_gives() {
+    for (i, (window, ring, tokens)) in [(1, 1, 150), (64, 2, 200), (70, 2, 300), (200, 6, 420)].into_iter().enumerate()
+    {
+        let mut script = Script::new((4, 2, 24), KvFormat::ALL[i % 3], 7);
+        script.spec.window = Some(window);
+        let table = [0, 1, 2, 3, 4, 5, 6];
+        script.line(0, 0..tokens, tokens, &table);
+        let want = script.run(&ReferenceDevice, 0);
+        for (is_single, chunk) in [(true, ring_rows_max(window, ring)), (false, 13), (true, 29)] {
+            (script.ring_pages, script.is_single) = (Some(ring), is_single);
+            script.steps.clear();
+            script.line(0, 0..tokens, chunk, &table);
+            check(&script, &want, 2, &format!("a ring of {ring} in chunks of {chunk}"));
+        }
+    }
+}
+
+#[test]
+fn a_step_that_overwrites_what_it_sees_is_refused() {
+    for (window, ring) in [(64, 2), (100, 2)] {
+        for rows in [ring_rows_max(window, ring), ring_rows_max(window, ring) + 1] {
+            let mut script = Script::new((2, 1, 16), KvFormat::F16, 2);
+            (script.spec.window, script.ring_pages, script.is_single) = (Some(window), Some(ring), true);
+            script.line(0, 0..rows, rows, &[0, 1]);
+            let run = || script.run(&CpuDevice::with_kernels(NonZero::new(1), Kernels::new(Isa::best())), 0);
+            let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+            assert_eq!(ran.is_ok(), rows <= ring_rows_max(window, ring), "{rows} rows");
+        }
+    }
+}
+
+/// A copy of a ring's pages goes on as the original does; pages that it has not are zeros.
+#[test]
+fn pages_of_a_ring_are_copied() {
+    let device = CpuDevice::with_kernels(NonZero::new(2), Kernels::new(Isa::best()));
+    for format in KvFormat::ALL {
+        let layers = vec![KvLayer { heads: 2, head_dim: 20, ring_pages: Some(2) }, KvLayer::new(1, 16)];
+        let layout = KvLayout { layers, format, is_single: true };
+        let mut cache = device.kv_cache(&layout, 4).unwrap();
+        let x = tensor(&device, 50, 40, &numbers(50, 40, 1));
+        for start in (0..200).step_by(50) {
+            let mut batch = Batch::default();
+            batch.push(&[0; 50], start, &[0, 1, 2, 3], Role::Prefill, 0);
+            device.store_kv(&mut cache, 0, &x, &x, &batch);
+        }
+        let mut copy = device.kv_cache(&layout, 4).unwrap();
+        let pages = |cache: &_| {
+            (0..4)
+                .map(|page| {
+                    let mut bytes = vec![];
+                    device.read_page(cache, page, &mut bytes).map(|()| bytes).unwrap()
+                })
+                .collect::<Vec<_>>()
+        };
+        let all = pages(&cache);
+        assert!(all[1].iter().any(|b| *b != 0) && all[2].iter().all(|b| *b == 0), "{format:?}");
+        (0..4).for_each(|page| device.write_page(&mut copy, page, &all[page as usize]).unwrap());
+        assert_eq!(pages(&copy), all);
+    }
+}
