@@ -202,9 +202,10 @@ fn chosen(device: &Chosen, request: &Request) -> dispatch::Plan {
 
 /// The way of attention of the last `rows` of a sequence's `tokens`.
 pub(crate) fn attention_plan(device: &Chosen, heads: &Heads, rows: usize, tokens: usize) -> String {
-    let Heads { heads, kv_heads, head_dim, window, .. } = *heads;
+    let Heads { heads, kv_heads, head_dim, window, format } = *heads;
     let seen = |position: usize| window.unwrap_or(usize::MAX).min(position + 1);
     let request = attention::Request {
+        format,
         head_dim,
         kv_heads,
         group: heads / kv_heads,

@@ -1,5 +1,5 @@
-//! `tessera kernels`: which kernel computes each format at each width, and what it moves. Nothing is run: the answers come
-//! from the same pure function that every projection asks.
+//! `tessera kernels`: which kernel computes each format at each width, and what it moves; and which way attention takes.
+//! Nothing is run: the answers come from the same pure functions that every projection and every attention ask.
 
 use std::{
     collections::BTreeMap,
@@ -9,12 +9,14 @@ use std::{
 use anyhow::Result;
 use clap::{Args, builder::RangedU64ValueParser};
 use serde_json::json;
-use tessera_engine::Checkpoint;
+use tessera_engine::{Checkpoint, Config};
 use tessera_formats::{DType, gguf::Value};
+use tessera_ops::KvFormat;
 
 use crate::{
     args::{Compute, weight_formats},
     device::{self, Projection, Shape},
+    measure::Heads,
     model, tuning,
     ui::{self, Failure},
 };
@@ -24,7 +26,8 @@ use crate::{
 #[command(
     after_help = "The variant is named INSTRUCTION-SET/LAYOUT; the tile is ROWS x TOKENS, the most that is held in \
 registers; a pass is how many tokens share one read of the weights; the split says what threads divide among them. Bytes \
-are those of a cold cache. Experts are counted as if tokens spread evenly over them.
+are those of a cold cache. Experts are counted as if tokens spread evenly over them. The way of attention is named \
+WAY/ROWSxPAGES: rows of a block and pages that it takes at a time; `width` is the last rows of a sequence of so many tokens.
 
 Examples:
   tessera kernels                                every format, a 4096 x 4096 matrix
@@ -68,10 +71,13 @@ pub(crate) struct Kernels {
 /// Prints the table.
 pub(crate) fn main(args: &Kernels) -> Result<()> {
     let (device, tuned) = device::open_tuned(&args.compute)?;
-    let shapes = match &args.model {
-        Some(model) => of_model(&model::open_checkpoint(model)?, &args.format)?,
+    let checkpoint = args.model.as_deref().map(model::open_checkpoint).transpose()?;
+    let shapes = match &checkpoint {
+        Some(checkpoint) => of_model(checkpoint, &args.format)?,
         None => of_flags(args)?,
     };
+    let heads = checkpoint.as_ref().map_or_else(heads_of_flags, heads_of_model);
+    let attention = attention_rows(&device, &heads, &args.widths);
     let rows = shapes.iter().flat_map(|(shape, count)| args.widths.iter().map(move |&width| (*shape, *count, width)));
     let rows =
         rows.filter_map(|(shape, count, width)| Some((shape, count, width, device::plan(&device, &shape, width)?)));
@@ -79,7 +85,9 @@ pub(crate) fn main(args: &Kernels) -> Result<()> {
     if args.json {
         let rows: Vec<_> = rows.map(|(shape, count, width, plan)| row_json(&shape, count, width, &plan)).collect();
         let tuning = json!({ "file": tuned.file.as_ref().map(|f| f.display().to_string()), "values": tuning::values(&tuned.tuning) });
-        let all = json!({ "device": device::name(&device), "tuning": tuning, "kernels": rows });
+        let attention: Vec<_> = attention.iter().map(AttentionRow::json).collect();
+        let device = device::name(&device);
+        let all = json!({ "device": device, "tuning": tuning, "kernels": rows, "attention": attention });
         writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
     } else {
         let heading = format!(
@@ -102,6 +110,9 @@ pub(crate) fn main(args: &Kernels) -> Result<()> {
         for (shape, count, width, plan) in rows {
             writeln!(out, "{}", row_text(&shape, count, width, &plan))?;
         }
+        let heading = format!("{:<9} {:<8} {:>15} {:>6} {:>6}  way", "cache", "use", "heads", "tokens", "width");
+        writeln!(out, "\n{}", ui::styled(&heading, "1", ui::stdout_colours()))?;
+        attention.iter().try_for_each(|row| writeln!(out, "{}", row.text()))?;
     }
     Ok(out.flush()?)
 }
@@ -130,6 +141,75 @@ pub(crate) fn largest(checkpoint: &Checkpoint) -> Result<Option<Shape>> {
         Projection::Routed { used, .. } => shape.rows * shape.depth * used * count,
     };
     Ok(all.iter().max_by_key(work).map(|(shape, _)| *shape))
+}
+
+/// Lengths of a sequence that ways are shown for.
+const ATTENTION_TOKENS: [usize; 2] = [128, 4096];
+
+/// The way of attention of the last rows of a sequence.
+struct AttentionRow {
+    heads: Heads,
+    tokens: usize,
+    rows: usize,
+    way: String,
+}
+
+impl AttentionRow {
+    fn text(&self) -> String {
+        let Heads { heads, kv_heads, head_dim, window, format } = self.heads;
+        let window = window.map_or(String::new(), |w| format!(", window {w}"));
+        let (shape, Self { tokens, rows, way, .. }) = (format!("{heads}/{kv_heads} x {head_dim}"), self);
+        format!("{:<9} {:<8} {shape:>15} {tokens:>6} {rows:>6}  {way}{window}", format.name(), "attend")
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let Heads { heads, kv_heads, head_dim, window, format } = self.heads;
+        json!({
+            "cache_format": format.name(),
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "head_dim": head_dim,
+            "window": window,
+            "tokens": self.tokens,
+            "width": self.rows,
+            "way": self.way,
+        })
+    }
+}
+
+fn attention_rows(device: &device::Chosen, heads: &[Heads], widths: &[usize]) -> Vec<AttentionRow> {
+    let mut all = vec![];
+    for format in [KvFormat::F16, KvFormat::Q8_0] {
+        for heads in heads.iter().map(|h| Heads { format, ..*h }) {
+            for (tokens, &width) in ATTENTION_TOKENS.into_iter().flat_map(|t| widths.iter().map(move |w| (t, w))) {
+                if width <= tokens {
+                    let way = device::attention_plan(device, &heads, width, tokens);
+                    all.push(AttentionRow { heads, tokens, rows: width, way });
+                }
+            }
+        }
+    }
+    all
+}
+
+/// Heads of every size.
+fn heads_of_flags() -> Vec<Heads> {
+    let of = |head_dim| Heads { heads: 8, kv_heads: 2, head_dim, window: None, format: KvFormat::F16 };
+    [64, 128, 256, 512].map(of).to_vec()
+}
+
+/// The heads of a model's layers, each kind once; none where it is of no known architecture.
+fn heads_of_model(checkpoint: &Checkpoint) -> Vec<Heads> {
+    let Ok(config) = Config::read(checkpoint) else { return vec![] };
+    let mut all: Vec<Heads> = vec![];
+    for layer in &config.layers {
+        let (heads, kv_heads, head_dim, window) = (config.heads, layer.kv_heads, layer.head_dim, layer.window);
+        let heads = Heads { heads, kv_heads, head_dim, window, format: KvFormat::F16 };
+        if !all.contains(&heads) {
+            all.push(heads);
+        }
+    }
+    all
 }
 
 /// The matrices of a model, equal ones counted, in the order of their first.

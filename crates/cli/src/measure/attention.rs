@@ -15,7 +15,7 @@ const CHUNK: usize = 512;
 const LAYERS_MAX: usize = 64;
 
 /// What is attended to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Heads {
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,

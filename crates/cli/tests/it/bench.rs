@@ -188,6 +188,30 @@ fn kernels_are_compared_in_one_run() {
 }
 
 #[test]
+fn ways_of_attention_are_compared_in_one_run() {
+    let home = Home::new();
+    let args = ["attention", "--head-dims=16,80", "--tokens=70,300", "--rows=1,40", "--heads=3", "--kv-heads=1"];
+    let found = rows(&home, &[&args[..], &["--repeat=1"]].concat());
+    assert_eq!(found.len(), 2 * 2 * 2 * 2);
+    for pair in found.chunks(2) {
+        assert_eq!(pair[0]["hash"], pair[1]["hash"]);
+        assert_eq!(pair[0]["relative_time"], 1.0);
+        assert!(pair[1]["gops"].as_f64().unwrap() > 0.0);
+        let few = pair[0]["width"] == 1;
+        let ways = if few { ["single", "two-pass"] } else { ["fused", "unfused"] };
+        for (row, way) in pair.iter().zip(ways) {
+            assert!(row["variants"].as_str().unwrap().starts_with(way), "{row}");
+            assert_eq!(row["forced"], format!("attention={way}"));
+        }
+    }
+    let sets = ["--kernels=attention=unfused", "--kernels=isa=portable", "--window=50", "--cache-format=q8_0"];
+    let found = rows(&home, &[&args[..], &sets, &["--repeat=1"]].concat());
+    assert_eq!(found.len(), 2 * 2 * 2 * 2);
+    home.run(&["bench", "attention", "--heads=3", "--kv-heads=2"]).bad(&["3 query heads", "--kv-heads"]);
+    home.run(&["bench", "attention", "--kernels=attention=none"]).bad(&["attention=none", "single|two-pass"]);
+}
+
+#[test]
 fn a_profile_adds_up() {
     let home = Home::new();
     let args = ["profile", TINY, "--prompt=40", "--width=3", "--depth=20", "--tokens=4", "--repeat=3"];

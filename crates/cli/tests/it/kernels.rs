@@ -59,3 +59,26 @@ fn a_model_s_matrices_are_counted_and_its_table_is_not() {
     let wrong = home.run(&["kernels", "--experts", "4", "--used", "8"]);
     assert!(wrong.code == Some(1) && wrong.err.contains("--used"), "{wrong:?}");
 }
+
+#[test]
+fn the_way_of_attention_is_shown_and_forced() {
+    let home = Home::new();
+    let ways = |args: &[&str]| -> Vec<serde_json::Value> {
+        let base = ["kernels", "--format", "q8_0", "--widths", "1,512", "--threads", "2", "--json"];
+        let value = home.run(&[&base[..], args].concat()).json();
+        value["attention"].as_array().unwrap().clone()
+    };
+    let all = ways(&[]);
+    for head_dim in [64, 128, 256, 512] {
+        let of = |width: u64| {
+            let found = all.iter().find(|r| r["head_dim"] == head_dim && r["width"] == width && r["tokens"] == 4096);
+            found.unwrap()["way"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(of(1), "two-pass");
+        assert!(of(512).contains("fused/"), "{}", of(512));
+    }
+    let forced = ways(&["--kernels", "attention=single"]);
+    assert!(forced.iter().all(|r| r["way"].as_str().unwrap().starts_with("single/")), "{forced:?}");
+    let text = home.run(&["kernels", "--widths", "4"]).good();
+    assert!(text.lines().any(|line| line.contains("8/2 x 512") && line.contains("  single/4x1")), "{text}");
+}

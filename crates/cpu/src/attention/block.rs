@@ -8,9 +8,8 @@
 //!   values 2 · 128 d (128 KiB); each is read from the second cache once a page (keys four times: once for each six
 //!   columns). A page is 2 · 64 · 24 d multiply-adds, 98,304 cycles at d = 512, beside 16,384 conversions of 16 lanes.
 //! - *unfused*: 96 columns, a tile of four pages. Queries and sums are 384 KiB at d = 512, scores 96 KiB, a panel 16 KiB: half of
-//!   the second cache. Keys and values leave memory a quarter as often, conversions are a quarter as many, and a
-//!   panel is read from the first cache. In turn queries and sums go through the first cache once a panel: 4 bytes for each
-//!   64 multiply-adds.
+//!   the second cache. Keys and values leave memory a quarter as often, and conversions of codes are a quarter as many.
+//!   In turn queries and sums go through the first cache once a page: 4 bytes for each 64 multiply-adds.
 //!
 //! A thread's memory is [`Scratch::len`] numbers: a function of columns and head_dim, whatever the context.
 

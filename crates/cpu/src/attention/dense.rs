@@ -1,12 +1,14 @@
 //! The dense product with a matrix of numbers of any type, as [`tessera_ops::reference::dense`] defines it.
 //!
-//! [`Chain`] widens each number as it reads it, once for every six columns. With many columns it is cheaper to widen a *panel*
-//! of the matrix, 64 deep and 64 wide, into f32 first: 16 KiB, which stay in the first cache while all columns pass. A sum
-//! waits in `c` between panels, and goes on where it was: the chain over the depth is the same, and so are the bits.
+//! [`Chain`] widens each number as it reads it, once for every six columns. For halves that hides behind the multiply-adds;
+//! codes with scales do not. With many columns it is cheaper to widen a *panel* of the matrix, 64 deep and 64 wide, into f32
+//! first: 16 KiB, which stay in the first cache while all columns pass. A sum waits in `c` between panels, and goes on where
+//! it was: the chain over the depth is the same, and so are the bits.
 //!
-//! What it costs: a panel of F16 is 4,096 conversions of 16 lanes / 16 and as many stores, 512 instructions in all beside
-//! 256 vectors of loads; each column then takes 256 fused multiply-adds. So with 96 columns widening is 2 % of the
-//! work, with 24 columns 8 %, and the chain's own conversions (4 for every 24 multiply-adds) 14 % where they are not hidden.
+//! What it costs: a panel is 256 vectors, each a load, two conversions, a multiplication by the scales and a store. A column takes
+//! 256 fused multiply-adds of it. So with 96 columns widening is 3 % of the work, with 24 columns 10 %; the chain's own
+//! conversions are 12 instructions for every 24 multiply-adds. For halves they are 4, which run beside: there panels
+//! lost 6 to 12 %.
 
 use std::ptr::null;
 
@@ -36,7 +38,7 @@ const PANEL_COLUMNS_MIN: usize = 12;
 impl<B: Operand> Chain<B> {
     /// Whether it is worth widening `b` first.
     pub(super) fn is_for_panels(&self) -> bool {
-        B::WIDENS && self.columns >= PANEL_COLUMNS_MIN
+        B::IS_SLOW && self.columns >= PANEL_COLUMNS_MIN
     }
 
     /// Computes it panel by panel; `panel` is [`PANEL_LEN`] numbers of memory.
@@ -80,7 +82,7 @@ impl<B: Operand> Chain<B> {
 }
 
 impl Operand for MatrixView<'_> {
-    const WIDENS: bool = true;
+    const IS_SLOW: bool = true;
 
     #[inline(always)]
     fn address(self, _k: usize, _vector: usize) -> *const u8 {

@@ -74,7 +74,7 @@ pub(crate) fn attention(
     let sight = Sight { layer, spec, batch, tail: None };
     let mut step = Step { workers, pool, queries, sinks, sight, blocks: &mut blocks };
     let mut y = pool.take(queries.rows(), queries.width());
-    let plan = step.plan(forced);
+    let plan = step.plan(cache.format, forced);
     match cache.format {
         KvFormat::F32 => step.attend::<f32>(&plan, &mut y),
         KvFormat::F16 => step.attend::<f16>(&plan, &mut y),
@@ -95,7 +95,7 @@ struct Step<'a> {
 
 impl Step<'_> {
     /// What is best for the step.
-    fn plan(&self, forced: Option<Way>) -> Plan {
+    fn plan(&self, format: KvFormat, forced: Option<Way>) -> Plan {
         let Attention { head_dim, kv_heads, .. } = *self.sight.spec;
         let (rows, batch) = (self.queries.rows(), self.sight.batch);
         let (mut run, mut next) = (0, 0);
@@ -106,7 +106,7 @@ impl Step<'_> {
         let seen = (0..rows).map(|row| self.sight.positions(row).len());
         let (visible, longest) = seen.fold((0, 0), |(sum, most), n| (sum + n, n.max(most)));
         let (group, threads) = (self.sight.spec.group(), self.workers.pool.count());
-        select::plan(&Request { head_dim, kv_heads, group, rows, run, longest, visible, threads }, forced)
+        select::plan(&Request { format, head_dim, kv_heads, group, rows, run, longest, visible, threads }, forced)
     }
 
     /// Over a cache of `C`, into `y`.

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use tessera_ops::PAGE_TOKENS;
+use tessera_ops::{KvFormat, PAGE_TOKENS};
 
 /// Columns of a fused block: enough to serve several register tiles from one page in the first cache.
 pub(super) const COLUMNS: usize = 24;
@@ -64,6 +64,8 @@ impl Way {
 /// What a plan is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
+    /// How keys and values are kept.
+    pub format: KvFormat,
     /// Numbers in a head.
     pub head_dim: usize,
     /// Heads of keys and values.
@@ -114,13 +116,13 @@ impl fmt::Display for Plan {
     }
 }
 
-/// From this head_dim and this many columns of a sequence on, many rows go unfused: the measured winner (BENCHMARKS.md,
-/// "Attention"). The first line that fits counts; where none does, rows go fused.
-const UNFUSED_FROM: [(usize, usize); 1] = [(usize::MAX, usize::MAX)];
+/// From this head_dim and this many columns of a sequence on, rows go unfused: the measured winner for each format
+/// (BENCHMARKS.md, "Attention"). Rows for which there is no line go fused.
+const UNFUSED_FROM: [(KvFormat, usize, usize); 1] = [(KvFormat::Q8_0, 64, COLUMNS_UNFUSED)];
 
 /// The way of a step, and its blocks. What is `forced` stands in for the choice.
 pub fn plan(request: &Request, forced: Option<Way>) -> Plan {
-    let Request { head_dim, kv_heads, group, rows, run, longest, visible, threads } = *request;
+    let Request { format, head_dim, kv_heads, group, rows, run, longest, visible, threads } = *request;
     let alone = threads == 1 || 2 * visible * kv_heads * group * head_dim <= ALONE_MAX;
     let threads = if alone { 1 } else { threads };
     let is_shared = threads > 1 && rows * kv_heads < 2 * threads && longest >= SHARED_PAGES_MIN * PAGE_TOKENS;
@@ -128,7 +130,12 @@ pub fn plan(request: &Request, forced: Option<Way>) -> Plan {
         // The longest row decides: a page is hundreds of times what a region costs.
         () if is_shared => Way::TwoPass,
         () if run * group <= SINGLE_COLUMNS_MAX => Way::Single,
-        () if UNFUSED_FROM.iter().any(|(dim, columns)| head_dim >= *dim && run * group >= *columns) => Way::Unfused,
+        () if UNFUSED_FROM
+            .iter()
+            .any(|&(f, dim, columns)| f == format && head_dim >= dim && run * group >= columns) =>
+        {
+            Way::Unfused
+        }
         () => Way::Fused,
     });
     let most = |columns: usize| (columns / group).max(1);
@@ -155,7 +162,17 @@ mod tests {
     /// The last `rows` of a sequence of `tokens`: 8 query heads over 2.
     fn request(head_dim: usize, rows: usize, tokens: usize, threads: usize) -> Request {
         let visible = (tokens - rows..tokens).map(|p| p + 1).sum();
-        Request { head_dim, kv_heads: 2, group: 4, rows, run: rows, longest: tokens, visible, threads }
+        Request {
+            format: KvFormat::F16,
+            head_dim,
+            kv_heads: 2,
+            group: 4,
+            rows,
+            run: rows,
+            longest: tokens,
+            visible,
+            threads,
+        }
     }
 
     /// Each line of choices, on both sides of its edge.
@@ -179,15 +196,15 @@ mod tests {
             let plan = few(rows, tokens, threads);
             assert_eq!((plan.way, plan.threads), (way, threads_used), "{rows} rows of {tokens}, {threads} threads");
         }
-        for (head_dim, columns) in UNFUSED_FROM {
-            let many = |head_dim: usize, columns: usize| {
-                let request = request(head_dim, columns.div_ceil(4).min(1 << 12), 1 << 13, 2);
-                plan(&request, None).way
+        for (format, head_dim, columns) in UNFUSED_FROM {
+            let many = |format: KvFormat, head_dim: usize, columns: usize| {
+                plan(&Request { format, ..request(head_dim, columns / 4, 1 << 13, 2) }, None).way
             };
-            if columns < 1 << 12 {
-                assert_eq!(many(head_dim, columns), Way::Unfused);
-                assert_eq!(many(head_dim, columns - 4), Way::Fused);
-                assert_eq!(many(head_dim - 16, columns), Way::Fused);
+            assert_eq!(many(format, head_dim, columns), Way::Unfused);
+            assert_eq!(many(format, head_dim, columns - 4), Way::Fused);
+            assert_eq!(many(format, head_dim - 16, columns), Way::Fused);
+            for other in KvFormat::ALL.into_iter().filter(|f| UNFUSED_FROM.iter().all(|line| line.0 != *f)) {
+                assert_eq!(many(other, head_dim, columns), Way::Fused, "{other:?}");
             }
         }
     }

@@ -82,8 +82,9 @@ unsafe fn copy_column<N: Copy>(from: *const N, to: *mut N, count: usize, stride:
 
 /// (depth, vectors · 16) numbers, widened as they are read.
 pub(crate) trait Operand: Copy {
-    /// Whether reading them costs more than a load.
-    const WIDENS: bool;
+    /// Whether reading them costs so much that many columns are better off with a copy in f32. A load or a conversion of
+    /// halves hides behind the multiply-adds of six columns; codes and their scales do not.
+    const IS_SLOW: bool;
 
     /// Where vector `vector` of row `k` lies, to ask for it ahead of its use.
     fn address(self, k: usize, vector: usize) -> *const u8;
@@ -97,9 +98,6 @@ pub(crate) trait Operand: Copy {
 
 /// A floating-point number as the cache keeps it.
 pub(crate) trait Number: Copy + Send + Sync + 'static {
-    /// Whether it is narrower than f32.
-    const WIDENS: bool;
-
     /// Widens 16 numbers.
     ///
     /// # Safety
@@ -111,8 +109,6 @@ pub(crate) trait Number: Copy + Send + Sync + 'static {
 }
 
 impl Number for f32 {
-    const WIDENS: bool = false;
-
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, from: *const f32) -> S::F32 {
         // SAFETY: the caller's promise.
@@ -128,8 +124,6 @@ impl Number for f32 {
 }
 
 impl Number for f16 {
-    const WIDENS: bool = true;
-
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, from: *const f16) -> S::F32 {
         // SAFETY: the caller's promise.
@@ -152,7 +146,7 @@ pub(crate) struct Rows<N> {
 }
 
 impl<N: Number> Operand for Rows<N> {
-    const WIDENS: bool = N::WIDENS;
+    const IS_SLOW: bool = false;
 
     #[inline(always)]
     fn address(self, k: usize, vector: usize) -> *const u8 {
@@ -217,7 +211,7 @@ pub(crate) struct KeyCodes {
 }
 
 impl Operand for KeyCodes {
-    const WIDENS: bool = true;
+    const IS_SLOW: bool = true;
 
     #[inline(always)]
     fn address(self, k: usize, vector: usize) -> *const u8 {
@@ -243,7 +237,7 @@ pub(crate) struct ValueCodes {
 }
 
 impl Operand for ValueCodes {
-    const WIDENS: bool = true;
+    const IS_SLOW: bool = true;
 
     #[inline(always)]
     fn address(self, k: usize, vector: usize) -> *const u8 {

@@ -95,13 +95,6 @@ impl Script {
 /// Drafts that branch: a root, three children, a grandchild of each of the first two, and one more behind the first.
 const TREE: [Option<u32>; 7] = [None, Some(0), Some(0), Some(0), Some(2), Some(1), Some(5)];
 
-/// The drafts from the root to one of them.
-fn path(to: usize) -> Vec<usize> {
-    let mut path: Vec<usize> = std::iter::successors(Some(to), |d| TREE[*d].map(|p| p as usize)).collect();
-    path.reverse();
-    path
-}
-
 /// A sequence of `prefix` committed tokens and a step of the tree, beside another sequence where there is to be one.
 fn tree(script: &mut Script, prefix: usize, beside: bool) {
     let table = [4, 1, 3, 0];
@@ -115,15 +108,6 @@ fn tree(script: &mut Script, prefix: usize, beside: bool) {
     batch.push_tree(&[0; TREE.len()], &TREE, prefix, &table, Role::Decode, 0);
     ids.extend(prefix..prefix + TREE.len());
     script.steps.push((batch, ids));
-}
-
-/// The same sequence, whose drafts are a path alone.
-fn line_of(script: &mut Script, prefix: usize, to: usize) {
-    script.line(0, 0..prefix, prefix, &[4, 1, 3, 0]);
-    let path = path(to);
-    let mut batch = Batch::default();
-    batch.push(&vec![0; path.len()], prefix, &[4, 1, 3, 0], Role::Decode, 0);
-    script.steps.push((batch, path.into_iter().map(|draft| prefix + draft).collect()));
 }
 
 /// Every kind of window, cap, sink and format, with a shape of heads and a length around the end of a page.
