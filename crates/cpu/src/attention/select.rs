@@ -118,7 +118,8 @@ impl fmt::Display for Plan {
 
 /// From this head_dim and this many columns of a sequence on, rows go unfused: the measured winner for each format
 /// (BENCHMARKS.md, "Attention"). Rows for which there is no line go fused.
-const UNFUSED_FROM: [(KvFormat, usize, usize); 1] = [(KvFormat::Q8_0, 64, COLUMNS_UNFUSED)];
+const UNFUSED_FROM: [(KvFormat, usize, usize); 2] =
+    [(KvFormat::Q8_0, 64, COLUMNS_UNFUSED), (KvFormat::F32, 512, COLUMNS_UNFUSED)];
 
 /// The way of a step, and its blocks. What is `forced` stands in for the choice.
 pub fn plan(request: &Request, forced: Option<Way>) -> Plan {

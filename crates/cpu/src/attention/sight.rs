@@ -109,7 +109,7 @@ impl<'a> Sight<'a> {
     pub(super) fn of_tree(self, row: usize, heads: Range<usize>, memory: &mut [f32]) -> Sight<'a> {
         let (tail, (key_bytes, value_bytes)) = (self.tail_pages(row), self.layer.head_bytes());
         let pages = heads.len() * tail.len();
-        assert!(memory.len() * size_of::<f32>() >= pages * (key_bytes + value_bytes), "a tail has its memory");
+        assert!(size_of_val(memory) >= pages * (key_bytes + value_bytes), "a tail has its memory");
         let keys: *mut u8 = memory.as_mut_ptr().cast();
         let values = keys.wrapping_add(pages * key_bytes);
         let tail = Tail { first: tail.start, pages: tail.len(), first_head: heads.start, keys, values };

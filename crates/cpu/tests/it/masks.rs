@@ -130,7 +130,7 @@ fn every_way_gives_the_reference_s_bits() {
     let windows = [(None, None), (Some(1), None), (Some(50), Some(3.0)), (Some(65), None), (Some(300), None)];
     for (i, shape) in [(4, 2, 64), (5, 1, 80), (8, 1, 128), (2, 1, 256), (2, 2, 512), (3, 3, 5)].into_iter().enumerate()
     {
-        for (j, (window, soft_cap)) in windows.into_iter().enumerate().filter(|(j, _)| (i + j) % 2 == 0) {
+        for (j, (window, soft_cap)) in windows.into_iter().enumerate().filter(|(j, _)| (i + j) % 4 == 0) {
             let mut script = Script::new(shape, KvFormat::ALL[(i + j) % 3], 8);
             (script.spec.window, script.spec.soft_cap) = (window, soft_cap);
             script.sinks = (i % 2 == 1).then(|| numbers(1, shape.0, 4));
@@ -149,7 +149,7 @@ fn every_way_gives_the_reference_s_bits() {
 
 #[test]
 fn trees_give_the_reference_s_bits() {
-    for (i, (mut script, prefix)) in kinds().enumerate() {
+    for (i, (mut script, prefix)) in kinds().enumerate().filter(|(i, _)| i % 3 == 0) {
         tree(&mut script, prefix, i % 2 == 0);
         let want = script.run(&ReferenceDevice, 0);
         check(&script, &want, 1 + i % 2, &format!("a tree behind {prefix}"));
@@ -158,14 +158,14 @@ fn trees_give_the_reference_s_bits() {
 
 #[test]
 fn rings_give_what_the_whole_cache_gives() {
-    for (i, (window, ring, tokens)) in [(1, 1, 150), (64, 2, 200), (70, 2, 300), (200, 6, 420)].into_iter().enumerate()
+    for (i, (window, ring, tokens)) in [(1, 1, 150), (64, 2, 200), (70, 2, 300), (200, 5, 310)].into_iter().enumerate()
     {
         let mut script = Script::new((4, 2, 24), KvFormat::ALL[i % 3], 7);
         script.spec.window = Some(window);
         let table = [0, 1, 2, 3, 4, 5, 6];
         script.line(0, 0..tokens, tokens, &table);
         let want = script.run(&ReferenceDevice, 0);
-        for (is_single, chunk) in [(true, ring_rows_max(window, ring)), (false, 13), (true, 29)] {
+        for (is_single, chunk) in [(true, ring_rows_max(window, ring)), (false, 29)] {
             (script.ring_pages, script.is_single) = (Some(ring), is_single);
             script.steps.clear();
             script.line(0, 0..tokens, chunk, &table);
