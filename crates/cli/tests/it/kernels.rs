@@ -74,7 +74,7 @@ fn the_way_of_attention_is_shown_and_forced() {
             let found = all.iter().find(|r| r["head_dim"] == head_dim && r["width"] == width && r["tokens"] == 4096);
             found.unwrap()["way"].as_str().unwrap().to_owned()
         };
-        assert_eq!(of(1), "two-pass");
+        assert_eq!(of(1), "single/1x1");
         assert!(of(512).contains("fused/"), "{}", of(512));
     }
     let forced = ways(&["--kernels", "attention=single"]);

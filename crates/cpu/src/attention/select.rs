@@ -24,8 +24,9 @@ const BLOCKS_PER_THREAD: usize = 6;
 /// The same of unfused blocks, which are larger.
 const BLOCKS_PER_THREAD_UNFUSED: usize = 3;
 
-/// From this many pages on, rows that are fewer than the threads' work items are shared inside.
-const SHARED_PAGES_MIN: usize = 4;
+/// From this many pages on, rows that leave threads without work are shared inside: measured, two passes lose at 8 pages and
+/// win at 64.
+const SHARED_PAGES_MIN: usize = 32;
 
 /// Up to this many columns of a sequence go together.
 const SINGLE_COLUMNS_MAX: usize = COLUMNS;
@@ -116,27 +117,29 @@ impl fmt::Display for Plan {
     }
 }
 
-/// From this head_dim and this many columns of a sequence on, rows go unfused: the measured winner for each format
-/// (BENCHMARKS.md, "Attention"). Rows for which there is no line go fused.
-const UNFUSED_FROM: [(KvFormat, usize, usize); 2] =
-    [(KvFormat::Q8_0, 64, COLUMNS_UNFUSED), (KvFormat::F32, 512, COLUMNS_UNFUSED)];
+/// From this head_dim, this many columns of a sequence and this many positions on, rows go unfused: where that won when it was
+/// measured, for each format (BENCHMARKS.md, "Attention"). All other rows go fused.
+const UNFUSED_FROM: [(KvFormat, usize, usize, usize); 3] = [
+    (KvFormat::F32, 512, COLUMNS_UNFUSED, 2048),
+    (KvFormat::F16, 512, COLUMNS_UNFUSED, 4096),
+    (KvFormat::Q8_0, 128, COLUMNS_UNFUSED, 1024),
+];
 
 /// The way of a step, and its blocks. What is `forced` stands in for the choice.
 pub fn plan(request: &Request, forced: Option<Way>) -> Plan {
     let Request { format, head_dim, kv_heads, group, rows, run, longest, visible, threads } = *request;
     let alone = threads == 1 || 2 * visible * kv_heads * group * head_dim <= ALONE_MAX;
     let threads = if alone { 1 } else { threads };
-    let is_shared = threads > 1 && rows * kv_heads < 2 * threads && longest >= SHARED_PAGES_MIN * PAGE_TOKENS;
+    // Items that do not fill a second round leave threads waiting, unless each has one.
+    let items = rows * kv_heads;
+    let is_uneven = items < 2 * threads && !items.is_multiple_of(threads);
+    let is_unfused = |&(of, dim, columns, positions): &(KvFormat, usize, usize, usize)| {
+        of == format && head_dim >= dim && run * group >= columns && longest >= positions
+    };
     let way = forced.unwrap_or(match () {
-        // The longest row decides: a page is hundreds of times what a region costs.
-        () if is_shared => Way::TwoPass,
+        () if is_uneven && longest >= SHARED_PAGES_MIN * PAGE_TOKENS => Way::TwoPass,
         () if run * group <= SINGLE_COLUMNS_MAX => Way::Single,
-        () if UNFUSED_FROM
-            .iter()
-            .any(|&(f, dim, columns)| f == format && head_dim >= dim && run * group >= columns) =>
-        {
-            Way::Unfused
-        }
+        () if UNFUSED_FROM.iter().any(is_unfused) => Way::Unfused,
         () => Way::Fused,
     });
     let most = |columns: usize| (columns / group).max(1);
@@ -181,15 +184,16 @@ mod tests {
     fn every_edge_is_where_it_should_be() {
         let few = |rows, tokens, threads| plan(&request(128, rows, tokens, threads), None);
         for (rows, tokens, threads, way, threads_used) in [
-            // One row of two heads is fewer items than twice two threads, from four pages on.
-            (1, 255, 2, Way::Single, 2),
-            (1, 256, 2, Way::TwoPass, 2),
-            (1, 256, 1, Way::Single, 1),
+            // One row of two heads is an item for each of two threads, and half of those that four need.
+            (1, 4096, 2, Way::Single, 2),
+            (1, 2047, 4, Way::Single, 4),
+            (1, 2048, 4, Way::TwoPass, 4),
+            (1, 2048, 1, Way::Single, 1),
             (1, 31, 2, Way::Single, 1),
             (1, 33, 2, Way::Single, 2),
-            (2, 4096, 2, Way::Single, 2),
+            (2, 4096, 4, Way::Single, 4),
             (3, 4096, 4, Way::TwoPass, 4),
-            (4, 4096, 4, Way::Single, 4),
+            (5, 4096, 4, Way::Single, 4),
             // Six rows of four query heads are 24 columns.
             (6, 4096, 2, Way::Single, 2),
             (7, 4096, 2, Way::Fused, 2),
@@ -197,16 +201,14 @@ mod tests {
             let plan = few(rows, tokens, threads);
             assert_eq!((plan.way, plan.threads), (way, threads_used), "{rows} rows of {tokens}, {threads} threads");
         }
-        for (format, head_dim, columns) in UNFUSED_FROM {
-            let many = |format: KvFormat, head_dim: usize, columns: usize| {
-                plan(&Request { format, ..request(head_dim, columns / 4, 1 << 13, 2) }, None).way
+        for (format, head_dim, columns, positions) in UNFUSED_FROM {
+            let many = |head_dim: usize, columns: usize, positions: usize| {
+                plan(&Request { format, ..request(head_dim, columns / 4, positions, 2) }, None).way
             };
-            assert_eq!(many(format, head_dim, columns), Way::Unfused);
-            assert_eq!(many(format, head_dim, columns - 4), Way::Fused);
-            assert_eq!(many(format, head_dim - 16, columns), Way::Fused);
-            for other in KvFormat::ALL.into_iter().filter(|f| UNFUSED_FROM.iter().all(|line| line.0 != *f)) {
-                assert_eq!(many(other, head_dim, columns), Way::Fused, "{other:?}");
-            }
+            assert_eq!(many(head_dim, columns, positions), Way::Unfused);
+            assert_eq!(many(head_dim - 1, columns, positions), Way::Fused);
+            assert_eq!(many(head_dim, columns - 4, positions), Way::Fused);
+            assert_eq!(many(head_dim, columns, positions - 1), Way::Fused);
         }
     }
 

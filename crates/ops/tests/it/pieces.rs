@@ -57,10 +57,10 @@ fn a_softmax_over_rows_is_close_to_the_truth() {
 #[test]
 fn a_row_that_sees_nothing_gives_zeros() {
     let mut scores = vec![f32::NAN; 128];
-    let weighed = weigh_rows(&mut scores, 2, &[64..64], None, None);
+    let weighed = weigh_rows(&mut scores, 2, std::slice::from_ref(&(64..64)), None, None);
     assert_eq!((weighed.totals[0], finish(0.0, weighed.totals[0])), (0.0, 0.0));
     assert!(scores.iter().all(|w| *w == 0.0));
-    let with_sink = weigh_rows(&mut [f32::NAN; 64], 1, &[0..0], Some(&[3.0]), None);
+    let with_sink = weigh_rows(&mut [f32::NAN; 64], 1, std::slice::from_ref(&(0..0)), Some(&[3.0]), None);
     assert_eq!(finish(0.0, with_sink.totals[0]), 0.0);
 }
 
