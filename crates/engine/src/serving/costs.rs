@@ -1,9 +1,8 @@
-//! What a step costs by its rows, as measured: the scheduler asks how many rows a time affords, speculation what more rows
-//! cost.
+//! What a step costs by its rows, as measured: speculation asks what more rows cost.
 //!
 //! One running mean a width, or a class of widths. A sample counts as at most twice the mean, so that one step that the
-//! machine held up does not count for much. Widths that nobody tried are guessed from their neighbours: high where the
-//! question is what surely fits, low where trying it is how to find out.
+//! machine held up does not count for much. Widths that nobody tried are guessed from their neighbours, rather too low:
+//! trying is how to find out.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -41,33 +40,11 @@ impl Costs {
         between(below, above, rows).or(beyond).or(above.map(|(_, seconds)| seconds))
     }
 
-    /// Seconds of a step, rather too high: beyond what is known, a row costs what it does there on average. Unknown where only
-    /// wider ones are known.
-    fn at_most(&self, rows: usize) -> Option<f64> {
-        let (below, above) = self.around(rows);
-        let beyond = below.map(|(known, seconds)| seconds * class(rows) as f64 / known as f64);
-        between(below, above, rows).or(beyond)
-    }
-
     /// The nearest known widths on both sides, each with its seconds.
     fn around(&self, rows: usize) -> (Known, Known) {
         let copied = |(rows, seconds): (&usize, &f64)| (*rows, *seconds);
         let class = class(rows);
         (self.mean.range(..=class).next_back().map(copied), self.mean.range(class..).next().map(copied))
-    }
-
-    /// The most rows, up to `most`, whose step surely takes at most `seconds`; 0 if all that are known take longer.
-    /// Unknown while nothing is.
-    pub(super) fn affordable(&self, seconds: f64, most: usize) -> Option<usize> {
-        let (mut best, mut next) = (None, 1);
-        while next <= most {
-            let width = class(next);
-            if let Some(cost) = self.at_most(width) {
-                best = if cost <= seconds { Some(width.min(most)) } else { best.or(Some(0)) };
-            }
-            next = width + 1;
-        }
-        best
     }
 }
 
@@ -102,19 +79,7 @@ mod tests {
         let rows = [1, 2, 3, 4, 8];
         assert_eq!(rows.map(|r| costs.at_least(r).unwrap()), [1.0, 1.0, 1.5, 2.0, 2.0]);
         assert_eq!(costs.at_least(16), Some(4.0));
-        assert_eq!(rows.map(|r| costs.at_most(r)), [None, Some(1.0), Some(1.5), Some(2.0), Some(4.0)]);
-        assert_eq!((Costs::default().at_least(3), Costs::default().affordable(1.0, 9)), (None, None));
-    }
-
-    #[test]
-    fn a_time_affords_the_widest_step_that_fits() {
-        let costs = known(&[(1, 1.0), (8, 1.6), (16, 2.4)]);
-        assert_eq!(costs.affordable(2.0, 512), Some(12));
-        assert_eq!(costs.affordable(2.0, 9), Some(9));
-        assert_eq!(costs.affordable(1.0, 512), Some(1));
-        assert_eq!(costs.affordable(3.2, 512), Some(20));
-        assert_eq!(costs.affordable(0.5, 512), Some(0));
-        assert_eq!(known(&[(512, 9.0)]).affordable(1.0, 400), None);
+        assert_eq!(Costs::default().at_least(3), None);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::{
     costs::Costs,
     draw::{self, Draws, Harvest},
     gauges::Rate,
+    pace::Pace,
     plan::Planned,
     speculation::{Drafter, Speculator, ngram::PromptLookup},
 };
@@ -51,8 +52,7 @@ pub struct Engine {
     next: u64,
     /// Of steps in which every row gives a token or verifies one.
     pub(super) decode_costs: Costs,
-    /// Of steps with rows of prompts.
-    pub(super) mixed_costs: Costs,
+    pub(super) pace: Pace,
     pub(super) speculator: Speculator,
     pub(super) counters: Counters,
     rate: Rate,
@@ -75,7 +75,7 @@ impl Engine {
             live: Vec::new(),
             next: 0,
             decode_costs: Costs::default(),
-            mixed_costs: Costs::default(),
+            pace: Pace::default(),
             speculator: Speculator::new(vec![Box::new(PromptLookup::default())]),
             counters: Counters::default(),
             rate: Rate::default(),
@@ -256,8 +256,11 @@ impl Engine {
 
     /// Keeps what the step cost.
     fn measure(&mut self, plan: &[Planned], rows: usize, drawn: usize, time: Duration) {
-        if plan.iter().any(|p| !p.is_decode) {
-            self.mixed_costs.observe(rows, time);
+        let of_decodes: usize = plan.iter().filter(|p| p.is_decode).map(|p| p.tokens.len()).sum();
+        if of_decodes < rows {
+            if let Some(plain) = self.decode_costs.at_least(of_decodes).filter(|_| of_decodes > 0) {
+                self.pace.observe(rows - of_decodes, time.saturating_sub(Duration::from_secs_f64(plain)));
+            }
             return;
         }
         self.decode_costs.observe(rows, time);

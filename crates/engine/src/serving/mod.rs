@@ -28,6 +28,7 @@ mod event;
 mod gauges;
 mod handle;
 mod options;
+mod pace;
 mod plan;
 mod request;
 mod share;

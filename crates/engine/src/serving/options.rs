@@ -47,15 +47,14 @@ impl Options {
         self
     }
 
-    /// Rows that `prompts` prompts share in a step with `decodes` decoding sequences. `affordable` is how many rows a step may
-    /// have in all for its time, if that is known.
+    /// Rows that `prompts` prompts share in a step with `decodes` decoding sequences. `affordable` is how many of them the step has
+    /// time for, if that is known.
     pub fn prompt_rows(&self, decodes: usize, prompts: usize, affordable: Option<usize>) -> usize {
         let rest = self.step_tokens - decodes;
         if decodes == 0 {
             return rest;
         }
-        let affordable = affordable.map_or(UNMEASURED_ROWS, |rows| rows.saturating_sub(decodes));
         // Every prompt gets on, even where any row costs too much.
-        affordable.max(prompts).min(rest)
+        affordable.unwrap_or(UNMEASURED_ROWS).max(prompts).min(rest)
     }
 }

@@ -92,8 +92,8 @@ impl Engine {
         }
         let prompts: Vec<usize> = prompts.into_iter().filter(|i| !self.follows(*i)).collect();
         let decodes = plan.len();
-        let limit = self.decode_costs.at_least(decodes.max(1)).map(|seconds| seconds * self.options.stall);
-        let affordable = limit.and_then(|limit| self.mixed_costs.affordable(limit, self.options.step_tokens));
+        let plain = self.decode_costs.at_least(decodes);
+        let affordable = plain.and_then(|plain| self.pace.rows(plain, self.options.stall));
         let rows = self.options.prompt_rows(decodes, prompts.len(), affordable);
         let wanted: Vec<usize> = prompts.iter().map(|i| self.lacking(*i).unwrap_or(0)).collect();
         let shares = prompts.into_iter().zip(share::evenly(rows, &wanted));
