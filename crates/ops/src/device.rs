@@ -270,8 +270,9 @@ pub trait Device: Send + Sync + Sized + 'static {
     );
 
     /// Causal softmax attention of `queries` (rows, heads · head_dim) over the cache: the same shape. A row sees what
-    /// [`crate::mask`] says of its own sequence up to its own position; its result depends on nothing else. `sinks` (heads) are scores of a key whose
-    /// value is zero, one for each query head; they are neither scaled nor capped (Xiao et al. 2024).
+    /// [`crate::mask`] says of its own sequence up to its own position; its result depends on nothing else.
+    /// `sinks` (heads) are scores of a key whose value is zero, one for each query head; they are neither scaled nor capped
+    /// (Xiao et al. 2024).
     fn attention(
         &self,
         queries: &Self::Tensor,
