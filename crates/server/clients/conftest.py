@@ -16,7 +16,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 MODEL = "synth:llama,layers=2,width=256,heads=4,kv_heads=2,head_dim=64,feed_forward=512,vocabulary=4096,context=2048,format=Q8_0,seed=3"
-KEY = "a key for tests"
+KEY = "a-key-for-tests"
 
 
 class Server:

@@ -4,6 +4,8 @@ import pytest
 
 from conftest import KEY
 
+# The package knows no temperature.
+GREEDY = {"temperature": 0}
 ASK = [{"role": "user", "content": "Say something."}]
 TOOL = {
     "name": "get_weather",
@@ -23,14 +25,14 @@ def client(server):
 
 
 def test_a_message(client, model):
-    made = client.messages.create(model=model, max_tokens=12, messages=ASK, system="Be brief.", temperature=0)
+    made = client.messages.create(model=model, max_tokens=12, messages=ASK, system="Be brief.", extra_body=GREEDY)
     assert made.role == "assistant" and made.stop_reason in ("end_turn", "max_tokens")
     assert all(block.type in ("text", "thinking") for block in made.content)
     assert made.usage.output_tokens <= 12 and made.usage.input_tokens > 0
 
 
 def test_streaming_says_the_same(client, model):
-    options = dict(model=model, max_tokens=16, messages=ASK, temperature=0)
+    options = dict(model=model, max_tokens=16, messages=ASK, extra_body=GREEDY)
     whole = "".join(block.text for block in client.messages.create(**options).content if block.type == "text")
     with client.messages.stream(**options) as stream:
         assert "".join(stream.text_stream) == whole
@@ -50,11 +52,11 @@ def test_tokens_are_counted_as_they_are_used(client, model):
 
 def test_a_tool_is_called(client, model):
     options = dict(model=model, max_tokens=400, messages=ASK, tools=[TOOL], tool_choice={"type": "tool", "name": "get_weather"})
-    made = client.messages.create(**options, temperature=0)
+    made = client.messages.create(**options, extra_body=GREEDY)
     assert made.stop_reason == "tool_use"
     call = [block for block in made.content if block.type == "tool_use"][0]
     assert call.name == "get_weather" and call.input["city"] in ("Bern", "Oslo")
-    with client.messages.stream(**options, temperature=0) as stream:
+    with client.messages.stream(**options, extra_body=GREEDY) as stream:
         streamed = [block for block in stream.get_final_message().content if block.type == "tool_use"][0]
     assert (streamed.name, streamed.input) == (call.name, call.input)
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "rain"}
@@ -64,7 +66,7 @@ def test_a_tool_is_called(client, model):
 
 
 def test_stop_sequences(client, model):
-    options = dict(model=model, max_tokens=30, messages=ASK, temperature=0)
+    options = dict(model=model, max_tokens=30, messages=ASK, extra_body=GREEDY)
     text = "".join(block.text for block in client.messages.create(**options).content)
     stop = text[3:6]
     made = client.messages.create(**options, stop_sequences=[stop])
