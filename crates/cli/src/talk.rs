@@ -42,7 +42,7 @@ pub(crate) struct Talk {
 }
 
 /// The names of the built-in chat templates.
-fn templates() -> PossibleValuesParser {
+pub(crate) fn templates() -> PossibleValuesParser {
     PossibleValuesParser::new(BUILT_IN.map(|(name, _)| name))
 }
 

@@ -12,7 +12,7 @@ use llguidance::{
 };
 use serde_json::{Value, json};
 use tessera_engine::{
-    ChatFormat, Tokenizer,
+    ChatFormat, Special, Tokenizer,
     chat::{Calls, FAMILIES, Mark},
     serving::Constraint,
 };
@@ -128,11 +128,12 @@ pub(crate) fn compact(mut schema: Value) -> Value {
 pub(crate) struct Grammars {
     /// Or why there are none.
     factory: Result<ParserFactory, String>,
+    tokenizer: Arc<Tokenizer>,
 }
 
 impl Grammars {
-    pub(crate) fn new(tokenizer: &Tokenizer) -> Grammars {
-        Grammars { factory: factory(tokenizer) }
+    pub(crate) fn new(tokenizer: &Arc<Tokenizer>) -> Grammars {
+        Grammars { factory: factory(tokenizer), tokenizer: tokenizer.clone() }
     }
 
     /// A constraint for one reply.
@@ -149,7 +150,7 @@ impl Grammars {
         if let Some(warning) = matcher.grammar_warnings().first() {
             return Err(refused(warning));
         }
-        Ok(Box::new(Kept { matcher }))
+        Ok(Box::new(Kept { matcher, tokenizer: self.tokenizer.clone() }))
     }
 }
 
@@ -179,6 +180,7 @@ fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
 /// A reply that is held to a grammar.
 struct Kept {
     matcher: Matcher,
+    tokenizer: Arc<Tokenizer>,
 }
 
 impl Constraint for Kept {
@@ -200,5 +202,17 @@ impl Constraint for Kept {
             return Ok(()); // the end token after the last word
         }
         self.matcher.consume_token(token).map_err(|e| e.to_string())
+    }
+
+    fn forced(&mut self) -> Vec<u32> {
+        // A tokenizer that begins every text with a space cannot say how one goes on.
+        if self.tokenizer.adds_space() || self.matcher.is_stopped() {
+            return Vec::new();
+        }
+        // Asked of a copy: how often the engine asks depends on its load, and must not touch what is kept to.
+        let bytes = self.matcher.clone().compute_ff_bytes();
+        let mut tokens = self.tokenizer.encode(bytes, Special::Plain, false).unwrap_or_default();
+        tokens.pop(); // the last may go on into what is free
+        tokens
     }
 }

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use axum::serve::ListenerExt;
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{Loader, Settings, app::App, catalog::Catalog, problem::Problem, routes};
@@ -123,7 +124,11 @@ impl Server {
         if let Some(told) = on_signal {
             tokio::spawn(listen(Signals::new()?, switch.clone(), told));
         }
-        let served = axum::serve(TcpListener::from_std(listener)?, routes::router(&app));
+        // Each token is a small write of its own, and must not wait for the one before to be acknowledged.
+        let listener = TcpListener::from_std(listener)?.tap_io(|socket| {
+            let _ = socket.set_nodelay(true); // without it tokens come late, and that is all
+        });
+        let served = axum::serve(listener, routes::router(&app));
         let mut served = tokio::spawn(served.with_graceful_shutdown(stop.clone().told()).into_future());
         stop.told().await;
         app.closing.store(true, Ordering::Release);

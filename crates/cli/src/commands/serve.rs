@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Args, builder::RangedU64ValueParser};
 use tessera_engine::{
-    ChatTemplate, LoadOptions, Sequences, models,
-    serving::{Engine, EngineHandle, MonotonicClock, Options},
+    ChatTemplate, Checkpoint, LoadOptions, Sequences, Tokenizer, models,
+    serving::{Engine, EngineHandle, MonotonicClock, Options, speculation::DraftModel},
 };
 use tessera_server::{ApiKeys, Loaded, Loader, Problem, Server, Settings};
 
@@ -48,6 +48,12 @@ pub(crate) struct Serve {
     /// Models that can be loaded by /v1/models/load, and are not at the start; may be repeated
     #[arg(long, value_name = "MODEL")]
     unloaded: Vec<String>,
+    /// Built-in chat template for models that have none of their own
+    #[arg(long, value_name = "NAME", value_parser = crate::talk::templates())]
+    template: Option<String>,
+    /// A small model with the same vocabulary that guesses for the one that is served, where the prompt gives no guess
+    #[arg(long, value_name = "MODEL")]
+    draft: Option<String>,
     /// The address to listen at
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     host: IpAddr,
@@ -177,6 +183,8 @@ impl Named {
 
 /// What loading needs of the flags.
 struct ModelArgs {
+    template: Option<String>,
+    draft: Option<String>,
     limits: Limits,
     compute: Compute,
     cache: Cache,
@@ -184,7 +192,13 @@ struct ModelArgs {
 
 impl ModelArgs {
     fn of(args: &Serve) -> ModelArgs {
-        ModelArgs { limits: args.limits.clone(), compute: args.compute.clone(), cache: args.cache.clone() }
+        ModelArgs {
+            template: args.template.clone(),
+            draft: args.draft.clone(),
+            limits: args.limits.clone(),
+            compute: args.compute.clone(),
+            cache: args.cache.clone(),
+        }
     }
 }
 
@@ -213,24 +227,10 @@ impl Models {
     fn loaded(&self, name: &str) -> Result<Loaded> {
         let named = self.names.iter().find(|named| named.name == name).context("no such model")?;
         let checkpoint = model::open_checkpoint(&named.model)?;
-        models::check_architecture(&checkpoint)?;
         let tokenizer = Arc::new(checkpoint.tokenizer()?);
-        let source = checkpoint.chat_template()?;
-        let template = match source.as_deref().filter(|source| !source.trim().is_empty()) {
-            Some(source) => Some(ChatTemplate::new(checkpoint.file(), Some(source), &tokenizer)?),
-            None => {
-                ui::note(&format!("note: `{name}` has no chat template; it continues texts only"));
-                None
-            }
-        };
+        let template = self.template(name, &checkpoint, &tokenizer)?;
         let (device, limits) = (self.device()?, &self.args.limits);
-        let options = LoadOptions { context: Some(limits.cache_tokens), kv_format: self.args.cache.format };
-        let bar = ui::bytes_bar("loading", checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
-        let model = models::load(&checkpoint, device.clone(), &options, &mut |progress| {
-            bar.set_position(progress.bytes_done);
-        });
-        bar.finish_and_clear();
-        let sequences = Sequences::new(model?);
+        let sequences = self.sequences(&checkpoint)?;
         let options = Options {
             slots: limits.max_batch,
             queue: limits.queue,
@@ -239,7 +239,13 @@ impl Models {
             ..Options::default()
         };
         let reserved = (sequences.total_pages() * tessera_ops::PAGE_TOKENS, sequences.cache_bytes());
-        let engine = Engine::new(sequences, tokenizer, options, Box::new(MonotonicClock::default()));
+        let mut engine = Engine::new(sequences, tokenizer.clone(), options, Box::new(MonotonicClock::default()));
+        if let Some(draft) = &self.args.draft {
+            let checkpoint = model::open_checkpoint(draft)?;
+            let small = DraftModel::new(self.sequences(&checkpoint)?, &checkpoint.tokenizer()?, &tokenizer);
+            engine =
+                engine.with_drafter(Box::new(small.with_context(|| format!("`{draft}` cannot guess for `{name}`"))?));
+        }
         ui::note(&format!(
             "{name}: {}; cache of {} tokens reserved, {}; {} of a request at most, {} requests at once",
             device::name(&device),
@@ -258,5 +264,30 @@ impl Models {
                 plan.map_or_else(|| "none".to_owned(), |plan| plan.name)
             }),
         })
+    }
+
+    /// The model's own template, or the one that the flags name for models without.
+    fn template(&self, name: &str, checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
+        let own = checkpoint.chat_template()?.filter(|source| !source.trim().is_empty());
+        if let Some(source) = own {
+            return Ok(Some(ChatTemplate::new(checkpoint.file(), Some(&source), tokenizer)?));
+        }
+        if let Some(named) = &self.args.template {
+            return Ok(Some(ChatTemplate::built_in(named, tokenizer)?));
+        }
+        ui::note(&format!("note: `{name}` has no chat template, so it continues texts only; --template names one"));
+        Ok(None)
+    }
+
+    /// The model on the device, with its cache.
+    fn sequences(&self, checkpoint: &Checkpoint) -> Result<Sequences> {
+        models::check_architecture(checkpoint)?;
+        let options = LoadOptions { context: Some(self.args.limits.cache_tokens), kv_format: self.args.cache.format };
+        let bar = ui::bytes_bar("loading", checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
+        let model = models::load(checkpoint, self.device()?, &options, &mut |progress| {
+            bar.set_position(progress.bytes_done);
+        });
+        bar.finish_and_clear();
+        Ok(Sequences::new(model?))
     }
 }

@@ -218,9 +218,10 @@ impl Worker {
     /// Takes all orders that are there, and waits for one if there is nothing else to do. Gives how many jobs came; none if
     /// nobody is left.
     fn take_orders(&mut self) -> Option<usize> {
-        let mut taken = 0;
+        let (mut taken, mut cancelled) = (0, false);
         loop {
-            let idle = self.engine.is_idle() && taken == 0 && self.stop.is_none();
+            // What a cancel changed is to be told before it waits.
+            let idle = self.engine.is_idle() && taken == 0 && !cancelled && self.stop.is_none();
             let order = if idle {
                 self.inbox.recv().ok()?
             } else {
@@ -239,6 +240,7 @@ impl Worker {
                 Order::Cancel(number) => {
                     let Some(id) = self.ids.get(&number).copied() else { continue };
                     if let Some(event) = self.engine.cancel(id) {
+                        cancelled = true;
                         self.deliver(id, event);
                     }
                 }

@@ -112,3 +112,24 @@ fn the_same_request_gives_the_same_json() {
     });
     assert!(both.iter().all(|text| *text == once));
 }
+
+/// What a grammar forces is guessed and verified with other tokens; guesses change no byte.
+#[test]
+fn guesses_change_no_byte_of_what_is_held_to_a_shape() {
+    let server = start();
+    for seed in 0..4 {
+        let told = |speculation: Value| {
+            let format = json!({ "type": "json_schema", "json_schema": { "name": "pet", "schema": schema() } });
+            let asked = json!({ "response_format": format, "max_tokens": 400, "seed": seed, "speculation": speculation,
+                "logprobs": true });
+            server.post("/v1/chat/completions", &chat("Say it", asked)).fine()["choices"].clone()
+        };
+        let without = told(json!("off"));
+        for speculation in [json!("auto"), json!(1), json!(4), json!(16)] {
+            assert_eq!(told(speculation.clone()), without, "{seed} {speculation}");
+        }
+    }
+    let engine = server.engine();
+    let count = |name: &str| engine["counters"][name].as_u64().unwrap();
+    assert!(count("drafted") > 0 && count("accepted") > 0, "{engine}");
+}

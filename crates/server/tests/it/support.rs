@@ -9,10 +9,11 @@ use std::{
 
 use serde_json::{Value, json};
 use tessera_engine::{
-    ChatTemplate, Config, Error, LanguageModel, LoadOptions, Sequences, models,
+    ChatFormat, ChatTemplate, Checkpoint, Config, Error, LanguageModel, LoadOptions, Sequences, Tokenizer, models,
     serving::{Engine, EngineHandle, MonotonicClock, Options},
     synth::{self, Spec},
 };
+use tessera_formats::{Gguf, gguf::Value as Entry};
 use tessera_ops::{Batch, KvFormat, reference::ReferenceDevice};
 use tessera_server::{Closing, Loaded, Loader, Problem, Server, Settings, StopSwitch};
 
@@ -26,7 +27,8 @@ const TEMPLATES: [(&str, &str); 6] = [
     ("qwen3", include_str!("../../../engine/tests/data/templates/qwen3.jinja")),
 ];
 
-/// The models that test servers have: `tiny`, `slow` (20 ms a step), `bare` (no chat template), and those of [`TEMPLATES`].
+/// The models that test servers have: `tiny`, `slow` (20 ms a step), `bare` (no chat template), and those of [`TEMPLATES`],
+/// as they are and with their marks as tokens (`qwen3+tokens`).
 pub(crate) struct Tiny {
     pub(crate) options: Options,
     /// Tokens of the cache.
@@ -52,9 +54,15 @@ impl Loader for Tiny {
         if name == "slow" {
             model = Box::new(Slow(model));
         }
-        let tokenizer = Arc::new(checkpoint.tokenizer().unwrap());
+        let family = name.strip_suffix("+tokens").unwrap_or(name);
         let own = checkpoint.chat_template().unwrap();
-        let template = TEMPLATES.iter().find(|(known, _)| *known == name).map(|(_, text)| *text).or(own.as_deref());
+        let found = TEMPLATES.iter().find(|(known, _)| *known == family);
+        let tokenizer = match found {
+            Some((_, template)) if name != family => with_marks(&checkpoint, template),
+            _ => checkpoint.tokenizer().unwrap(),
+        };
+        let tokenizer = Arc::new(tokenizer);
+        let template = found.map(|(_, text)| *text).or(own.as_deref());
         let template = ChatTemplate::new(name, template, &tokenizer).unwrap();
         let clock = Box::new(MonotonicClock::default());
         let engine = Engine::new(Sequences::new(model), tokenizer, self.options.clone(), clock);
@@ -65,6 +73,39 @@ impl Loader for Tiny {
             kernel: Box::new(|rows| format!("plain for {rows}")),
         })
     }
+}
+
+/// The model's tokenizer with the last words of its vocabulary replaced by the marks of a template's family.
+fn with_marks(checkpoint: &Checkpoint, template: &str) -> Tokenizer {
+    let marks = ChatFormat::recognise(template, |_| false).marks;
+    let metadata = checkpoint.gguf().unwrap().metadata().map(|(key, value)| {
+        let strings = || value.as_array().and_then(|a| a.as_strings()).unwrap().to_vec();
+        let value = match key {
+            "tokenizer.ggml.tokens" => {
+                let mut all = strings();
+                let first = all.len() - marks.len();
+                for (place, (_, mark)) in all[first..].iter_mut().zip(marks) {
+                    *place = (*mark).to_owned();
+                }
+                Entry::from(all)
+            }
+            "tokenizer.ggml.merges" => {
+                let all = strings();
+                Entry::from(all[..all.len() - marks.len()].to_vec())
+            }
+            "tokenizer.ggml.token_type" => {
+                let mut all: Vec<i32> =
+                    value.as_array().unwrap().to_i64s().unwrap().iter().map(|n| *n as i32).collect();
+                let first = all.len() - marks.len();
+                all[first..].fill(4); // GGUF's number of a token that is found whole in any text
+                Entry::from(all)
+            }
+            _ => value.clone(),
+        };
+        (key.to_owned(), value)
+    });
+    let gguf = Gguf::from_parts("marked", metadata.collect(), Vec::new()).unwrap();
+    Tokenizer::from_gguf(&gguf).unwrap()
 }
 
 /// A model that takes its time.

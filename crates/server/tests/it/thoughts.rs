@@ -99,3 +99,29 @@ fn thinking_is_switched_in_the_prompt_or_refused() {
     let by_variable = server.post("/v1/chat/completions", &body).fine()["usage"]["prompt_tokens"].as_u64();
     assert_eq!((200, by_variable), tokens("qwen3", json!("none")));
 }
+
+/// With a shape, thoughts may come before; they are no part of what is held to it, and are no part of the content.
+#[test]
+fn a_shape_holds_the_words_and_not_the_thoughts() {
+    let server = start_with(&["qwen3+tokens", "gpt_oss+tokens"], Tiny::default(), Settings::default());
+    let (mut thought, mut direct) = (0, 0);
+    for model in ["qwen3+tokens", "gpt_oss+tokens"] {
+        for seed in 0..12 {
+            let format = json!({ "type": "regex", "pattern": "(yes|no)" });
+            // A bias to the marks that end thoughts (the last tokens of the vocabulary), for they are rare words.
+            let bias: serde_json::Map<String, Value> = (490..512).map(|id: u32| (id.to_string(), json!(3))).collect();
+            let body = json!({ "response_format": format, "seed": seed, "logit_bias": bias, "max_tokens": 900, "reasoning_effort": null });
+            let object = server.post("/v1/chat/completions", &chat(model, body)).fine();
+            let choice = &object["choices"][0];
+            if choice["finish_reason"] == "length" {
+                continue; // still thinking
+            }
+            assert!(["yes", "no"].contains(&choice["message"]["content"].as_str().unwrap()), "{object}");
+            match choice["message"]["reasoning_content"].as_str() {
+                Some(_) => thought += 1,
+                None => direct += 1,
+            }
+        }
+    }
+    assert!(thought > 0 && direct > 0, "{thought} {direct}");
+}

@@ -158,3 +158,22 @@ fn the_thread_ends_with_its_last_handle() {
     let last = events.iter().last();
     assert!(matches!(last, Some(Event::Finished(outcome)) if outcome.finish == Finish::Cancelled));
 }
+
+/// A cancel that leaves nothing to do is told at once, not with the next request.
+#[test]
+fn what_a_cancel_frees_is_told() {
+    let handle = start(Options { slots: 1, queue: 1, ..Options::default() });
+    let (sender, events) = mpsc::channel();
+    let keep = sender.clone();
+    let running = handle.submit(endless(0), move |event| keep.send(event).is_ok()).unwrap();
+    assert!(matches!(events.recv(), Ok(Event::Started { .. })));
+    let waiting = handle.submit(endless(1), move |event| sender.send(event).is_ok()).unwrap();
+    waiting.cancel();
+    running.cancel();
+    let gauges = wait_until(&handle, |g| g.running + g.waiting + g.pages_held == 0);
+    assert_eq!(gauges.batch_rows, 0);
+    // The queue has its place again.
+    let again = handle.replies(endless(2)).unwrap();
+    drop(again);
+    wait_until(&handle, |g| g.running == 0);
+}
