@@ -25,14 +25,15 @@ impl Running {
         let mut all = vec!["serve", MODEL, "--port", "0"];
         all.extend(args);
         let mut child = home.command(&all).stderr(Stdio::piped()).spawn().unwrap();
-        let mut err = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut said = String::new();
+        let err = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut running = Running { child, err, url: String::new(), said: String::new() };
         loop {
-            let line = err.next().unwrap_or_else(|| panic!("it ended: {said}")).unwrap();
+            let line = running.err.next().unwrap_or_else(|| panic!("it ended: {}", running.said)).unwrap();
             if let Some(url) = line.strip_prefix("listening at ") {
-                return Running { child, err, url: url.to_owned(), said };
+                running.url = url.to_owned();
+                return running;
             }
-            said += &(line + "\n");
+            running.said += &(line + "\n");
         }
     }
 
