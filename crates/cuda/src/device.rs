@@ -71,6 +71,14 @@ impl CudaDevice {
         self.gpu.wait()
     }
 
+    pub(crate) fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    pub(crate) fn sent_rows(&self, rows: usize, values: &[f32]) -> Tensor {
+        self.sent(rows, values.len() / rows.max(1), values)
+    }
+
     fn step(&self, batch: &Batch) -> Arc<Step> {
         self.steps.get(&self.gpu, batch)
     }

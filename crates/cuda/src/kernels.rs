@@ -193,7 +193,10 @@ mod tests {
             let source = module.source();
             for entry in module.entries() {
                 let begins = |text: &str| source.contains(&format!("{text} {entry}("));
-                assert!(begins("KERNEL") || begins("__launch_bounds__(THREADS)"), "{module}: {entry}");
+                assert!(
+                    begins("KERNEL") || begins("BLOCKS)") || begins("__launch_bounds__(THREADS)"),
+                    "{module}: {entry}"
+                );
             }
         }
     }

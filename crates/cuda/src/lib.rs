@@ -18,6 +18,7 @@ mod error;
 pub mod kernels;
 mod kv;
 pub mod matmul;
+pub mod measure;
 mod routes;
 mod rowwise;
 mod steps;

@@ -185,7 +185,7 @@ DEVICE void take_unit(float (&acc)[4], const u32 (&a)[4], const Chunk& w, int u,
 
 // weights [segments of blockIdx.z][row tiles][depth / (32 UNITS)][CHUNK]; codes and scales as quantize.cu leaves them, rows of
 // `row_blocks` blocks; y rows of `y_stride`. `split` is how many segments the depth has, `groups` how many tiles a block takes.
-KERNEL __launch_bounds__(THREADS) codes(const u8* weights, const u8* x_codes, const uint2* x_scales, float* y, const float* bias,
+KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* x_codes, const uint2* x_scales, float* y, const float* bias,
                                         const u32* starts, const u32* order, u32 rows, u32 depth, u32 tokens, u32 slots,
                                         u32 row_blocks, u32 y_stride, u32 split, u32 groups, u32 sliced) {
     extern __shared__ float shared[];

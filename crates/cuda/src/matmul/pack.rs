@@ -32,6 +32,8 @@ pub struct PackedMatrix {
     pub(super) rows: usize,
     pub(super) depth: usize,
     pub(super) memory: Memory,
+    /// Multiplied in this tile whatever the width, to measure it.
+    pub(super) forced: Option<CodesTile>,
 }
 
 impl PackedMatrix {
@@ -58,7 +60,7 @@ impl PackedMatrix {
             let part = pack(source, form, rows, first, count)?;
             gpu.upload(&memory, first * tile_bytes, &part)?;
         }
-        Ok(PackedMatrix { form, segments, rows, depth: source.depth, memory })
+        Ok(PackedMatrix { form, segments, rows, depth: source.depth, memory, forced: None })
     }
 }
 
@@ -66,6 +68,16 @@ impl PackedMatrix {
     /// How it lies on the card.
     pub fn form(&self) -> Packed {
         self.form
+    }
+
+    /// Multiplies in this tile from now on, whatever the width: no bit depends on it.
+    pub fn force_tile(&mut self, tile: CodesTile) {
+        self.forced = Some(tile);
+    }
+
+    /// Bytes on the card.
+    pub fn bytes(&self) -> usize {
+        self.segments * self.rows.div_ceil(self.form.tile_rows()) * self.form.tile_bytes(self.depth)
     }
 
     /// Rows of all matrices together.

@@ -111,7 +111,7 @@ pub(crate) fn project(
     let split = segment_count(depth);
     let (module, launch, row_length) = match &input {
         Input::Codes(layout, codes) => {
-            let tile = CodesTile::for_columns(*layout, columns_max);
+            let tile = matrix.forced.unwrap_or_else(|| CodesTile::for_columns(*layout, columns_max));
             (Module::Codes(*layout, tile), tile.launch(rows, columns_max, segments, split), codes.blocks)
         }
         Input::Floats(x) => {

@@ -41,6 +41,8 @@ pub struct CodesTile {
     pub column_tiles: usize,
     /// Chunks of weights on their way while one is multiplied.
     pub ahead: usize,
+    /// Blocks that a processor shall hold at once: what bounds the registers of a thread.
+    pub blocks: usize,
 }
 
 impl CodesTile {
@@ -52,7 +54,7 @@ impl CodesTile {
         let lane_bytes = layout.chunk_bytes() / WARP;
         let ahead = if lane_bytes >= AHEAD_BYTES { 1 } else { AHEAD_BYTES / lane_bytes };
         let ahead = if ahead > 4 { 4 } else { ahead };
-        CodesTile { row_tiles: 1, column_tiles, ahead }.checked()
+        CodesTile { row_tiles: 1, column_tiles, ahead, blocks: 2 }.checked()
     }
 
     /// The narrowest tile that takes so many columns at once, or the widest.
@@ -68,7 +70,7 @@ impl CodesTile {
     }
 
     /// Holds what a tile must keep to.
-    const fn checked(self) -> CodesTile {
+    pub const fn checked(self) -> CodesTile {
         assert!(self.row_tiles > 0 && self.column_tiles > 0 && self.ahead > 0, "a tile holds something");
         assert!(self.shared_bytes(SEGMENTS_MAX) <= SHARED_BYTES_MAX, "the sums of a block fit into shared memory");
         assert!(self.row_tiles * self.column_tiles * 4 <= 64, "a thread's sums fit into its registers");
@@ -102,8 +104,14 @@ impl CodesTile {
     }
 
     pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
-        let CodesTile { row_tiles, column_tiles, ahead } = self;
-        vec![("ROW_TILES", row_tiles), ("COLUMN_TILES", column_tiles), ("AHEAD", ahead), ("THREADS", THREADS_MAX)]
+        let CodesTile { row_tiles, column_tiles, ahead, blocks } = self;
+        vec![
+            ("ROW_TILES", row_tiles),
+            ("COLUMN_TILES", column_tiles),
+            ("AHEAD", ahead),
+            ("BLOCKS", blocks),
+            ("THREADS", THREADS_MAX),
+        ]
     }
 }
 

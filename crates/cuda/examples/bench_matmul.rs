@@ -1,0 +1,69 @@
+//! Times decode products on a card: `cargo run --release -p tessera-cuda --example bench_matmul [ROWS DEPTH FORMAT,FORMAT COLUMNS,COLUMNS [tiles]]`.
+//!
+//! Weights are random and cold in the cache; every figure's result is held to the reference first. GB/s are of the file's bytes.
+//! With `tiles`, tiles of many shapes are measured beside the table's own.
+
+use tessera_cuda::{
+    Cache, CudaDevice,
+    matmul::{Packed, select, tile::CodesTile},
+    measure::{Measured, Subject},
+};
+use tessera_formats::DType;
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+fn main() -> Outcome<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let argument = |index: usize, default: &'static str| arguments.get(index).cloned().unwrap_or(default.to_owned());
+    let (rows, depth) = (argument(0, "32768").parse()?, argument(1, "8192").parse()?);
+    let formats = argument(2, "Q8_0,Q4_K");
+    let columns: Vec<usize> = argument(3, "1,2,4,8,16,64").split(',').map(str::parse).collect::<Result<_, _>>()?;
+    let cache = std::env::var_os("TESSERA_CUDA_CACHE").map(Into::into);
+    let device = CudaDevice::open(0, Cache::new(cache))?;
+    println!("{}, [{rows} x {depth}]", tessera_ops::Device::name(&device));
+    for format in formats.split(',') {
+        let dtype = DType::from_name(format).ok_or(format!("no format {format}"))?;
+        let mut subject = Subject::new(&device, dtype, rows, depth)?;
+        for &count in &columns {
+            line(&format!("{format} {count}"), subject.measure(count)?);
+        }
+        if argument(4, "") == "tiles" {
+            for &count in &columns {
+                tiles(&mut subject, dtype, count)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn tiles(subject: &mut Subject<'_>, dtype: DType, columns: usize) -> Outcome<()> {
+    let Some(Packed::Codes(layout)) = select(dtype) else { return Ok(()) };
+    let own = CodesTile::for_columns(layout, columns);
+    for row_tiles in [1, 2] {
+        for ahead in [1, 2, 4] {
+            for blocks in [1, 2, 3, 4] {
+                let tile = CodesTile { row_tiles, ahead, blocks, ..own };
+                if row_tiles * own.column_tiles > 8 || layout.units * ahead > 16 {
+                    continue;
+                }
+                subject.force_tile(tile)?;
+                let name = format!("{dtype} {columns}: rows {row_tiles} ahead {ahead} blocks {blocks}");
+                line(&name, subject.measure(columns)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn line(name: &str, measured: Option<Measured>) {
+    match measured {
+        Some(Measured { product_us, quantize_us, file_bytes, packed_bytes }) => {
+            let speed = |bytes: usize| bytes as f64 / product_us / 1e3;
+            let (file, packed) = (speed(file_bytes), speed(packed_bytes));
+            println!(
+                "{name:42} {product_us:9.1} us {file:7.0} GB/s (packed {packed:5.0}), quantize {quantize_us:5.1} us"
+            );
+        }
+        None => println!("{name:42} WRONG"),
+    }
+}
