@@ -1,7 +1,7 @@
 //! The only place that names a device crate (beside the measurements of single kernels). What a device is tuned with comes
 //! from a file; the device knows nothing of it.
 
-use std::{num::NonZero, sync::Arc};
+use std::{num::NonZero, str::FromStr, sync::Arc};
 
 use anyhow::Result;
 use tessera_cpu::{
@@ -15,6 +15,7 @@ use tessera_cpu::{
     },
     threads::default_thread_count,
 };
+use tessera_cuda::CudaDevice;
 use tessera_engine::profile;
 use tessera_formats::DType;
 use tessera_ops::{Device, Profiled};
@@ -22,6 +23,7 @@ use tessera_ops::{Device, Profiled};
 use crate::{
     args::Compute,
     measure::Heads,
+    store,
     tuning::{self, InForce},
 };
 
@@ -30,12 +32,57 @@ pub(crate) use tessera_cpu::matmul::{Parameter, Tuning};
 /// The device that models run on.
 pub(crate) type Chosen = CpuDevice;
 
+/// Which device computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A card if there is one that can, else the CPU.
+    Auto,
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// An NVIDIA card, by its number.
+    Cuda(usize),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Place, String> {
+        match text.split_once(':') {
+            None if text == "auto" => Ok(Place::Auto),
+            None if text == "cpu" => Ok(Place::Cpu),
+            None if text == "cuda" => Ok(Place::Cuda(0)),
+            Some(("cuda", number)) => {
+                number.parse().map(Place::Cuda).map_err(|_| format!("{number:?} numbers no card"))
+            }
+            _ => Err("there are auto, cpu, cuda and cuda:N".to_owned()),
+        }
+    }
+}
+
 /// Opens the device that the flags ask for. Switches of `--kernels` stand in for those of the environment.
 ///
 /// # Errors
 /// If it lacks what they ask for.
 pub(crate) fn open(compute: &Compute) -> Result<Arc<Chosen>> {
     Ok(Arc::new(make(compute)?.0))
+}
+
+/// Opens an NVIDIA card, if `place` asks for one; none where the CPU computes.
+///
+/// # Errors
+/// If a card is asked for by name and cannot be opened.
+pub(crate) fn open_card(place: Place) -> Result<Option<Arc<CudaDevice>>> {
+    match place {
+        Place::Cpu => Ok(None),
+        Place::Auto => Ok(CudaDevice::open(0, kernel_cache()).ok().map(Arc::new)),
+        Place::Cuda(ordinal) => Ok(Some(Arc::new(CudaDevice::open(ordinal, kernel_cache())?))),
+    }
+}
+
+/// Compiled kernels lie beside the other caches.
+pub(crate) fn kernel_cache() -> tessera_cuda::Cache {
+    tessera_cuda::Cache::new(store::cache_folder().map(|folder| folder.join("kernels")))
 }
 
 /// As [`open`], with what it is tuned with.

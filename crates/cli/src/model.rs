@@ -144,11 +144,13 @@ impl Model {
             return Err(self.too_long(tokens, context)); // before all the work
         }
         let options = LoadOptions { context: Some(context), kv_format: self.engine.cache.format };
-        let device = device::open(&self.engine.compute)?;
+        let card = device::open_card(self.engine.device)?;
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
-        let model = models::load(&self.checkpoint, device, &options, &mut |progress| {
-            bar.set_position(progress.bytes_done);
-        });
+        let progress = &mut |progress: tessera_engine::weights::Progress| bar.set_position(progress.bytes_done);
+        let model = match card {
+            Some(card) => models::load(&self.checkpoint, card, &options, progress),
+            None => models::load(&self.checkpoint, device::open(&self.engine.compute)?, &options, progress),
+        };
         bar.finish_and_clear();
         Ok(Session::new(model?, self.engine.chunk))
     }

@@ -1,4 +1,5 @@
-//! Compiles every variant of every table for every card, without one: `cargo run -p tessera-cuda --example check_kernels [ARCH...]`.
+//! Compiles every variant of every table for every card, without one: `cargo run -p tessera-cuda --example check_kernels [few] [ARCH...]`.
+//! With `few`, the widest and the narrowest tiles alone for all cards but the last.
 //!
 //! Prints registers, spills and shared memory, the worst of each kernel and card, and fails where a kernel does not compile or
 //! spills more than [`SPILLED_BYTES_MAX`].
@@ -13,12 +14,24 @@ use std::{
     thread,
 };
 
-use tessera_cuda::{compiler::Compiler, kernels::Module};
+use tessera_cuda::{compiler::Compiler, kernels::Module, matmul::tile::CodesTile};
 
 const ARCHS: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
 
-/// None: a tile whose sums do not fit into registers is the wrong tile.
-const SPILLED_BYTES_MAX: u32 = 0;
+/// The assembler moves loads ahead until registers run out, and then spills a few. Measured, such tiles are faster than the narrower
+/// ones that spill nothing; beyond this, they are not.
+const SPILLED_BYTES_MAX: u32 = 192;
+
+/// Whether a module has the narrowest or the widest tile, or none.
+fn is_edge(module: Module) -> bool {
+    match module {
+        Module::Codes(layout, tile) => {
+            let others = || CodesTile::all(layout).map(CodesTile::columns);
+            Some(tile.columns()) == others().min() || Some(tile.columns()) == others().max()
+        }
+        _ => true,
+    }
+}
 
 fn main() -> ExitCode {
     let compiler = match Compiler::find() {
@@ -28,10 +41,13 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let asked: Vec<String> = std::env::args().skip(1).collect();
+    let mut asked: Vec<String> = std::env::args().skip(1).collect();
+    let is_few = asked.first().is_some_and(|a| a == "few");
+    asked.drain(..usize::from(is_few));
     let archs: Vec<&str> = if asked.is_empty() { ARCHS.to_vec() } else { asked.iter().map(String::as_str).collect() };
     let modules = Module::all();
-    let jobs: Vec<(Module, &str)> = archs.iter().flat_map(|a| modules.iter().map(move |m| (*m, *a))).collect();
+    let all = archs.iter().flat_map(|a| modules.iter().map(move |m| (*m, *a)));
+    let jobs: Vec<(Module, &str)> = all.filter(|(m, a)| !is_few || Some(a) == archs.last() || is_edge(*m)).collect();
     let (next, worst, failures) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()), Mutex::new(vec![]));
     let work = || {
         while let Some((module, arch)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {

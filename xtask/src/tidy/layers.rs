@@ -10,7 +10,7 @@ const MAY_USE: [(&str, &[&str]); 8] = [
     ("cuda", &["formats", "ops"]),
     ("engine", &["formats", "ops"]),
     ("server", &["engine"]),
-    ("cli", &["formats", "ops", "cpu", "engine", "server"]),
+    ("cli", &["formats", "ops", "cpu", "cuda", "engine", "server"]),
     ("xtask", &[]),
 ];
 

@@ -14,10 +14,14 @@ use clap::{
 use serde_json::json;
 use tessera_cpu::{audit as machine, matmul::Overrides};
 use tessera_formats::DType;
-use tessera_ops::audit::{Failure as Finding, Op, Report, Row, Settings, WIDE_TOKENS, audit, report::REFERENCE};
+use tessera_ops::{
+    Device,
+    audit::{Failure as Finding, Op, Report, Row, Settings, Variant, WIDE_TOKENS, audit, report::REFERENCE},
+};
 
 use crate::{
     args::weight_formats,
+    device::{self, Place},
     ui::{self, Failure},
 };
 
@@ -48,6 +52,9 @@ pub(crate) struct Audit {
     /// Audit only what these switches force, as in TESSERA_KERNELS: isa=avx2,split=tokens
     #[arg(long, value_name = "SWITCHES")]
     pub(crate) kernels: Option<String>,
+    /// Audit this device: cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: Place,
     /// Print JSON: a row for each op, format and variant
     #[arg(long)]
     pub(crate) json: bool,
@@ -55,19 +62,34 @@ pub(crate) struct Audit {
 
 /// Runs the audit and prints what it found.
 pub(crate) fn main(args: &Audit) -> Result<()> {
-    let forced = args.kernels.as_deref().map(Overrides::parse).transpose()?;
-    let settings = Settings { edges: machine::all_edges(), full: args.full, op: args.op, format: args.format };
     if let (Some(op), Some(format)) = (args.op, args.format)
         && !op.has_format()
     {
         let what = format!("{op} has no weights, in {format} or any format");
         return Err(Failure::new(what, "leave out --format or name another --op").into());
     }
-    let variants = machine::variants(args.full, forced);
+    let card = |ordinal| tessera_cuda::audit::variants(ordinal, device::kernel_cache());
+    let variants = match args.device {
+        Place::Cpu => None,
+        Place::Auto => card(0).ok(),
+        Place::Cuda(ordinal) => Some(card(ordinal)?),
+    };
+    let Some(variants) = variants else {
+        let forced = args.kernels.as_deref().map(Overrides::parse).transpose()?;
+        return run(args, machine::all_edges(), &machine::variants(args.full, forced));
+    };
+    if args.kernels.is_some() {
+        return Err(Failure::new("switches of kernels are the CPU's", "leave out --kernels or --device").into());
+    }
+    run(args, tessera_cuda::audit::all_edges(), &variants)
+}
+
+fn run<D: Device>(args: &Audit, edges: BTreeSet<usize>, variants: &[Variant<D>]) -> Result<()> {
+    let settings = Settings { edges, full: args.full, op: args.op, format: args.format };
     let names: Vec<&str> = variants.iter().map(|v| v.name.as_str()).collect();
     let bar = ui::steps_bar("auditing", 1);
     let start = Instant::now();
-    let report = audit(&settings, &variants, &mut |progress| {
+    let report = audit(&settings, variants, &mut |progress| {
         bar.set_length(progress.total as u64);
         bar.set_position(progress.done as u64);
         bar.set_message(progress.next.to_owned());

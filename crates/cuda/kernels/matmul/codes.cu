@@ -206,13 +206,18 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* x_c
             u32 t = tile + r < tiles ? tile + r : tiles - 1;
             base[r] = weights + (blockIdx.z * (u64)tiles + t) * tile_bytes;
         }
-        // The first block of this thread's columns: of one for the operand, of two for the results. Fewer than 2^32 blocks.
+        // The first block of this thread's columns: of one for the operand, of two for the results. Fewer than 2^32 blocks. The
+        // blocks of eight rows lie together (quantize.cu).
         u32 operand[COLUMN_TILES], results[COLUMN_TILES][2];
+        auto first_block = [&](u32 column) {
+            u32 row = columns.row(column);
+            return (row / 8 * row_blocks + slice * (depth / 32)) * 8 + row % 8;
+        };
 #pragma unroll
         for (int c = 0; c < COLUMN_TILES; c++) {
-            operand[c] = columns.row(c * 8 + lane / 4) * row_blocks + slice * (depth / 32);
+            operand[c] = first_block(c * 8 + lane / 4);
 #pragma unroll
-            for (int i = 0; i < 2; i++) results[c][i] = columns.row(c * 8 + lane % 4 * 2 + i) * row_blocks + slice * (depth / 32);
+            for (int i = 0; i < 2; i++) results[c][i] = first_block(c * 8 + lane % 4 * 2 + i);
         }
         const uint2* x_operand = (const uint2*)x_codes + lane % 4;
         u32 at = start / (32 * UNITS), last = end / (32 * UNITS);
@@ -237,7 +242,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* x_c
                     u32 a[ROW_TILES][4];
 #pragma unroll
                     for (int r = 0; r < ROW_TILES; r++) now[r].registers(u, a[r]);
-                    u32 block = (at + i) * UNITS + u;
+                    u32 block = ((at + i) * UNITS + u) * 8;
 #pragma unroll
                     for (int c = 0; c < COLUMN_TILES; c++) {
                         uint2 b = __ldg(x_operand + (u64)(operand[c] + block) * 4);

@@ -1,5 +1,8 @@
 // Activations to 8-bit codes, each block of 32 features by itself; numerics.rs, `quantize_block`. One warp a block.
 //
+// Rows go by eights, as the matrix instruction takes columns: [rows / 8][blocks][8], so that a tile of neighbours is read in one
+// piece, and any other row is found all the same.
+//
 // Codes of a block lie as the second operand of the matrix instruction wants them (matmul/codes.cu): the thread with index t
 // of 4 reads 8 bytes, the features 4t .. 4t+3 of each half. Beside each block lie its scale and the sums of its halves' codes.
 
@@ -32,6 +35,8 @@ DEVICE void put(Block block, u32 lane, u64 at, u8* codes, uint2* scales) {
     if (lane == 0) scales[at] = make_uint2(__float_as_uint(block.scale), ((u32)sum & 0xffffu) | ((u32)second << 16));
 }
 
+DEVICE u64 place(u64 row, u64 block, u64 blocks) { return (row / 8 * blocks + block) * 8 + row % 8; }
+
 // x (rows, blocks * 32). With `fine`, rows `rows ..` of the output are the codes of what the first codes leave.
 KERNEL quantize(const float* x, u8* codes, uint2* scales, u32 rows, u32 blocks, u32 fine) {
     u64 at = (u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
@@ -39,8 +44,8 @@ KERNEL quantize(const float* x, u8* codes, uint2* scales, u32 rows, u32 blocks, 
     if (at >= (u64)rows * blocks) return;
     float value = x[at * 32 + lane];
     Block block = quantized(value);
-    put(block, lane, at, codes, scales);
+    put(block, lane, place(at / blocks, at % blocks, blocks), codes, scales);
     if (!fine) return;
     float rest = block.scale != block.scale ? 0.0f : fma(-block.scale, (float)(int)block.code, value);
-    put(quantized(rest), lane, at + (u64)rows * blocks, codes, scales);
+    put(quantized(rest), lane, place(rows + at / blocks, at % blocks, blocks), codes, scales);
 }

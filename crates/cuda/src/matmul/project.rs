@@ -8,7 +8,7 @@ use super::{
     layout::Layout,
     pack::PackedMatrix,
     select::Packed,
-    tile::{CodesTile, FloatsTile, Launch, WARP},
+    tile::{CodesTile, FloatsTile, Launch, MMA_COLUMNS, WARP},
 };
 use crate::{
     driver::{Arg, Gpu, Memory},
@@ -23,7 +23,7 @@ const QUANTIZE_WARPS: usize = 8;
 /// Bytes of a block's scale and sums.
 const SCALE_BYTES: usize = 8;
 
-/// A tensor as codes: (rows, width / 32) blocks.
+/// A tensor as codes: (rows, width / 32) blocks, rows by eights.
 pub(crate) struct Codes {
     rows: usize,
     blocks: usize,
@@ -46,12 +46,13 @@ pub(crate) enum Columns<'a> {
 pub(crate) fn quantize(gpu: &Arc<Gpu>, x: &Tensor, is_fine: bool) -> Codes {
     assert!(x.width.is_multiple_of(ACTIVATION_BLOCK), "quantized weights have whole blocks of inputs");
     let (rows, blocks) = (if is_fine { 2 * x.rows } else { x.rows }, x.width / ACTIVATION_BLOCK);
-    assert!(u32::try_from(rows * blocks).is_ok(), "kernels count blocks in 32 bits");
+    assert!(u32::try_from(rows.next_multiple_of(MMA_COLUMNS) * blocks).is_ok(), "kernels count blocks in 32 bits");
+    let padded = rows.next_multiple_of(MMA_COLUMNS);
     let codes = Codes {
         rows,
         blocks,
-        codes: gpu.take(rows * blocks * ACTIVATION_BLOCK),
-        scales: gpu.take(rows * blocks * SCALE_BYTES),
+        codes: gpu.take(padded * blocks * ACTIVATION_BLOCK),
+        scales: gpu.take(padded * blocks * SCALE_BYTES),
     };
     let args = [
         Arg::Memory(&x.memory),

@@ -42,10 +42,11 @@ pub fn select(dtype: DType) -> Option<Packed> {
         DType::Q4_K => form(4, 0, 8, Scales::Super),
         DType::Q5_K => form(4, 1, 8, Scales::Super),
         DType::Q6_K => form(4, 2, 8, Scales::Super),
-        DType::IQ4_XS => form(8, 0, 8, Scales::Super),
         DType::IQ1_S | DType::IQ1_M => form(4, 1, 2, Scales::F32),
         DType::MXFP4 | DType::NVFP4 => form(4, 1, 1, Scales::F32),
-        DType::IQ2_XXS | DType::IQ2_XS | DType::IQ2_S | DType::IQ3_XXS | DType::IQ3_S => form(8, 0, 1, Scales::F32),
+        DType::IQ2_XXS | DType::IQ2_XS | DType::IQ2_S | DType::IQ3_XXS | DType::IQ3_S | DType::IQ4_XS => {
+            form(8, 0, 1, Scales::F32)
+        }
         DType::MLX4_G32 | DType::MLX4_G64 | DType::MLX4_G128 => form(4, 0, 1, Scales::F32),
         DType::MLX8_G32 | DType::MLX8_G64 | DType::MLX8_G128 => form(8, 0, 1, Scales::F32),
         DType::I8 | DType::I16 | DType::I32 | DType::I64 | DType::F64 => return None,
@@ -61,7 +62,6 @@ pub(super) fn units_at(dtype: DType) -> Option<UnitsAt> {
         DType::Q3_K => (108, 108),
         DType::Q4_K | DType::Q5_K => (0, 2),
         DType::Q6_K => (208, 208),
-        DType::IQ4_XS => (0, 0),
         _ => return None,
     };
     Some(UnitsAt { scale, min })

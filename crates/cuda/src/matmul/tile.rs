@@ -2,7 +2,7 @@
 
 use tessera_ops::numerics::SEGMENTS_MAX;
 
-use super::layout::Layout;
+use super::layout::{Layout, Scales};
 
 /// Weight rows of the matrix instruction.
 pub const MMA_ROWS: usize = 16;
@@ -13,11 +13,8 @@ pub const WARP: usize = 32;
 /// Threads of a block, at most: a warp for each segment of the depth.
 pub const THREADS_MAX: usize = SEGMENTS_MAX * WARP;
 
-/// Static limit of shared memory without asking the driver for more.
+/// Limit of shared memory without asking the driver for more.
 const SHARED_BYTES_MAX: usize = 48 << 10;
-
-/// Bytes of weights that a thread has in flight: what keeps memory busy with two blocks on a processor.
-const AHEAD_BYTES: usize = 64;
 
 /// The shape of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +46,21 @@ impl CodesTile {
     /// Widths, in runs of 8 columns; the widest serves all above it by several tiles.
     const COLUMN_TILES: [usize; 4] = [1, 2, 4, 8];
 
-    /// The tile of a layout for so many columns.
+    /// The tile of a layout for so many runs of columns, measured on an H200: more rows share the reading of activations, as
+    /// long as their sums and weights fit into registers. Chunks of 256 features take all that a processor has for one block.
     pub const fn new(layout: Layout, column_tiles: usize) -> CodesTile {
-        let lane_bytes = layout.chunk_bytes() / WARP;
-        let ahead = if lane_bytes >= AHEAD_BYTES { 1 } else { AHEAD_BYTES / lane_bytes };
-        let ahead = if ahead > 4 { 4 } else { ahead };
-        CodesTile { row_tiles: 1, column_tiles, ahead, blocks: 2 }.checked()
+        let is_light = layout.units == 1 && layout.sub == 32 && !layout.has_min && matches!(layout.scales, Scales::F16);
+        let is_wide = layout.units == 8;
+        let (row_tiles, blocks) = match column_tiles {
+            1 => (2, if is_wide { 1 } else { 2 }),
+            2 if is_light => (4, 2),
+            2 => (2, if is_wide { 1 } else { 2 }),
+            4 if is_light => (2, 2),
+            4 if is_wide => (2, 1),
+            4 => (1, 2),
+            _ => (1, if is_light { 2 } else { 1 }),
+        };
+        CodesTile { row_tiles, column_tiles, ahead: 1, blocks }.checked()
     }
 
     /// The narrowest tile that takes so many columns at once, or the widest.
@@ -69,11 +75,19 @@ impl CodesTile {
         CodesTile::COLUMN_TILES.into_iter().map(move |t| CodesTile::new(layout, t))
     }
 
+    /// Whether a launch can have it: it holds something, its sums fit into registers and shared memory.
+    pub const fn is_sound(self) -> bool {
+        let sums = self.row_tiles * self.column_tiles * 4;
+        self.ahead > 0
+            && self.blocks > 0
+            && sums > 0
+            && sums <= 64
+            && self.shared_bytes(SEGMENTS_MAX) <= SHARED_BYTES_MAX
+    }
+
     /// Holds what a tile must keep to.
-    pub const fn checked(self) -> CodesTile {
-        assert!(self.row_tiles > 0 && self.column_tiles > 0 && self.ahead > 0, "a tile holds something");
-        assert!(self.shared_bytes(SEGMENTS_MAX) <= SHARED_BYTES_MAX, "the sums of a block fit into shared memory");
-        assert!(self.row_tiles * self.column_tiles * 4 <= 64, "a thread's sums fit into its registers");
+    const fn checked(self) -> CodesTile {
+        assert!(self.is_sound(), "a tile of the table can be launched");
         self
     }
 
