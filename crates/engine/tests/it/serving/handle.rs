@@ -167,6 +167,7 @@ fn what_a_cancel_frees_is_told() {
     let keep = sender.clone();
     let running = handle.submit(endless(0), move |event| keep.send(event).is_ok()).unwrap();
     assert!(matches!(events.recv(), Ok(Event::Started { .. })));
+    wait_until(&handle, |g| g.running == 1); // the queue is free again by then
     let waiting = handle.submit(endless(1), move |event| sender.send(event).is_ok()).unwrap();
     waiting.cancel();
     running.cancel();
