@@ -78,7 +78,7 @@ fn files_are_replaced_only_when_asked_and_never_by_halves() {
 fn wrong_lines_are_explained() {
     let home = Home::new();
     let cases = [
-        ("gpt5", "llama, qwen2, qwen3, gemma3"),
+        ("gpt5", "llama, qwen2, qwen3, qwen3moe, gemma3"),
         ("llama,layer=2", "its keys are layers, width,"),
         ("llama,width=500", "make width a multiple of 256"),
         ("llama,format=Q9", "Q4_K"),
