@@ -264,3 +264,17 @@ pub(crate) fn attention_plan(device: &Chosen, heads: &Heads, rows: usize, tokens
     };
     attention::plan(&request, device.kernels().overrides.attention).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_have_names() {
+        let known = [("auto", Place::Auto), ("cpu", Place::Cpu), ("cuda", Place::Cuda(0)), ("cuda:3", Place::Cuda(3))];
+        known.into_iter().for_each(|(text, place)| assert_eq!(text.parse(), Ok(place)));
+        ["", "gpu", "cuda:", "cuda:-1", "cpu:0"]
+            .into_iter()
+            .for_each(|text| assert!(text.parse::<Place>().is_err(), "{text}"));
+    }
+}
