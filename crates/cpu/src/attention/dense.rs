@@ -50,7 +50,8 @@ impl<B: Operand> Chain<B> {
         assert!(panel.len() >= PANEL_LEN, "a panel has its memory");
         for vector in (0..self.vectors).step_by(PANEL_VECTORS) {
             let vectors = PANEL_VECTORS.min(self.vectors - vector);
-            for first in (0..self.depth).step_by(PANEL_DEPTH) {
+            // At least once: a chain of no links is zero.
+            for first in (0..self.depth.max(1)).step_by(PANEL_DEPTH) {
                 let depth = PANEL_DEPTH.min(self.depth - first);
                 // SAFETY: the caller's promise, and the panel is large enough for 64 rows of four vectors.
                 unsafe {
@@ -248,6 +249,19 @@ mod tests {
                 dense(isa, rows, (&a, a_leading), &view, (&mut got, c_leading), accumulate);
                 let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
                 prop_assert_eq!(bits(&got), bits(&want), "{}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_over_nothing_is_zero() {
+        let view = MatrixView::new(Numbers::F32(&[]), (0, 17), 0, 17, false).unwrap();
+        for isa in Isa::available() {
+            for (accumulate, expect) in [(false, 0.0), (true, 7.0)] {
+                let mut c = [7.0; 40];
+                dense(isa, 2, (&[], 0), &view, (&mut c, 20), accumulate);
+                assert!(c[..17].iter().chain(&c[20..37]).all(|v| *v == expect), "{}: {c:?}", isa.name());
+                assert!(c[17..20].iter().chain(&c[37..]).all(|v| *v == 7.0), "{}: {c:?}", isa.name());
             }
         }
     }
