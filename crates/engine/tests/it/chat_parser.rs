@@ -91,7 +91,7 @@ const WELL_FORMED: &[Case] = &[
         &[
             "think: Well.",
             "say: I look.",
-            "call weather: {\"city\":\"a \\\"b\\\" {c}, <d>\\n\",\"days\":-2.5,\"exact\":true,\"o\":{\"j\":{},\"k\":null},\"places\":[\"x\",[]]}",
+            "call weather: {\"city\":\"a \\\"b\\\" {c}, <d>\\n\",\"days\":-2.5,\"exact\":true,\"places\":[\"x\",[]],\"o\":{\"k\":null,\"j\":{}}}",
         ],
     ),
     ("gemma4", "<|channel>thought\n<channel|>Yes.", &["say: Yes."]),
