@@ -265,7 +265,7 @@ fn replies_are_those_of_the_request_alone() {
     let vocabulary = model(1).config().vocabulary;
     let subject =
         Subject { tokenizer: super::tokenizer(), vocabulary, model: &model, length_max: 200, clock: clock.clone() };
-    play_all(if sweep() { 20_000 } else { 600 }, &subject);
+    play_all(if sweep() { 5000 } else { 600 }, &subject);
 }
 
 fn cpu(threads: usize) -> Arc<CpuDevice> {
@@ -285,7 +285,7 @@ fn play_real(checkpoint: &Checkpoint, device: &Arc<CpuDevice>, count: u64, lengt
 
 #[test]
 fn replies_of_a_llama_are_those_of_the_request_alone() {
-    play_real(&checkpoint("llama"), &cpu(2), if sweep() { 2000 } else { 60 }, 150);
+    play_real(&checkpoint("llama"), &cpu(2), if sweep() { 600 } else { 60 }, 150);
 }
 
 /// With sliding windows that end inside of pages.
@@ -293,7 +293,7 @@ fn replies_of_a_llama_are_those_of_the_request_alone() {
 fn replies_of_a_gemma_are_those_of_the_request_alone() {
     let line = "gemma3,layers=3,width=64,heads=2,kv_heads=1,head_dim=32,vocabulary=300,window=40,format=Q8_0";
     let checkpoint = synth::checkpoint(&Spec::parse(line).unwrap(), 1).unwrap();
-    play_real(&checkpoint, &cpu(1), if sweep() { 1000 } else { 30 }, 150);
+    play_real(&checkpoint, &cpu(1), if sweep() { 300 } else { 30 }, 150);
 }
 
 #[test]
@@ -303,6 +303,6 @@ fn replies_of_real_models_are_those_of_the_request_alone() {
     }
     for file in ["SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m-q4_k_m.gguf"] {
         let Some(path) = crate::support::real_model(file) else { continue };
-        play_real(&Checkpoint::open(&path).unwrap(), &cpu(2), 30, 300);
+        play_real(&Checkpoint::open(&path).unwrap(), &cpu(2), 4, 200);
     }
 }
