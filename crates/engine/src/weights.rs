@@ -70,7 +70,7 @@ impl<'a, D: Device> Loader<'a, D> {
     /// If the weight is missing, either has a wrong shape, or the device refuses it.
     pub fn linear(&mut self, name: &str, rows: usize, depth: usize) -> Result<Linear<D>, Error> {
         let weight = format!("{name}.weight");
-        let source = self.source(&weight, rows, depth)?;
+        let source = self.source(&weight, &[depth, rows])?;
         let matrix = self.device.load_matrix(&source).map_err(|e| self.refused(e))?;
         self.weights_used += rows as f64 * depth as f64;
         Ok(Linear { matrix, bias: self.optional_vector(&format!("{name}.bias"), &[rows])? })
@@ -88,11 +88,7 @@ impl<'a, D: Device> Loader<'a, D> {
         rows: usize,
         depth: usize,
     ) -> Result<LinearStack<D>, Error> {
-        let weight = format!("{name}.weight");
-        let tensor = self.tensor(&weight, &[depth, rows, count])?;
-        self.advance(tensor);
-        let (dtype, bytes) = (tensor.dtype, tensor.bytes.clone());
-        let source = MatrixSource { name: weight, dtype, rows: rows * count, depth, bytes };
+        let source = self.source(&format!("{name}.weight"), &[depth, rows, count])?;
         let matrices = self.device.load_stack(&source, count).map_err(|e| self.refused(e))?;
         self.weights_used += used as f64 * rows as f64 * depth as f64;
         Ok(LinearStack { matrices, bias: self.optional_vector(&format!("{name}.bias"), &[rows, count])? })
@@ -109,7 +105,7 @@ impl<'a, D: Device> Loader<'a, D> {
     /// # Errors
     /// As [`Loader::linear`].
     pub fn embedding(&mut self, name: &str, width: usize) -> Result<D::Embedding, Error> {
-        let source = self.source(&format!("{name}.weight"), self.config.vocabulary, width)?;
+        let source = self.source(&format!("{name}.weight"), &[width, self.config.vocabulary])?;
         self.device.load_embedding(&source).map_err(|e| self.refused(e))
     }
 
@@ -154,10 +150,12 @@ impl<'a, D: Device> Loader<'a, D> {
         Ok(tensor.decode())
     }
 
-    fn source(&mut self, name: &str, rows: usize, depth: usize) -> Result<MatrixSource, Error> {
-        let tensor = self.tensor(name, &[depth, rows])?;
+    /// A matrix, or a stack of them one below the other, of exactly this shape: row length first.
+    fn source(&mut self, name: &str, shape: &[usize]) -> Result<MatrixSource, Error> {
+        let tensor = self.tensor(name, shape)?;
         self.advance(tensor);
         let (name, bytes) = (name.to_owned(), tensor.bytes.clone());
+        let (depth, rows) = (shape[0], shape[1..].iter().product());
         Ok(MatrixSource { name, dtype: tensor.dtype, rows, depth, bytes })
     }
 

@@ -45,16 +45,22 @@ fn a_stream_that_nobody_reads_any_more_frees_its_slot() {
     assert_eq!(finished["cancelled"], 5);
 }
 
-#[test]
-fn a_reply_that_is_not_streamed_ends_with_its_connection() {
-    let server = server();
+/// A connection that has asked for a reply, not streamed, which will not end by itself.
+fn asking_for_an_endless_reply(address: &str) -> TcpStream {
     let body = endless(json!({})).to_string();
     let head = format!(
         "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
-    let mut socket = TcpStream::connect(&server.address).unwrap();
+    let mut socket = TcpStream::connect(address).unwrap();
     socket.write_all((head + &body).as_bytes()).unwrap();
+    socket
+}
+
+#[test]
+fn a_reply_that_is_not_streamed_ends_with_its_connection() {
+    let server = server();
+    let socket = asking_for_an_endless_reply(&server.address);
     server.wait_until("computing", |e| e["running"] == 1);
     drop(socket);
     server.wait_idle();
@@ -66,13 +72,7 @@ fn who_waits_in_the_queue_can_go_too() {
     let server = server();
     let running = server.open("/v1/completions", &endless(json!({ "stream": true, "n": 2 })));
     server.wait_until("computing", |e| e["running"] == 2);
-    let body = endless(json!({})).to_string();
-    let head = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    let mut socket = TcpStream::connect(&server.address).unwrap();
-    socket.write_all((head + &body).as_bytes()).unwrap();
+    let socket = asking_for_an_endless_reply(&server.address);
     server.wait_until("waiting", |e| e["waiting"] == 1);
     drop(socket);
     server.wait_until("alone", |e| e["waiting"] == 0);
