@@ -1,18 +1,7 @@
-// What every kernel stands on: types, loads, and the fixed sequences of IEEE operations of crates/ops/src/math.rs.
+// What every kernel stands on: the fixed sequences of IEEE operations of crates/ops/src/math.rs.
 //
-// No header of the toolkit is included: what is needed beyond the compiler's own functions is inline PTX, so that the run-time
-// compiler alone is enough. Sources are compiled without contraction: a multiplication and an addition are fused only where
-// `fma` is written, as the canonical order (crates/ops/src/numerics.rs) asks.
-
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-
-#define DEVICE static __device__ __forceinline__
-// A member function that is always inlined.
-#define DEVICE_MEMBER __device__ __forceinline__
-#define KERNEL extern "C" __global__ void
+// Sources are compiled without contraction: a multiplication and an addition are fused only where `fma` is written, as the
+// canonical order (crates/ops/src/numerics.rs) asks.
 
 #ifndef STAMP
 #error "compile kernels through crates/cuda/src/compiler: it defines the tile and its stamp"
@@ -30,42 +19,6 @@ DEVICE float exact(int magic_sum) { return __int_as_float(magic_sum) - MAGIC; }
 DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
 DEVICE float not_a_number() { return __uint_as_float(0x7fc00000u); }
-
-DEVICE float half_to_float(u32 bits) {
-    float value;
-    u16 low = (u16)bits;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(low));
-    return value;
-}
-
-DEVICE u16 float_to_half(float value) {
-    u16 bits;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-    return bits;
-}
-
-// Weights pass once: they go around L1 and come in whole lines of L2.
-DEVICE uint4 load_once(const uint4* at) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
-    return v;
-}
-DEVICE uint2 load_once(const uint2* at) {
-    uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at));
-    return v;
-}
-DEVICE u32 load_once(const u32* at) {
-    u32 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.u32 %0, [%1];" : "=r"(v) : "l"(at));
-    return v;
-}
-DEVICE u32 load_once(const u16* at) {
-    u16 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.u16 %0, [%1];" : "=h"(v) : "l"(at));
-    return v;
-}
 
 // e^x; math.rs, `exp`.
 DEVICE float canonical_exp(float x) {

@@ -77,6 +77,8 @@ macro_rules! source {
     };
 }
 
+/// The first part of all.
+const PTX: (&str, &str) = source!("ptx.cuh");
 const COMMON: (&str, &str) = source!("common.cuh");
 const COLUMNS: (&str, &str) = source!("matmul/columns.cuh");
 const SEGMENTS: (&str, &str) = source!("matmul/segments.cuh");
@@ -149,7 +151,7 @@ impl Module {
 
     /// The whole text.
     pub(crate) fn source(self) -> String {
-        self.parts().into_iter().map(|(path, text)| format!("#line 1 \"{path}\"\n{text}\n")).collect()
+        [PTX].into_iter().chain(self.parts()).map(|(path, text)| format!("#line 1 \"{path}\"\n{text}\n")).collect()
     }
 
     /// What the source is compiled with.

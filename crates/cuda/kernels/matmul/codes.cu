@@ -134,17 +134,6 @@ struct Chunk {
     }
 };
 
-// Sums of 32 features: 16 rows of unsigned codes by 8 columns of signed ones.
-DEVICE void multiply(int (&c)[4], const u32 (&a)[4], uint2 b) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
-}
-// The same of 16 features.
-DEVICE void multiply_half(int (&c)[4], u32 a0, u32 a1, u32 b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(b));
-}
-
 // Adds sub-block `sub` to the sums of 16 rows and 8 columns. `dx` are the scales of this thread's two columns, `sums` their codes'.
 DEVICE void accumulate(float (&acc)[4], const int (&c)[4], const Chunk& w, int sub, const float (&dx)[2], const int (&sums)[2]) {
     float scale[2] = {w.scales.get(0, sub), w.scales.get(1, sub)};
@@ -188,7 +177,7 @@ DEVICE void take_unit(float (&acc)[4], const u32 (&a)[4], const Chunk& w, int u,
 KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* x_codes, const uint2* x_scales, float* y, const float* bias,
                                         const u32* starts, const u32* order, u32 rows, u32 depth, u32 tokens, u32 slots,
                                         u32 row_blocks, u32 y_stride, u32 split, u32 groups, u32 sliced) {
-    extern __shared__ float shared[];
+    DYNAMIC_SHARED(float, shared);
     Columns columns = columns_of_tile(starts, order, tokens, slots, COLUMN_TILES * 8);
     if (columns.first >= columns.count) return;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;

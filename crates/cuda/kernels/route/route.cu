@@ -78,7 +78,7 @@ DEVICE void keep_groups(const float* choice, u8* taken, u32 experts, u32 count, 
 // logits (tokens, experts); score: 0 softmax, 1 sigmoid, 2 softmax of the chosen. Shared: scores, choice (f32), taken (bytes).
 KERNEL route(const float* logits, const float* bias, const float* factors, u32* chosen, float* weights, u32 experts, u32 slots,
              u32 score, u32 groups, u32 kept, u32 judged_by, u32 normalise, float factor) {
-    extern __shared__ float scores[];
+    DYNAMIC_SHARED(float, scores);
     float* choice = scores + experts;
     u8* taken = (u8*)(choice + experts);
     u32 lane = threadIdx.x;

@@ -1,0 +1,63 @@
+// What a kernel asks of the machine: qualifiers, types, and the instructions that C++ has no name for, as inline PTX.
+//
+// The first part of every source, and the only one that writes PTX. No header of the toolkit is included, so that the run-time
+// compiler alone is enough.
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define DEVICE static __device__ __forceinline__
+// A member function that is always inlined.
+#define DEVICE_MEMBER __device__ __forceinline__
+#define KERNEL extern "C" __global__ void
+// Shared memory of as many bytes as the launch gives.
+#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+
+DEVICE float half_to_float(u32 bits) {
+    float value;
+    u16 low = (u16)bits;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(low));
+    return value;
+}
+
+DEVICE u16 float_to_half(float value) {
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+// Weights pass once: they go around L1 and come in whole lines of L2.
+DEVICE uint4 load_once(const uint4* at) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at));
+    return v;
+}
+DEVICE uint2 load_once(const uint2* at) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at));
+    return v;
+}
+DEVICE u32 load_once(const u32* at) {
+    u32 v;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.u32 %0, [%1];" : "=r"(v) : "l"(at));
+    return v;
+}
+DEVICE u32 load_once(const u16* at) {
+    u16 v;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::256B.u16 %0, [%1];" : "=h"(v) : "l"(at));
+    return v;
+}
+
+// Sums of 32 features: 16 rows of unsigned codes by 8 columns of signed ones.
+DEVICE void multiply(int (&c)[4], const u32 (&a)[4], uint2 b) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+}
+// The same of 16 features.
+DEVICE void multiply_half(int (&c)[4], u32 a0, u32 a1, u32 b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(b));
+}
