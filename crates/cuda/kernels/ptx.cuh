@@ -61,3 +61,18 @@ DEVICE void multiply_half(int (&c)[4], u32 a0, u32 a1, u32 b) {
     asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(b));
 }
+
+// Copies from global to shared memory that go on by themselves; both places are multiples of the size. They end in groups.
+DEVICE u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
+DEVICE void copy_16(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(shared_address(to)), "l"(from) : "memory");
+}
+DEVICE void copy_8(void* to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" : : "r"(shared_address(to)), "l"(from) : "memory");
+}
+DEVICE void copy_4(void* to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" : : "r"(shared_address(to)), "l"(from) : "memory");
+}
+DEVICE void end_of_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+// Waits until at most so many groups of this thread are on their way.
+template <int GROUPS> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(GROUPS) : "memory"); }

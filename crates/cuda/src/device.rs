@@ -8,6 +8,7 @@ use tessera_ops::{
 };
 
 use crate::{
+    attention::attend,
     cache::Cache,
     driver::{Gpu, Memory},
     error::OpenError,
@@ -241,7 +242,7 @@ impl Device for CudaDevice {
         batch: &Batch,
     ) -> Tensor {
         assert!(sinks.is_none_or(|s| s.length == spec.heads), "each query head has a sink");
-        cache.attend(&self.gpu, queries, spec, sinks.map(|s| &s.memory), batch, &self.step(batch))
+        attend(&self.gpu, queries, cache, spec, sinks.map(|s| &s.memory), batch, &self.step(batch))
     }
 
     fn gate(&self, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {

@@ -7,9 +7,12 @@ use std::fmt;
 use sha2::{Digest, Sha256};
 use tessera_ops::{KvFormat, PAGE_TOKENS};
 
-use crate::matmul::{
-    layout::{Float, Layout},
-    tile::{CodesTile, FloatsTile},
+use crate::{
+    attention::{AttentionTile, WEIGHTS_THREADS},
+    matmul::{
+        layout::{Float, Layout},
+        tile::{CodesTile, FloatsTile},
+    },
 };
 
 /// A source with its constants.
@@ -31,8 +34,12 @@ pub enum Module {
     Route,
     /// Keys and values into pages.
     Store(Pages),
-    /// Attention over pages.
-    Attention(Pages),
+    /// Attention: scores with the keys of pages.
+    Scores(Pages, AttentionTile),
+    /// Attention: weights from scores.
+    Weights,
+    /// Attention: values of pages, weighed.
+    Values(Pages, AttentionTile),
 }
 
 /// How a head's keys, or values, lie in a page.
@@ -43,9 +50,6 @@ pub struct Pages {
     /// How they are kept.
     pub format: KvFormat,
 }
-
-/// Threads of a block of attention.
-pub const ATTENTION_THREADS: usize = 128;
 
 /// Head sizes that the compile check goes through, from the narrowest to the widest of known models.
 const HEADS: [usize; 7] = [32, 64, 80, 96, 128, 256, 512];
@@ -61,7 +65,7 @@ impl Pages {
         }
     }
 
-    fn constants(self) -> Vec<(&'static str, usize)> {
+    pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
         let format = match self.format {
             KvFormat::F32 => 0,
             KvFormat::F16 => 1,
@@ -82,12 +86,15 @@ const PTX: (&str, &str) = source!("ptx.cuh");
 const COMMON: (&str, &str) = source!("common.cuh");
 const COLUMNS: (&str, &str) = source!("matmul/columns.cuh");
 const SEGMENTS: (&str, &str) = source!("matmul/segments.cuh");
+const STEP: (&str, &str) = source!("attention/step.cuh");
 const PAGES: (&str, &str) = source!("attention/pages.cuh");
+const TILES: (&str, &str) = source!("attention/tiles.cuh");
 
 impl Module {
     /// Every module that a table of this crate names: all layouts with all tiles, all formats of pages with all known heads.
     pub fn all() -> Vec<Module> {
-        let mut all = vec![Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route];
+        let mut all =
+            vec![Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route, Module::Weights];
         for layout in Layout::all() {
             all.extend(CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)));
         }
@@ -97,7 +104,10 @@ impl Module {
         for format in KvFormat::ALL {
             for head_dim in HEADS {
                 let pages = Pages { head_dim, format };
-                all.extend([Module::Store(pages), Module::Attention(pages)]);
+                all.push(Module::Store(pages));
+                all.extend(
+                    AttentionTile::ALL.iter().flat_map(|t| [Module::Scores(pages, *t), Module::Values(pages, *t)]),
+                );
             }
         }
         all
@@ -114,7 +124,9 @@ impl Module {
             Module::Elementwise => "elementwise",
             Module::Route => "route",
             Module::Store(_) => "store",
-            Module::Attention(_) => "attention",
+            Module::Scores(..) => "scores",
+            Module::Weights => "weights",
+            Module::Values(..) => "values",
         }
     }
 
@@ -131,7 +143,9 @@ impl Module {
             }
             Module::Route => &["route", "list_places"],
             Module::Store(_) => &["store"],
-            Module::Attention(_) => &["attention"],
+            Module::Scores(..) => &["scores"],
+            Module::Weights => &["weights"],
+            Module::Values(..) => &["values"],
         }
     }
 
@@ -144,8 +158,10 @@ impl Module {
             Module::Rope => vec![COMMON, source!("rope/rope.cu")],
             Module::Elementwise => vec![COMMON, source!("elementwise/elementwise.cu")],
             Module::Route => vec![COMMON, source!("route/route.cu")],
-            Module::Store(_) => vec![COMMON, PAGES, source!("attention/store.cu")],
-            Module::Attention(_) => vec![COMMON, PAGES, source!("attention/attention.cu")],
+            Module::Store(_) => vec![COMMON, STEP, PAGES, source!("attention/store.cu")],
+            Module::Scores(..) => vec![COMMON, STEP, PAGES, TILES, source!("attention/scores.cu")],
+            Module::Weights => vec![COMMON, STEP, source!("attention/weights.cu")],
+            Module::Values(..) => vec![COMMON, STEP, PAGES, TILES, source!("attention/values.cu")],
         }
     }
 
@@ -160,7 +176,9 @@ impl Module {
             Module::Codes(layout, tile) => [layout.constants(), tile.constants()].concat(),
             Module::Floats(float, tile) => [float.constants(), tile.constants()].concat(),
             Module::Store(pages) => pages.constants(),
-            Module::Attention(pages) => [pages.constants(), vec![("THREADS", ATTENTION_THREADS)]].concat(),
+            Module::Scores(pages, tile) => [pages.constants(), tile.scores_constants()].concat(),
+            Module::Weights => vec![("THREADS", WEIGHTS_THREADS)],
+            Module::Values(pages, tile) => [pages.constants(), tile.values_constants(pages)].concat(),
             Module::Quantize | Module::Norm | Module::Rope | Module::Elementwise | Module::Route => vec![],
         }
     }

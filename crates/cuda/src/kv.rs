@@ -2,31 +2,32 @@
 
 use std::sync::Arc;
 
-use tessera_ops::{Attention, Batch, Error, KvLayout, mask::check_ring};
+use tessera_ops::{Batch, Error, KvLayout};
 
 use crate::{
+    attention,
     driver::{Arg, Gpu, Memory},
-    kernels::{ATTENTION_THREADS, Module, Pages},
+    kernels::{Module, Pages},
     matmul::tile::WARP,
     steps::Step,
     tensor::{Tensor, blocks},
 };
 
-/// The widest head whose query fits into a block's shared memory beside the rest.
-const HEAD_DIM_MAX: usize = 4096;
+/// The widest head whose queries fit into a block's shared memory: as many columns as the narrowest tile has.
+const HEAD_DIM_MAX: usize = attention::HEAD_DIM_MAX;
 
 /// Pages of keys and values of all layers.
 pub struct KvPages {
-    layers: Vec<Layer>,
+    pub(crate) layers: Vec<Layer>,
 }
 
-struct Layer {
-    heads: usize,
-    form: Pages,
-    ring_pages: Option<usize>,
+pub(crate) struct Layer {
+    pub(crate) heads: usize,
+    pub(crate) form: Pages,
+    pub(crate) ring_pages: Option<usize>,
     pages: usize,
-    keys: Memory,
-    values: Memory,
+    pub(crate) keys: Memory,
+    pub(crate) values: Memory,
 }
 
 impl KvPages {
@@ -44,7 +45,7 @@ impl KvPages {
                     remedy: "run the model on the CPU",
                 });
             }
-            gpu.prepare(&[Module::Store(form), Module::Attention(form)])?;
+            gpu.prepare(&attention::modules(form))?;
             let bytes = (layer.heads * form.head_bytes()).saturating_mul(pages);
             let (keys, values) = (gpu.reserve(bytes, &what)?, gpu.reserve(bytes, &what)?);
             layers.push(Layer { heads: layer.heads, form, ring_pages: layer.ring_pages, pages, keys, values });
@@ -104,44 +105,6 @@ impl KvPages {
         ];
         gpu.launch(Module::Store(l.form), "store", blocks([l.heads, batch.len(), 1], WARP), &args);
     }
-
-    /// Attention of the rows' queries.
-    pub(crate) fn attend(
-        &self,
-        gpu: &Arc<Gpu>,
-        queries: &Tensor,
-        spec: &Attention,
-        sinks: Option<&Memory>,
-        batch: &Batch,
-        step: &Step,
-    ) -> Tensor {
-        spec.check();
-        let l = &self.layers[spec.layer];
-        check_ring(spec, l.ring_pages, batch);
-        assert_eq!((spec.kv_heads, spec.head_dim), (l.heads, l.form.head_dim), "the cache entry has the layer's shape");
-        assert_eq!((queries.rows, queries.width), (batch.len(), spec.heads * spec.head_dim), "queries fill all heads");
-        l.check(batch);
-        let y = Tensor::new(gpu, queries.rows, queries.width);
-        let args = [
-            Arg::Memory(&queries.memory),
-            Arg::Memory(&l.keys),
-            Arg::Memory(&l.values),
-            sinks.into(),
-            Arg::Memory(&y.memory),
-            Arg::Memory(&step.rows),
-            Arg::Memory(&step.lists),
-            Arg::U32(spec.heads),
-            Arg::U32(spec.kv_heads),
-            Arg::U32(l.ring_pages.unwrap_or(0)),
-            Arg::U32(spec.window.unwrap_or(0).min(u32::MAX as usize)),
-            Arg::F32(spec.scale),
-            Arg::U32(spec.soft_cap.is_some().into()),
-            Arg::F32(spec.soft_cap.unwrap_or(1.0)),
-        ];
-        let launch = blocks([spec.heads, batch.len(), 1], ATTENTION_THREADS);
-        gpu.launch(Module::Attention(l.form), "attention", launch, &args);
-        y
-    }
 }
 
 impl Layer {
@@ -150,7 +113,7 @@ impl Layer {
     }
 
     /// Holds that page tables name pages of this cache: kernels do not look.
-    fn check(&self, batch: &Batch) {
+    pub(crate) fn check(&self, batch: &Batch) {
         let in_use = |table: &Vec<u32>| {
             let used = self.ring_pages.map_or(table.len(), |ring| ring.min(table.len()));
             table[..used].iter().all(|p| (*p as usize) < self.pages)
@@ -158,6 +121,3 @@ impl Layer {
         assert!(batch.page_tables.iter().all(in_use), "a page table names pages of its cache");
     }
 }
-
-/// The query lies in shared memory.
-const _: () = assert!(HEAD_DIM_MAX * size_of::<f32>() <= 32 << 10);

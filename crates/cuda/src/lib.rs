@@ -9,6 +9,7 @@
 //! - `matmul`: packed layouts, tiles and launches of projections.
 //! - `device`: the ops.
 
+pub mod attention;
 pub mod audit;
 mod cache;
 pub mod compiler;

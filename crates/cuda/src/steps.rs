@@ -1,15 +1,19 @@
 //! What kernels know of a step: positions, page tables, and where the rows of a tree are kept. Sent once a step.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use tessera_ops::Batch;
 
 use crate::driver::{Gpu, Memory};
 
-/// Numbers of a row: position, start of its page table, committed tokens, start of its places.
-const ROW_NUMBERS: usize = 4;
+/// Numbers of a row: position, start of its page table, committed tokens, start of its places, and the rows that can be taken together
+/// with it, from and to.
+const ROW_NUMBERS: usize = 6;
 
-/// A step on the card: `rows` (rows, 4), and `lists` that they point into.
+/// A step on the card: `rows` (rows, 6), and `lists` that they point into.
 pub(crate) struct Step {
     batch: Batch,
     pub(crate) rows: Memory,
@@ -48,7 +52,7 @@ fn is_same(a: &Batch, b: &Batch) -> bool {
         == (&b.positions, &b.sequences, &b.parents, &b.page_tables, &b.logit_rows)
 }
 
-/// Rows and lists, as `kernels/attention/pages.cuh` reads them.
+/// Rows and lists, as `kernels/attention/step.cuh` reads them.
 fn numbers(batch: &Batch) -> (Vec<u32>, Vec<u32>) {
     let (mut lists, mut tables) = (vec![], vec![]);
     for table in &batch.page_tables {
@@ -60,10 +64,17 @@ fn numbers(batch: &Batch) -> (Vec<u32>, Vec<u32>) {
         let position = batch.positions[row];
         // Where nothing branches, each position is its own place.
         let committed = if batch.is_tree(row) { batch.committed(row) as u32 } else { u32::MAX };
-        rows.extend([position, tables[batch.sequences[row] as usize], committed, lists.len() as u32]);
+        let run = run_of(batch, row);
+        let table = tables[batch.sequences[row] as usize];
+        rows.extend([position, table, committed, lists.len() as u32, run.start as u32, run.end as u32]);
         lists.extend((committed..=position).map(|p| batch.place(row, p as usize) as u32));
     }
     (rows, lists)
+}
+
+/// The rows that can be taken together with a row, itself among them.
+pub(crate) fn run_of(batch: &Batch, row: usize) -> Range<usize> {
+    if batch.is_tree(row) { row..row + 1 } else { batch.rows_of_sequence(row) }
 }
 
 #[cfg(test)]
@@ -73,9 +84,9 @@ mod tests {
 
     use super::*;
 
-    /// What `Step` of pages.cuh computes.
+    /// What `Step` of step.cuh computes.
     fn place(rows: &[u32], lists: &[u32], row: usize, position: u32) -> (u32, u32) {
-        let [_, table, committed, places] = rows[row * ROW_NUMBERS..][..ROW_NUMBERS] else { panic!("four numbers") };
+        let [_, table, committed, places, ..] = rows[row * ROW_NUMBERS..][..ROW_NUMBERS] else { panic!("six numbers") };
         let place = if position < committed { position } else { lists[(places + position - committed) as usize] };
         (lists[(table + place / PAGE_TOKENS as u32) as usize], place % PAGE_TOKENS as u32)
     }

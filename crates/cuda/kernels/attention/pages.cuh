@@ -3,7 +3,6 @@
 //   values  [64][head_dim] numbers, so that they take neighbouring features
 // with FORMAT 0: f32; 1: f16; 2: bytes, followed by f32 scales: keys [blocks][64], values [64][blocks], a block being 32 features.
 
-#define PAGE 64
 #define NUMBERS (PAGE * HEAD_DIM)
 #define BLOCKS ((HEAD_DIM + 31) / 32)
 #if FORMAT == 0
@@ -27,21 +26,3 @@ DEVICE float kept(const u8* head, u32 at, u32 scale) {
 }
 DEVICE float kept_key(const u8* head, u32 d, u32 slot) { return kept(head, d * PAGE + slot, d / 32 * PAGE + slot); }
 DEVICE float kept_value(const u8* head, u32 d, u32 slot) { return kept(head, slot * HEAD_DIM + d, slot * BLOCKS + d / 32); }
-
-// What is known of a step's rows, one array after another (crates/cuda/src/steps.rs): for each row its position, where its
-// sequence's page table begins, how many positions stand where they are counted, and where the places of later ones are listed.
-struct Step {
-    const u32* rows;
-    const u32* lists;
-
-    DEVICE_MEMBER u32 position(u32 row) const { return rows[row * 4]; }
-    // The place where what the row sees at a position is kept; mask.rs, `place`.
-    DEVICE_MEMBER u32 place(u32 row, u32 position) const {
-        u32 committed = rows[row * 4 + 2];
-        return position < committed ? position : lists[rows[row * 4 + 3] + position - committed];
-    }
-    DEVICE_MEMBER u32 page(u32 row, u32 place, u32 ring) const {
-        u32 index = place / PAGE;
-        return lists[rows[row * 4 + 1] + (ring ? index % ring : index)];
-    }
-};

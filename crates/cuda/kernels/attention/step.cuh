@@ -1,0 +1,44 @@
+// What kernels know of a step: where its rows stand, and what they see.
+
+#define PAGE 64
+#define ROW_NUMBERS 6
+
+// What is known of a step's rows, one array after another (crates/cuda/src/steps.rs): for each row its position, where its
+// sequence's page table begins, how many positions stand where they are counted, where the places of later ones are listed, and the
+// rows that can be taken together with it: from, to.
+struct Step {
+    const u32* rows;
+    const u32* lists;
+
+    DEVICE_MEMBER u32 position(u32 row) const { return rows[row * ROW_NUMBERS]; }
+    DEVICE_MEMBER u32 run_start(u32 row) const { return rows[row * ROW_NUMBERS + 4]; }
+    DEVICE_MEMBER u32 run_end(u32 row) const { return rows[row * ROW_NUMBERS + 5]; }
+    // Whether all positions below `end` stand where they are counted.
+    DEVICE_MEMBER bool is_plain(u32 row, u32 end) const { return end <= rows[row * ROW_NUMBERS + 2]; }
+    // The place where what the row sees at a position is kept; mask.rs, `place`.
+    DEVICE_MEMBER u32 place(u32 row, u32 position) const {
+        u32 committed = rows[row * ROW_NUMBERS + 2];
+        return position < committed ? position : lists[rows[row * ROW_NUMBERS + 3] + position - committed];
+    }
+    DEVICE_MEMBER u32 page(u32 row, u32 place, u32 ring) const {
+        u32 index = place / PAGE;
+        return lists[rows[row * ROW_NUMBERS + 1] + (ring ? index % ring : index)];
+    }
+};
+
+// The positions that a row sees.
+struct Seen {
+    u32 begin;
+    u32 end;
+
+    DEVICE_MEMBER u32 first_page() const { return begin / PAGE; }
+    DEVICE_MEMBER u32 pages() const { return (end + PAGE - 1) / PAGE - begin / PAGE; }
+    // Of the 64 positions of a page, those that are seen.
+    DEVICE_MEMBER u32 from(u32 page) const { return begin > page * PAGE ? begin - page * PAGE : 0; }
+    DEVICE_MEMBER u32 to(u32 page) const { return end < page * PAGE + PAGE ? (end > page * PAGE ? end - page * PAGE : 0) : PAGE; }
+};
+
+DEVICE Seen seen_by(const Step& step, u32 row, u32 window) {
+    const u32 end = step.position(row) + 1;
+    return {window && window < end ? end - window : 0, end};
+}

@@ -1,0 +1,28 @@
+// Which queries share a read of keys and values: the columns of a tile are rows of one run (rows of a sequence that follow each
+// other) times query heads of a group. COLUMNS of them are taken at once; no bit depends on how many.
+//
+// blockIdx.x names a row of the chunk (rows `first .. first + count` of the step) and a part of the group's heads, blockIdx.z the
+// head of keys and values. The first row of every few of a run makes a tile; blocks of its other rows have nothing to do.
+
+struct Tile {
+    u32 row;     // the first row
+    u32 head;    // its first query head
+    u32 heads;   // query heads of a row
+    u32 columns; // rows times heads; 0: nothing to do
+
+    DEVICE_MEMBER u32 row_of(u32 column) const { return row + column / heads; }
+    DEVICE_MEMBER u32 head_of(u32 column) const { return head + column % heads; }
+};
+
+DEVICE Tile tile_of(const Step& step, u32 first, u32 count, u32 heads, u32 kv_heads) {
+    const u32 group = heads / kv_heads, parts = (group + COLUMNS - 1) / COLUMNS;
+    const u32 rows = group < COLUMNS ? COLUMNS / group : 1;
+    const u32 row = first + blockIdx.x / parts, part = blockIdx.x % parts;
+    u32 start = step.run_start(row), end = step.run_end(row);
+    start = start > first ? start : first;
+    end = end < first + count ? end : first + count;
+    const u32 skipped = part * COLUMNS, left = group - skipped;
+    Tile tile = {row, blockIdx.z * group + skipped, left < COLUMNS ? left : COLUMNS, 0};
+    if ((row - start) % rows == 0) tile.columns = (end - row < rows ? end - row : rows) * tile.heads;
+    return tile;
+}
