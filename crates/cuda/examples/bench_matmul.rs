@@ -13,6 +13,9 @@ use tessera_formats::DType;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
+/// Row tiles of a warp, and blocks of a processor.
+const SHAPES: [(usize, usize); 8] = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (4, 1), (4, 2)];
+
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let argument = |index: usize, default: &'static str| arguments.get(index).cloned().unwrap_or(default.to_owned());
@@ -40,18 +43,19 @@ fn main() -> Outcome<()> {
 fn tiles(subject: &mut Subject<'_>, dtype: DType, columns: usize) -> Outcome<()> {
     let Some(Packed::Codes(layout)) = select(dtype) else { return Ok(()) };
     let own = CodesTile::for_columns(layout, columns);
-    for row_tiles in [1, 2, 4] {
-        for ahead in [1, 2] {
-            for blocks in [1, 2, 3] {
-                let tile = CodesTile { row_tiles, ahead, blocks, ..own };
-                if !tile.is_sound() || layout.units * ahead > 8 {
-                    continue;
-                }
-                subject.force_tile(tile)?;
-                let name = format!("{dtype} {columns}: rows {row_tiles} ahead {ahead} blocks {blocks}");
-                line(&name, subject.measure(columns)?);
-            }
+    let mut tiles = vec![];
+    for (fold, row_tiles, blocks) in [1, 2, 4].into_iter().flat_map(|f| SHAPES.map(|(r, b)| (f, r, b))) {
+        let tile = CodesTile { row_tiles, column_tiles: columns.div_ceil(8 / fold), fold, blocks };
+        if tile.is_sound(layout) && (fold == 1 || columns <= 8 / fold) && tile != own {
+            tiles.push(tile);
         }
+    }
+    subject.prepare(&tiles)?;
+    for tile in tiles {
+        subject.force_tile(tile)?;
+        let CodesTile { row_tiles, fold, blocks, .. } = tile;
+        let name = format!("{dtype} {columns}: rows {row_tiles} fold {fold} blocks {blocks}");
+        line(&name, subject.measure(columns)?);
     }
     Ok(())
 }

@@ -51,15 +51,23 @@ DEVICE u32 load_once(const u16* at) {
     return v;
 }
 
-// Sums of 32 features: 16 rows of unsigned codes by 8 columns of signed ones.
-DEVICE void multiply(int (&c)[4], const u32 (&a)[4], uint2 b) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
+// Sums of 32 features on top of `start`: 16 rows of unsigned codes by 8 columns of signed ones.
+DEVICE void multiply(int (&c)[4], const u32 (&a)[4], uint2 b, const int (&start)[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
+        : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(start[0]), "r"(start[1]), "r"(start[2]), "r"(start[3]));
 }
 // The same of 16 features.
-DEVICE void multiply_half(int (&c)[4], u32 a0, u32 a1, u32 b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(b));
+DEVICE void multiply_half(int (&c)[4], u32 a0, u32 a1, u32 b, const int (&start)[4]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5},{%6},{%7,%8,%9,%10};"
+        : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+        : "r"(a0), "r"(a1), "r"(b), "r"(start[0]), "r"(start[1]), "r"(start[2]), "r"(start[3]));
+}
+// A number that the compiler does not know, so that it stays in its register.
+DEVICE int opaque(int value) {
+    int known;
+    asm volatile("mov.b32 %0, %1;" : "=r"(known) : "r"(value));
+    return known;
 }
 
 // Copies from global to shared memory that go on by themselves; both places are multiples of the size. They end in groups.

@@ -57,9 +57,9 @@ impl AttentionTile {
 
     /// The narrowest tile for so many columns, or the widest whose queries fit into shared memory.
     fn for_columns(columns: usize, head_dim: usize) -> AttentionTile {
-        let fitting = AttentionTile::ALL.into_iter().filter(|t| t.fits(head_dim));
+        let mut fitting = AttentionTile::ALL.into_iter().filter(|t| t.fits(head_dim));
         let narrowest = fitting.clone().find(|t| t.columns >= columns);
-        narrowest.or(fitting.last()).unwrap_or(AttentionTile::ALL[0])
+        narrowest.or(fitting.next_back()).unwrap_or(AttentionTile::ALL[0])
     }
 
     /// Whether its queries fit into shared memory.

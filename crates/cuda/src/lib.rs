@@ -20,6 +20,7 @@ pub mod kernels;
 mod kv;
 pub mod matmul;
 pub mod measure;
+pub mod measure_attention;
 mod routes;
 mod rowwise;
 mod steps;

@@ -56,6 +56,16 @@ impl<'a> Subject<'a> {
         Ok(Subject { device, source, copies })
     }
 
+    /// Compiles the kernels of tiles, all at once.
+    ///
+    /// # Errors
+    /// If one does not compile.
+    pub fn prepare(&self, tiles: &[CodesTile]) -> Result<(), Error> {
+        let Some(Packed::Codes(layout)) = self.copies.first().map(PackedMatrix::form) else { return Ok(()) };
+        let modules: Vec<Module> = tiles.iter().map(|tile| Module::Codes(layout, *tile)).collect();
+        self.device.gpu().prepare(&modules)
+    }
+
     /// Multiplies in a tile from now on.
     ///
     /// # Errors

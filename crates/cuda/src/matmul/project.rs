@@ -23,12 +23,16 @@ const QUANTIZE_WARPS: usize = 8;
 /// Bytes of a block's scale and sums.
 const SCALE_BYTES: usize = 8;
 
+/// Bytes of what weights with minima take of a block.
+const MINIMA_BYTES: usize = 16;
+
 /// A tensor as codes: (rows, width / 32) blocks, rows by eights.
 pub(crate) struct Codes {
     rows: usize,
     blocks: usize,
     codes: Memory,
     scales: Memory,
+    minima: Memory,
 }
 
 /// The columns of a projection: which rows of the input meet which matrix of a stack.
@@ -53,11 +57,13 @@ pub(crate) fn quantize(gpu: &Arc<Gpu>, x: &Tensor, is_fine: bool) -> Codes {
         blocks,
         codes: gpu.take(padded * blocks * ACTIVATION_BLOCK),
         scales: gpu.take(padded * blocks * SCALE_BYTES),
+        minima: gpu.take(padded * blocks * MINIMA_BYTES),
     };
     let args = [
         Arg::Memory(&x.memory),
         Arg::Memory(&codes.codes),
         Arg::Memory(&codes.scales),
+        Arg::Memory(&codes.minima),
         Arg::U32(x.rows),
         Arg::U32(blocks),
         Arg::U32(is_fine.into()),
@@ -113,7 +119,7 @@ pub(crate) fn project(
     let (module, launch, row_length) = match &input {
         Input::Codes(layout, codes) => {
             let tile = matrix.forced.unwrap_or_else(|| CodesTile::for_columns(*layout, columns_max));
-            (Module::Codes(*layout, tile), tile.launch(rows, columns_max, segments, split), codes.blocks)
+            (Module::Codes(*layout, tile), tile.launch(*layout, (rows, columns_max), segments, split), codes.blocks)
         }
         Input::Floats(x) => {
             let (tile, Packed::Float(float)) = (FloatsTile::for_columns(columns_max), form) else {
@@ -124,7 +130,7 @@ pub(crate) fn project(
     };
     let mut args = vec![Arg::Memory(&matrix.memory)];
     match &input {
-        Input::Codes(_, codes) => args.extend([Arg::Memory(&codes.codes), Arg::Memory(&codes.scales)]),
+        Input::Codes(_, codes) => args.extend([&codes.codes, &codes.scales, &codes.minima].map(Arg::Memory)),
         Input::Floats(x) => args.push(Arg::Memory(&x.memory)),
     }
     let (starts, order) =

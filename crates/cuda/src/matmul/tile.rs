@@ -36,59 +36,52 @@ pub struct CodesTile {
     pub row_tiles: usize,
     /// Runs of 8 columns of a warp.
     pub column_tiles: usize,
-    /// Chunks of weights on their way while one is multiplied.
-    pub ahead: usize,
+    /// Runs of rows that share 8 columns, each having a part of them: 1, 2 or 4.
+    pub fold: usize,
     /// Blocks that a processor shall hold at once: what bounds the registers of a thread.
     pub blocks: usize,
 }
 
 impl CodesTile {
-    /// Widths, in runs of 8 columns; the widest serves all above it by several tiles.
-    const COLUMN_TILES: [usize; 4] = [1, 2, 4, 8];
-
-    /// The tile of a layout for so many runs of columns, measured on an H200: more rows share the reading of activations, as
-    /// long as their sums and weights fit into registers. Chunks of 256 features take all that a processor has for one block.
-    pub const fn new(layout: Layout, column_tiles: usize) -> CodesTile {
+    /// Every tile of a layout, from the narrowest to the widest, which serves all above it by several tiles. Measured on an H200: more
+    /// rows share the reading of activations, as long as their sums and weights fit into registers; where scaling the sums costs
+    /// most, a few columns are folded.
+    pub fn all(layout: Layout) -> impl Iterator<Item = CodesTile> {
         let is_light = layout.units == 1 && layout.sub == 32 && !layout.has_min && matches!(layout.scales, Scales::F16);
         let is_wide = layout.units == 8;
-        let (row_tiles, blocks) = match column_tiles {
-            1 => (2, if is_wide { 1 } else { 2 }),
-            2 if is_light => (4, 2),
-            2 => (2, if is_wide { 1 } else { 2 }),
-            4 if is_light => (2, 2),
-            4 if is_wide => (2, 1),
-            4 => (1, 2),
-            _ => (1, if is_light { 2 } else { 1 }),
-        };
-        CodesTile { row_tiles, column_tiles, ahead: 1, blocks }.checked()
+        let folded = (is_wide && layout.sub == 16).then_some((2, 1, 2, 1));
+        let by_width = [
+            match (is_wide, layout.sub) {
+                (true, 32) => (1, 1, 1, 2),
+                (true, _) => (2, 1, 1, 1),
+                (false, _) => (4, 1, 1, 1),
+            },
+            (1, 2, 1, 2),
+            if is_wide || is_light { (2, 4, 1, 1) } else { (1, 4, 1, 2) },
+            (1, 8, 1, 1),
+        ];
+        folded.into_iter().chain(by_width).map(move |(row_tiles, column_tiles, fold, blocks)| {
+            let tile = CodesTile { row_tiles, column_tiles, fold, blocks };
+            assert!(tile.is_sound(layout), "a tile of the table can be launched");
+            tile
+        })
     }
 
     /// The narrowest tile that takes so many columns at once, or the widest.
     pub fn for_columns(layout: Layout, columns: usize) -> CodesTile {
-        let tiles = CodesTile::COLUMN_TILES.into_iter();
-        let fits = tiles.clone().find(|t| t * MMA_COLUMNS >= columns);
-        CodesTile::new(layout, fits.or(tiles.last()).unwrap_or(1))
-    }
-
-    /// Every tile of a layout.
-    pub fn all(layout: Layout) -> impl Iterator<Item = CodesTile> {
-        CodesTile::COLUMN_TILES.into_iter().map(move |t| CodesTile::new(layout, t))
+        let fits = CodesTile::all(layout).find(|t| t.columns() >= columns);
+        fits.or(CodesTile::all(layout).last()).expect("a layout has tiles")
     }
 
     /// Whether a launch can have it: it holds something, its sums fit into registers and shared memory.
-    pub const fn is_sound(self) -> bool {
-        let sums = self.row_tiles * self.column_tiles * 4;
-        self.ahead > 0
+    pub const fn is_sound(self, layout: Layout) -> bool {
+        let sums = self.row_tiles * self.column_tiles * 4 / self.fold;
+        let is_folded = matches!(self.fold, 1 | 2 | 4) && self.row_tiles.is_multiple_of(self.fold);
+        is_folded
             && self.blocks > 0
             && sums > 0
             && sums <= 64
-            && self.shared_bytes(SEGMENTS_MAX) <= SHARED_BYTES_MAX
-    }
-
-    /// Holds what a tile must keep to.
-    const fn checked(self) -> CodesTile {
-        assert!(self.is_sound(), "a tile of the table can be launched");
-        self
+            && self.shared_bytes(layout, SEGMENTS_MAX) <= SHARED_BYTES_MAX
     }
 
     /// Rows of a warp.
@@ -98,31 +91,36 @@ impl CodesTile {
 
     /// Columns of a block.
     pub const fn columns(self) -> usize {
-        self.column_tiles * MMA_COLUMNS
+        self.column_tiles * MMA_COLUMNS / self.fold
     }
 
-    /// Sums of all warps; rows of cells are padded by one.
-    const fn shared_bytes(self, warps: usize) -> usize {
-        warps * self.rows() * (self.columns() + 1) * size_of::<f32>()
+    /// Sums of all warps, whose rows of cells are padded by one; before them the scales of a chunk, where they are worked out together.
+    const fn shared_bytes(self, layout: Layout, warps: usize) -> usize {
+        let sums = self.rows() * (self.columns() + 1) * size_of::<f32>();
+        let scales = match layout.scales {
+            Scales::Super => self.rows() * layout.subs() * size_of::<f32>() * if layout.has_min { 2 } else { 1 },
+            Scales::F16 | Scales::F32 => 0,
+        };
+        warps * if sums > scales { sums } else { scales }
     }
 
-    /// The launch for `segments` matrices of `rows` rows, `columns` columns each, their depth cut into `split`.
-    pub fn launch(self, rows: usize, columns: usize, segments: usize, split: usize) -> Launch {
+    /// The launch for `segments` matrices of some rows and columns each, their depth cut into `split`.
+    pub fn launch(self, layout: Layout, (rows, columns): (usize, usize), segments: usize, split: usize) -> Launch {
         let groups = SEGMENTS_MAX / split;
         Launch {
             grid: [rows.div_ceil(self.rows() * groups), columns.div_ceil(self.columns()), segments],
             threads: groups * split * WARP,
-            shared_bytes: self.shared_bytes(groups * split),
+            shared_bytes: self.shared_bytes(layout, groups * split),
             groups,
         }
     }
 
     pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
-        let CodesTile { row_tiles, column_tiles, ahead, blocks } = self;
+        let CodesTile { row_tiles, column_tiles, fold, blocks } = self;
         vec![
             ("ROW_TILES", row_tiles),
             ("COLUMN_TILES", column_tiles),
-            ("AHEAD", ahead),
+            ("FOLD", fold),
             ("BLOCKS", blocks),
             ("THREADS", THREADS_MAX),
         ]
@@ -177,7 +175,7 @@ mod tests {
         fn launches_cover_all_cells(rows in 1usize..5000, columns in 1usize..300, split in 1usize..=SEGMENTS_MAX) {
             for layout in Layout::all() {
                 let tile = CodesTile::for_columns(layout, columns);
-                let launch = tile.launch(rows, columns, 3, split);
+                let launch = tile.launch(layout, (rows, columns), 3, split);
                 let height = tile.rows() * launch.groups;
                 prop_assert!(launch.grid[0] * height >= rows && (launch.grid[0] - 1) * height < rows);
                 prop_assert!(launch.grid[1] * tile.columns() >= columns && (launch.grid[1] - 1) * tile.columns() < columns);

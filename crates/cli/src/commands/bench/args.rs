@@ -3,7 +3,10 @@
 use clap::{Args, Subcommand, builder::RangedU64ValueParser};
 use tessera_formats::DType;
 
-use crate::args::{Cache, Compute, Threads, weight_formats};
+use crate::{
+    args::{Cache, Compute, Threads, weight_formats},
+    device::Place,
+};
 
 /// Measure speed, with a check of the result in every row.
 #[derive(Debug, Args)]
@@ -55,6 +58,9 @@ pub(crate) struct Decode {
     /// Steps
     #[arg(long, value_name = "STEPS", default_value_t = 32, value_parser = tokens())]
     pub(crate) tokens: usize,
+    /// Device: cpu, cuda (or cuda:N, an NVIDIA card), or auto: a card if there is one
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: Place,
     #[command(flatten)]
     pub(crate) common: Common,
 }
