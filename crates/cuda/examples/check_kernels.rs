@@ -1,5 +1,5 @@
-//! Compiles every variant of every table for every card, without one: `cargo run -p tessera-cuda --example check_kernels [few] [ARCH...]`.
-//! With `few`, the widest and the narrowest tiles alone for all cards but the last.
+//! Compiles every variant of every table for every card, without one: `cargo run -p tessera-cuda --example check_kernels [few] [ARCH...]
+//! [KERNEL...]`. With `few`, the widest and the narrowest tiles alone for all cards but the last. Kernels that are named are told each.
 //!
 //! Prints registers, spills and shared memory, the worst of each kernel and card, and fails where a kernel does not compile or
 //! spills more than [`SPILLED_BYTES_MAX`].
@@ -14,7 +14,11 @@ use std::{
     thread,
 };
 
-use tessera_cuda::{compiler::Compiler, kernels::Module, matmul::tile::CodesTile};
+use tessera_cuda::{
+    compiler::Compiler,
+    kernels::Module,
+    matmul::{prefill_tile, tile::CodesTile},
+};
 
 const ARCHS: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
 
@@ -28,6 +32,10 @@ fn is_edge(module: Module) -> bool {
         Module::Codes(layout, tile) => {
             let others = || CodesTile::all(layout).map(CodesTile::columns);
             Some(tile.columns()) == others().min() || Some(tile.columns()) == others().max()
+        }
+        Module::Prefill(form, tile) => {
+            let others = || prefill_tile::all(form).into_iter().map(|t| t.sums());
+            Some(tile.sums()) == others().min() || Some(tile.sums()) == others().max()
         }
         _ => true,
     }
@@ -44,9 +52,11 @@ fn main() -> ExitCode {
     let mut asked: Vec<String> = std::env::args().skip(1).collect();
     let is_few = asked.first().is_some_and(|a| a == "few");
     asked.drain(..usize::from(is_few));
-    let archs: Vec<&str> = if asked.is_empty() { ARCHS.to_vec() } else { asked.iter().map(String::as_str).collect() };
-    let modules = Module::all();
-    let all = archs.iter().flat_map(|a| modules.iter().map(move |m| (*m, *a)));
+    let (archs, names): (Vec<&str>, Vec<&str>) = asked.iter().map(String::as_str).partition(|a| a.starts_with("sm_"));
+    let archs = if archs.is_empty() { ARCHS.to_vec() } else { archs };
+    let modules: Vec<Module> =
+        Module::all().into_iter().filter(|m| names.is_empty() || names.contains(&m.name())).collect();
+    let all = archs.iter().flat_map(|a| modules.iter().filter(|m| m.runs_on(a)).map(move |m| (*m, *a)));
     let jobs: Vec<(Module, &str)> = all.filter(|(m, a)| !is_few || Some(a) == archs.last() || is_edge(*m)).collect();
     let (next, worst, failures) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()), Mutex::new(vec![]));
     let work = || {
@@ -61,6 +71,12 @@ fn main() -> ExitCode {
             if compiled.spilled_bytes > SPILLED_BYTES_MAX {
                 let text = format!("{module} for {arch} spills {} bytes", compiled.spilled_bytes);
                 failures.lock().unwrap().push(text);
+            }
+            if !names.is_empty() {
+                println!("{module} for {arch}: {} registers, {} spilled", compiled.registers, compiled.spilled_bytes);
+            }
+            if let Some(warning) = compiled.warnings.first() {
+                failures.lock().unwrap().push(format!("{module} for {arch}: {warning}"));
             }
             let mut worst = worst.lock().unwrap();
             let entry: &mut (usize, u32, u32, u32) = worst.entry((module.name(), *arch)).or_default();

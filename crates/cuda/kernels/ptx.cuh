@@ -84,3 +84,25 @@ DEVICE void copy_4(void* to, const void* from) {
 DEVICE void end_of_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
 // Waits until at most so many groups of this thread are on their way.
 template <int GROUPS> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(GROUPS) : "memory"); }
+
+// Pairs of f16, each half by itself; one rounding each.
+DEVICE u32 add_halves(u32 a, u32 b) {
+    u32 sum;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+    return sum;
+}
+DEVICE u32 multiply_halves(u32 a, u32 b) {
+    u32 product;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    return product;
+}
+DEVICE u32 fma_halves(u32 a, u32 b, u32 c) {
+    u32 sum;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
+}
+DEVICE u32 pair_of_halves(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}

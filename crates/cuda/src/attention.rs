@@ -135,7 +135,7 @@ pub(crate) fn attend(
     assert_eq!((spec.kv_heads, spec.head_dim), shape, "the cache entry has the layer's shape");
     assert_eq!((queries.rows, queries.width), (batch.len(), spec.heads * spec.head_dim), "queries fill all heads");
     layer.check(batch);
-    let y = Tensor::new(gpu, queries.rows, queries.width);
+    let y = Tensor::like(gpu, queries, queries.width);
     let pages = |row: usize| {
         let seen = spec.visible(batch.positions[row] as usize);
         seen.end.div_ceil(PAGE_TOKENS) - seen.start / PAGE_TOKENS

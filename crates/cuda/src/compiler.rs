@@ -38,6 +38,8 @@ pub struct Compiled {
     pub spilled_bytes: u32,
     /// Bytes of static shared memory.
     pub shared_bytes: u32,
+    /// What the assembler warns of: products that it could not leave running, registers that it could not move.
+    pub warnings: Vec<String>,
 }
 
 impl Compiler {
@@ -82,7 +84,11 @@ impl Compiler {
         }
         let (registers, spilled) = (largest(&log, " registers"), largest(&log, " bytes spill stores"));
         let binary = program.binary().ok_or_else(|| failed("no machine code came of it".to_owned()))?;
-        Ok(Compiled { binary, registers, spilled_bytes: spilled, shared_bytes: largest(&log, " bytes smem") })
+        let shared_bytes = largest(&log, " bytes smem");
+        // C7519 tells of an order that the assembler has put right.
+        let is_warning = |l: &&str| l.contains("(C75") && !l.contains("(C7519)");
+        let warnings = log.lines().filter(is_warning).map(str::to_owned).collect();
+        Ok(Compiled { binary, registers, spilled_bytes: spilled, shared_bytes, warnings })
     }
 }
 

@@ -4,7 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use tessera_formats::codec;
 use tessera_ops::{
-    Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router, math,
+    Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Role, Rope, RopeLayout, Router,
+    math,
 };
 
 use crate::{
@@ -14,7 +15,8 @@ use crate::{
     error::OpenError,
     kernels::Module,
     kv::KvPages,
-    matmul::{Columns, Packed, PackedMatrix, project, quantize},
+    matmul::{Columns, PackedMatrix, project, project_fine},
+    roles::{Numerics, Roles},
     routes::Routes,
     rowwise,
     steps::{Step, Steps},
@@ -25,6 +27,7 @@ use crate::{
 pub struct CudaDevice {
     gpu: Arc<Gpu>,
     steps: Steps,
+    numerics: Numerics,
 }
 
 /// A table of rows fetched by token id. It stays where the model file lies: a step sends the few rows that it needs.
@@ -61,7 +64,18 @@ impl CudaDevice {
         let shared = [Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route];
         let failed = |e: Error| OpenError::Driver { what: "load kernels", reason: e.to_string() };
         gpu.prepare(&shared).map_err(failed)?;
-        Ok(CudaDevice { gpu, steps: Steps::default() })
+        let numerics = if Module::has_prefill(gpu.arch()) { Numerics::ByRole } else { Numerics::Uniform };
+        Ok(CudaDevice { gpu, steps: Steps::default(), numerics })
+    }
+
+    /// The same, all rows in the arithmetic of codes.
+    pub fn uniform(self) -> CudaDevice {
+        CudaDevice { numerics: Numerics::Uniform, ..self }
+    }
+
+    /// Which arithmetic rows of a prompt run in: that of codes also where the card has no other kernels.
+    pub fn numerics(&self) -> Numerics {
+        self.numerics
     }
 
     /// Waits for all work that was enqueued.
@@ -77,32 +91,35 @@ impl CudaDevice {
     }
 
     pub(crate) fn sent_rows(&self, rows: usize, values: &[f32]) -> Tensor {
-        self.sent(rows, values.len() / rows.max(1), values)
+        self.sent(rows, values.len() / rows.max(1), values, Roles::all(Role::Decode, rows))
     }
 
     fn step(&self, batch: &Batch) -> Arc<Step> {
         self.steps.get(&self.gpu, batch)
     }
 
-    fn sent(&self, rows: usize, width: usize, values: &[f32]) -> Tensor {
-        let y = Tensor::new(&self.gpu, rows, width);
+    fn sent(&self, rows: usize, width: usize, values: &[f32], roles: Roles) -> Tensor {
+        let y = Tensor::new(&self.gpu, rows, width, roles);
         self.gpu.send(&y.memory, values);
         y
     }
 
-    /// Projections that share an input, which is quantized once if any of them wants codes.
+    /// The roles of a step's rows, as far as they pick an arithmetic.
+    fn roles(&self, batch: &Batch) -> Roles {
+        match self.numerics {
+            Numerics::ByRole => Roles::of(batch.roles.iter().copied()),
+            Numerics::Uniform => Roles::all(Role::Decode, batch.len()),
+        }
+    }
+
+    /// Projections that share an input.
     fn project_all<const N: usize>(
         &self,
         x: &Tensor,
         matrices: [(&PackedMatrix, Option<&Vector>); N],
         columns: Columns<'_>,
     ) -> [Tensor; N] {
-        let wants_codes = matrices.iter().any(|(m, _)| matches!(m.form(), Packed::Codes(_)));
-        let codes = wants_codes.then(|| quantize(&self.gpu, x, false));
-        matrices.map(|(matrix, bias)| {
-            let bias = bias.map(|b| matrix.bias(b));
-            project(&self.gpu, x, codes.as_ref(), matrix, bias, columns)
-        })
+        project(&self.gpu, x, matrices.map(|(m, bias)| (m, bias.map(|b| m.bias(b)))), columns)
     }
 }
 
@@ -164,7 +181,7 @@ impl Device for CudaDevice {
             codec::decode(table.source.dtype, bytes, row);
             row.iter_mut().for_each(|v| *v *= scale);
         }
-        self.sent(batch.len(), width, &values)
+        self.sent(batch.len(), width, &values, self.roles(batch))
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vector, epsilon: f32) -> Tensor {
@@ -176,14 +193,7 @@ impl Device for CudaDevice {
     }
 
     fn project_fine(&self, x: &Tensor, linear: &Linear<Self>) -> Tensor {
-        if matches!(linear.matrix.form(), Packed::Float(_)) {
-            let [y] = self.project(x, [linear]);
-            return y;
-        }
-        let codes = quantize(&self.gpu, x, true);
-        let parts = project(&self.gpu, x, Some(&codes), &linear.matrix, None, Columns::Dense);
-        let bias = linear.bias.as_ref().map(|b| linear.matrix.bias(b));
-        rowwise::add_fine(&self.gpu, &parts, bias)
+        project_fine(&self.gpu, x, &linear.matrix, linear.bias.as_ref().map(|b| linear.matrix.bias(b)))
     }
 
     fn project_grouped(&self, x: &Tensor, linear: &LinearStack<Self>) -> Tensor {
@@ -211,7 +221,7 @@ impl Device for CudaDevice {
     fn combine_routed(&self, x: &Tensor, linear: &LinearStack<Self>, routes: &Routes) -> Tensor {
         let columns = Columns::Routed { routes, places_each: 1 };
         let [parts] = self.project_all(x, [(&linear.matrices, linear.bias.as_ref())], columns);
-        rowwise::combine(&self.gpu, &parts, &routes.weights, routes.slots)
+        rowwise::combine(&self.gpu, &parts, routes)
     }
 
     fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Tensor {
@@ -222,7 +232,7 @@ impl Device for CudaDevice {
             values.extend(angles.clone().map(|(_, cos)| cos * rope.magnitude));
             values.extend(angles.map(|(sin, _)| sin * rope.magnitude));
         }
-        self.sent(batch.len(), 2 * pairs, &values)
+        self.sent(batch.len(), 2 * pairs, &values, self.roles(batch))
     }
 
     fn rotate(&self, x: &mut Tensor, head_dim: usize, layout: RopeLayout, angles: &Tensor) {
@@ -273,7 +283,8 @@ impl Device for CudaDevice {
 
     fn logit_rows(&self, x: &Tensor, batch: &Batch) -> Tensor {
         assert!(batch.logit_rows.iter().all(|r| (*r as usize) < x.rows), "wanted rows are rows of the step");
-        rowwise::gather_rows(&self.gpu, x, &self.step(batch).logit_rows, batch.logit_rows.len())
+        let (wanted, roles) = (&self.step(batch).logit_rows, x.roles.picked(&batch.logit_rows));
+        rowwise::gather_rows(&self.gpu, x, wanted, roles, batch.logit_rows.len())
     }
 
     fn read(&self, x: &Tensor, out: &mut Vec<f32>) -> Result<(), Error> {

@@ -28,6 +28,7 @@ const POISON: u8 = 0xff;
 pub(crate) struct Gpu {
     name: String,
     arch: String,
+    processors: usize,
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -108,6 +109,7 @@ impl Gpu {
         if major < 8 {
             return Err(OpenError::TooOld { name, major, minor });
         }
+        let processors = attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         // Hopper's own instructions are in no other card.
         let arch = format!("sm_{major}{minor}{}", if (major, minor) == (9, 0) { "a" } else { "" });
         let compiler = Compiler::find()?;
@@ -118,7 +120,20 @@ impl Gpu {
         let stream =
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("open a stream"))?;
         let (modules, free, failure) = Default::default();
-        let gpu = Gpu { name, arch, device, context, stream, compiler, cache, is_audited, modules, free, failure };
+        let gpu = Gpu {
+            name,
+            arch,
+            processors,
+            device,
+            context,
+            stream,
+            compiler,
+            cache,
+            is_audited,
+            modules,
+            free,
+            failure,
+        };
         Ok(Arc::new(gpu))
     }
 
@@ -130,6 +145,11 @@ impl Gpu {
     /// `sm_90a`
     pub(crate) fn arch(&self) -> &str {
         &self.arch
+    }
+
+    /// Blocks that can each have a processor.
+    pub(crate) fn processors(&self) -> usize {
+        self.processors
     }
 
     fn bind(&self) {
@@ -192,6 +212,11 @@ impl Gpu {
             let name = CString::new(*entry).map_err(|e| e.to_string())?;
             // SAFETY: the module is loaded.
             let handle = unsafe { result::module::get_function(loaded.module, name) }.map_err(words)?;
+            if let Some(bytes) = module.shared_bytes() {
+                let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: the function belongs to the module above.
+                unsafe { result::function::set_function_attribute(handle, most, bytes as i32) }.map_err(words)?;
+            }
             loaded.functions.push((entry, Function { handle, parameters: parameters(handle) }));
         }
         Ok(loaded)
@@ -285,6 +310,11 @@ impl Gpu {
             // SAFETY: nothing else names the pool's memory, and the driver waits for work that uses it.
             let _ = unsafe { result::free_sync(pointer) };
         }
+    }
+
+    /// Makes numbers of memory NaN, so that those which nobody writes show.
+    pub(crate) fn poison(&self, memory: &Memory) {
+        self.fill(memory, POISON);
     }
 
     fn fill(&self, memory: &Memory, byte: u8) {

@@ -10,7 +10,9 @@ use tessera_ops::{KvFormat, PAGE_TOKENS};
 use crate::{
     attention::{AttentionTile, WEIGHTS_THREADS},
     matmul::{
+        Packed,
         layout::{Float, Layout},
+        prefill_tile::{self, PrefillTile},
         tile::{CodesTile, FloatsTile},
     },
 };
@@ -24,6 +26,10 @@ pub enum Module {
     Codes(Layout, CodesTile),
     /// Products with plain weights.
     Floats(Float, FloatsTile),
+    /// Activations to f16.
+    Halves,
+    /// Products of prompt rows, of Hopper.
+    Prefill(Packed, PrefillTile),
     /// Root-mean-square norm.
     Norm,
     /// Rotary position embedding.
@@ -50,6 +56,9 @@ pub struct Pages {
     /// How they are kept.
     pub format: KvFormat,
 }
+
+/// Threads of a block that makes f16 of a row.
+pub(crate) const HALVES_THREADS: usize = 256;
 
 /// Head sizes that the compile check goes through, from the narrowest to the widest of known models.
 const HEADS: [usize; 7] = [32, 64, 80, 96, 128, 256, 512];
@@ -87,6 +96,9 @@ const COMMON: (&str, &str) = source!("common.cuh");
 const COLUMNS: (&str, &str) = source!("matmul/columns.cuh");
 const SEGMENTS: (&str, &str) = source!("matmul/segments.cuh");
 const STEP: (&str, &str) = source!("attention/step.cuh");
+const HOPPER: (&str, &str) = source!("hopper/ptx.cuh");
+const WGMMA: (&str, &str) = source!("hopper/wgmma.cuh");
+const EXPAND: (&str, &str) = source!("matmul/expand.cuh");
 const PAGES: (&str, &str) = source!("attention/pages.cuh");
 const TILES: (&str, &str) = source!("attention/tiles.cuh");
 
@@ -95,8 +107,12 @@ impl Module {
     pub fn all() -> Vec<Module> {
         let mut all =
             vec![Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route, Module::Weights];
+        all.push(Module::Halves);
         for layout in Layout::all() {
             all.extend(CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)));
+        }
+        for form in Layout::all().into_iter().map(Packed::Codes).chain(Float::forms()) {
+            all.extend(prefill_tile::all(form).into_iter().map(|tile| Module::Prefill(form, tile)));
         }
         for float in Float::ALL {
             all.extend(FloatsTile::ALL.map(|tile| Module::Floats(float, tile)));
@@ -119,6 +135,8 @@ impl Module {
             Module::Quantize => "quantize",
             Module::Codes(..) => "codes",
             Module::Floats(..) => "floats",
+            Module::Halves => "halves",
+            Module::Prefill(..) => "prefill",
             Module::Norm => "norm",
             Module::Rope => "rope",
             Module::Elementwise => "elementwise",
@@ -136,6 +154,8 @@ impl Module {
             Module::Quantize => &["quantize"],
             Module::Codes(..) => &["codes"],
             Module::Floats(..) => &["floats"],
+            Module::Halves => &["halves"],
+            Module::Prefill(..) => &["prefill", "add_parts"],
             Module::Norm => &["rms_norm"],
             Module::Rope => &["rotate"],
             Module::Elementwise => {
@@ -149,11 +169,31 @@ impl Module {
         }
     }
 
+    /// Whether a card has kernels of its own for rows of a prompt.
+    pub(crate) fn has_prefill(arch: &str) -> bool {
+        arch == "sm_90a"
+    }
+
+    /// Whether a card can run it: some use Hopper's own instructions.
+    pub fn runs_on(self, arch: &str) -> bool {
+        !matches!(self, Module::Prefill(..)) || Module::has_prefill(arch)
+    }
+
+    /// Bytes of dynamic shared memory for which the driver must be asked before a launch.
+    pub(crate) fn shared_bytes(self) -> Option<usize> {
+        match self {
+            Module::Prefill(form, tile) => Some(tile.shared_bytes(form)),
+            _ => None,
+        }
+    }
+
     fn parts(self) -> Vec<(&'static str, &'static str)> {
         match self {
             Module::Quantize => vec![COMMON, source!("quantize/quantize.cu")],
             Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/codes.cu")],
             Module::Floats(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/floats.cu")],
+            Module::Halves => vec![COMMON, source!("quantize/halves.cu")],
+            Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, EXPAND, source!("matmul/prefill.cu")],
             Module::Norm => vec![COMMON, source!("norm/norm.cu")],
             Module::Rope => vec![COMMON, source!("rope/rope.cu")],
             Module::Elementwise => vec![COMMON, source!("elementwise/elementwise.cu")],
@@ -175,6 +215,8 @@ impl Module {
         match self {
             Module::Codes(layout, tile) => [layout.constants(), tile.constants()].concat(),
             Module::Floats(float, tile) => [float.constants(), tile.constants()].concat(),
+            Module::Halves => vec![("THREADS", HALVES_THREADS)],
+            Module::Prefill(form, tile) => tile.constants(form),
             Module::Store(pages) => pages.constants(),
             Module::Scores(pages, tile) => [pages.constants(), tile.scores_constants()].concat(),
             Module::Weights => vec![("THREADS", WEIGHTS_THREADS)],
@@ -214,7 +256,7 @@ mod tests {
             for entry in module.entries() {
                 let begins = |text: &str| source.contains(&format!("{text} {entry}("));
                 assert!(
-                    begins("KERNEL") || begins("BLOCKS)") || begins("__launch_bounds__(THREADS)"),
+                    begins("KERNEL") || ["BLOCKS)", "(THREADS)", "(THREADS, 1)"].iter().any(|t| begins(t)),
                     "{module}: {entry}"
                 );
             }

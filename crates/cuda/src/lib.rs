@@ -7,6 +7,7 @@
 //! - `compiler`: sources to machine code by NVRTC, and `cache`, which keeps it on disk.
 //! - `kernels`: which source, entry and constants make a kernel; the sources lie in `kernels/`, one folder an op.
 //! - `matmul`: packed layouts, tiles and launches of projections.
+//! - `roles`: which rows run in which arithmetic.
 //! - `device`: the ops.
 
 pub mod attention;
@@ -21,6 +22,7 @@ mod kv;
 pub mod matmul;
 pub mod measure;
 pub mod measure_attention;
+mod roles;
 mod routes;
 mod rowwise;
 mod steps;
@@ -30,5 +32,6 @@ pub use cache::Cache;
 pub use device::CudaDevice;
 pub use error::OpenError;
 pub use kv::KvPages;
+pub use roles::Numerics;
 pub use routes::Routes;
 pub use tensor::Tensor;

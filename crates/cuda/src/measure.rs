@@ -1,12 +1,15 @@
 //! Measurements of single kernels on the card, which hold the result to the reference in the same run.
 
+pub mod prompt;
+
 use tessera_formats::{DType, codec::RandomBlocks};
 use tessera_ops::{Device, Error, Linear, MatrixSource, reference};
 
 use crate::{
     CudaDevice,
     kernels::Module,
-    matmul::{Columns, Packed, PackedMatrix, project, quantize, tile::CodesTile},
+    matmul::{Columns, Operand, Packed, PackedMatrix, product, project, tile::CodesTile},
+    tensor::Tensor,
 };
 
 /// Bytes of weights that are gone through before one is read again: several times the L2 cache of any card.
@@ -89,14 +92,16 @@ impl<'a> Subject<'a> {
             return Ok(None);
         }
         let x = device.sent_rows(columns, &input);
-        let is_coded = matches!(self.copies[0].form(), Packed::Codes(_));
-        let codes = is_coded.then(|| quantize(gpu, &x, false));
-        let product = |turn: usize| {
-            let matrix = &self.copies[turn % self.copies.len()];
-            drop(project(gpu, &x, codes.as_ref(), matrix, None, Columns::Dense));
-        };
-        let product_us = self.median(product)?;
-        let quantize_us = if is_coded { self.median(|_| drop(quantize(gpu, &x, false)))? } else { 0.0 };
+        let shares = Columns::Dense.shares(&x);
+        let [share] = &shares[..] else { return Ok(None) };
+        let first = &self.copies[0];
+        let operand = Operand::of(gpu, &x, &[first], share);
+        let y = Tensor::like(gpu, &x, self.source.rows);
+        let product_us = self.median(|turn| {
+            product(gpu, &x, &operand, (&self.copies[turn % self.copies.len()], None), share, &y);
+        })?;
+        let is_coded = matches!(first.form(), Packed::Codes(_));
+        let quantize_us = if is_coded { self.median(|_| drop(Operand::of(gpu, &x, &[first], share)))? } else { 0.0 };
         let (file_bytes, packed_bytes) = (self.source.bytes.len(), self.copies[0].bytes());
         Ok(Some(Measured { product_us, quantize_us, file_bytes, packed_bytes }))
     }
@@ -117,8 +122,7 @@ impl<'a> Subject<'a> {
     fn is_right(&self, columns: usize, input: &[f32]) -> Result<bool, Error> {
         let (rows, row_bytes) = (self.source.rows, self.source.row_bytes()?);
         let x = self.device.sent_rows(columns, input);
-        let codes = matches!(self.copies[0].form(), Packed::Codes(_)).then(|| quantize(self.device.gpu(), &x, false));
-        let y = project(self.device.gpu(), &x, codes.as_ref(), &self.copies[0], None, Columns::Dense);
+        let [y] = project(self.device.gpu(), &x, [(&self.copies[0], None)], Columns::Dense);
         let mut got = vec![];
         self.device.read(&y, &mut got)?;
         let count = CHECKED_ROWS.min(rows);

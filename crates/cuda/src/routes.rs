@@ -1,20 +1,32 @@
 //! Routing on the card: no host knows which experts a step uses.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-use tessera_ops::{Routing, Score};
+use tessera_ops::{Role, Routing, Score};
 
 use crate::{
     driver::{Arg, Gpu, Memory},
     kernels::Module,
     matmul::tile::{Launch, WARP},
+    roles::Roles,
     tensor::{Tensor, blocks},
 };
 
 /// Threads of the block that lists the places of each expert.
 const LIST_THREADS: usize = 256;
 
-/// Which experts each token of a step goes to, with what weights; and the places `token * slots + slot` of each expert.
+/// The places of each expert, `token * slots + slot`, among tokens of one role, counted from the first of them.
+pub(crate) struct List {
+    pub(crate) role: Role,
+    /// The tokens.
+    pub(crate) rows: Range<usize>,
+    /// (experts + 1) where the places of each begin in `order`.
+    pub(crate) starts: Memory,
+    /// (tokens · slots) places, ascending within an expert.
+    pub(crate) order: Memory,
+}
+
+/// Which experts each token of a step goes to, with what weights; and the places of each expert.
 pub struct Routes {
     pub(crate) tokens: usize,
     pub(crate) slots: usize,
@@ -23,10 +35,9 @@ pub struct Routes {
     pub(crate) chosen: Memory,
     /// (tokens, slots)
     pub(crate) weights: Memory,
-    /// (experts + 1) where the places of each begin in `order`.
-    pub(crate) starts: Memory,
-    /// (tokens · slots) places, ascending within an expert.
-    pub(crate) order: Memory,
+    pub(crate) lists: Vec<List>,
+    /// Of the tokens.
+    pub(crate) roles: Roles,
 }
 
 impl Routes {
@@ -41,16 +52,15 @@ impl Routes {
         let (tokens, experts, slots) = (logits.rows, logits.width, routing.slots);
         routing.check(experts);
         let numbers = |count: usize| gpu.take(count * size_of::<u32>());
-        let places = tokens * slots;
-        let routes = Routes {
-            tokens,
-            slots,
-            experts,
-            chosen: numbers(places),
-            weights: numbers(places),
+        let (chosen, weights) = (numbers(tokens * slots), numbers(tokens * slots));
+        let lists = logits.roles.runs().iter().map(|run| List {
+            role: run.role,
+            rows: run.rows.clone(),
             starts: numbers(experts + 1),
-            order: numbers(places),
-        };
+            order: numbers(run.rows.len() * slots),
+        });
+        let (lists, roles) = (lists.collect(), logits.roles.clone());
+        let routes = Routes { tokens, slots, experts, chosen, weights, lists, roles };
         let (groups, kept, judged_by) = routing.groups.map_or((0, 0, 0), |g| (g.count, g.kept, g.judged_by));
         let score = match routing.score {
             Score::Softmax => 0,
@@ -76,14 +86,16 @@ impl Routes {
         let shared_bytes = experts * (2 * size_of::<f32>() + 1);
         let launch = Launch { shared_bytes, ..blocks([tokens, 1, 1], WARP) };
         gpu.launch(Module::Route, "route", launch, &args);
-        let args = [
-            Arg::Memory(&routes.chosen),
-            Arg::Memory(&routes.starts),
-            Arg::Memory(&routes.order),
-            Arg::U32(places),
-            Arg::U32(experts),
-        ];
-        gpu.launch(Module::Route, "list_places", blocks([1, 1, 1], LIST_THREADS), &args);
+        for list in &routes.lists {
+            let args = [
+                Arg::From(&routes.chosen, list.rows.start * slots * size_of::<u32>()),
+                Arg::Memory(&list.starts),
+                Arg::Memory(&list.order),
+                Arg::U32(list.rows.len() * slots),
+                Arg::U32(experts),
+            ];
+            gpu.launch(Module::Route, "list_places", blocks([1, 1, 1], LIST_THREADS), &args);
+        }
         routes
     }
 }

@@ -8,6 +8,8 @@ use crate::{
     driver::{Arg, Gpu, Memory},
     kernels::Module,
     matmul::tile::WARP,
+    roles::Roles,
+    routes::Routes,
     tensor::{Tensor, blocks, each},
 };
 
@@ -16,7 +18,7 @@ const WIDE_RUN: usize = 1024;
 
 pub(crate) fn rms_norm(gpu: &Arc<Gpu>, x: &Tensor, weight: &Memory, width: usize, epsilon: f32) -> Tensor {
     assert!(width > 0 && x.width.is_multiple_of(width), "a row is whole runs of the weight's length");
-    let y = Tensor::new(gpu, x.rows, x.width);
+    let y = Tensor::like(gpu, x, x.width);
     let threads = if width >= WIDE_RUN { 8 * WARP } else { WARP };
     let args =
         [Arg::Memory(&x.memory), Arg::Memory(weight), Arg::Memory(&y.memory), Arg::U32(width), Arg::F32(epsilon)];
@@ -44,7 +46,7 @@ pub(crate) fn rotate(gpu: &Gpu, x: &mut Tensor, head_dim: usize, layout: RopeLay
 pub(crate) fn gate(gpu: &Arc<Gpu>, x: (&Tensor, usize), up: (&Tensor, usize), width: usize, gate: Gate) -> Tensor {
     assert_eq!(x.0.rows, up.0.rows, "gate and up have one shape");
     assert!(x.1 + width <= x.0.width && up.1 + width <= up.0.width, "columns of both");
-    let y = Tensor::new(gpu, x.0.rows, width);
+    let y = Tensor::like(gpu, x.0, width);
     let kind = match gate {
         Gate::Silu => 0,
         Gate::GeluTanh => 1,
@@ -66,7 +68,7 @@ pub(crate) fn gate(gpu: &Arc<Gpu>, x: (&Tensor, usize), up: (&Tensor, usize), wi
 
 pub(crate) fn columns(gpu: &Arc<Gpu>, x: &Tensor, columns: Range<usize>) -> Tensor {
     assert!(columns.end <= x.width, "columns of the tensor");
-    let y = Tensor::new(gpu, x.rows, columns.len());
+    let y = Tensor::like(gpu, x, columns.len());
     let args = [
         Arg::Memory(&x.memory),
         Arg::Memory(&y.memory),
@@ -96,25 +98,25 @@ pub(crate) fn soft_cap(gpu: &Gpu, x: &mut Tensor, cap: f32) {
 }
 
 /// The rows of `x` that `wanted` names, each below its rows.
-pub(crate) fn gather_rows(gpu: &Arc<Gpu>, x: &Tensor, wanted: &Memory, count: usize) -> Tensor {
-    let y = Tensor::new(gpu, count, x.width);
+pub(crate) fn gather_rows(gpu: &Arc<Gpu>, x: &Tensor, wanted: &Memory, roles: Roles, count: usize) -> Tensor {
+    let y = Tensor::new(gpu, count, x.width, roles);
     let args =
         [Arg::Memory(&x.memory), Arg::Memory(wanted), Arg::Memory(&y.memory), Arg::U32(count), Arg::U32(x.width)];
     gpu.launch(Module::Elementwise, "gather_rows", each(y.count()), &args);
     y
 }
 
-/// Codes' and rest's products, (2 · rows, width), together.
-pub(crate) fn add_fine(gpu: &Arc<Gpu>, parts: &Tensor, bias: Option<&Memory>) -> Tensor {
-    let y = Tensor::new(gpu, parts.rows / 2, parts.width);
-    let args = [Arg::Memory(&parts.memory), bias.into(), Arg::Memory(&y.memory), Arg::U32(y.rows), Arg::U32(y.width)];
-    gpu.launch(Module::Elementwise, "add_fine", each(y.count()), &args);
-    y
+/// Codes' and rest's products, (2 · rows, width), together, into these rows of `y`.
+pub(crate) fn add_fine(gpu: &Arc<Gpu>, parts: &Tensor, bias: Option<&Memory>, y: &Tensor, rows: Range<usize>) {
+    let to = Arg::From(&y.memory, rows.start * y.width * size_of::<f32>());
+    let args = [Arg::Memory(&parts.memory), bias.into(), to, Arg::U32(rows.len()), Arg::U32(y.width)];
+    gpu.launch(Module::Elementwise, "add_fine", each(rows.len() * y.width), &args);
 }
 
 /// The weighted sums of each token's slots.
-pub(crate) fn combine(gpu: &Arc<Gpu>, parts: &Tensor, weights: &Memory, slots: usize) -> Tensor {
-    let y = Tensor::new(gpu, parts.rows / slots, parts.width);
+pub(crate) fn combine(gpu: &Arc<Gpu>, parts: &Tensor, routes: &Routes) -> Tensor {
+    let (weights, slots) = (&routes.weights, routes.slots);
+    let y = Tensor::new(gpu, routes.tokens, parts.width, routes.roles.clone());
     let args = [
         Arg::Memory(&parts.memory),
         Arg::Memory(weights),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::{
     driver::{Gpu, Memory},
     matmul::tile::Launch,
+    roles::Roles,
 };
 
 /// Activations: (rows, width) of f32.
@@ -12,12 +13,19 @@ pub struct Tensor {
     pub(crate) rows: usize,
     pub(crate) width: usize,
     pub(crate) memory: Memory,
+    /// Why each row is computed; what is made of a row takes it on.
+    pub(crate) roles: Roles,
 }
 
 impl Tensor {
     /// A tensor whose numbers the caller has yet to write.
-    pub(crate) fn new(gpu: &Arc<Gpu>, rows: usize, width: usize) -> Tensor {
-        Tensor { rows, width, memory: gpu.take(rows * width * size_of::<f32>()) }
+    pub(crate) fn new(gpu: &Arc<Gpu>, rows: usize, width: usize, roles: Roles) -> Tensor {
+        Tensor { rows, width, memory: gpu.take(rows * width * size_of::<f32>()), roles }
+    }
+
+    /// The same of the rows of `x`, each of another width.
+    pub(crate) fn like(gpu: &Arc<Gpu>, x: &Tensor, width: usize) -> Tensor {
+        Tensor::new(gpu, x.rows, width, x.roles.clone())
     }
 
     /// All its numbers.

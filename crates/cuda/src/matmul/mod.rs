@@ -2,10 +2,12 @@
 
 pub mod layout;
 mod pack;
+mod prefill;
+pub mod prefill_tile;
 mod project;
 mod select;
 pub mod tile;
 
 pub use pack::PackedMatrix;
-pub(crate) use project::{Columns, project, quantize};
+pub(crate) use project::{Columns, Operand, product, project, project_fine};
 pub use select::{Packed, select};

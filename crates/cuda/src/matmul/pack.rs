@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, AtomicUsize, Ordering},
     },
     thread,
 };
@@ -14,6 +14,7 @@ use tessera_ops::{Error, MatrixSource};
 
 use super::{
     layout::{Float, Layout, Scale, Scales},
+    prefill_tile::{self, PrefillTile},
     select::{Packed, select, units_at},
     tile::{CodesTile, FloatsTile, MMA_ROWS},
 };
@@ -34,6 +35,10 @@ pub struct PackedMatrix {
     pub(super) memory: Memory,
     /// Multiplied in this tile whatever the width, to measure it.
     pub(super) forced: Option<CodesTile>,
+    /// The same of prompt rows.
+    pub(super) forced_prefill: Option<PrefillTile>,
+    /// The power of two that brings the largest weight near the largest f16, for prefill's operands.
+    pub(super) up: f32,
 }
 
 impl PackedMatrix {
@@ -50,17 +55,22 @@ impl PackedMatrix {
             remedy: "convert the model to a format of weights, such as Q8_0",
         })?;
         gpu.prepare(&form.modules())?;
+        let prefill = prefill_tile::all(form).into_iter().map(|tile| Module::Prefill(form, tile));
+        gpu.prepare(&prefill.filter(|m| m.runs_on(gpu.arch())).collect::<Vec<_>>())?;
         let (tile_rows, tile_bytes) = (form.tile_rows(), form.tile_bytes(source.depth));
         let tiles = rows.div_ceil(tile_rows) * segments;
         let what = format!("tensor {}", source.name);
         let memory = gpu.reserve(tiles.saturating_mul(tile_bytes), &what)?;
         let tiles_at_once = (PART_BYTES / tile_bytes.max(1)).max(1);
+        let mut largest = 0.0f32;
         for first in (0..tiles).step_by(tiles_at_once) {
             let count = tiles_at_once.min(tiles - first);
             let part = pack(source, form, rows, first, count)?;
-            gpu.upload(&memory, first * tile_bytes, &part)?;
+            gpu.upload(&memory, first * tile_bytes, &part.bytes)?;
+            largest = largest.max(part.largest);
         }
-        Ok(PackedMatrix { form, segments, rows, depth: source.depth, memory, forced: None })
+        let up = form.up(largest);
+        Ok(PackedMatrix { form, segments, rows, depth: source.depth, memory, forced: None, forced_prefill: None, up })
     }
 }
 
@@ -73,6 +83,11 @@ impl PackedMatrix {
     /// Multiplies in this tile from now on, whatever the width: no bit depends on it.
     pub fn force_tile(&mut self, tile: CodesTile) {
         self.forced = Some(tile);
+    }
+
+    /// The same of prompt rows; none: in the table's choice. Parts of a sum stay what they are, so no bit depends on it either.
+    pub fn force_prefill_tile(&mut self, tile: Option<PrefillTile>) {
+        self.forced_prefill = tile;
     }
 
     /// Bytes on the card.
@@ -103,6 +118,18 @@ impl Packed {
         }
     }
 
+    /// The power of two that takes weights whose bound is `largest` up to 2^15, as far as the form's scales may be multiplied by it.
+    fn up(self, largest: f32) -> f32 {
+        let exponent = 15 - f64::from(largest).log2().ceil() as i32;
+        let limit = match self {
+            // Multiplied as they are.
+            Packed::Float(Float::F16) => 0..=0,
+            Packed::Float(_) | Packed::Codes(Layout { scales: Scales::F32, .. }) => -100..=100,
+            Packed::Codes(_) => -14..=15,
+        };
+        if largest > 0.0 { 2.0f32.powi(exponent.clamp(*limit.start(), *limit.end())) } else { 1.0 }
+    }
+
     /// The kernels that multiply by it, at any width.
     fn modules(self) -> Vec<Module> {
         match self {
@@ -112,25 +139,35 @@ impl Packed {
     }
 }
 
+/// Tiles, packed.
+struct Part {
+    bytes: Vec<u8>,
+    /// No weight is larger, nor any number that scales are made of.
+    largest: f32,
+}
+
 /// Packs `count` tiles from tile `first` on, of matrices of `rows` rows each.
-fn pack(source: &MatrixSource, form: Packed, rows: usize, first: usize, count: usize) -> Result<Vec<u8>, Error> {
+fn pack(source: &MatrixSource, form: Packed, rows: usize, first: usize, count: usize) -> Result<Part, Error> {
     let (row_bytes, tile_bytes, tile_rows) = (source.row_bytes()?, form.tile_bytes(source.depth), form.tile_rows());
     let mut packed = vec![0u8; count * tile_bytes];
     let tiles_each = rows.div_ceil(tile_rows);
     let bad_row = AtomicUsize::new(usize::MAX);
+    // Bits of numbers that are not negative are in their order.
+    let largest = AtomicU32::new(0);
     let bytes: &[u8] = &source.bytes;
     let pack_tile = |index: usize, tile: &mut [u8]| {
         let (segment, in_matrix) = (index / tiles_each, index % tiles_each);
         for row_here in 0..tile_rows.min(rows - in_matrix * tile_rows) {
             let row = segment * rows + in_matrix * tile_rows + row_here;
             let raw = &bytes[row * row_bytes..][..row_bytes];
-            let is_good = match form {
+            let bound = match form {
                 Packed::Codes(layout) => put_codes(layout, source, tile, row_here, raw),
                 Packed::Float(float) => put_floats(float, tile, row_here, raw),
             };
-            if !is_good {
-                bad_row.fetch_min(row, Ordering::Relaxed);
-            }
+            match bound {
+                Some(bound) => largest.fetch_max(bound.to_bits(), Ordering::Relaxed) as usize,
+                None => bad_row.fetch_min(row, Ordering::Relaxed),
+            };
         }
     };
     let threads = thread::available_parallelism().map_or(1, usize::from);
@@ -145,18 +182,19 @@ fn pack(source: &MatrixSource, form: Packed, rows: usize, first: usize, count: u
     });
     let what = if matches!(form, Packed::Float(_)) { "weight" } else { "scale" };
     match bad_row.into_inner() {
-        usize::MAX => Ok(packed),
+        usize::MAX => Ok(Part { bytes: packed, largest: f32::from_bits(largest.into_inner()) }),
         row => Err(Error::NotFinite { tensor: source.name.clone(), row, what }),
     }
 }
 
-/// Puts a row of blocks into its tile; false where a scale is not finite.
-fn put_codes(layout: Layout, source: &MatrixSource, tile: &mut [u8], row: usize, raw: &[u8]) -> bool {
+/// Puts a row of blocks into its tile. Gives a bound of its weights, or none where a scale is not finite.
+fn put_codes(layout: Layout, source: &MatrixSource, tile: &mut [u8], row: usize, raw: &[u8]) -> Option<f32> {
     let dtype = source.dtype;
     let (length, subs) = (dtype.block_len(), dtype.block_len() / layout.sub);
     let (mut codes, mut scales, mut mins) = ([0; MAX_BLOCK_LEN], [0.0; MAX_SUB_BLOCKS], [0.0; MAX_SUB_BLOCKS]);
     let (codes, scales, mins) = (&mut codes[..length], &mut scales[..subs], &mut mins[..subs]);
-    let mut is_good = true;
+    let code_max = layout.offset.max((1 << (layout.low + layout.high)) - 1 - layout.offset) as f32;
+    let (mut is_good, mut bound) = (true, 0.0f32);
     for (block, raw) in raw.chunks_exact(dtype.block_bytes()).enumerate() {
         codec::integers(dtype, raw, Integers { codes, scales, mins });
         if !scales.iter().chain(mins.iter()).all(|v| v.is_finite()) {
@@ -164,12 +202,16 @@ fn put_codes(layout: Layout, source: &MatrixSource, tile: &mut [u8], row: usize,
             continue;
         }
         let units = units_at(dtype).map(|at| (half_at(raw, at.scale), half_at(raw, at.min)));
+        if let Some((scale, min)) = units {
+            bound = bound.max(scale.to_f32().abs() * code_max + min.to_f32().abs());
+        }
         for (i, code) in codes.iter().enumerate() {
             let feature = block * length + i;
             let chunk = &mut tile[feature / layout.chunk_features() * layout.chunk_bytes()..];
             layout.put_code(chunk, row, feature % layout.chunk_features(), *code);
         }
         for sub in 0..subs {
+            bound = bound.max(scales[sub].abs() * code_max + if layout.has_min { mins[sub].abs() } else { 0.0 });
             let at = block * subs + sub;
             let chunk = &mut tile[at / layout.subs() * layout.chunk_bytes()..][..layout.chunk_bytes()];
             let mut put = |is_min, value, unit| match kept(layout.scales, value, unit) {
@@ -182,7 +224,7 @@ fn put_codes(layout: Layout, source: &MatrixSource, tile: &mut [u8], row: usize,
             }
         }
     }
-    is_good
+    is_good.then_some(bound)
 }
 
 fn half_at(raw: &[u8], at: usize) -> f16 {
@@ -206,17 +248,19 @@ fn kept(scales: Scales, value: f32, unit: Option<f16>) -> Option<Scale> {
     }
 }
 
-/// Puts a row of plain numbers into its tile; false where one is not finite.
-fn put_floats(float: Float, tile: &mut [u8], row: usize, raw: &[u8]) -> bool {
+/// Puts a row of plain numbers into its tile. Gives the largest, or none where one is not finite.
+fn put_floats(float: Float, tile: &mut [u8], row: usize, raw: &[u8]) -> Option<f32> {
     let run_bytes = float.run() * float.bytes();
     for (run, numbers) in raw.chunks(run_bytes).enumerate() {
         tile[(run * FloatsTile::ROWS + row) * run_bytes..][..numbers.len()].copy_from_slice(numbers);
     }
-    match float {
-        Float::F32 => raw.as_chunks::<4>().0.iter().all(|b| f32::from_le_bytes(*b).is_finite()),
-        Float::F16 => raw.as_chunks::<2>().0.iter().all(|b| f16::from_le_bytes(*b).is_finite()),
-        Float::BF16 => raw.as_chunks::<2>().0.iter().all(|b| half::bf16::from_le_bytes(*b).is_finite()),
-    }
+    let larger = |bound: f32, v: f32| if v.is_finite() { bound.max(v.abs()) } else { f32::INFINITY };
+    let bound = match float {
+        Float::F32 => raw.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).fold(0.0, larger),
+        Float::F16 => raw.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).fold(0.0, larger),
+        Float::BF16 => raw.as_chunks().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).fold(0.0, larger),
+    };
+    bound.is_finite().then_some(bound)
 }
 
 #[cfg(test)]
@@ -267,7 +311,7 @@ mod tests {
             let mut bytes = vec![0; ROWS * dtype.row_bytes(depth).unwrap()];
             RandomBlocks::new(dtype, 1.0).fill(7, 0, &mut bytes);
             let source = MatrixSource { name: "w".to_owned(), dtype, rows: ROWS, depth, bytes: bytes.clone().into() };
-            let packed = pack(&source, Packed::Codes(layout), ROWS, 0, 2).unwrap();
+            let packed = pack(&source, Packed::Codes(layout), ROWS, 0, 2).unwrap().bytes;
             let (mut codes, mut scales, mut mins) = (vec![0; dtype.block_len()], [0.0; 16], [0.0; 16]);
             let subs = dtype.block_len() / layout.sub;
             let blocks = depth / dtype.block_len();

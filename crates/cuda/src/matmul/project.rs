@@ -1,19 +1,25 @@
-//! Launches of projections: dense, grouped and routed ones are the same kernels over other columns.
+//! Projections: dense, grouped and routed ones are the same kernels over other columns. Rows of each role have their own launches.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-use tessera_ops::numerics::{ACTIVATION_BLOCK, segment_count};
+use tessera_ops::{
+    Role,
+    numerics::{ACTIVATION_BLOCK, segment_count},
+};
 
 use super::{
     layout::Layout,
     pack::PackedMatrix,
+    prefill::{self, Halves, halves},
     select::Packed,
     tile::{CodesTile, FloatsTile, Launch, MMA_COLUMNS, WARP},
 };
 use crate::{
     driver::{Arg, Gpu, Memory},
     kernels::Module,
-    routes::Routes,
+    roles::Roles,
+    routes::{List, Routes},
+    rowwise,
     tensor::Tensor,
 };
 
@@ -26,7 +32,7 @@ const SCALE_BYTES: usize = 8;
 /// Bytes of what weights with minima take of a block.
 const MINIMA_BYTES: usize = 16;
 
-/// A tensor as codes: (rows, width / 32) blocks, rows by eights.
+/// Rows of a tensor as codes: (rows, width / 32) blocks, rows by eights.
 pub(crate) struct Codes {
     rows: usize,
     blocks: usize,
@@ -46,10 +52,88 @@ pub(crate) enum Columns<'a> {
     Routed { routes: &'a Routes, places_each: usize },
 }
 
-/// Quantizes a tensor; a fine one to twice as many rows, the second half being what the first codes leave.
-pub(crate) fn quantize(gpu: &Arc<Gpu>, x: &Tensor, is_fine: bool) -> Codes {
+/// Rows of one role: what a launch multiplies.
+#[derive(Clone)]
+pub(crate) struct Share<'a> {
+    pub(crate) role: Role,
+    /// Rows of the input.
+    pub(crate) x: Range<usize>,
+    /// Rows of the result.
+    pub(crate) y: Range<usize>,
+    /// The places of each expert, and how many a row of the input serves.
+    pub(crate) places: Option<(&'a List, usize)>,
+    /// Whether each matrix has its slice of a row.
+    pub(crate) is_sliced: bool,
+}
+
+impl Columns<'_> {
+    /// Launches of an input.
+    pub(crate) fn shares(&self, x: &Tensor) -> Vec<Share<'_>> {
+        let is_sliced = matches!(self, Columns::Grouped);
+        match *self {
+            Columns::Dense | Columns::Grouped => {
+                let share =
+                    |role, rows: Range<usize>| Share { role, x: rows.clone(), y: rows, places: None, is_sliced };
+                x.roles.runs().iter().map(|run| share(run.role, run.rows.clone())).collect()
+            }
+            Columns::Routed { routes, places_each } => {
+                let share = |list: &'_ List| {
+                    let rows_of = |each: usize| list.rows.start * each..list.rows.end * each;
+                    let (x, y) = (rows_of(routes.slots / places_each), rows_of(routes.slots));
+                    (list.role, x, y)
+                };
+                let all = routes.lists.iter().map(|list| (list, share(list)));
+                all.map(|(list, (role, x, y))| Share { role, x, y, places: Some((list, places_each)), is_sliced })
+                    .collect()
+            }
+        }
+    }
+
+    /// Holds the shapes to each other; gives the rows of the result and their roles.
+    fn result_rows(&self, x: &Tensor, matrix: &PackedMatrix) -> (usize, Roles) {
+        let slices = if matches!(self, Columns::Grouped) { matrix.segments } else { 1 };
+        assert_eq!(x.width, slices * matrix.depth, "a row of activations is as long as a row of weights");
+        match *self {
+            Columns::Dense => {
+                assert_eq!(matrix.segments, 1, "one matrix");
+                (x.rows, x.roles.clone())
+            }
+            Columns::Grouped => (x.rows, x.roles.clone()),
+            Columns::Routed { routes, places_each } => {
+                assert_eq!(x.rows * places_each, routes.tokens * routes.slots, "each token has its routes");
+                assert_eq!(routes.experts, matrix.segments, "each expert has its matrix");
+                (routes.tokens * routes.slots, routes.roles.times(routes.slots))
+            }
+        }
+    }
+}
+
+impl Share<'_> {
+    /// The most columns that one matrix can have: a token's slots are different experts, so an expert has at most the tokens.
+    pub(crate) fn columns_max(&self) -> usize {
+        self.places.map_or(self.x.len(), |(list, _)| list.rows.len())
+    }
+
+    /// Places that a row of the input serves.
+    pub(crate) fn places_each(&self) -> usize {
+        self.places.map_or(1, |(_, each)| each)
+    }
+
+    /// Where each matrix's places begin, and the places.
+    pub(crate) fn lists(&self) -> [Arg<'_>; 2] {
+        self.places.map_or([Arg::Null, Arg::Null], |(l, _)| [Arg::Memory(&l.starts), Arg::Memory(&l.order)])
+    }
+}
+
+/// The first of these rows on.
+pub(crate) fn rows_of<'a>(tensor: &'a Tensor, rows: &Range<usize>) -> Arg<'a> {
+    Arg::From(&tensor.memory, rows.start * tensor.width * size_of::<f32>())
+}
+
+/// Quantizes rows of a tensor; fine ones to twice as many rows, the second half being what the first codes leave.
+fn quantize(gpu: &Arc<Gpu>, x: &Tensor, of: Range<usize>, is_fine: bool) -> Codes {
     assert!(x.width.is_multiple_of(ACTIVATION_BLOCK), "quantized weights have whole blocks of inputs");
-    let (rows, blocks) = (if is_fine { 2 * x.rows } else { x.rows }, x.width / ACTIVATION_BLOCK);
+    let (rows, blocks) = (if is_fine { 2 * of.len() } else { of.len() }, x.width / ACTIVATION_BLOCK);
     assert!(u32::try_from(rows.next_multiple_of(MMA_COLUMNS) * blocks).is_ok(), "kernels count blocks in 32 bits");
     let padded = rows.next_multiple_of(MMA_COLUMNS);
     let codes = Codes {
@@ -60,18 +144,102 @@ pub(crate) fn quantize(gpu: &Arc<Gpu>, x: &Tensor, is_fine: bool) -> Codes {
         minima: gpu.take(padded * blocks * MINIMA_BYTES),
     };
     let args = [
-        Arg::Memory(&x.memory),
+        rows_of(x, &of),
         Arg::Memory(&codes.codes),
         Arg::Memory(&codes.scales),
         Arg::Memory(&codes.minima),
-        Arg::U32(x.rows),
+        Arg::U32(of.len()),
         Arg::U32(blocks),
         Arg::U32(is_fine.into()),
     ];
-    let grid = [(x.rows * blocks).div_ceil(QUANTIZE_WARPS), 1, 1];
+    let grid = [(of.len() * blocks).div_ceil(QUANTIZE_WARPS), 1, 1];
     let launch = Launch { grid, threads: QUANTIZE_WARPS * WARP, shared_bytes: 0, groups: 1 };
     gpu.launch(Module::Quantize, "quantize", launch, &args);
     codes
+}
+
+/// A matrix with its bias.
+pub(crate) type Biased<'a> = (&'a PackedMatrix, Option<&'a Memory>);
+
+/// Projections that share an input, which is brought into each arithmetic's form once.
+pub(crate) fn project<const N: usize>(
+    gpu: &Arc<Gpu>,
+    x: &Tensor,
+    matrices: [Biased<'_>; N],
+    columns: Columns<'_>,
+) -> [Tensor; N] {
+    let results = matrices.map(|(matrix, _)| {
+        let (rows, roles) = columns.result_rows(x, matrix);
+        let slices = if matches!(columns, Columns::Grouped) { matrix.segments } else { 1 };
+        Tensor::new(gpu, rows, slices * matrix.rows, roles)
+    });
+    for share in columns.shares(x) {
+        let operand = Operand::of(gpu, x, &matrices.map(|(m, _)| m), &share);
+        for (matrix, y) in matrices.into_iter().zip(&results) {
+            product(gpu, x, &operand, matrix, &share, y);
+        }
+    }
+    results
+}
+
+/// Rows of an input in the form that their arithmetic multiplies.
+pub(crate) enum Operand {
+    Halves(Halves),
+    Codes(Codes),
+    /// As they are, by plain weights.
+    Floats,
+}
+
+impl Operand {
+    /// For all of these matrices, which have one depth.
+    pub(crate) fn of(gpu: &Arc<Gpu>, x: &Tensor, matrices: &[&PackedMatrix], share: &Share<'_>) -> Operand {
+        let wants_codes = matrices.iter().any(|m| matches!(m.form, Packed::Codes(_)));
+        match (share.role, matrices.first()) {
+            (Role::Prefill, Some(first)) => Operand::Halves(halves(gpu, x, first, share)),
+            _ if wants_codes => Operand::Codes(quantize(gpu, x, share.x.clone(), false)),
+            _ => Operand::Floats,
+        }
+    }
+}
+
+/// Writes one matrix's rows of a result.
+pub(crate) fn product(
+    gpu: &Arc<Gpu>,
+    x: &Tensor,
+    operand: &Operand,
+    (matrix, bias): Biased<'_>,
+    share: &Share<'_>,
+    y: &Tensor,
+) {
+    match (operand, matrix.form) {
+        (Operand::Halves(halves), _) => prefill::multiply(gpu, halves, matrix, bias, share, y),
+        (Operand::Codes(codes), Packed::Codes(layout)) => {
+            multiply(gpu, Input::Codes(layout, codes), matrix, bias, share, y);
+        }
+        _ => multiply(gpu, Input::Floats(x), matrix, bias, share, y),
+    }
+}
+
+/// A projection in the fine arithmetic, where rows run in codes; 16 bits are fine enough.
+pub(crate) fn project_fine(gpu: &Arc<Gpu>, x: &Tensor, matrix: &PackedMatrix, bias: Option<&Memory>) -> Tensor {
+    let Packed::Codes(layout) = matrix.form else {
+        let [y] = project(gpu, x, [(matrix, bias)], Columns::Dense);
+        return y;
+    };
+    let (rows, roles) = Columns::Dense.result_rows(x, matrix);
+    let y = Tensor::new(gpu, rows, matrix.rows, roles);
+    for share in Columns::Dense.shares(x) {
+        if share.role == Role::Prefill {
+            prefill::multiply(gpu, &halves(gpu, x, matrix, &share), matrix, bias, &share, &y);
+            continue;
+        }
+        let codes = quantize(gpu, x, share.x.clone(), true);
+        let parts = Tensor::new(gpu, codes.rows, matrix.rows, Roles::all(Role::Decode, codes.rows));
+        let both = Share { x: 0..codes.rows, y: 0..codes.rows, ..share };
+        multiply(gpu, Input::Codes(layout, &codes), matrix, None, &both, &parts);
+        rowwise::add_fine(gpu, &parts, bias, &y, share.y);
+    }
+    y
 }
 
 /// The input in the form that a matrix multiplies.
@@ -80,42 +248,17 @@ enum Input<'a> {
     Floats(&'a Tensor),
 }
 
-/// Multiplies. `codes` are those of `x` where the matrix is quantized; with twice its rows, so has the result.
-pub(crate) fn project(
+/// Multiplies rows in the arithmetic of codes, or of plain weights.
+fn multiply(
     gpu: &Arc<Gpu>,
-    x: &Tensor,
-    codes: Option<&Codes>,
+    input: Input<'_>,
     matrix: &PackedMatrix,
     bias: Option<&Memory>,
-    columns: Columns<'_>,
-) -> Tensor {
+    share: &Share<'_>,
+    y: &Tensor,
+) {
     let PackedMatrix { form, segments, rows, depth, .. } = *matrix;
-    let input = match (form, codes) {
-        (Packed::Codes(layout), Some(codes)) => Input::Codes(layout, codes),
-        (Packed::Float(_), _) => Input::Floats(x),
-        (Packed::Codes(_), None) => unreachable!("whoever multiplies by codes has quantized the input"),
-    };
-    let (tokens, width) = match &input {
-        Input::Codes(_, codes) => (codes.rows, codes.blocks * ACTIVATION_BLOCK),
-        Input::Floats(x) => (x.rows, x.width),
-    };
-    let slices = if matches!(columns, Columns::Grouped) { segments } else { 1 };
-    assert_eq!(width, slices * depth, "a row of activations is as long as a row of weights");
-    let (y_rows, columns_max, lists) = match columns {
-        Columns::Dense => {
-            assert_eq!(segments, 1, "one matrix");
-            (tokens, tokens, None)
-        }
-        Columns::Grouped => (tokens, tokens, None),
-        Columns::Routed { routes, places_each } => {
-            assert_eq!(tokens * places_each, routes.tokens * routes.slots, "each token has its routes");
-            assert_eq!(routes.experts, segments, "each expert has its matrix");
-            // A token's slots are different experts, so an expert has at most the tokens.
-            (tokens * places_each, routes.tokens, Some((routes, places_each)))
-        }
-    };
-    let y = Tensor::new(gpu, y_rows, slices * rows);
-    let split = segment_count(depth);
+    let (columns_max, split) = (share.columns_max(), segment_count(depth));
     let (module, launch, row_length) = match &input {
         Input::Codes(layout, codes) => {
             let tile = matrix.forced.unwrap_or_else(|| CodesTile::for_columns(*layout, columns_max));
@@ -131,13 +274,11 @@ pub(crate) fn project(
     let mut args = vec![Arg::Memory(&matrix.memory)];
     match &input {
         Input::Codes(_, codes) => args.extend([&codes.codes, &codes.scales, &codes.minima].map(Arg::Memory)),
-        Input::Floats(x) => args.push(Arg::Memory(&x.memory)),
+        Input::Floats(x) => args.push(rows_of(x, &share.x)),
     }
-    let (starts, order) =
-        lists.map_or((Arg::Null, Arg::Null), |(r, _)| (Arg::Memory(&r.starts), Arg::Memory(&r.order)));
-    args.extend([Arg::Memory(&y.memory), bias.into(), starts, order]);
-    args.extend([rows, depth, tokens, lists.map_or(1, |(_, each)| each), row_length, y.width, split].map(Arg::U32));
-    args.extend([launch.groups, usize::from(slices > 1)].map(Arg::U32));
+    args.extend([rows_of(y, &share.y), bias.into()]);
+    args.extend(share.lists());
+    args.extend([rows, depth, share.x.len(), share.places_each(), row_length, y.width, split].map(Arg::U32));
+    args.extend([launch.groups, usize::from(share.is_sliced && segments > 1)].map(Arg::U32));
     gpu.launch(module, module.entries()[0], launch, &args);
-    y
 }

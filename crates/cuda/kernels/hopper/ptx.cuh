@@ -1,0 +1,73 @@
+// Instructions of Hopper alone (sm_90a): barriers in shared memory, bulk copies into it, products of warpgroups.
+//
+// Shared memory is named by its 32-bit address. A barrier of shared memory counts arrivals and bytes of a phase; who waits names the
+// parity of the phase that it waits for.
+
+DEVICE void barrier_init(u32 barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(barrier), "r"(arrivals) : "memory");
+}
+// Makes new barriers known to the copy engine and to the other blocks of the cluster.
+DEVICE void barriers_ready() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// Arrives once, and says how many bytes the phase brings.
+DEVICE void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(barrier), "r"(bytes) : "memory");
+}
+DEVICE void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(barrier) : "memory");
+}
+// Arrives at the barrier of the same place in another block of the cluster.
+DEVICE void barrier_arrive_at(u32 barrier, u32 block) {
+    asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [there]; }"
+                 :: "r"(barrier), "r"(block) : "memory");
+}
+DEVICE bool barrier_try(u32 barrier, u32 parity) {
+    u32 done;
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done) : "r"(barrier), "r"(parity) : "memory");
+    return done;
+}
+DEVICE void barrier_wait(u32 barrier, u32 parity) {
+    while (!barrier_try(barrier, parity)) {}
+}
+
+// Global to shared memory; both addresses and the bytes are multiples of 16.
+DEVICE void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :: "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+}
+// The same, to the same place in all blocks of a cluster that `blocks` has a bit for.
+DEVICE void copy_bulk_to_all(u32 to, const void* from, u32 bytes, u32 barrier, u32 blocks) {
+    u16 mask = (u16)blocks;
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
+                 :: "r"(to), "l"(from), "r"(bytes), "r"(barrier), "h"(mask) : "memory");
+}
+
+// What this thread wrote to shared memory is seen by later bulk copies.
+DEVICE void writes_before_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+DEVICE u32 block_of_cluster() {
+    u32 rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+DEVICE void wait_for_cluster() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+template <int REGISTERS> DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(REGISTERS)); }
+template <int REGISTERS> DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(REGISTERS)); }
+
+// A barrier of some of the block's threads.
+DEVICE void wait_for_threads(u32 name, u32 threads) { asm volatile("bar.sync %0, %1;" :: "r"(name), "r"(threads) : "memory"); }
+
+DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits until at most so many committed groups are unfinished.
+template <int GROUPS> DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(GROUPS) : "memory"); }
+
+// The second operand: rows of 128 bytes (64 numbers of one token), eights of rows 1024 bytes apart, 16-byte parts swizzled by row.
+DEVICE u64 operand_of(u32 address) { return (u64)(address >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62; }

@@ -1,0 +1,369 @@
+// Products of prompt rows on Hopper: f16 operands, f32 sums, weights expanded in flight.
+//
+// A block is persistent: it takes tile after tile of ROWS weight rows by TOKENS columns. One warp brings activations, another packed
+// weights, both by bulk copies into rings of shared memory; two warpgroups expand weights into registers, which are the first operand
+// of `wgmma`, while the product before runs. Blocks of a cluster have the same columns, and each brings a part of them for all.
+//
+// A number's sum goes along the depth in one fixed order, by sixteens, in `splits` parts that are added in order; what stands in other
+// columns or rows of a tile, and how large tiles are, does not reach it.
+//
+// x is what quantize/halves.cu leaves: [slices][depth / 64][eights of rows][8][64] f16, swizzled as the second operand wants it.
+
+#define BLOCK 64
+#define CONSUMERS 2
+#define ROWS (CONSUMERS * ROW_RUNS * 64)
+#define TILES (ROWS / TILE_ROWS)
+#define SUMS (TOKENS / 2)
+#define X_BYTES (TOKENS * BLOCK * 2)
+#define SPAN_CHUNKS (SPAN * BLOCK / CHUNK_FEATURES)
+#define TILE_BYTES (SPAN_CHUNKS * CHUNK)
+#define WEIGHT_BYTES (TILES * TILE_BYTES)
+#define SHARED_BYTES (STAGES * X_BYTES + WEIGHT_STAGES * WEIGHT_BYTES)
+
+static_assert(SPAN * BLOCK % CHUNK_FEATURES == 0, "a stage of weights is whole chunks");
+static_assert(ROWS % TILE_ROWS == 0 && TOKENS % (8 * CLUSTER) == 0 && TOKENS <= CONSUMERS * 128, "a tile of whole operands");
+static_assert(THREADS == (CONSUMERS + 1) * 128, "a warpgroup copies");
+
+// A place in a ring of stages.
+template <int COUNT> struct Ring {
+    u32 stage = 0;
+    u32 parity = 0;
+    DEVICE_MEMBER void next() {
+        if (++stage == COUNT) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+// What is in shared memory behind the stages.
+struct Barriers {
+    u32 x_full, x_empty, weights_full, weights_empty;
+    DEVICE_MEMBER Barriers(u32 base) {
+        x_full = base;
+        x_empty = x_full + 8 * STAGES;
+        weights_full = x_empty + 8 * STAGES;
+        weights_empty = weights_full + 8 * WEIGHT_STAGES;
+    }
+};
+#define BARRIER_BYTES (16 * (STAGES + WEIGHT_STAGES))
+
+struct Problem {
+    const u32* starts;
+    u32 tokens, segments, row_tiles, blocks, splits;
+    bool is_parted;
+    // (segments + 1) tiles of columns before each segment, in shared memory.
+    const u32* before;
+
+    // Tiles of all parts.
+    DEVICE_MEMBER u32 count() const { return before[segments] * row_tiles * (is_parted ? splits : 1); }
+};
+
+// A tile of a walk: tokens fastest, so that blocks at work share weights.
+struct Tile {
+    u32 segment, row_tile, column, part;
+    DEVICE_MEMBER Tile(const Problem& p, u32 index, u32& segment_before) {
+        part = p.is_parted ? index % p.splits : 0;
+        index = p.is_parted ? index / p.splits : index;
+        while (p.before[segment_before + 1] * p.row_tiles <= index) segment_before++;
+        segment = segment_before;
+        u32 width = p.before[segment + 1] - p.before[segment];
+        index -= p.before[segment] * p.row_tiles;
+        row_tile = index / width;
+        column = index % width * TOKENS;
+    }
+};
+
+// Blocks of the depth of part `index`: whole stages of weights.
+DEVICE void part_of(const Problem& p, u32 index, u32& start, u32& end) {
+    u32 spans = (p.blocks + SPAN - 1) / SPAN;
+    start = spans * index / p.splits * SPAN;
+    end = spans * (index + 1) / p.splits * SPAN;
+    end = end < p.blocks ? end : p.blocks;
+}
+
+// Where the columns of a segment begin among the rows of x: eights of rows never hold two segments' (halves.cu).
+DEVICE u32 first_row(const u32* starts, u32 segment) { return starts ? (starts[segment] + 7) / 8 * 8 + 8 * segment : 0; }
+
+// (segments + 1) counts of tiles before each segment. One warp.
+DEVICE void count_tiles(const Problem& p, u32* before) {
+    u32 lane = threadIdx.x % 32, sum = 0;
+    for (u32 first = 0; first < p.segments; first += 32) {
+        u32 s = first + lane, own = 0;
+        if (s < p.segments) own = ((p.starts ? p.starts[s + 1] - p.starts[s] : p.tokens) + TOKENS - 1) / TOKENS;
+        u32 upto = own;
+#pragma unroll
+        for (int width = 1; width < 32; width *= 2) {
+            u32 other = __shfl_up_sync(0xffffffffu, upto, width);
+            upto += lane >= width ? other : 0;
+        }
+        if (s < p.segments) before[s + 1] = sum + upto;
+        sum += __shfl_sync(0xffffffffu, upto, 31);
+    }
+    if (lane == 0) before[0] = 0;
+}
+
+// weights [segments][tiles of TILE_ROWS][chunks]; x_scales for each row of x; y rows of `y_stride`, or where `parts` are wanted
+// [splits][tokens][rows] of them, without the bias. `order` as in columns.cuh; `up` and `down` are the matrix's power of two and what
+// undoes it.
+KERNEL
+#if CLUSTER > 1
+__cluster_dims__(CLUSTER, 1, 1)
+#endif
+__launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const float* x_scales, float* y, float* parts, const float* bias,
+                                      const u32* starts, const u32* order, u32 rows, u32 depth, u32 tokens, u32 segments,
+                                      u32 x_eights, u32 y_stride, u32 splits, u32 sliced, float up, float down) {
+    DYNAMIC_SHARED(u8, dynamic);
+    u8* shared = dynamic + ((1024 - (shared_address(dynamic) & 1023)) & 1023);
+    u8* const ring = shared + STAGES * X_BYTES;
+    const u32 x_stages = shared_address(shared), weight_stages = shared_address(ring);
+    const Barriers barriers(weight_stages + WEIGHT_STAGES * WEIGHT_BYTES);
+    u8* behind = shared + SHARED_BYTES + BARRIER_BYTES;
+    float* const column_scales = (float*)behind;
+    u32* const column_places = (u32*)behind + TOKENS;
+    u32* const before = column_places + TOKENS;
+    const u32 rank = CLUSTER > 1 ? block_of_cluster() : 0;
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+
+    Problem p;
+    p.starts = starts;
+    p.tokens = tokens;
+    p.segments = segments;
+    p.row_tiles = (rows + ROWS * CLUSTER - 1) / (ROWS * CLUSTER);
+    p.blocks = (depth + BLOCK - 1) / BLOCK;
+    p.splits = splits;
+    p.is_parted = parts != 0;
+    p.before = before;
+    const u32 tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    const u64 tile_bytes = (u64)((depth + CHUNK_FEATURES - 1) / CHUNK_FEATURES) * CHUNK;
+
+    if (threadIdx.x == 0) {
+        for (u32 s = 0; s < STAGES; s++) {
+            barrier_init(barriers.x_full + 8 * s, 1);
+            barrier_init(barriers.x_empty + 8 * s, CONSUMERS * 4 * CLUSTER);
+        }
+        for (u32 s = 0; s < WEIGHT_STAGES; s++) {
+            barrier_init(barriers.weights_full + 8 * s, 1);
+            barrier_init(barriers.weights_empty + 8 * s, CONSUMERS * 4);
+        }
+        barriers_ready();
+    }
+    if (warp == 0) count_tiles(p, before);
+    // A last stage may be filled in part: what lies behind meets zeros of x, but must be numbers.
+    if (depth % (SPAN * BLOCK) != 0) {
+        for (u32 i = threadIdx.x; i < WEIGHT_STAGES * WEIGHT_BYTES / 16; i += THREADS) ((uint4*)ring)[i] = make_uint4(0, 0, 0, 0);
+        writes_before_copies();
+    }
+    __syncthreads();
+    if (CLUSTER > 1) wait_for_cluster();
+
+    const u32 step = gridDim.x / CLUSTER, count = p.count();
+    u32 segment = 0;
+    if (warp >= CONSUMERS * 4) {
+        give_registers<40>();
+        if (warp == CONSUMERS * 4 && lane == 0) {
+            Ring<STAGES> at;
+            at.parity = 1;
+            for (u32 t = blockIdx.x / CLUSTER; t < count; t += step) {
+                Tile tile(p, t, segment);
+                u32 first = first_row(starts, tile.segment) + tile.column + rank * (TOKENS / CLUSTER), slice = sliced ? tile.segment : 0;
+                u32 s0 = p.is_parted ? tile.part : 0, s1 = p.is_parted ? tile.part + 1 : splits, start, end, unused;
+                part_of(p, s0, start, unused);
+                part_of(p, s1 - 1, unused, end);
+                const u8* from = x + ((u64)(slice * p.blocks + start) * x_eights + first / 8) * (8 * BLOCK * 2);
+                for (u32 b = start; b < end; b++, from += (u64)x_eights * (8 * BLOCK * 2)) {
+                    barrier_wait(barriers.x_empty + 8 * at.stage, at.parity);
+                    barrier_expect(barriers.x_full + 8 * at.stage, X_BYTES);
+                    u32 to = x_stages + at.stage * X_BYTES + rank * (X_BYTES / CLUSTER);
+#if CLUSTER > 1
+                    copy_bulk_to_all(to, from, X_BYTES / CLUSTER, barriers.x_full + 8 * at.stage, (1 << CLUSTER) - 1);
+#else
+                    copy_bulk(to, from, X_BYTES, barriers.x_full + 8 * at.stage);
+#endif
+                    at.next();
+                }
+            }
+        } else if (warp == CONSUMERS * 4 + 1) {
+            Ring<WEIGHT_STAGES> at;
+            at.parity = 1;
+            for (u32 t = blockIdx.x / CLUSTER; t < count; t += step) {
+                Tile tile(p, t, segment);
+                u32 first = (tile.row_tile * CLUSTER + rank) * TILES;
+                u32 here = first < tiles ? (tiles - first < TILES ? tiles - first : TILES) : 0;
+                u32 s0 = p.is_parted ? tile.part : 0, s1 = p.is_parted ? tile.part + 1 : splits, start, end, unused;
+                part_of(p, s0, start, unused);
+                part_of(p, s1 - 1, unused, end);
+                const u8* from = weights + ((u64)tile.segment * tiles + first + lane) * tile_bytes;
+                for (u32 b = start; b < end; b += SPAN) {
+                    u64 offset = (u64)(b / SPAN) * TILE_BYTES;
+                    u32 bytes = tile_bytes - offset < TILE_BYTES ? (u32)(tile_bytes - offset) : TILE_BYTES;
+                    if (lane == 0) {
+                        barrier_wait(barriers.weights_empty + 8 * at.stage, at.parity);
+                        barrier_expect(barriers.weights_full + 8 * at.stage, here * bytes);
+                    }
+                    __syncwarp();
+                    u32 to = weight_stages + at.stage * WEIGHT_BYTES + lane * TILE_BYTES;
+                    if (lane < here) copy_bulk(to, from + offset, bytes, barriers.weights_full + 8 * at.stage);
+                    at.next();
+                }
+            }
+        }
+    } else {
+        take_registers<232>();
+        const u32 up_pair = pair_of_halves(up, up);
+        // The first row, of the tile, that this warp multiplies.
+        const u32 own_row = warp / 4 * (ROW_RUNS * 64) + warp % 4 * 16;
+        Ring<STAGES> x_at;
+        Ring<WEIGHT_STAGES> w_at;
+        auto load = [&](Unit(&units)[ROW_RUNS], u32 unit) {
+#pragma unroll
+            for (int m = 0; m < ROW_RUNS; m++) {
+                u32 row = own_row + m * 64;
+                const u8* at = ring + w_at.stage * WEIGHT_BYTES + row / TILE_ROWS * TILE_BYTES + row % TILE_ROWS * 16;
+                units[m].load(at, unit, lane, up, up_pair);
+            }
+        };
+        auto expand = [&](const Unit(&units)[ROW_RUNS], Operands(&out)[ROW_RUNS]) {
+#pragma unroll
+            for (int m = 0; m < ROW_RUNS; m++) units[m].expand(out[m], up);
+        };
+        auto give_x = [&](u32 stage) {
+            if (lane >= CLUSTER) return;
+#if CLUSTER > 1
+            barrier_arrive_at(barriers.x_empty + 8 * stage, lane);
+#else
+            barrier_arrive(barriers.x_empty + 8 * stage);
+#endif
+        };
+        for (u32 t = blockIdx.x / CLUSTER; t < count; t += step) {
+            Tile tile(p, t, segment);
+            const u32 column_count = starts ? starts[tile.segment + 1] - starts[tile.segment] : tokens;
+            // On its way while the tile is multiplied.
+            const u32 own_column = tile.column + threadIdx.x;
+            float own_scale = 0.0f;
+            u32 own_place = 0xffffffffu;
+            if (threadIdx.x < TOKENS && own_column < column_count) {
+                own_scale = x_scales[first_row(starts, tile.segment) + own_column];
+                own_place = order ? order[starts[tile.segment] + own_column] : own_column;
+            }
+            float sums[ROW_RUNS][SUMS];
+#if TOTALS
+            float totals[ROW_RUNS][SUMS];
+#endif
+            const u32 s0 = p.is_parted ? tile.part : 0, s1 = p.is_parted ? tile.part + 1 : splits;
+            for (u32 s = s0; s < s1; s++) {
+                u32 start, end;
+                part_of(p, s, start, end);
+#pragma unroll
+                for (int m = 0; m < ROW_RUNS; m++)
+#pragma unroll
+                    for (int i = 0; i < SUMS; i++) sums[m][i] = 0.0f;
+                Operands first[ROW_RUNS], second[ROW_RUNS];
+                Unit units[ROW_RUNS];
+                barrier_wait(barriers.weights_full + 8 * w_at.stage, w_at.parity);
+                load(units, 0);
+                expand(units, first);
+                u32 stage_before = x_at.stage;
+                for (u32 b = start; b < end; b += SPAN) {
+#pragma unroll
+                    for (int u = 0; u < SPAN; u++) {
+                        if (u > 0 && CHUNK_FEATURES < SPAN * BLOCK && b + u >= end) break;
+                        const u64 operand = operand_of(x_stages + x_at.stage * X_BYTES);
+                        barrier_wait(barriers.x_full + 8 * x_at.stage, x_at.parity);
+                        products_begin();
+#pragma unroll
+                        for (int h = 0; h < 2; h++)
+#pragma unroll
+                            for (int m = 0; m < ROW_RUNS; m++) multiply_add(sums[m], first[m].half[h], operand + h * 2);
+                        products_commit();
+                        load(units, 2 * u + 1);
+                        // The second half of the block before: its operands, and its stage, are free.
+                        products_wait<1>();
+                        if (b + u > start) give_x(stage_before);
+                        expand(units, second);
+                        products_begin();
+#pragma unroll
+                        for (int h = 0; h < 2; h++)
+#pragma unroll
+                            for (int m = 0; m < ROW_RUNS; m++) multiply_add(sums[m], second[m].half[h], operand + 4 + h * 2);
+                        products_commit();
+                        stage_before = x_at.stage;
+                        x_at.next();
+                        if (u == SPAN - 1 || b + u + 1 >= end) {
+                            __syncwarp();
+                            if (lane == 0) barrier_arrive(barriers.weights_empty + 8 * w_at.stage);
+                            w_at.next();
+                        }
+                        if (b + u + 1 < end) {
+                            if (u == SPAN - 1) barrier_wait(barriers.weights_full + 8 * w_at.stage, w_at.parity);
+                            load(units, u == SPAN - 1 ? 0 : 2 * u + 2);
+                        }
+                        products_wait<1>();
+                        if (b + u + 1 < end) expand(units, first);
+                    }
+                }
+                products_wait<0>();
+                give_x(stage_before);
+#if TOTALS
+#pragma unroll
+                for (int m = 0; m < ROW_RUNS; m++)
+#pragma unroll
+                    for (int i = 0; i < SUMS; i++) totals[m][i] = s == s0 ? sums[m][i] : totals[m][i] + sums[m][i];
+#endif
+            }
+#if TOTALS
+            auto& result = totals;
+#else
+            auto& result = sums;
+#endif
+            // Scales and places of the columns, for all.
+            wait_for_threads(1, CONSUMERS * 128);
+            if (threadIdx.x < TOKENS) {
+                column_scales[threadIdx.x] = p.is_parted ? 1.0f : own_scale * down;
+                column_places[threadIdx.x] = p.is_parted && own_place != 0xffffffffu ? tile.part * tokens + own_column : own_place;
+            }
+            wait_for_threads(1, CONSUMERS * 128);
+            const u32 row = (tile.row_tile * CLUSTER + rank) * ROWS + own_row + lane / 4;
+            float* const out = p.is_parted ? parts + row : y + (sliced ? tile.segment * rows : 0) + row;
+            const u32 stride = p.is_parted ? rows : y_stride;
+            float added[ROW_RUNS][2];
+#pragma unroll
+            for (int m = 0; m < ROW_RUNS; m++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    u32 r = row + m * 64 + h * 8;
+                    added[m][h] = bias && r < rows ? bias[tile.segment * rows + r] : 0.0f;
+                }
+#pragma unroll
+            for (int j = 0; j < TOKENS / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    const u32 column = j * 8 + lane % 4 * 2 + e, place = column_places[column];
+                    if (place == 0xffffffffu) continue;
+                    const float scale = column_scales[column];
+                    float* const at = out + (u64)place * stride;
+#pragma unroll
+                    for (int m = 0; m < ROW_RUNS; m++)
+#pragma unroll
+                        for (int h = 0; h < 2; h++) {
+                            float value = result[m][j * 4 + h * 2 + e] * scale;
+                            if (row + m * 64 + h * 8 < rows) at[m * 64 + h * 8] = bias ? value + added[m][h] : value;
+                        }
+                }
+        }
+    }
+    // Nobody leaves while another block may still write here.
+    if (CLUSTER > 1) wait_for_cluster();
+}
+
+// y (tokens, rows) = the parts of each sum, in order, scaled, and the bias.
+KERNEL add_parts(const float* parts, const float* x_scales, float* y, const float* bias, u32 rows, u32 tokens, u32 y_stride,
+                 u32 splits, float down) {
+    u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x, count = (u64)rows * tokens;
+    if (at >= count) return;
+    u32 token = (u32)(at / rows), row = (u32)(at % rows);
+    float sum = parts[at];
+    for (u32 s = 1; s < splits; s++) sum = sum + parts[s * count + at];
+    sum = sum * (x_scales[token] * down);
+    y[(u64)token * y_stride + row] = bias ? sum + bias[row] : sum;
+}

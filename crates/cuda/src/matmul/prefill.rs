@@ -1,0 +1,175 @@
+//! Launches of prompt rows: 16-bit operands, in tiles whose width follows from the columns that a matrix has.
+
+use std::sync::Arc;
+
+use super::{
+    pack::PackedMatrix,
+    prefill_tile::{self, BLOCK, PrefillTile},
+    project::{Share, rows_of},
+    select::Packed,
+};
+use crate::{
+    driver::{Arg, Gpu, Memory},
+    kernels::{HALVES_THREADS, Module},
+    tensor::{Tensor, blocks, each},
+};
+
+/// Rows of x that lie together.
+const EIGHT: usize = 8;
+
+/// Bytes of eight rows of a block.
+const EIGHT_BYTES: usize = EIGHT * BLOCK * 2;
+
+/// Columns of the widest tile: a copy may reach as far beyond the last row.
+const TOKENS_MAX: usize = 256;
+
+/// Rows of a tensor as f16 in the order of the columns that they become, as `kernels/quantize/halves.cu` leaves them.
+pub(crate) struct Halves {
+    /// Eights of rows.
+    eights: usize,
+    numbers: Memory,
+    /// What undoes each row's factor.
+    scales: Memory,
+}
+
+/// Brings the input of `matrix`, and of all matrices of its depth, into 16 bits.
+pub(crate) fn halves(gpu: &Arc<Gpu>, x: &Tensor, matrix: &PackedMatrix, share: &Share<'_>) -> Halves {
+    let (segments, depth) = (matrix.segments, matrix.depth);
+    let slices = if share.is_sliced { segments } else { 1 };
+    let columns = share.x.len() * share.places_each();
+    // Each segment's columns begin with an eight of their own.
+    let eights = columns.div_ceil(EIGHT) + if share.places.is_some() { segments } else { 0 };
+    let groups = slices * depth.div_ceil(BLOCK) * eights;
+    let halves = Halves {
+        eights,
+        numbers: gpu.take((groups + TOKENS_MAX / EIGHT) * EIGHT_BYTES),
+        scales: gpu.take(eights * EIGHT * size_of::<f32>()),
+    };
+    let [starts, order] = share.lists();
+    let mut args = vec![rows_of(x, &share.x), Arg::Memory(&halves.numbers), Arg::Memory(&halves.scales), starts, order];
+    args.extend([slices, depth, eights, segments, share.places_each()].map(Arg::U32));
+    gpu.launch(Module::Halves, "halves", blocks([columns, 1, 1], HALVES_THREADS), &args);
+    halves
+}
+
+/// Multiplies rows in the arithmetic of 16-bit operands.
+pub(crate) fn multiply(
+    gpu: &Arc<Gpu>,
+    x: &Halves,
+    matrix: &PackedMatrix,
+    bias: Option<&Memory>,
+    share: &Share<'_>,
+    y: &Tensor,
+) {
+    let PackedMatrix { form, segments, rows, depth, up, .. } = *matrix;
+    let columns = share.x.len() * share.places_each();
+    let shape = Shape { rows, depth, segments, columns, is_routed: share.places.is_some() };
+    let plan = shape.plan(form, gpu.processors(), matrix.forced_prefill);
+    let parts = plan.is_parted.then(|| gpu.take(plan.parts * columns * rows * size_of::<f32>()));
+    let tile = plan.tile;
+    let module = Module::Prefill(form, tile);
+    let sent_parts: Arg<'_> = parts.as_ref().into();
+    let mut args =
+        vec![Arg::Memory(&matrix.memory), Arg::Memory(&x.numbers), Arg::Memory(&x.scales), rows_of(y, &share.y)];
+    args.extend([sent_parts, bias.filter(|_| !plan.is_parted).into()]);
+    args.extend(share.lists());
+    args.extend([rows, depth, columns, segments, x.eights, y.width, plan.parts].map(Arg::U32));
+    args.extend([Arg::U32((share.is_sliced && segments > 1).into()), Arg::F32(up), Arg::F32(up.recip())]);
+    gpu.launch(module, "prefill", tile.launch(form, plan.tiles, gpu.processors()), &args);
+    if let Some(parts) = parts {
+        let mut args = vec![Arg::Memory(&parts), Arg::Memory(&x.scales), rows_of(y, &share.y), bias.into()];
+        args.extend([rows, columns, y.width, plan.parts].map(Arg::U32));
+        args.push(Arg::F32(up.recip()));
+        gpu.launch(module, "add_parts", each(rows * columns), &args);
+    }
+}
+
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shape {
+    rows: usize,
+    depth: usize,
+    segments: usize,
+    /// Of all segments together where they are routed, else of each.
+    columns: usize,
+    is_routed: bool,
+}
+
+/// How it is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    tile: PrefillTile,
+    /// Parts of each sum.
+    parts: usize,
+    /// Whether tiles take one part each, which are added afterwards; else one tile takes all.
+    is_parted: bool,
+    /// Tiles, at most.
+    tiles: usize,
+}
+
+impl Shape {
+    /// The tile of the least time by a plain reckoning. Only speed depends on it; the parts of a sum are the shape's.
+    fn plan(self, form: Packed, processors: usize, forced: Option<PrefillTile>) -> Plan {
+        let parts = prefill_tile::parts(self.rows, self.depth, self.segments);
+        let plans = prefill_tile::all(form).into_iter().chain(forced).flat_map(|tile| {
+            let plan = |is_parted: bool| {
+                let [along_rows, along_columns] = tile.tiles(self.rows, self.columns);
+                let tiles = if self.is_routed {
+                    along_rows * (along_columns + self.segments)
+                } else {
+                    along_rows * along_columns * self.segments
+                };
+                Plan { tile, parts, is_parted, tiles: tiles * if is_parted { parts } else { 1 } }
+            };
+            [plan(false), plan(true)]
+        });
+        let is_right = |p: &Plan| match forced {
+            Some(tile) => p.tile == tile,
+            None => true,
+        };
+        let can =
+            |p: &Plan| if p.parts == 1 { !p.is_parted && !p.tile.has_totals } else { p.is_parted != p.tile.has_totals };
+        let least = |a: &Plan, b: &Plan| self.cost(a, processors).total_cmp(&self.cost(b, processors));
+        plans.filter(|p| is_right(p) && can(p)).min_by(least).expect("every shape has a tile")
+    }
+
+    /// Time, in a unit of its own: rounds of tiles over processors, each as long as its products or its weights take.
+    fn cost(self, plan: &Plan, processors: usize) -> f64 {
+        let PrefillTile { tokens, cluster, .. } = plan.tile;
+        // Of an expert's last tile half is empty, on average; and experts do not have the same columns.
+        let tiles = if self.is_routed { plan.tiles as f64 - self.segments as f64 / 2.0 } else { plan.tiles as f64 };
+        let rounds = if self.is_routed {
+            tiles / (processors / cluster) as f64
+        } else {
+            (tiles / (processors / cluster) as f64).ceil()
+        };
+        // Narrow products wait for the expansion of their weights.
+        let products = (tokens as f64).max(48.0) + 24.0;
+        let time =
+            rounds.max(1.0) * plan.tile.rows() as f64 * products / if plan.is_parted { plan.parts as f64 } else { 1.0 };
+        time * if cluster > 1 { 0.98 } else { 1.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::matmul::layout::{Float, Layout};
+
+    proptest! {
+        /// Whatever is multiplied has a plan whose parts are the shape's alone.
+        #[test]
+        fn every_shape_has_a_plan(rows in 1usize..40_000, depth in 32usize..20_000, columns in 1usize..5000, segments in 1usize..300) {
+            for form in Layout::all().into_iter().map(Packed::Codes).chain(Float::forms()) {
+                let shape = Shape { rows, depth, segments, columns, is_routed: segments > 1 };
+                let plan = shape.plan(form, 132, None);
+                prop_assert!(plan.tile.is_sound(form));
+                prop_assert_eq!(plan.parts, Shape { columns: 1, ..shape }.plan(form, 108, None).parts);
+                prop_assert!(plan.parts == 1 || plan.is_parted || plan.tile.has_totals);
+                prop_assert!(plan.parts * prefill_tile::features_of_stage(form) <= depth || plan.parts == 1);
+            }
+        }
+    }
+}

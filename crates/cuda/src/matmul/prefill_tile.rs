@@ -1,0 +1,169 @@
+//! Tiles of the prefill kernels: what a block holds, how deep its rings are, and which tile a width gets.
+
+use super::{
+    layout::Float,
+    select::Packed,
+    tile::{FloatsTile, Launch, MMA_ROWS},
+};
+
+/// Features of a stage of activations: what one swizzled row of shared memory holds.
+pub const BLOCK: usize = 64;
+
+/// Warpgroups that multiply.
+const CONSUMERS: usize = 2;
+
+/// Weight rows of a warpgroup's product.
+const PRODUCT_ROWS: usize = 64;
+
+/// Those, and the warpgroup that copies.
+const THREADS: usize = (CONSUMERS + 1) * 128;
+
+/// Shared memory that a block of Hopper may have.
+const SHARED_BYTES_MAX: usize = 227 << 10;
+
+/// Bytes of a stage of weights up to which there are three.
+const SMALL_STAGE_BYTES: usize = 24 << 10;
+
+/// Segments whose tiles a block counts in shared memory.
+pub const SEGMENTS_MAX: usize = 1024;
+
+/// What a block of `prefill.cu` holds. The rings' depths follow from it and from the weights' form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PrefillTile {
+    /// Runs of 64 rows of a warpgroup.
+    pub row_runs: usize,
+    /// Columns.
+    pub tokens: usize,
+    /// Blocks that share columns.
+    pub cluster: usize,
+    /// Whether the parts of a sum can be added in registers.
+    pub has_totals: bool,
+}
+
+/// Blocks of the depth that a stage of weights spans: whole chunks, and copies of a few kilobytes.
+pub(crate) const fn span(form: Packed) -> usize {
+    match form {
+        Packed::Codes(layout) if layout.units == 8 => 4,
+        Packed::Codes(_) => 2,
+        Packed::Float(_) => 1,
+    }
+}
+
+impl PrefillTile {
+    /// Weight rows of a block.
+    pub const fn rows(self) -> usize {
+        CONSUMERS * self.row_runs * PRODUCT_ROWS
+    }
+
+    /// Bytes of a stage of activations.
+    const fn x_bytes(self) -> usize {
+        self.tokens * BLOCK * 2
+    }
+
+    /// Bytes of a stage of weights.
+    const fn weight_bytes(self, form: Packed) -> usize {
+        let features = span(form) * BLOCK;
+        match form {
+            Packed::Codes(layout) => self.rows() / MMA_ROWS * layout.tile_bytes(features),
+            Packed::Float(float) => self.rows() / FloatsTile::ROWS * float.tile_bytes(features),
+        }
+    }
+
+    /// Stages of activations and of weights: as many as fit, within reason.
+    pub const fn stages(self, form: Packed) -> (usize, usize) {
+        let weights = if self.weight_bytes(form) <= SMALL_STAGE_BYTES { 3 } else { 2 };
+        let rest = SHARED_BYTES_MAX - self.bytes_behind(8, 3) - weights * self.weight_bytes(form);
+        let fit = rest / self.x_bytes();
+        (if fit < 8 { fit } else { 8 }, weights)
+    }
+
+    /// Bytes for aligning the stages, and behind them: barriers, scales and places of columns, counts of tiles.
+    const fn bytes_behind(self, stages: usize, weight_stages: usize) -> usize {
+        1024 + 16 * (stages + weight_stages) + 8 * self.tokens + 4 * (SEGMENTS_MAX + 1)
+    }
+
+    /// Bytes of shared memory.
+    pub const fn shared_bytes(self, form: Packed) -> usize {
+        let (stages, weight_stages) = self.stages(form);
+        stages * self.x_bytes() + weight_stages * self.weight_bytes(form) + self.bytes_behind(stages, weight_stages)
+    }
+
+    /// Registers of sums that a thread holds.
+    pub const fn sums(self) -> usize {
+        self.row_runs * self.tokens / 2 * if self.has_totals { 2 } else { 1 }
+    }
+
+    /// Whether it can be launched for weights of a form.
+    pub const fn is_sound(self, form: Packed) -> bool {
+        self.sums() <= 128 && self.stages(form).0 >= 2 && self.shared_bytes(form) <= SHARED_BYTES_MAX
+    }
+
+    /// Tiles of one matrix: along rows for all blocks of a cluster, and along columns.
+    pub const fn tiles(self, rows: usize, columns: usize) -> [usize; 2] {
+        [rows.div_ceil(self.rows() * self.cluster), columns.div_ceil(self.tokens)]
+    }
+
+    /// The launch for at most `tiles` tiles on a card of so many processors.
+    pub fn launch(self, form: Packed, tiles: usize, processors: usize) -> Launch {
+        let blocks = tiles.min(processors / self.cluster).max(1) * self.cluster;
+        Launch { grid: [blocks, 1, 1], threads: THREADS, shared_bytes: self.shared_bytes(form), groups: 1 }
+    }
+
+    pub(crate) fn constants(self, form: Packed) -> Vec<(&'static str, usize)> {
+        let PrefillTile { row_runs, tokens, cluster, has_totals } = self;
+        let (stages, weight_stages) = self.stages(form);
+        let (mut constants, tile_rows) = match form {
+            Packed::Codes(layout) => (layout.constants(), MMA_ROWS),
+            Packed::Float(float) => (float.constants(), FloatsTile::ROWS),
+        };
+        constants.extend([
+            ("ROW_RUNS", row_runs),
+            ("TOKENS", tokens),
+            ("CLUSTER", cluster),
+            ("TOTALS", has_totals.into()),
+            ("STAGES", stages),
+            ("WEIGHT_STAGES", weight_stages),
+            ("SPAN", span(form)),
+            ("TILE_ROWS", tile_rows),
+            ("THREADS", THREADS),
+        ]);
+        constants
+    }
+}
+
+/// Every tile that a form of weights may be multiplied in.
+pub fn all(form: Packed) -> Vec<PrefillTile> {
+    let tile = |row_runs, tokens, cluster, has_totals| PrefillTile { row_runs, tokens, cluster, has_totals };
+    let all = [
+        tile(1, 32, 1, false),
+        tile(1, 64, 1, false),
+        tile(2, 64, 1, false),
+        tile(1, 128, 1, false),
+        tile(2, 128, 1, false),
+        tile(1, 256, 1, false),
+        tile(1, 256, 2, false),
+        tile(1, 128, 1, true),
+    ];
+    all.into_iter().filter(|t| t.is_sound(form)).collect()
+}
+
+/// How many parts the depth of a matrix is cut into, whose sums are added in order: a function of its shape alone, since
+/// every number depends on it. A matrix of few rows has too few tiles for a card.
+pub fn parts(rows: usize, depth: usize, segments: usize) -> usize {
+    if segments > 1 || rows > 4096 || depth < 2048 {
+        return 1;
+    }
+    if depth < 4096 { 2 } else { 4 }
+}
+
+/// Features of a stage of weights: no part of a depth is shorter.
+pub const fn features_of_stage(form: Packed) -> usize {
+    span(form) * BLOCK
+}
+
+impl Float {
+    /// All forms of plain weights.
+    pub fn forms() -> [Packed; 3] {
+        Float::ALL.map(Packed::Float)
+    }
+}
