@@ -169,7 +169,7 @@ impl Gpu {
     }
 
     fn lost(&self, reason: String) -> Error {
-        Error::DeviceLost { device: self.name.clone(), reason }
+        Error::DeviceLost { device: self.name.clone(), reason: format!("{reason}; start again, or use the CPU") }
     }
 
     /// Compiles and loads modules, so that no step has to.
@@ -269,9 +269,14 @@ impl Gpu {
         }
     }
 
+    /// Under audit memory is as long as what it holds, so that a tool which watches accesses sees every one behind the end.
+    fn grain(&self) -> usize {
+        if self.is_audited { 1 } else { GRAIN }
+    }
+
     /// Memory of a step: from the pool, and back to it. Its contents are anything; under audit, NaN.
     pub(crate) fn take(self: &Arc<Gpu>, bytes: usize) -> Memory {
-        let bytes = bytes.max(1).next_multiple_of(GRAIN);
+        let bytes = bytes.max(1).next_multiple_of(self.grain());
         let free = lock(&self.free).get_mut(&bytes).and_then(Vec::pop);
         let pointer = free.or_else(|| self.allocate(bytes)).unwrap_or_else(|| {
             self.fail("take memory of a step", format!("no room for {bytes} bytes"));
@@ -287,7 +292,7 @@ impl Gpu {
     /// Memory that stays: weights, caches. Under audit, NaN; else zeros.
     pub(crate) fn reserve(self: &Arc<Gpu>, bytes: usize, what: &str) -> Result<Memory, Error> {
         let full = || Error::OutOfMemory { device: self.name.clone(), what: what.to_owned(), bytes };
-        let bytes = bytes.max(1).checked_next_multiple_of(GRAIN).ok_or_else(full)?;
+        let bytes = bytes.max(1).checked_next_multiple_of(self.grain()).ok_or_else(full)?;
         let pointer = self.allocate(bytes).ok_or_else(full)?;
         let memory = Memory { gpu: self.clone(), pointer, bytes, is_pooled: false };
         self.fill(&memory, if self.is_audited { POISON } else { 0 });

@@ -1,4 +1,5 @@
 //! Tests from the outside.
 
 mod card;
+mod emulation;
 mod packing;

@@ -1,0 +1,67 @@
+// What a compiled kernel asks of the emulated machine, and what it tells of itself. Both sides include this; no header of the
+// system is, for kernels have names of their own.
+#pragma once
+
+namespace emulation {
+
+using u8 = unsigned char;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+struct Index {
+    unsigned x, y, z;
+};
+
+// Where a thread stands in its launch.
+struct Place {
+    Index thread, block, block_size, grid;
+};
+
+// A line of a kernel's source.
+struct Site {
+    const char* file;
+    int line;
+};
+
+// Why threads wait for each other.
+enum class Meeting : unsigned { Block, Warp, Gather, Multiply };
+
+// What a thread brings to a product of matrices. Sums are as many as the instruction leaves in a thread.
+struct Multiplication {
+    enum Kind : unsigned { U8S8Depth32, U8S8Depth16 } kind;
+    void* sums;
+    const u32* a;
+    const u32* b;
+};
+
+// A kernel, as a module describes it.
+struct Kernel {
+    unsigned threads_max;
+    unsigned parameters;
+    const unsigned* sizes;
+    const unsigned* offsets;
+    void (*call)(void** values);
+};
+
+} // namespace emulation
+
+#define EXPORTED __attribute__((visibility("default")))
+
+extern "C" {
+#pragma GCC visibility push(default)
+// Of the thread that runs.
+emulation::Index emulation_thread();
+emulation::Index emulation_block();
+emulation::Index emulation_block_size();
+emulation::Index emulation_grid();
+emulation::u8* emulation_dynamic_shared();
+
+void emulation_sync_block(emulation::Site site);
+void emulation_sync_warp(emulation::u32 mask, emulation::Site site);
+// The value that lane `from` brings, once all lanes of the mask are there; bits of NaN where it is none of them, or has left.
+emulation::u64 emulation_shuffle(emulation::u32 mask, emulation::u64 value, int from, emulation::Site site);
+// The lanes of the mask that bring anything but 0.
+emulation::u32 emulation_vote(emulation::u32 mask, bool is_set, emulation::Site site);
+void emulation_multiply(const emulation::Multiplication* part, emulation::Site site);
+#pragma GCC visibility pop
+}

@@ -1,0 +1,101 @@
+#include "launch.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "report.h"
+#include "settings.h"
+
+namespace emulation {
+
+// Fewer threads than this are not worth waking a worker.
+static constexpr u64 shared_from = 1024;
+
+namespace {
+
+// A launch on its way.
+struct Work {
+    Launch launch;
+    u64 blocks;
+    std::atomic<u64> next{0};
+    std::atomic<bool> has_failed{false};
+    std::string failure;
+    std::mutex failing;
+};
+
+// Workers that wait for launches. They stay until the process ends.
+class Pool {
+public:
+    static Pool& get() {
+        static Pool* pool = new Pool;
+        return *pool;
+    }
+
+    void run(Work& work, bool is_shared) {
+        if (is_shared) {
+            std::lock_guard lock(changes);
+            current = &work;
+            turn++;
+            busy = helpers;
+            wake.notify_all();
+        }
+        take_blocks(*own, work);
+        if (!is_shared) return;
+        std::unique_lock lock(changes);
+        done.wait(lock, [this] { return busy == 0; });
+    }
+
+private:
+    Pool() : own(new Worker(0)) {
+        unsigned wanted = settings().workers ? settings().workers : std::thread::hardware_concurrency();
+        helpers = wanted > 1 ? wanted - 1 : 0;
+        for (unsigned i = 1; i <= helpers; i++) std::thread([this, i] { serve(i); }).detach();
+    }
+
+    void serve(size_t index) {
+        auto* worker = new Worker(index);
+        for (u64 seen = 0;;) {
+            std::unique_lock lock(changes);
+            wake.wait(lock, [&] { return turn != seen; });
+            seen = turn;
+            Work& work = *current;
+            lock.unlock();
+            take_blocks(*worker, work);
+            lock.lock();
+            if (--busy == 0) done.notify_one();
+        }
+    }
+
+    static void take_blocks(Worker& worker, Work& work) {
+        for (u64 block; (block = work.next++) < work.blocks && !work.has_failed;) {
+            if (worker.run(work.launch, block)) continue;
+            std::lock_guard lock(work.failing);
+            if (!work.has_failed.exchange(true)) work.failure = describe(worker);
+        }
+    }
+
+    Worker* own;
+    unsigned helpers = 0;
+    std::mutex changes;
+    std::condition_variable wake, done;
+    Work* current = nullptr;
+    u64 turn = 0;
+    unsigned busy = 0;
+};
+
+} // namespace
+
+std::string run(Launch launch) {
+    static std::mutex one_at_a_time;
+    static u32 serial = 0;
+    std::lock_guard lock(one_at_a_time);
+    launch.serial = ++serial;
+    Work work{launch, u64{launch.grid.x} * launch.grid.y * launch.grid.z, {}, {}, {}, {}};
+    u64 threads = work.blocks * launch.block.x * launch.block.y * launch.block.z;
+    Pool::get().run(work, work.blocks > 1 && threads >= shared_from);
+    return work.failure;
+}
+
+} // namespace emulation

@@ -1,0 +1,123 @@
+// Every load and store of a kernel comes by here: modules are compiled with the instrumentation of -fsanitize=thread, whose
+// functions these are (the sanitizer's own library is not linked). So each access is held to the memory that the thread has, to its
+// width, and to what other threads did to the same bytes.
+//
+// Seen: races within a block in shared memory; in the card's memory, two threads that write a byte, and reading what another
+// thread of the launch wrote. Not seen: writing what another thread of the launch has read, and what only a card's own order breaks.
+#include <algorithm>
+
+#include "memory.h"
+#include "worker.h"
+
+namespace emulation {
+
+static Fault found(Fault::Kind kind, uintptr_t at, unsigned bytes, bool writes, const void* code) {
+    Fault fault;
+    fault.kind = kind;
+    fault.code = code;
+    fault.at = reinterpret_cast<const void*>(at);
+    fault.bytes = bytes;
+    fault.writes = writes;
+    return fault;
+}
+
+// `offset` counts from the first record.
+static inline void touch_shared(Worker& w, Touched* records, uintptr_t offset, uintptr_t at, unsigned bytes, bool writes,
+                                const void* code) {
+    for (unsigned done = 0; done < bytes;) {
+        unsigned first = (offset + done) % 4, here = std::min(4 - first, bytes - done), mask = ((1u << here) - 1) << first;
+        Touched& word = records[(offset + done) / 4];
+        const Access* other = nullptr;
+        if (word.write.bytes & mask && !w.knows(word.write.thread, word.write.time, false)) {
+            other = &word.write;
+        } else if (writes && word.read.bytes & mask && !w.knows(word.read.thread, word.read.time, true)) {
+            other = &word.read;
+        }
+        if (other) {
+            Fault fault = found(Fault::Race, at + done, bytes, writes, code);
+            fault.other = other->thread;
+            w.fail(fault);
+        }
+        (writes ? word.write : word.read) = {w.clock, mask, w.thread_index()};
+        done += here;
+    }
+}
+
+static void touch_card(Worker& w, Allocation& allocation, uintptr_t at, unsigned bytes, bool writes, const void* code) {
+    u32 serial = w.launch->serial;
+    if (!writes && allocation.launch.load(std::memory_order_relaxed) != serial) return;
+    Written* records = allocation.records() + (at - allocation.begin);
+    for (unsigned i = 0; i < bytes; i++) {
+        Written& byte = records[i];
+        if (byte.launch == serial && !(byte.block == w.block && w.knows(byte.thread, byte.time, false))) {
+            Fault fault = found(Fault::Race, at + i, bytes, writes, code);
+            fault.other = byte.thread;
+            w.fail(fault);
+        }
+        if (!writes) continue;
+        byte.launch = serial;
+        byte.block = w.block;
+        byte.time = w.clock;
+        byte.thread = w.thread_index();
+    }
+    if (writes) allocation.launch.store(serial, std::memory_order_relaxed);
+}
+
+static void elsewhere(Worker& w, uintptr_t at, unsigned bytes, bool writes, const void* code) {
+    uintptr_t fixed = at - reinterpret_cast<uintptr_t>(w.instance->shared);
+    if (fixed < w.instance->shared_bytes && bytes <= w.instance->shared_bytes - fixed)
+        return touch_shared(w, w.fixed_touched.data(), fixed, at, bytes, writes, code);
+    // Constants of the module.
+    if (!writes && at >= w.instance->begin && at + bytes <= w.instance->end) return;
+    w.fail(found(Fault::Outside, at, bytes, writes, code));
+}
+
+static inline __attribute__((always_inline)) void watch(const void* pointer, unsigned bytes, bool writes, const void* code) {
+    Worker* w = worker;
+    if (!w || !w->is_running) return;
+    auto at = reinterpret_cast<uintptr_t>(pointer);
+    if (at - w->stack_low < Stacks::bytes) return;
+    Memory& memory = Memory::get();
+    if (memory.is_card(at)) {
+        Allocation* allocation = memory.find(at);
+        if (!allocation || !allocation->holds(at, bytes)) w->fail(found(Fault::Outside, at, bytes, writes, code));
+        if (allocation->is_free) w->fail(found(Fault::Freed, at, bytes, writes, code));
+        return touch_card(*w, *allocation, at, bytes, writes, code);
+    }
+    uintptr_t dynamic = at - reinterpret_cast<uintptr_t>(w->dynamic_shared);
+    if (dynamic < dynamic_shared_most) {
+        if (dynamic + bytes > w->launch->shared_bytes) w->fail(found(Fault::Outside, at, bytes, writes, code));
+        return touch_shared(*w, w->dynamic_touched.data(), dynamic, at, bytes, writes, code);
+    }
+    elsewhere(*w, at, bytes, writes, code);
+}
+
+} // namespace emulation
+
+#define ACCESS(name, bytes, writes)                                                                             \
+    extern "C" EXPORTED void __tsan_##name(const void* at) { emulation::watch(at, bytes, writes, __builtin_return_address(0)); }
+ACCESS(read1, 1, false)
+ACCESS(read2, 2, false)
+ACCESS(read4, 4, false)
+ACCESS(read8, 8, false)
+ACCESS(read16, 16, false)
+ACCESS(write1, 1, true)
+ACCESS(write2, 2, true)
+ACCESS(write4, 4, true)
+ACCESS(write8, 8, true)
+ACCESS(write16, 16, true)
+
+extern "C" EXPORTED void __tsan_read_range(const void* at, unsigned long bytes) {
+    emulation::watch(at, static_cast<unsigned>(bytes), false, __builtin_return_address(0));
+}
+extern "C" EXPORTED void __tsan_write_range(const void* at, unsigned long bytes) {
+    emulation::watch(at, static_cast<unsigned>(bytes), true, __builtin_return_address(0));
+}
+extern "C" EXPORTED void __tsan_init() {}
+
+// What -fsanitize=alignment calls where an address is not a multiple of its type's alignment.
+extern "C" EXPORTED void __ubsan_handle_type_mismatch_v1(void*, void* pointer) {
+    using namespace emulation;
+    if (!worker || !worker->is_running) return;
+    worker->fail(found(Fault::Misaligned, reinterpret_cast<uintptr_t>(pointer), 0, false, __builtin_return_address(0)));
+}

@@ -1,0 +1,231 @@
+#include "worker.h"
+
+#include <cstring>
+#include <map>
+#include <sstream>
+
+namespace emulation {
+
+thread_local Worker* worker = nullptr;
+
+static constexpr int poison = 0xff;
+// As the widest that a copy of the card's asks for.
+static constexpr size_t shared_alignment = 1024;
+
+Worker::Worker(size_t index)
+    : index(index), stacks(threads_max), shared_memory(new u8[dynamic_shared_most + shared_alignment]), threads(threads_max),
+      warps(threads_max / lanes) {
+    auto at = reinterpret_cast<uintptr_t>(shared_memory.get());
+    dynamic_shared = reinterpret_cast<u8*>((at + shared_alignment - 1) / shared_alignment * shared_alignment);
+    dynamic_touched.resize(words_of(dynamic_shared_most));
+}
+
+static Index index_of(u64 number, Index of) {
+    return {unsigned(number % of.x), unsigned(number / of.x % of.y), unsigned(number / of.x / of.y)};
+}
+
+void Worker::start(u64 number) {
+    count = launch->block.x * launch->block.y * launch->block.z;
+    block = static_cast<u32>(number);
+    left = at_barrier = queue_first = queue_length = 0;
+    fault = Fault();
+    block_met = ++clock;
+    memset(dynamic_shared, poison, launch->shared_bytes);
+    memset(instance->shared, poison, instance->shared_bytes);
+    if (fixed_touched.size() < words_of(instance->shared_bytes)) fixed_touched.resize(words_of(instance->shared_bytes));
+    for (unsigned w = 0; w * lanes < count; w++) {
+        unsigned here = std::min(lanes, count - w * lanes);
+        warps[w].live = here == lanes ? ~0u : (1u << here) - 1;
+        warps[w].arrived = 0;
+        warps[w].agreed = warps[w].seen = clock;
+    }
+    Index block_index = index_of(number, launch->grid);
+    for (unsigned i = 0; i < count; i++) {
+        threads[i].stack = stacks.fresh(i, begin_thread);
+        threads[i].state = Thread::Ready;
+        threads[i].place = {index_of(i, launch->block), block_index, launch->block, launch->grid};
+        ready(i);
+    }
+}
+
+bool Worker::run(const Launch& what, u64 number) {
+    launch = &what;
+    instance = &what.function->module->instance(index);
+    kernel = instance->kernel(what.function->name);
+    worker = this;
+    start(number);
+    is_running = true;
+    running = queue[queue_first++];
+    queue_length--;
+    stack_low = reinterpret_cast<uintptr_t>(stacks.low(running));
+    // Back here when all threads have left, none can go on, or one has failed.
+    emulation_switch(&own_stack, threads[running].stack);
+    is_running = false;
+    if (fault.kind == Fault::None && left < count) {
+        fault.kind = Fault::Stuck;
+        waiting = who_waits();
+    }
+    return fault.kind == Fault::None;
+}
+
+void Worker::begin_thread() {
+    worker->kernel->call(worker->launch->values);
+    worker->leave();
+}
+
+void Worker::ready(unsigned thread) {
+    threads[thread].state = Thread::Ready;
+    queue[(queue_first + queue_length++) % threads_max] = thread;
+}
+
+void Worker::give_way() {
+    void** from = &threads[running].stack;
+    if (queue_length == 0) {
+        emulation_switch(from, own_stack);
+        return;
+    }
+    running = queue[queue_first];
+    queue_first = (queue_first + 1) % threads_max;
+    queue_length--;
+    stack_low = reinterpret_cast<uintptr_t>(stacks.low(running));
+    emulation_switch(from, threads[running].stack);
+}
+
+void Worker::leave() {
+    threads[running].state = Thread::Gone;
+    left++;
+    unsigned lane = running % lanes, first = running - lane;
+    Warp& warp = warps[running / lanes];
+    warp.live &= ~(1u << lane);
+    // Others may have waited for this one alone.
+    for (unsigned l = 0; l < lanes; l++)
+        if (warp.arrived >> l & 1 && threads[first + l].mask >> lane & 1 && completes(warp, first, threads[first + l].mask)) break;
+    give_way();
+    __builtin_unreachable();
+}
+
+void Worker::fail(Fault what) {
+    what.place = threads[running].place;
+    fault = what;
+    void* nowhere;
+    emulation_switch(&nowhere, own_stack);
+    __builtin_unreachable();
+}
+
+void Worker::sync_block(Site site) {
+    Thread& thread = threads[running];
+    thread.meeting = Meeting::Block;
+    thread.site = site;
+    thread.state = Thread::Waiting;
+    // Who has left never comes: the others wait for good, and that is told.
+    if (++at_barrier < count) return give_way();
+    at_barrier = 0;
+    block_met = ++clock;
+    thread.state = Thread::Ready;
+    for (unsigned i = 0; i < count; i++)
+        if (i != running) ready(i);
+}
+
+void Worker::meet(Meeting meeting, u32 mask, u64 value, Site site) {
+    Thread& thread = threads[running];
+    unsigned lane = running % lanes;
+    thread.meeting = meeting;
+    thread.mask = mask;
+    thread.site = site;
+    if (!(mask >> lane & 1)) fail({.kind = Fault::NotNamed, .site = site});
+    Warp& warp = warps[running / lanes];
+    warp.brought[lane] = value;
+    warp.arrived |= 1u << lane;
+    thread.state = Thread::Waiting;
+    if (!completes(warp, running - lane, mask)) give_way();
+}
+
+bool Worker::completes(Warp& warp, unsigned first, u32 mask) {
+    unsigned any = first + static_cast<unsigned>(__builtin_ctz(mask & warp.arrived));
+    Meeting meeting = threads[any].meeting;
+    u32 wanted = meeting == Meeting::Multiply ? mask : mask & warp.live;
+    if (wanted & ~warp.arrived) return false;
+    for (unsigned l = 0; l < lanes; l++) {
+        const Thread& other = threads[first + l];
+        bool is_here = wanted >> l & 1;
+        // The matrix instructions want one and the same for all; others may stand on two sides of a branch.
+        bool is_same = other.meeting == meeting && other.mask == mask;
+        bool is_one = meeting != Meeting::Multiply || other.site.line == threads[any].site.line;
+        if (is_here && !(is_same && is_one)) {
+            waiting = who_waits();
+            fail({.kind = Fault::Divergent, .site = other.site});
+        }
+    }
+    if (meeting == Meeting::Multiply) {
+        multiply(warp.brought);
+    } else {
+        for (unsigned l = 0; l < lanes; l++)
+            if (mask >> l & 1) warp.met[l] = wanted >> l & 1 ? warp.brought[l] : ~0ull;
+    }
+    warp.seen = ++clock;
+    if (meeting == Meeting::Warp) warp.agreed = clock;
+    warp.arrived &= ~mask;
+    for (unsigned l = 0; l < lanes; l++) {
+        if (!(wanted >> l & 1)) continue;
+        threads[first + l].state = Thread::Ready;
+        if (first + l != running) ready(first + l);
+    }
+    return true;
+}
+
+std::string Worker::who_waits() const {
+    static const char* const names[] = {"for the block", "for the warp", "in a shuffle or vote", "in a product of matrices"};
+    std::map<std::string, unsigned> groups;
+    for (unsigned i = 0; i < count; i++) {
+        const Thread& thread = threads[i];
+        std::ostringstream text;
+        if (thread.state == Thread::Gone) {
+            text << "left";
+        } else if (thread.state == Thread::Waiting) {
+            text << "wait " << names[static_cast<unsigned>(thread.meeting)] << " at " << thread.site.file << ':' << thread.site.line;
+            if (thread.meeting != Meeting::Block) text << " with mask 0x" << std::hex << thread.mask;
+        } else {
+            text << "could go on";
+        }
+        groups[text.str()]++;
+    }
+    std::ostringstream all;
+    const char* between = "";
+    for (const auto& [text, threads] : groups) {
+        all << between << threads << ' ' << text;
+        between = ", ";
+    }
+    return all.str();
+}
+
+} // namespace emulation
+
+using emulation::worker;
+
+extern "C" emulation::Index emulation_thread() { return worker->thread().place.thread; }
+extern "C" emulation::Index emulation_block() { return worker->thread().place.block; }
+extern "C" emulation::Index emulation_block_size() { return worker->launch->block; }
+extern "C" emulation::Index emulation_grid() { return worker->launch->grid; }
+extern "C" emulation::u8* emulation_dynamic_shared() { return worker->dynamic_shared; }
+
+extern "C" void emulation_sync_block(emulation::Site site) { worker->sync_block(site); }
+
+extern "C" void emulation_sync_warp(emulation::u32 mask, emulation::Site site) {
+    worker->meet(emulation::Meeting::Warp, mask, 0, site);
+}
+
+extern "C" emulation::u64 emulation_shuffle(emulation::u32 mask, emulation::u64 value, int from, emulation::Site site) {
+    worker->meet(emulation::Meeting::Gather, mask, value, site);
+    return mask >> from & 1 ? worker->met()[from] : ~0ull;
+}
+
+extern "C" emulation::u32 emulation_vote(emulation::u32 mask, bool is_set, emulation::Site site) {
+    worker->meet(emulation::Meeting::Gather, mask, is_set, site);
+    emulation::u32 votes = 0;
+    for (unsigned lane = 0; lane < emulation::lanes; lane++) votes |= (mask >> lane & 1 && worker->met()[lane] == 1) << lane;
+    return votes;
+}
+
+extern "C" void emulation_multiply(const emulation::Multiplication* part, emulation::Site site) {
+    worker->meet(emulation::Meeting::Multiply, ~0u, reinterpret_cast<emulation::u64>(part), site);
+}
