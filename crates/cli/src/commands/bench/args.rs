@@ -206,6 +206,9 @@ pub(crate) struct Serve {
     /// Then ask and hang up at random for so long, and see that neither pages nor memory are lost
     #[arg(long, value_name = "MINUTES", value_parser = minutes)]
     pub(crate) soak: Option<f64>,
+    /// What requests say of speculation: `off`, `auto`, or drafts a step [default: nothing]
+    #[arg(long, value_name = "WORD")]
+    pub(crate) speculation: Option<String>,
     /// Fixes prompts and moments
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,

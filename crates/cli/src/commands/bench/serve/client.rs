@@ -158,12 +158,15 @@ impl Client {
 }
 
 impl Request {
-    /// A greedy completion of `prompt` with at most `tokens` tokens.
-    pub(super) fn new(model: &str, prompt: &str, tokens: usize) -> Request {
-        let body = json!({
+    /// A greedy completion of `prompt` with at most `tokens` tokens. `speculation` is what it says of that.
+    pub(super) fn new(model: &str, prompt: &str, tokens: usize, speculation: Option<&str>) -> Request {
+        let mut body = json!({
             "model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0,
             "stream": true, "stream_options": { "include_usage": true },
         });
+        if let Some(word) = speculation {
+            body["speculation"] = word.parse::<u64>().map_or_else(|_| json!(word), |drafts| json!(drafts));
+        }
         Request { body }
     }
 }

@@ -1,11 +1,8 @@
 //! Load on a server: users who wait for each other's replies no longer than for their own, or requests at a rate.
 
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    thread,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread::{self, ScopedJoinHandle},
     time::{Duration, Instant},
 };
 
@@ -40,22 +37,33 @@ pub(super) struct Plan {
     model: String,
     prompt_tokens: usize,
     reply_tokens: usize,
+    speculation: Option<String>,
     seed: u64,
 }
 
 impl Plan {
     pub(super) fn new(args: &Serve, model: &str) -> Plan {
-        Plan { model: model.to_owned(), prompt_tokens: args.prompt, reply_tokens: args.tokens, seed: args.seed }
+        Plan {
+            model: model.to_owned(),
+            prompt_tokens: args.prompt,
+            reply_tokens: args.tokens,
+            speculation: args.speculation.clone(),
+            seed: args.seed,
+        }
     }
 
     /// The request with the `i`-th prompt.
     pub(super) fn request(&self, i: usize) -> Request {
-        Request::new(&self.model, &self.text(i % PROMPTS, self.prompt_tokens), self.reply_tokens)
+        self.asked(&self.text(i % PROMPTS, self.prompt_tokens), self.reply_tokens)
     }
 
     /// A request with a prompt of `tokens` tokens or some more, and a short reply.
     pub(super) fn long_request(&self, tokens: usize) -> Request {
-        Request::new(&self.model, &self.text(PROMPTS, tokens), 1)
+        self.asked(&self.text(PROMPTS, tokens), 1)
+    }
+
+    fn asked(&self, prompt: &str, tokens_max: usize) -> Request {
+        Request::new(&self.model, prompt, tokens_max, self.speculation.as_deref())
     }
 
     /// About `tokens` short English words, the same for the same `which`.
@@ -85,37 +93,58 @@ pub(super) struct Done {
 
 /// Puts the load on the server for `time`, and then waits for what is under way.
 pub(super) fn run(client: &Client, plan: &Plan, load: Load, time: Duration) -> Vec<Done> {
-    let all = Mutex::new(Vec::new());
-    let add = |done: Done| all.lock().unwrap_or_else(PoisonError::into_inner).push(done);
-    let ask =
-        |client: &Client, i: usize| Done { prompt: i % PROMPTS, outcome: client.complete(&plan.request(i), None) };
-    let (next, until) = (AtomicUsize::new(0), Instant::now() + time);
-    thread::scope(|scope| match load {
-        Load::Closed { users } => {
-            for _ in 0..users {
-                let client = client.apart();
-                let (add, ask, next) = (&add, &ask, &next);
-                scope.spawn(move || {
-                    while Instant::now() < until {
-                        add(ask(&client, next.fetch_add(1, Ordering::Relaxed)));
-                    }
-                });
+    let until = Instant::now() + time;
+    match load {
+        Load::Closed { users } => closed(client, plan, users, &in_turn(&|| Instant::now() < until)),
+        Load::Open { rate } => open(client, plan, rate, until),
+    }
+}
+
+/// What a user asks for next: which prompt, and after how many pieces to hang up, if at all. None: nothing more.
+type Ask = Option<(usize, Option<usize>)>;
+
+/// Users who take prompts in turn, as long as it goes on.
+fn in_turn(goes_on: &(dyn Fn() -> bool + Sync)) -> impl Fn(usize, usize) -> Ask + Sync {
+    let next = AtomicUsize::new(0);
+    move |_, _| goes_on().then(|| (next.fetch_add(1, Ordering::Relaxed) % PROMPTS, None))
+}
+
+/// Users who each ask again as soon as they have their reply. `ask` is given the user and the number of earlier requests.
+pub(super) fn closed(
+    client: &Client,
+    plan: &Plan,
+    users: usize,
+    ask: &(dyn Fn(usize, usize) -> Ask + Sync),
+) -> Vec<Done> {
+    let one = |user: usize| {
+        let client = client.apart();
+        let asks = (0..).map_while(move |turn| ask(user, turn));
+        asks.map(|(prompt, cut)| Done { prompt, outcome: client.complete(&plan.request(prompt), cut) }).collect()
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..users).map(|user| scope.spawn(move || -> Vec<Done> { one(user) })).collect();
+        threads.into_iter().flat_map(joined).collect()
+    })
+}
+
+fn open(client: &Client, plan: &Plan, rate: f64, until: Instant) -> Vec<Done> {
+    thread::scope(|scope| {
+        let (mut due, mut threads) = (Instant::now(), Vec::new());
+        for i in 0.. {
+            due += plan.pause(i, rate);
+            if due >= until {
+                break;
             }
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            let (client, prompt) = (client.apart(), i % PROMPTS);
+            threads.push(scope.spawn(move || Done { prompt, outcome: client.complete(&plan.request(prompt), None) }));
         }
-        Load::Open { rate } => {
-            let mut due = Instant::now();
-            for i in 0.. {
-                due += plan.pause(i, rate);
-                if due >= until {
-                    break;
-                }
-                thread::sleep(due.saturating_duration_since(Instant::now()));
-                let (client, add, ask) = (client.apart(), &add, &ask);
-                scope.spawn(move || add(ask(&client, i)));
-            }
-        }
-    });
-    all.into_inner().unwrap_or_else(PoisonError::into_inner)
+        threads.into_iter().map(joined).collect()
+    })
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// A long prompt among users.
@@ -127,24 +156,13 @@ pub(super) struct Intrusion {
 
 /// Lets a long prompt come among users when they have gone on for half of `time`, and ends when it is answered.
 pub(super) fn intruded(client: &Client, plan: &Plan, users: usize, tokens: usize, time: Duration) -> Intrusion {
-    let (over, next, all) = (AtomicBool::new(false), AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let outcome = thread::scope(|scope| {
-        for _ in 0..users {
-            let client = client.apart();
-            let (over, next, all) = (&over, &next, &all);
-            scope.spawn(move || {
-                while !over.load(Ordering::Acquire) {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    let done = Done { prompt: i % PROMPTS, outcome: client.complete(&plan.request(i), None) };
-                    all.lock().unwrap_or_else(PoisonError::into_inner).push(done);
-                }
-            });
-        }
+    let over = AtomicBool::new(false);
+    let goes_on = || !over.load(Ordering::Acquire);
+    thread::scope(|scope| {
+        let others = scope.spawn(|| closed(client, plan, users, &in_turn(&goes_on)));
         thread::sleep(time / 2);
         let outcome = client.apart().complete(&plan.long_request(tokens), None);
         over.store(true, Ordering::Release);
-        outcome
-    });
-    let others = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-    Intrusion { long: Done { prompt: PROMPTS, outcome }, others }
+        Intrusion { long: Done { prompt: PROMPTS, outcome }, others: joined(others) }
+    })
 }

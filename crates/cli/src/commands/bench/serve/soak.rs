@@ -1,7 +1,6 @@
 //! A soak: users who ask and hang up at random, and then a look at what is left of them.
 
 use std::{
-    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -12,7 +11,7 @@ use serde::Serialize;
 use super::{
     PROMPTS, Texts,
     client::{Client, Ending},
-    load::{Done, Plan},
+    load::{self, Done, Plan},
     report::Report,
     server::Server,
     statistics::Summary,
@@ -86,24 +85,14 @@ pub(super) fn run(
 }
 
 fn users_who_hang_up(client: &Client, plan: &Plan, users: usize, time: Duration, seed: u64) -> Vec<Done> {
-    let all = Mutex::new(Vec::new());
     let until = Instant::now() + time;
-    thread::scope(|scope| {
-        for user in 0..users {
-            let (client, all) = (client.apart(), &all);
-            let mut random = Random(seed ^ (user as u64) << 40);
-            scope.spawn(move || {
-                while Instant::now() < until {
-                    let prompt = random.below(PROMPTS);
-                    // Half of all hang up, some at once.
-                    let cut = (random.below(2) == 0).then(|| 1 + random.below(16));
-                    let outcome = client.complete(&plan.request(prompt), cut);
-                    all.lock().unwrap_or_else(PoisonError::into_inner).push(Done { prompt, outcome });
-                }
-            });
-        }
-    });
-    all.into_inner().unwrap_or_else(PoisonError::into_inner)
+    load::closed(client, plan, users, &|user, turn| {
+        let mut random = Random(seed ^ (user as u64) << 40 ^ (turn as u64) << 16);
+        let prompt = random.below(PROMPTS);
+        // Half of all hang up, some at once.
+        let cut = (random.below(2) == 0).then(|| 1 + random.below(16));
+        (Instant::now() < until).then_some((prompt, cut))
+    })
 }
 
 /// Waits until nothing runs or waits, and gives the pages that are held then.
