@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde_json::Value;
 pub(crate) use tessera_engine::chat::{ChatEvent, Message, Reply, ToolCall};
 use tessera_engine::{
-    ChatFormat, ReplyParser, TemplateOptions,
-    chat::{self, PromptError, Think, Tools},
+    ChatFormat, ReplyParser, Special, TemplateOptions,
+    chat::{self, Calls, PromptError, Think, Tools},
 };
 
 use crate::{
@@ -24,6 +24,8 @@ pub(crate) struct Conversation {
     pub(crate) tools: ToolUse,
     /// How much to think: `on`, `none`, `minimal`, or in the model's own words; none: as the model does by itself.
     pub(crate) think: Option<String>,
+    /// How the reply begins: it goes on from there.
+    pub(crate) begun: String,
     /// More variables of the template.
     pub(crate) variables: BTreeMap<String, Value>,
 }
@@ -129,11 +131,27 @@ impl Conversation {
         let messages = if described { described::messages(&self.messages, tools) } else { self.messages.clone() };
         let known = Tools::parse(&list).map_err(|e| Problem::invalid(e.to_string()).about("tools"))?;
         options.tools = Some(list).filter(|_| !described && !tools.is_empty());
-        let (prompt, tokens) =
+        let (prompt, mut tokens) =
             chat::prompt(template, format, model.tokenizer(), &messages, &options).map_err(refused)?;
         let one_only = self.tools.one_only;
         let no_thoughts = self.think() == Some(Think::Off);
-        Ok(Prepared { tokens, chat: Some(Chat { prompt, format, tools: Arc::new(known), one_only, no_thoughts }) })
+        let chat = Chat { prompt, format, tools: Arc::new(known), one_only, no_thoughts };
+        tokens.extend(self.begun(&chat, model)?);
+        Ok(Prepared { tokens, chat: Some(chat) })
+    }
+
+    /// The tokens of the reply's beginning.
+    fn begun(&self, chat: &Chat, model: &Model) -> Result<Vec<u32>, Problem> {
+        if self.begun.is_empty() {
+            return Ok(Vec::new());
+        }
+        let why = match chat.format.calls {
+            Calls::Channels { .. } => "heads each part of a reply by its kind",
+            _ if chat.parser(model).thinking() => "thinks first; switch thinking off",
+            _ => return model.tokenizer().encode(&self.begun, Special::Plain, false).map_err(|e| refused(e.into())),
+        };
+        let message = format!("a reply of the model `{}` cannot be begun: it {why}", model.name);
+        Err(Problem::invalid(message).about("messages"))
     }
 
     fn think(&self) -> Option<Think> {

@@ -1,17 +1,15 @@
 //! The server's life: it listens, serves, and stops when it is told to.
 
 use std::{
-    future::IntoFuture,
     io,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use axum::serve::ListenerExt;
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::{Loader, Settings, app::App, catalog::Catalog, problem::Problem, routes};
+use crate::{Loader, Settings, app::App, catalog::Catalog, connections, problem::Problem, routes};
 
 /// How long clients have to hear that their replies were cut off.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -53,7 +51,7 @@ impl StopSwitch {
 }
 
 impl Stop {
-    async fn told(mut self) {
+    pub(crate) async fn told(mut self) {
         // Without a switch nobody can tell any more; then it never comes.
         if self.0.wait_for(|told| *told).await.is_err() {
             std::future::pending::<()>().await;
@@ -124,12 +122,9 @@ impl Server {
         if let Some(told) = on_signal {
             tokio::spawn(listen(Signals::new()?, switch.clone(), told));
         }
-        // Each token is a small write of its own, and must not wait for the one before to be acknowledged.
-        let listener = TcpListener::from_std(listener)?.tap_io(|socket| {
-            let _ = socket.set_nodelay(true); // without it tokens come late, and that is all
-        });
-        let served = axum::serve(listener, routes::router(&app));
-        let mut served = tokio::spawn(served.with_graceful_shutdown(stop.clone().told()).into_future());
+        let listener = TcpListener::from_std(listener)?;
+        let serving = connections::serve(listener, routes::router(&app), app.settings.head_time, stop.clone());
+        let mut served = tokio::spawn(serving);
         stop.told().await;
         app.closing.store(true, Ordering::Release);
         let open = app.open();

@@ -54,8 +54,11 @@ fn conversation(mut fields: Fields) -> Result<(Conversation, Option<(Shape, Stri
     }
     match conversation.messages.last() {
         Some(last) if last.role == "assistant" => {
-            let what = "ends with a message of the assistant; a reply cannot go on from one that is begun";
-            return Err(fields.problem("messages", what));
+            if !last.tool_calls.is_empty() || last.reasoning_content.is_some() || conversation.messages.len() == 1 {
+                let what = "ends with a message of the assistant that holds more than the text a reply begins with";
+                return Err(fields.problem("messages", what));
+            }
+            conversation.begun = conversation.messages.pop().map(|last| last.content).unwrap_or_default();
         }
         Some(last) if last.role != "system" => {}
         _ => return Err(fields.problem("messages", "is empty; there is nothing to answer")),

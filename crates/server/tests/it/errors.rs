@@ -97,7 +97,10 @@ fn anthropic_has_its_own_shape() {
         (json!({ "temperature": 1.5 }), "from 0 to 1"),
         (json!({ "messages": [] }), "is empty"),
         (json!({ "messages": [{ "role": "system", "content": "x" }] }), "`user`, `assistant`"),
-        (json!({ "messages": [{ "role": "user", "content": "x" }, { "role": "assistant", "content": "y" }] }), "begun"),
+        (
+            json!({ "messages": [{ "role": "user", "content": "x" }, { "role": "assistant", "content": [{ "type": "thinking", "thinking": "y" }] }] }),
+            "holds more",
+        ),
         (json!({ "messages": [{ "role": "user", "content": [{ "type": "image", "source": {} }] }] }), "read text only"),
         (json!({ "mcp_servers": [{}] }), "`mcp_servers` is not supported"),
         (json!({ "tool_choice": { "type": "any" } }), "needs `tools`"),
@@ -146,8 +149,6 @@ fn wrong_places_and_methods_say_so() {
     assert_eq!((method.status, &method.json()["error"]["code"]), (405, &json!("method_not_allowed")));
     let anthropic = server.get("/v1/messages");
     assert_eq!((anthropic.status, &anthropic.json()["type"]), (405, &json!("error")));
-    let embeddings = server.post("/v1/embeddings", &json!({ "model": "tiny", "input": "x" }));
-    assert_eq!((embeddings.status, &embeddings.json()["error"]["code"]), (501, &json!("not_implemented")));
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Queues, bodies and times have limits, and each says so by its status.
 
 use std::{
+    io::{Read, Write},
+    net::TcpStream,
     thread,
     time::{Duration, Instant},
 };
@@ -41,6 +43,23 @@ fn a_full_queue_is_429_with_a_time_to_retry() {
     // A request that is refused in part leaves nothing behind.
     assert_eq!(server.post("/v1/completions", &long(json!({ "n": 8, "max_tokens": 1 }))).status, 429);
     server.wait_idle();
+}
+
+/// Somebody who begins a request and does not go on holds nothing for long; nor does one who says nothing.
+#[test]
+fn connections_without_a_request_are_let_go() {
+    let server = slow(Options::default(), Settings { head_time: Duration::from_millis(300), ..Settings::default() });
+    for begun in ["", "GET /health HTTP/1.1\r\nhost: x\r\n"] {
+        let began = Instant::now();
+        let mut socket = TcpStream::connect(&server.address).unwrap();
+        socket.write_all(begun.as_bytes()).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut said = String::new();
+        socket.read_to_string(&mut said).unwrap();
+        assert!(!said.contains("200") && began.elapsed() > Duration::from_millis(250), "{begun:?}: {said:?}");
+    }
+    // A reply may take longer than that.
+    assert_eq!(server.post("/v1/completions", &long(json!({ "max_tokens": 30 }))).status, 200);
 }
 
 #[test]

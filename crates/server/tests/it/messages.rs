@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{start, with};
+use tessera_server::Settings;
+
+use crate::support::{Tiny, start, start_with, with};
 
 fn request(more: Value) -> Value {
     let messages = json!([{ "role": "user", "content": "Say something" }]);
@@ -70,6 +72,47 @@ fn blocks_and_system_texts_are_the_same_conversation_as_chat_messages() {
     let chat = json!({ "model": "tiny", "messages": messages, "seed": 1, "max_tokens": 8 });
     let chat = server.post("/v1/chat/completions", &chat).fine();
     assert_eq!(message["content"][0]["text"], chat["choices"][0]["message"]["content"]);
+}
+
+#[test]
+fn a_reply_that_is_begun_goes_on() {
+    let server = start();
+    let reply = |messages: Value, tokens: usize| {
+        let greedy = json!({ "temperature": 0, "max_tokens": tokens, "messages": messages });
+        let message = server.post("/v1/messages", &request(greedy)).fine();
+        message["content"][0]["text"].as_str().unwrap().to_owned()
+    };
+    let count = |messages: Value| {
+        let counted =
+            server.post("/v1/messages/count_tokens", &json!({ "model": "tiny", "messages": messages })).fine();
+        counted["input_tokens"].as_u64().unwrap()
+    };
+    let user = |n: usize| json!({ "role": "user", "content": format!("Say {n}") });
+    let begun = |half: &str| json!({ "role": "assistant", "content": half });
+    // A text that is cut into the tokens that it was made of.
+    let cuts_alike = |(n, half): &(usize, String)| {
+        half.is_ascii() && count(json!([user(*n), begun(half)])) == count(json!([user(*n)])) + 2
+    };
+    let (n, half) = (0..100).map(|n| (n, reply(json!([user(n)]), 2))).find(cuts_alike).expect("one in a hundred");
+    let whole = reply(json!([user(n)]), 8);
+    assert_eq!(half.clone() + &reply(json!([user(n), begun(&half)]), 6), whole);
+    let thought = json!({ "role": "assistant", "content": [{ "type": "thinking", "thinking": "hm" }] });
+    for wrong in [json!([begun(&half)]), json!([user(n), thought])] {
+        assert_eq!(server.post("/v1/messages", &request(json!({ "messages": wrong }))).status, 400);
+    }
+}
+
+/// A family that heads the parts of a reply, and one that does not.
+#[test]
+fn a_reply_that_cannot_be_begun_says_why() {
+    let server = start_with(&["gpt_oss", "glm4"], Tiny::default(), Settings::default());
+    for (model, why) in [("gpt_oss", "heads each part"), ("glm4", "")] {
+        let messages = json!([{ "role": "user", "content": "x" }, { "role": "assistant", "content": "y" }]);
+        let reply = server.post("/v1/messages", &request(json!({ "model": model, "messages": messages })));
+        let (status, expected) =
+            if why.is_empty() { (200, true) } else { (400, reply.json().to_string().contains(why)) };
+        assert_eq!((reply.status, expected), (status, true), "{}", reply.json());
+    }
 }
 
 #[test]
