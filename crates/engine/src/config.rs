@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use tessera_formats::gguf::Value;
 
-use crate::{Checkpoint, Error};
+use crate::{Checkpoint, Error, Pooling};
 
 /// What every architecture has. Shapes of all tensors follow from it.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,8 @@ pub struct Config {
     pub logit_cap: Option<f32>,
     /// The experts of layers that have them.
     pub experts: Option<ExpertShape>,
+    /// How it was trained to make an embedding of its rows, if it was.
+    pub pooling: Option<Pooling>,
 }
 
 /// What may differ between layers.
@@ -105,6 +107,7 @@ impl Config {
             epsilon: keys.number("attention.layer_norm_rms_epsilon")?,
             logit_cap: keys.optional_number("final_logit_softcapping")?.filter(|c| *c > 0.0),
             experts: experts(&keys)?,
+            pooling: pooling(&keys)?,
         })
     }
 
@@ -199,6 +202,14 @@ fn experts(keys: &Keys<'_>) -> Result<Option<ExpertShape>, Error> {
         shared: keys.count_or("expert_shared_count", 0..=*EXPERTS.end(), 0)?,
         dense_layers: keys.count_or("leading_dense_block_count", 0..=*LAYERS.end(), 0)?,
     }))
+}
+
+/// GGUF's numbers of the ways to make one embedding of a text; 0 is none, and the others need a head of their own.
+const POOLINGS: [(usize, Pooling); 3] = [(1, Pooling::Mean), (2, Pooling::First), (3, Pooling::Last)];
+
+fn pooling(keys: &Keys<'_>) -> Result<Option<Pooling>, Error> {
+    let number = keys.count_or("pooling_type", 0..=usize::from(u8::MAX), 0)?;
+    Ok(POOLINGS.iter().find(|(known, _)| *known == number).map(|(_, pooling)| *pooling))
 }
 
 /// Metadata of one architecture: keys are given without its name.

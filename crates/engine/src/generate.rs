@@ -8,7 +8,7 @@ use std::{
 use crate::{Error, Sampled, Sampler, SamplingParams, Session, Tokenizer, reply::Reply};
 
 /// What to generate.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     /// The whole prompt. What the session has computed of it already is not computed again.
     pub prompt: Vec<u32>,

@@ -39,6 +39,8 @@ pub(crate) struct End {
     pub(crate) finish: Finish,
     pub(crate) stop_string: Option<String>,
     pub(crate) usage: Usage,
+    /// What came in the place of a reply, if that was asked for.
+    pub(crate) embedding: Option<Vec<f32>>,
     /// Tokens that were thoughts.
     pub(crate) reasoning_tokens: usize,
 }
@@ -64,6 +66,7 @@ struct Choice {
     prompt: (usize, usize),
     tokens: usize,
     reasoning_tokens: usize,
+    embedding: Option<Vec<f32>>,
     ticket: Ticket,
 }
 
@@ -85,6 +88,7 @@ impl Answer {
                 prompt: (0, 0),
                 tokens: 0,
                 reasoning_tokens: 0,
+                embedding: None,
                 ticket,
             })
         };
@@ -149,6 +153,7 @@ impl Answer {
                     self.cut(index);
                 }
             }
+            Event::Embedded(embedding) => choice.embedding = Some(embedding),
             Event::Finished(outcome) => self.finished(index, *outcome),
             Event::Failed(error) => self.fail(index, Problem::internal(format!("the reply failed: {error}"))),
         }
@@ -187,7 +192,8 @@ impl Answer {
         choice.open = false;
         self.open -= 1;
         self.metrics.reply(&self.model.name, self.submitted.elapsed(), finish);
-        let end = End { finish, stop_string, usage, reasoning_tokens: choice.reasoning_tokens };
+        let (embedding, reasoning_tokens) = (choice.embedding.take(), choice.reasoning_tokens);
+        let end = End { finish, stop_string, usage, embedding, reasoning_tokens };
         self.waiting.push_back((index, Told::Finished(Box::new(end))));
     }
 

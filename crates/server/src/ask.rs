@@ -40,6 +40,8 @@ pub(crate) struct Ask {
     pub(crate) stop: Vec<String>,
     pub(crate) tokens_max: Option<usize>,
     pub(crate) ignore_end: bool,
+    /// Asks for embeddings of the prompts in the place of replies.
+    pub(crate) embed: bool,
     /// What replies must look like, with the field that says so.
     pub(crate) shape: Option<(Shape, String)>,
     pub(crate) speculation: Speculation,
@@ -58,6 +60,7 @@ impl Ask {
             stop: Vec::new(),
             tokens_max: None,
             ignore_end: false,
+            embed: false,
             shape: None,
             speculation: Speculation::Auto,
             priority: 0,
@@ -112,7 +115,7 @@ impl Ask {
         };
         let constraint = self.constraint(prompt, prepared, model)?;
         let (speculation, priority) = (self.speculation, self.priority);
-        Ok(Job { request, constraint, speculation, priority, deadline })
+        Ok(Job { request, constraint, speculation, priority, embed: self.embed, deadline })
     }
 
     /// What a reply to a prompt is held to, if it is.

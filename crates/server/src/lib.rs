@@ -18,6 +18,7 @@ mod ask;
 mod body;
 mod calls;
 mod catalog;
+mod connections;
 mod conversation;
 mod described;
 mod engine_view;

@@ -33,7 +33,6 @@ pub(crate) enum Kind {
     MediaType,
     Busy,
     Internal,
-    Absent,
     Unavailable,
     Timeout,
 }
@@ -51,7 +50,6 @@ impl Kind {
             Kind::MediaType => (415, request, Some("unsupported_media_type"), request),
             Kind::Busy => (429, "rate_limit_error", Some("queue_full"), "rate_limit_error"),
             Kind::Internal => (500, "server_error", Some("internal_error"), "api_error"),
-            Kind::Absent => (501, request, Some("not_implemented"), request),
             Kind::Unavailable => (503, "server_error", Some("unavailable"), "overloaded_error"),
             Kind::Timeout => (504, "server_error", Some("timeout"), "timeout_error"),
         }
@@ -141,6 +139,7 @@ impl From<Refused> for Problem {
         match refused {
             Refused::QueueFull { .. } => Problem { retry_after: Some(1), ..Problem::new(Kind::Busy, message) },
             Refused::TooLong { .. } => Problem::invalid(message).coded("context_length_exceeded"),
+            Refused::NoEmbeddings => Problem::invalid(message).about("model"),
             Refused::EmptyPrompt | Refused::Token { .. } | Refused::Sampling(_) => Problem::invalid(message),
             Refused::Stopped => Problem::unavailable(message),
         }

@@ -52,7 +52,7 @@ fn table() -> Vec<(Route, MethodRouter<Arc<App>>)> {
         (route("POST", "/v1/chat/completions"), speak(Dialect::OpenAi, openai::chat::answer)),
         (route("POST", "/v1/completions"), speak(Dialect::OpenAi, openai::completions::answer)),
         (route("POST", "/v1/responses"), speak(Dialect::OpenAi, openai::responses::answer)),
-        (route("POST", "/v1/embeddings"), speak(Dialect::OpenAi, openai::embeddings)),
+        (route("POST", "/v1/embeddings"), speak(Dialect::OpenAi, openai::embeddings::answer)),
         (route("POST", "/v1/messages"), speak(Dialect::Anthropic, anthropic::messages::answer)),
         (route("POST", "/v1/messages/count_tokens"), speak(Dialect::Anthropic, anthropic::messages::count)),
         (route("POST", "/tokenize"), speak(Dialect::OpenAi, text::tokenize)),

@@ -8,9 +8,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clap::{Args, builder::RangedU64ValueParser};
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, RangedU64ValueParser},
+};
 use tessera_engine::{
-    ChatTemplate, Checkpoint, LoadOptions, Sequences, Tokenizer, models,
+    ChatTemplate, Checkpoint, LoadOptions, Pooling, Sequences, Tokenizer, models,
     serving::{Engine, EngineHandle, MonotonicClock, Options, speculation::DraftModel},
 };
 use tessera_server::{ApiKeys, Loaded, Loader, Problem, Server, Settings};
@@ -29,7 +32,7 @@ const CACHE_TOKENS: usize = 16_384;
 /// Serve models to many users over HTTP.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The APIs of OpenAI (/v1/chat/completions, /v1/completions, /v1/responses) and Anthropic (/v1/messages); \
+    after_help = "The APIs of OpenAI (/v1/chat/completions, /v1/completions, /v1/responses, /v1/embeddings) and Anthropic (/v1/messages); \
 /openapi.json lists all routes, / is a page to chat with. A reply depends on its request and seed alone, whoever else is \
 served. Without --api-key everybody who can reach the address may ask. TLS is left to a proxy.
 
@@ -54,6 +57,9 @@ pub(crate) struct Serve {
     /// A small model with the same vocabulary that guesses for the one that is served, where the prompt gives no guess
     #[arg(long, value_name = "MODEL")]
     draft: Option<String>,
+    /// How embeddings are made of a text's rows [default: as the model was trained; one that was not makes none]
+    #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(Pooling::NAMES.map(|(name, _)| name)))]
+    pooling: Option<String>,
     /// The address to listen at
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     host: IpAddr,
@@ -185,6 +191,7 @@ impl Named {
 struct ModelArgs {
     template: Option<String>,
     draft: Option<String>,
+    pooling: Option<Pooling>,
     limits: Limits,
     compute: Compute,
     cache: Cache,
@@ -195,6 +202,7 @@ impl ModelArgs {
         ModelArgs {
             template: args.template.clone(),
             draft: args.draft.clone(),
+            pooling: args.pooling.as_deref().and_then(Pooling::parse),
             limits: args.limits.clone(),
             compute: args.compute.clone(),
             cache: args.cache.clone(),
@@ -236,6 +244,7 @@ impl Models {
             queue: limits.queue,
             step_tokens: limits.step_tokens,
             context: limits.context,
+            pooling: self.args.pooling,
             ..Options::default()
         };
         let reserved = (sequences.total_pages() * tessera_ops::PAGE_TOKENS, sequences.cache_bytes());

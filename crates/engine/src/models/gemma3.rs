@@ -84,6 +84,10 @@ impl<D: Device> Architecture<D> for Gemma3<D> {
             let y = layer.feed_forward.forward(ops, &norm(&x, &layer.feed_forward_norm));
             ops.add(&mut x, &norm(&y, &layer.post_feed_forward_norm));
         }
-        self.head.forward(ops, &x, batch)
+        x
+    }
+
+    fn head(&self) -> &Head<D> {
+        &self.head
     }
 }

@@ -209,7 +209,11 @@ impl<D: Device> Architecture<D> for Gemma4<D> {
             }
             ops.scale(&mut x, layer.output_scale);
         }
-        self.head.forward(ops, &x, batch)
+        x
+    }
+
+    fn head(&self) -> &Head<D> {
+        &self.head
     }
 }
 

@@ -7,7 +7,7 @@ use tessera_ops::{Batch, Device, Gate, RopeLayout, Score};
 
 use super::{
     Architecture,
-    blocks::{Experts, FeedForward, GatedMlp, routing},
+    blocks::{Experts, FeedForward, GatedMlp, Head, routing},
     llama::{Llama, silu_mlp},
 };
 use crate::{Error, weights::Loader};
@@ -36,5 +36,9 @@ impl<D: Device> Architecture<D> for Glm4Moe<D> {
 
     fn forward(&self, ops: &D, cache: &mut D::KvCache, batch: &Batch) -> D::Tensor {
         self.0.forward(ops, cache, batch)
+    }
+
+    fn head(&self) -> &Head<D> {
+        self.0.head()
     }
 }

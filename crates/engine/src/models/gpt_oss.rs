@@ -5,7 +5,7 @@ use tessera_ops::{Batch, Device, Gate, RopeLayout, Score};
 
 use super::{
     Architecture,
-    blocks::{Experts, FeedForward, routing},
+    blocks::{Experts, FeedForward, Head, routing},
     llama::Llama,
 };
 use crate::{Error, weights::Loader};
@@ -28,5 +28,9 @@ impl<D: Device> Architecture<D> for GptOss<D> {
 
     fn forward(&self, ops: &D, cache: &mut D::KvCache, batch: &Batch) -> D::Tensor {
         self.0.forward(ops, cache, batch)
+    }
+
+    fn head(&self) -> &Head<D> {
+        self.0.head()
     }
 }

@@ -78,6 +78,10 @@ impl<D: Device> Architecture<D> for Llama<D> {
             let normed = ops.rms_norm(&x, &layer.feed_forward_norm, self.epsilon);
             ops.add(&mut x, &layer.feed_forward.forward(ops, &normed));
         }
-        self.head.forward(ops, &x, batch)
+        x
+    }
+
+    fn head(&self) -> &Head<D> {
+        &self.head
     }
 }

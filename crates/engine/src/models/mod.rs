@@ -16,14 +16,18 @@ use crate::{
     Checkpoint, Config, Error,
     weights::{Loader, Progress},
 };
+use blocks::Head;
 
 /// One architecture: its weights on a device, and what it does with them.
 trait Architecture<D: Device>: Send + Sized {
     /// Takes the weights to the device.
     fn load(loader: &mut Loader<'_, D>) -> Result<Self, Error>;
 
-    /// The logits of the rows that the batch wants: (wanted rows, vocabulary).
+    /// What the last layer leaves of every row: (rows, hidden).
     fn forward(&self, ops: &D, cache: &mut D::KvCache, batch: &Batch) -> D::Tensor;
+
+    /// What comes after it.
+    fn head(&self) -> &Head<D>;
 }
 
 /// A loaded model with its cache, on a device that no longer matters.
@@ -42,6 +46,13 @@ pub trait LanguageModel: Send {
     /// # Errors
     /// If a token does not exist, or the device fails.
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error>;
+
+    /// As [`LanguageModel::forward`], and leaves what the head is given of every row, (rows, hidden), in `hidden`: embeddings
+    /// are made of it.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::forward`].
+    fn forward_hidden(&mut self, batch: &Batch, logits: &mut Vec<f32>, hidden: &mut Vec<f32>) -> Result<(), Error>;
 
     /// Appends one page of the cache to `out`, as [`Device::read_page`].
     ///
@@ -152,6 +163,17 @@ impl<D: Device, A: Architecture<D> + 'static> Loaded<D, A> {
     }
 }
 
+impl<D: Device, A: Architecture<D>> Loaded<D, A> {
+    /// What the last layer leaves of every row.
+    fn rows(&mut self, batch: &Batch) -> Result<D::Tensor, Error> {
+        let vocabulary = self.config.vocabulary;
+        if let Some(token) = batch.tokens.iter().find(|t| **t as usize >= vocabulary) {
+            return Err(Error::Token { token: *token, vocabulary });
+        }
+        Ok(self.model.forward(&self.device, &mut self.cache, batch))
+    }
+}
+
 impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
     fn config(&self) -> &Config {
         &self.config
@@ -166,12 +188,14 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
     }
 
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
-        let vocabulary = self.config.vocabulary;
-        if let Some(token) = batch.tokens.iter().find(|t| **t as usize >= vocabulary) {
-            return Err(Error::Token { token: *token, vocabulary });
-        }
-        let out = self.model.forward(&self.device, &mut self.cache, batch);
-        Ok(self.device.read(&out, logits)?)
+        let x = self.rows(batch)?;
+        Ok(self.device.read(&self.model.head().forward(&self.device, &x, batch), logits)?)
+    }
+
+    fn forward_hidden(&mut self, batch: &Batch, logits: &mut Vec<f32>, hidden: &mut Vec<f32>) -> Result<(), Error> {
+        let (x, ops) = (self.rows(batch)?, &*self.device);
+        ops.read(&self.model.head().normed(ops, &x), hidden)?;
+        Ok(ops.read(&self.model.head().forward(ops, &x, batch), logits)?)
     }
 
     fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {

@@ -7,7 +7,7 @@ use tessera_ops::{Batch, Device, Gate, RopeLayout, Score};
 
 use super::{
     Architecture,
-    blocks::{Experts, FeedForward, routing},
+    blocks::{Experts, FeedForward, Head, routing},
     llama::{FEED_FORWARD_NORM, Llama, silu_mlp},
 };
 use crate::{Error, weights::Loader};
@@ -27,6 +27,10 @@ impl<D: Device> Architecture<D> for Qwen2<D> {
     fn forward(&self, ops: &D, cache: &mut D::KvCache, batch: &Batch) -> D::Tensor {
         self.0.forward(ops, cache, batch)
     }
+
+    fn head(&self) -> &Head<D> {
+        self.0.head()
+    }
 }
 
 /// A Qwen 3 model.
@@ -40,6 +44,10 @@ impl<D: Device> Architecture<D> for Qwen3<D> {
 
     fn forward(&self, ops: &D, cache: &mut D::KvCache, batch: &Batch) -> D::Tensor {
         self.0.forward(ops, cache, batch)
+    }
+
+    fn head(&self) -> &Head<D> {
+        self.0.head()
     }
 }
 
@@ -58,5 +66,9 @@ impl<D: Device> Architecture<D> for Qwen3Moe<D> {
 
     fn forward(&self, ops: &D, cache: &mut D::KvCache, batch: &Batch) -> D::Tensor {
         self.0.forward(ops, cache, batch)
+    }
+
+    fn head(&self) -> &Head<D> {
+        self.0.head()
     }
 }

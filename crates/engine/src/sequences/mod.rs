@@ -26,6 +26,7 @@ pub struct Sequences {
     open: Vec<Option<Sequence>>,
     batch: Batch,
     logits: Vec<f32>,
+    hidden: Vec<f32>,
 }
 
 /// An open sequence. Ids of closed ones are given out again.
@@ -75,7 +76,7 @@ impl Sequences {
     /// A model with all of its cache free.
     pub fn new(model: Box<dyn LanguageModel>) -> Sequences {
         let pages = Pages::new(model.cache_tokens() / PAGE_TOKENS);
-        Sequences { model, pages, open: Vec::new(), batch: Batch::default(), logits: Vec::new() }
+        Sequences { model, pages, open: Vec::new(), batch: Batch::default(), logits: Vec::new(), hidden: Vec::new() }
     }
 
     /// Finds published pages by another hash; no hash changes a result.
@@ -197,18 +198,40 @@ impl Sequences {
     /// # Panics
     /// If a sequence is twice in the step, or has no tokens there.
     pub fn step(&mut self, parts: &[Part<'_>]) -> Result<&[f32], Error> {
+        self.run(parts, |model, batch, logits, _| model.forward(batch, logits))?;
+        Ok(&self.logits)
+    }
+
+    /// As [`Sequences::step`], and gives what the model's head is given of every row instead: (rows, hidden), part by part.
+    ///
+    /// # Errors
+    /// As [`Sequences::step`].
+    ///
+    /// # Panics
+    /// As [`Sequences::step`].
+    pub fn step_hidden(&mut self, parts: &[Part<'_>]) -> Result<&[f32], Error> {
+        self.run(parts, |model, batch, logits, hidden| model.forward_hidden(batch, logits, hidden))?;
+        Ok(&self.hidden)
+    }
+
+    fn run(&mut self, parts: &[Part<'_>], forward: Forward) -> Result<(), Error> {
         self.take_pages(parts)?;
         self.batch.clear();
         for part in parts {
             let Sequence { tokens, pages } = self.open[part.sequence.0].as_ref().expect(OPEN);
             self.batch.push(part.tokens, tokens.len(), pages, part.role, part.logits);
         }
-        self.model.forward(&self.batch, &mut self.logits)?;
+        forward(&mut *self.model, &self.batch, &mut self.logits, &mut self.hidden)?;
         for part in parts {
             let sequence = self.open[part.sequence.0].as_mut().expect(OPEN);
             sequence.tokens.extend_from_slice(part.tokens);
         }
-        Ok(&self.logits)
+        Ok(())
+    }
+
+    /// What the last [`Sequences::step_hidden`] gave.
+    pub fn hidden(&self) -> &[f32] {
+        &self.hidden
     }
 
     /// The logits that the last step gave, to be changed at will until the next.
@@ -322,5 +345,8 @@ impl Sequences {
 fn reusable(tokens: &[u32]) -> impl Iterator<Item = &[u32]> {
     tokens[..tokens.len().saturating_sub(1)].chunks_exact(PAGE_TOKENS)
 }
+
+/// A way to run a model: logits and hidden rows are what it leaves.
+type Forward = fn(&mut dyn LanguageModel, &Batch, &mut Vec<f32>, &mut Vec<f32>) -> Result<(), Error>;
 
 const OPEN: &str = "the sequence is open";

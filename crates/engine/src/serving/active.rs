@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     Constraint, Event, Job, Outcome, Refused, RequestId, Speculation, Usage, speculation::acceptance::Acceptance,
 };
-use crate::{Error, Finish, Sampler, SequenceId, Tokenizer, reply::Reply};
+use crate::{Error, Finish, Pooling, Sampler, SequenceId, Tokenizer, pooling::Pool, reply::Reply};
 
 /// A request that was taken and has not ended. It is *admitted* while it has a sequence, and waits while it has none. What is
 /// to be computed of it is what it knows less what its sequence holds; there are no other phases.
@@ -19,6 +19,8 @@ pub(super) struct Active {
     pub(super) sampler: Sampler,
     pub(super) reply: Reply,
     constraint: Option<Box<dyn Constraint>>,
+    /// Where an embedding is wanted: what is known of it.
+    pub(super) pool: Option<Pool>,
     pub(super) speculation: Speculation,
     pub(super) acceptance: Acceptance,
     pub(super) usage: Usage,
@@ -36,8 +38,9 @@ pub(super) struct Drawn {
 }
 
 impl Active {
-    pub(super) fn new(id: RequestId, job: Job, now: Duration) -> Result<Active, Refused> {
-        let Job { request, constraint, speculation, priority, deadline } = job;
+    pub(super) fn new(id: RequestId, job: Job, pooling: Option<Pooling>, now: Duration) -> Result<Active, Refused> {
+        let Job { request, constraint, speculation, priority, embed, deadline } = job;
+        let pool = embed.then(|| pooling.map(Pool::new).ok_or(Refused::NoEmbeddings)).transpose()?;
         let reply = Reply::new(&request)?;
         let prompt_tokens = request.prompt.len();
         Ok(Active {
@@ -49,6 +52,7 @@ impl Active {
             sampler: Sampler::new(request.sampling)?,
             reply,
             constraint,
+            pool,
             speculation,
             acceptance: Acceptance::default(),
             usage: Usage { prompt_tokens, ..Usage::default() },
@@ -82,6 +86,24 @@ impl Active {
             self.usage.queued = now.saturating_sub(self.submitted);
         }
         self.reused(cached);
+    }
+
+    /// The tokens that it may take from the cache, but for the last.
+    pub(super) fn reusable(&self, share_replies: bool) -> &[u32] {
+        // A row that was computed for somebody else is not seen.
+        if self.pool.as_ref().is_some_and(|pool| pool.pooling().needs_all()) {
+            return &[];
+        }
+        let shared = if share_replies { self.known.len() } else { self.prompt_tokens + 1 };
+        &self.known[..shared.min(self.known.len())]
+    }
+
+    /// It lost its sequence. Gives which.
+    pub(super) fn preempt(&mut self) -> Option<SequenceId> {
+        let sequence = self.sequence.take()?;
+        self.usage.preemptions += 1;
+        self.pool.iter_mut().for_each(Pool::clear);
+        Some(sequence)
     }
 
     /// Tokens were found in the cache.

@@ -15,7 +15,7 @@ use super::{
     plan::Planned,
     speculation::{Drafter, Speculator, ngram::PromptLookup},
 };
-use crate::{Error, Finish, Part, Sequences, Tokenizer};
+use crate::{Error, Finish, Part, Pooling, Sequences, Tokenizer};
 
 /// Where the engine's time comes from.
 pub trait Clock: Send {
@@ -99,6 +99,11 @@ impl Engine {
         self.context
     }
 
+    /// How it makes embeddings, if it does.
+    pub fn pooling(&self) -> Option<Pooling> {
+        self.options.pooling.or(self.sequences.config().pooling)
+    }
+
     /// The tokenizer of its model.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
@@ -129,7 +134,7 @@ impl Engine {
             return Err(Refused::QueueFull { limit: self.options.queue });
         }
         let id = RequestId(self.next);
-        let active = Active::new(id, job, self.clock.now())?;
+        let active = Active::new(id, job, self.pooling(), self.clock.now())?;
         self.next += 1;
         let at = self.live.partition_point(|other| other.ranks_before(&active));
         self.live.insert(at, active);
@@ -190,7 +195,9 @@ impl Engine {
             .map(|p| Part { sequence: p.sequence, tokens: &p.tokens, role: p.role, logits: p.logits })
             .collect();
         let start = self.clock.now();
-        if let Err(error) = self.sequences.step(&parts) {
+        let embeds = plan.iter().any(|p| self.live.iter().any(|a| a.id == p.id && a.pool.is_some()));
+        let done = if embeds { self.sequences.step_hidden(&parts) } else { self.sequences.step(&parts) };
+        if let Err(error) = done {
             let error = Arc::new(error);
             for p in &plan {
                 self.fail(p.id, error.clone(), events);
@@ -209,8 +216,10 @@ impl Engine {
             logits_min: self.options.shared_draws,
         };
         let harvests = draw::all(&mut self.live, &plan, self.sequences.logits(), draws);
+        let mut row = 0;
         for (planned, harvest) in plan.iter().zip(harvests) {
-            self.harvest(planned, harvest, events);
+            self.harvest(planned, harvest, row, events);
+            row += planned.tokens.len();
         }
         let now = self.clock.now();
         let drawn = (self.counters.reply_tokens - before) as usize;
@@ -218,13 +227,16 @@ impl Engine {
         self.measure(&plan, rows, drawn, now.saturating_sub(start));
     }
 
-    /// Deals with what came of a part of the step, and with its pages.
-    fn harvest(&mut self, planned: &Planned, harvest: Harvest, events: &mut Vec<(RequestId, Event)>) {
+    /// Deals with what came of a part of the step, whose first row is `row`, and with its pages.
+    fn harvest(&mut self, planned: &Planned, harvest: Harvest, row: usize, events: &mut Vec<(RequestId, Event)>) {
         let (id, used) = (planned.id, harvest.used);
         let index = self.live.iter().position(|a| a.id == id).expect("nobody ends between plan and harvest");
         let before = self.sequences.tokens(planned.sequence).len() - planned.tokens.len();
+        let embedding = self.pool(index, planned, row);
         let active = &mut self.live[index];
-        if let Some(started) = (planned.logits > 0).then(|| active.start(self.clock.now())).flatten() {
+        if let Some(started) =
+            (planned.logits > 0 || embedding.is_some()).then(|| active.start(self.clock.now())).flatten()
+        {
             self.counters.prompt_tokens += active.prompt_tokens as u64;
             self.counters.cached_tokens += active.usage.cached_tokens as u64;
             events.push((id, started));
@@ -241,9 +253,21 @@ impl Engine {
             self.counters.speculation.add(planned.draft_tokens, accepted);
         }
         self.publish(index);
-        if let Some((finish, token)) = harvest.end {
+        if let Some(embedding) = embedding {
+            events.push((id, Event::Embedded(embedding)));
+            events.push((id, self.end(index, Finish::Length, None)));
+        } else if let Some((finish, token)) = harvest.end {
             events.push((id, self.end(index, finish, token)));
         }
+    }
+
+    /// Adds the rows of a part to the embedding of its request. Gives that, when it is whole.
+    fn pool(&mut self, index: usize, planned: &Planned, row: usize) -> Option<Vec<f32>> {
+        let active = &mut self.live[index];
+        let pool = active.pool.as_mut()?;
+        let hidden = self.sequences.config().hidden;
+        pool.add(&self.sequences.hidden()[row * hidden..][..planned.tokens.len() * hidden], hidden);
+        (self.sequences.tokens(planned.sequence).len() == active.prompt_tokens).then(|| pool.embedding())
     }
 
     /// Lets others use the full pages of a request.

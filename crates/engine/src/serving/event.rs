@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{Error, Finish, Sampled};
 
-/// What comes of a request: `Started`, then `Token`s, then `Finished`; or `Failed`, or `Finished`, at any time.
+/// What comes of a request: `Started`, then `Token`s or `Embedded`, then `Finished`; or `Failed`, or `Finished`, at any time.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The prompt is computed.
@@ -21,6 +21,8 @@ pub enum Event {
         /// Whole characters that no stop string will take back; may be empty.
         text: String,
     },
+    /// The prompt's embedding, a vector of length one: (hidden). It comes in the place of tokens.
+    Embedded(Vec<f32>),
     /// The reply is complete.
     Finished(Box<Outcome>),
     /// The model or the device failed; nothing more comes.

@@ -16,7 +16,7 @@ use std::{
 };
 
 use super::{Engine, Event, Gauges, Job, Options, Refused, RequestId, engine::check};
-use crate::Tokenizer;
+use crate::{Pooling, Tokenizer};
 
 /// Where a request's events go. It is called on the engine's thread and must not wait.
 pub trait Sink: Send {
@@ -55,7 +55,9 @@ pub struct Replies {
 struct Shared {
     context: usize,
     vocabulary: usize,
+    hidden: usize,
     options: Options,
+    pooling: Option<Pooling>,
     tokenizer: Arc<Tokenizer>,
     /// Requests that were never admitted, those on the way to the thread among them.
     queued: AtomicUsize,
@@ -85,7 +87,9 @@ impl EngineHandle {
         let shared = Arc::new(Shared {
             context: engine.context(),
             vocabulary: engine.sequences().config().vocabulary,
+            hidden: engine.sequences().config().hidden,
             options: engine.options().clone(),
+            pooling: engine.pooling(),
             tokenizer: engine.tokenizer().clone(),
             queued: AtomicUsize::new(0),
             numbers: AtomicU64::new(0),
@@ -111,6 +115,16 @@ impl EngineHandle {
         &self.shared.options
     }
 
+    /// Numbers in an embedding.
+    pub fn hidden(&self) -> usize {
+        self.shared.hidden
+    }
+
+    /// How it makes embeddings, if it does.
+    pub fn pooling(&self) -> Option<Pooling> {
+        self.shared.pooling
+    }
+
     /// The tokenizer of its model.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.shared.tokenizer
@@ -127,6 +141,9 @@ impl EngineHandle {
     /// As [`Engine::submit`]; and if the engine is stopped.
     pub fn submit(&self, job: Job, sink: impl Sink + 'static) -> Result<Ticket, Refused> {
         check(&job, self.shared.context, self.shared.vocabulary)?;
+        if job.embed && self.shared.pooling.is_none() {
+            return Err(Refused::NoEmbeddings);
+        }
         if self.shared.stopping.load(Ordering::Acquire) {
             return Err(Refused::Stopped);
         }

@@ -1,5 +1,7 @@
 //! Limits of the engine. None of them changes a reply.
 
+use crate::Pooling;
+
 /// Limits of the engine. How much memory the cache has is decided when the model is loaded
 /// ([`crate::LoadOptions::context`]: tokens over all sequences).
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +19,8 @@ pub struct Options {
     /// Whether pages with tokens of a reply may serve another request's prompt. Only right on devices that compute both
     /// roles with the same arithmetic, as the CPU does.
     pub share_replies: bool,
+    /// How embeddings are made; none: as the model was trained, if it was.
+    pub pooling: Option<Pooling>,
     /// Logits of one step from which on threads share the draws from them; fewer are faster drawn than shared.
     pub shared_draws: usize,
 }
@@ -30,6 +34,7 @@ impl Default for Options {
             stall: 2.0,
             context: None,
             share_replies: true,
+            pooling: None,
             shared_draws: 1 << 17,
         }
     }

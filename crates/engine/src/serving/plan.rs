@@ -42,7 +42,7 @@ impl Engine {
             }
             let active = &mut self.live[index];
             let sequence = self.sequences.open();
-            let known = reusable(active, self.options.share_replies);
+            let known = active.reusable(self.options.share_replies);
             let cached = self.sequences.reuse(sequence, known);
             active.admit(sequence, cached, now);
             running += 1;
@@ -51,7 +51,7 @@ impl Engine {
 
     /// Whether the cache has room for all that a request knows, beside what others still need for theirs.
     fn has_room_for(&self, active: &Active) -> bool {
-        let (_, held) = self.sequences.reusable_pages(reusable(active, self.options.share_replies));
+        let (_, held) = self.sequences.reusable_pages(active.reusable(self.options.share_replies));
         let needed = active.known.len().div_ceil(PAGE_TOKENS) - held;
         // Each of the others will also want a page for its reply before long.
         let promised = |a: &Active| {
@@ -87,7 +87,7 @@ impl Engine {
         for &index in &prompts {
             let active = &mut self.live[index];
             let Some(sequence) = active.sequence else { continue };
-            let cached = self.sequences.reuse(sequence, reusable(active, self.options.share_replies));
+            let cached = self.sequences.reuse(sequence, active.reusable(self.options.share_replies));
             active.reused(cached);
         }
         let prompts: Vec<usize> = prompts.into_iter().filter(|i| !self.follows(*i)).collect();
@@ -108,7 +108,7 @@ impl Engine {
         let Some(sequence) = active.sequence else { return false };
         let start = self.sequences.tokens(sequence).len();
         let end = start + PAGE_TOKENS;
-        let known = reusable(active, self.options.share_replies);
+        let known = active.reusable(self.options.share_replies);
         start.is_multiple_of(PAGE_TOKENS)
             && end < known.len()
             && self.live[..index].iter().any(|leader| {
@@ -142,7 +142,7 @@ impl Engine {
                     sequence,
                     tokens: active.known[start..start + rows].to_vec(),
                     role: if in_prompt { Role::Prefill } else { Role::Decode },
-                    logits: usize::from(start + rows == active.known.len()),
+                    logits: usize::from(start + rows == active.known.len() && active.pool.is_none()),
                     is_decode: !in_prompt && lacking == 1,
                     draft_tokens: 0,
                     source: None,
@@ -162,8 +162,7 @@ impl Engine {
     /// Takes a request's pages away. It keeps what it knows and waits to be admitted again.
     fn preempt(&mut self, index: usize, plan: &mut Vec<Planned>) {
         let active = &mut self.live[index];
-        let Some(sequence) = active.sequence.take() else { return };
-        active.usage.preemptions += 1;
+        let Some(sequence) = active.preempt() else { return };
         self.counters.preemptions += 1;
         plan.retain(|p| p.id != active.id);
         self.sequences.close(sequence);
@@ -199,10 +198,4 @@ fn rows_that_fit(sequences: &Sequences, sequence: SequenceId, rows: usize, pages
     // The end of the last page that is left.
     let end = (sequences.tokens(sequence).len() + rows).next_multiple_of(PAGE_TOKENS) - over * PAGE_TOKENS;
     end.saturating_sub(sequences.tokens(sequence).len())
-}
-
-/// The tokens that a request may take from the cache, but for the last.
-fn reusable(active: &Active, share_replies: bool) -> &[u32] {
-    let shared = if share_replies { active.known.len() } else { active.prompt_tokens + 1 };
-    &active.known[..shared.min(active.known.len())]
 }

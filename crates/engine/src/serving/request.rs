@@ -19,6 +19,8 @@ pub struct Job {
     pub speculation: Speculation,
     /// Higher goes first, and is pre-empted last.
     pub priority: i32,
+    /// Asks for the prompt's embedding in the place of a reply.
+    pub embed: bool,
     /// Longest time from now until the reply is complete; what there is by then is the reply.
     pub deadline: Option<Duration>,
 }
@@ -26,7 +28,13 @@ pub struct Job {
 impl Job {
     /// An unconstrained job without a deadline.
     pub fn new(request: Request) -> Job {
-        Job { request, constraint: None, speculation: Speculation::Auto, priority: 0, deadline: None }
+        let (speculation, priority) = (Speculation::Auto, 0);
+        Job { request, constraint: None, speculation, priority, embed: false, deadline: None }
+    }
+
+    /// Asks for the embedding of a text, in the engine's way to make one ([`super::Engine::pooling`]).
+    pub fn embedding(prompt: Vec<u32>) -> Job {
+        Job { embed: true, ..Job::new(Request { prompt, tokens_max: Some(0), ..Request::default() }) }
     }
 }
 
@@ -68,6 +76,11 @@ pub enum Speculation {
 pub enum Refused {
     #[error("{limit} requests are waiting already; try again later, or raise the queue's limit")]
     QueueFull { limit: usize },
+    #[error(
+        "the model was not trained to make embeddings; use one that was, or say how its rows are to be pooled \
+         (`--pooling mean` or `last`)"
+    )]
+    NoEmbeddings,
     #[error("the prompt has no tokens; there is nothing to continue")]
     EmptyPrompt,
     #[error(

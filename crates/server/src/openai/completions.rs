@@ -38,7 +38,7 @@ pub(crate) async fn answer(app: Arc<App>, request: Request) -> Result<Response, 
 }
 
 fn read(mut fields: Fields) -> Result<(Ask, Sending), Problem> {
-    let mut ask = Ask::new(prompts(&mut fields)?);
+    let mut ask = Ask::new(prompts(&mut fields, "prompt")?);
     shared::sampling(&mut fields, &mut ask)?;
     // No tokens at all: to put a prompt into the cache.
     ask.tokens_max = Some(fields.whole("max_tokens", 0..=1 << 30)?.unwrap_or(TOKENS_MAX) as usize);
@@ -55,18 +55,18 @@ fn read(mut fields: Fields) -> Result<(Ask, Sending), Problem> {
 }
 
 /// A text, tokens, or several of either.
-fn prompts(fields: &mut Fields) -> Result<Vec<Prompt>, Problem> {
-    let prompt = fields.take("prompt");
-    let prompt = fields.need("prompt", prompt)?;
+pub(super) fn prompts(fields: &mut Fields, name: &'static str) -> Result<Vec<Prompt>, Problem> {
+    let prompt = fields.take(name);
+    let prompt = fields.need(name, prompt)?;
     let expected = "a string, an array of token ids, or an array of these";
     let one = |value: &Value| match value {
         Value::String(text) => Ok(Prompt::Text(text.clone())),
         Value::Array(ids) => {
             let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
             let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
-            ids.map(Prompt::Tokens).ok_or_else(|| wrong("prompt", value, expected))
+            ids.map(Prompt::Tokens).ok_or_else(|| wrong(name, value, expected))
         }
-        other => Err(wrong("prompt", other, expected)),
+        other => Err(wrong(name, other, expected)),
     };
     match &prompt {
         Value::Array(list) if !list.iter().all(Value::is_number) => list.iter().map(one).collect(),

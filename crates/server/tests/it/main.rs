@@ -5,6 +5,7 @@ mod admin;
 mod chat;
 mod completions;
 mod disconnect;
+mod embeddings;
 mod errors;
 mod exactness;
 mod limits;

@@ -125,6 +125,9 @@ impl LanguageModel for Slow {
         thread::sleep(Duration::from_millis(20));
         self.0.forward(batch, logits)
     }
+    fn forward_hidden(&mut self, batch: &Batch, logits: &mut Vec<f32>, hidden: &mut Vec<f32>) -> Result<(), Error> {
+        self.0.forward_hidden(batch, logits, hidden)
+    }
     fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
         self.0.read_page(page, out)
     }

@@ -36,9 +36,14 @@ impl<D: Device> Head<D> {
         })
     }
 
+    /// What is projected: (rows, hidden).
+    pub(in crate::models) fn normed(&self, ops: &D, x: &D::Tensor) -> D::Tensor {
+        ops.rms_norm(x, &self.norm, self.epsilon)
+    }
+
     /// (rows, hidden) to (wanted rows, vocabulary).
     pub(in crate::models) fn forward(&self, ops: &D, x: &D::Tensor, batch: &Batch) -> D::Tensor {
-        let x = ops.rms_norm(&ops.logit_rows(x, batch), &self.norm, self.epsilon);
+        let x = self.normed(ops, &ops.logit_rows(x, batch));
         let mut logits = if self.fine {
             ops.project_fine(&x, &self.projection)
         } else {

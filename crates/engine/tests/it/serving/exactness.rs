@@ -1,5 +1,6 @@
 //! Random histories of arrivals, cancels, pre-emptions, evictions, prefix hits and speculation, by seed: every reply has the
-//! tokens, the text and the bits of log-probabilities that the request gives alone, and no page is lost.
+//! tokens, the text and the bits of log-probabilities that the request gives alone, every embedding its numbers, and no page
+//! is lost.
 
 use std::{
     collections::HashMap,
@@ -10,12 +11,12 @@ use std::{
 
 use tessera_cpu::CpuDevice;
 use tessera_engine::{
-    Checkpoint, Event, Finish, LanguageModel, LoadOptions, Request, SamplingParams, Sequences, Session, Tokenizer,
-    generate, models,
+    Checkpoint, Event, Finish, LanguageModel, LoadOptions, Part, Pooling, Request, SamplingParams, Sequences, Session,
+    Tokenizer, generate, models,
     serving::{Constraint, Engine, Job, Options, RequestId, Speculation, speculation::DraftModel},
     synth::{self, Spec},
 };
-use tessera_ops::{KvFormat, PAGE_TOKENS};
+use tessera_ops::{KvFormat, PAGE_TOKENS, Role};
 
 use super::{FakeClock, Paged, Random, Told, assert_nothing_leaked, bits, checkpoint, step};
 
@@ -58,6 +59,7 @@ impl Constraint for Alternate {
 struct Asked {
     request: Request,
     constrained: bool,
+    embed: bool,
     speculation: Speculation,
     priority: i32,
     cancel_after: Option<usize>,
@@ -89,9 +91,10 @@ fn asked(random: &mut Random, subject: &Subject<'_>, documents: &[Vec<u32>]) -> 
         sampling.logit_bias = vec![(random.below(subject.vocabulary) as u32, 5.0), (20, f32::NEG_INFINITY)];
     }
     let letters = ["e", "th", "ab", "\u{fffd}a", " "];
-    let constrained = random.one_in(4);
+    let embed = random.one_in(5);
+    let constrained = !embed && random.one_in(4);
     let stop = if random.one_in(3) && !constrained { vec![random.pick(&letters).to_owned()] } else { Vec::new() };
-    let tokens_max = Some(random.below(subject.length_max / 2));
+    let tokens_max = Some(if embed { 0 } else { random.below(subject.length_max / 2) });
     let ignore_end = constrained || random.one_in(2);
     let request = Request { prompt, sampling, stop, tokens_max, ignore_end, specials: false };
     let speculation = match random.below(4) {
@@ -100,7 +103,7 @@ fn asked(random: &mut Random, subject: &Subject<'_>, documents: &[Vec<u32>]) -> 
         _ => Speculation::Depth(1 + random.below(8)),
     };
     let cancel_after = random.one_in(6).then(|| random.below(30));
-    Asked { request, constrained, speculation, priority: random.below(3) as i32, cancel_after }
+    Asked { request, constrained, embed, speculation, priority: random.below(3) as i32, cancel_after }
 }
 
 /// Texts that prompts begin with: of few pages, so that the same page comes after different ones.
@@ -144,6 +147,21 @@ fn alone(session: &mut Session, asked: &Asked, subject: &Subject<'_>) -> (Told, 
     (told, Finish::Length)
 }
 
+/// The embedding of a prompt on a model of its own, in one step.
+fn embedding(subject: &Subject<'_>, pages: usize, prompt: &[u32], pooling: Pooling) -> Vec<f32> {
+    let mut sequences = Sequences::new((subject.model)(pages));
+    let hidden = sequences.config().hidden;
+    let part = Part { sequence: sequences.open(), tokens: prompt, role: Role::Prefill, logits: 0 };
+    let rows: Vec<f64> = sequences.step_hidden(&[part]).unwrap().iter().map(|x| f64::from(*x)).collect();
+    let pooled: Vec<f64> = match pooling {
+        Pooling::First => rows[..hidden].to_vec(),
+        Pooling::Last => rows[rows.len() - hidden..].to_vec(),
+        Pooling::Mean => (0..hidden).map(|i| rows[i..].iter().step_by(hidden).sum()).collect(),
+    };
+    let length = pooled.iter().map(|x| x * x).sum::<f64>().sqrt();
+    pooled.into_iter().map(|x| (x * length.recip()) as f32).collect()
+}
+
 /// How often interesting things happened, over all histories.
 #[derive(Debug, Default)]
 struct Seen {
@@ -154,11 +172,13 @@ struct Seen {
     rejected: usize,
     cut: u64,
     context_full: u64,
+    embeddings: u64,
 }
 
 fn play(seed: u64, subject: &Subject<'_>, seen: &mut Seen) {
     let mut random = Random(seed);
     let pages = 3 + random.below(2 + 3 * subject.length_max / PAGE_TOKENS);
+    let pooling = random.pick(&Pooling::NAMES).1;
     let options = Options {
         slots: 1 + random.below(6),
         queue: 100,
@@ -166,6 +186,7 @@ fn play(seed: u64, subject: &Subject<'_>, seen: &mut Seen) {
         stall: random.pick(&[1.0, 2.0, 50.0]),
         context: random.one_in(2).then(|| 64 + random.below(200)),
         share_replies: random.one_in(2),
+        pooling: Some(pooling),
         shared_draws: if random.one_in(8) { 1 } else { usize::MAX },
     };
     let mut sequences = Sequences::new((subject.model)(pages));
@@ -188,7 +209,8 @@ fn play(seed: u64, subject: &Subject<'_>, seen: &mut Seen) {
             let asked = coming.pop().unwrap();
             let constraint = asked.constrained.then(|| Box::new(Alternate::default()) as Box<dyn Constraint>);
             let (speculation, priority) = (asked.speculation, asked.priority);
-            let job = Job { constraint, speculation, priority, ..Job::new(asked.request.clone()) };
+            let embed = asked.embed;
+            let job = Job { constraint, speculation, priority, embed, ..Job::new(asked.request.clone()) };
             open.insert(engine.submit(job).unwrap(), (asked, 0));
         }
         for (id, (asked, age)) in &mut open {
@@ -211,6 +233,12 @@ fn play(seed: u64, subject: &Subject<'_>, seen: &mut Seen) {
     seen.rejected += counters.speculation.drafted - counters.speculation.accepted;
     let mut session = Session::new((subject.model)(pages), 512);
     for (id, (asked, _)) in open {
+        if let Some(told) = told[&id].embedding.as_ref().filter(|_| asked.embed) {
+            seen.embeddings += 1;
+            let told: Vec<u32> = told.iter().map(|x| x.to_bits()).collect();
+            let alone = embedding(subject, pages, &asked.request.prompt, pooling);
+            assert_eq!(told, alone.iter().map(|x| x.to_bits()).collect::<Vec<u32>>());
+        }
         check(&told[&id], &asked, subject, &mut session, context, seen);
     }
 }
@@ -238,20 +266,21 @@ fn check(told: &Told, asked: &Asked, subject: &Subject<'_>, session: &mut Sessio
     }
 }
 
-fn play_all(count: u64, subject: &Subject<'_>) -> Seen {
-    let mut seen = Seen::default();
+fn play_all(count: u64, subject: &Subject<'_>, seen: &mut Seen) {
     for seed in 0..count {
-        let played = std::panic::AssertUnwindSafe(|| play(seed, subject, &mut seen));
+        let played = std::panic::AssertUnwindSafe(|| play(seed, subject, seen));
         if let Err(panic) = std::panic::catch_unwind(played) {
             eprintln!("the history of seed {seed}");
             std::panic::resume_unwind(panic);
         }
     }
-    // A history in which nothing happens proves nothing.
-    let Seen { replies, preemptions, cached, accepted, rejected, cut, context_full } = seen;
-    let counts = [replies, preemptions, cached, accepted as u64, rejected as u64, cut, context_full];
-    assert!(counts.iter().all(|n| *n > count / 50), "{seen:?}");
-    seen
+}
+
+/// Histories in which nothing happens prove nothing.
+fn assert_much_happened(seen: &Seen, histories: u64) {
+    let &Seen { replies, preemptions, cached, accepted, rejected, cut, context_full, embeddings } = seen;
+    let counts = [replies, preemptions, cached, accepted as u64, rejected as u64, cut, context_full, embeddings];
+    assert!(counts.iter().all(|n| *n > histories / 50), "{seen:?}");
 }
 
 /// A model that hashes what lies in its pages: thousands of histories in seconds.
@@ -265,14 +294,16 @@ fn replies_are_those_of_the_request_alone() {
     let vocabulary = model(1).config().vocabulary;
     let subject =
         Subject { tokenizer: super::tokenizer(), vocabulary, model: &model, length_max: 200, clock: clock.clone() };
-    play_all(if sweep() { 5000 } else { 600 }, &subject);
+    let (histories, mut seen) = (if sweep() { 5000 } else { 600 }, Seen::default());
+    play_all(histories, &subject, &mut seen);
+    assert_much_happened(&seen, histories);
 }
 
 fn cpu(threads: usize) -> Arc<CpuDevice> {
     Arc::new(CpuDevice::new(NonZero::new(threads), None).unwrap())
 }
 
-fn play_real(checkpoint: &Checkpoint, device: &Arc<CpuDevice>, count: u64, length_max: usize) {
+fn play_real(checkpoint: &Checkpoint, device: &Arc<CpuDevice>, count: u64, length_max: usize, seen: &mut Seen) {
     let model = |pages| {
         let options = LoadOptions { context: Some(pages * PAGE_TOKENS), kv_format: KvFormat::F16 };
         models::load(checkpoint, device.clone(), &options, &mut |_| {}).unwrap()
@@ -280,12 +311,14 @@ fn play_real(checkpoint: &Checkpoint, device: &Arc<CpuDevice>, count: u64, lengt
     let tokenizer = Arc::new(checkpoint.tokenizer().unwrap());
     let vocabulary = tokenizer.vocab_len();
     let subject = Subject { tokenizer, vocabulary, model: &model, length_max, clock: FakeClock::default() };
-    play_all(count, &subject);
+    play_all(count, &subject, seen);
 }
 
 #[test]
 fn replies_of_a_llama_are_those_of_the_request_alone() {
-    play_real(&checkpoint("llama"), &cpu(2), if sweep() { 600 } else { 60 }, 150);
+    let (histories, mut seen) = (if sweep() { 600 } else { 60 }, Seen::default());
+    play_real(&checkpoint("llama"), &cpu(2), histories, 150, &mut seen);
+    assert_much_happened(&seen, histories);
 }
 
 /// With sliding windows that end inside of pages.
@@ -293,7 +326,9 @@ fn replies_of_a_llama_are_those_of_the_request_alone() {
 fn replies_of_a_gemma_are_those_of_the_request_alone() {
     let line = "gemma3,layers=3,width=64,heads=2,kv_heads=1,head_dim=32,vocabulary=300,window=40,format=Q8_0";
     let checkpoint = synth::checkpoint(&Spec::parse(line).unwrap(), 1).unwrap();
-    play_real(&checkpoint, &cpu(1), if sweep() { 300 } else { 30 }, 150);
+    let (histories, mut seen) = (if sweep() { 300 } else { 30 }, Seen::default());
+    play_real(&checkpoint, &cpu(1), histories, 150, &mut seen);
+    assert_much_happened(&seen, histories);
 }
 
 #[test]
@@ -303,6 +338,10 @@ fn replies_of_real_models_are_those_of_the_request_alone() {
     }
     for file in ["SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m-q4_k_m.gguf"] {
         let Some(path) = crate::support::real_model(file) else { continue };
-        play_real(&Checkpoint::open(&path).unwrap(), &cpu(2), 4, 200);
+        let (histories, mut seen) = (12, Seen::default());
+        play_real(&Checkpoint::open(&path).unwrap(), &cpu(2), histories, 200, &mut seen);
+        // Too few for everything to happen in them.
+        let Seen { replies, cached, accepted, .. } = seen;
+        assert!(replies > 20 && cached > 0 && accepted > 0, "{seen:?}");
     }
 }

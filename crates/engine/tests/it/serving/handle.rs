@@ -132,6 +132,14 @@ fn a_stop_finishes_or_cuts_off() {
             std::thread::sleep(Duration::from_millis(5));
             self.0.forward(b, l)
         }
+        fn forward_hidden(
+            &mut self,
+            b: &tessera_ops::Batch,
+            l: &mut Vec<f32>,
+            h: &mut Vec<f32>,
+        ) -> Result<(), tessera_engine::Error> {
+            self.0.forward_hidden(b, l, h)
+        }
         fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), tessera_engine::Error> {
             self.0.read_page(page, out)
         }

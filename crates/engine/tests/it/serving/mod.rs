@@ -78,6 +78,7 @@ struct Told {
     tokens: Vec<(u32, Vec<u32>)>,
     text: String,
     started: Option<(usize, usize)>,
+    embedding: Option<Vec<f32>>,
     outcome: Option<Outcome>,
     failed: Option<String>,
 }
@@ -93,6 +94,10 @@ impl Told {
                 assert!(self.started.is_some(), "tokens come after the start");
                 self.tokens.push((sampled.id, bits(&sampled)));
                 self.text += &text;
+            }
+            Event::Embedded(embedding) => {
+                assert!(self.started.is_some() && self.tokens.is_empty(), "it comes in the place of tokens");
+                assert!(self.embedding.replace(embedding).is_none(), "it comes once");
             }
             Event::Finished(outcome) => {
                 self.text += &outcome.text;

@@ -74,6 +74,18 @@ impl LanguageModel for Paged {
         Ok(())
     }
 
+    /// A row's hidden state is the hash of all tokens up to it.
+    fn forward_hidden(&mut self, batch: &Batch, logits: &mut Vec<f32>, hidden: &mut Vec<f32>) -> Result<(), Error> {
+        self.forward(batch, logits)?;
+        hidden.clear();
+        for row in 0..batch.len() {
+            let (page, slot) = batch.slot(row, batch.positions[row] as usize, None);
+            let mut random = super::Random(self.pages[page as usize][slot]);
+            hidden.extend((0..self.config.hidden).map(|_| (random.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0));
+        }
+        Ok(())
+    }
+
     fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
         out.extend(self.pages[page as usize].iter().flat_map(|hash| hash.to_le_bytes()));
         Ok(())
