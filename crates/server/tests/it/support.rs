@@ -18,12 +18,13 @@ use tessera_ops::{Batch, KvFormat, reference::ReferenceDevice};
 use tessera_server::{Closing, Loaded, Loader, Problem, Server, Settings, StopSwitch};
 
 /// Templates of families, by which their ways of writing are known.
-const TEMPLATES: [(&str, &str); 6] = [
+const TEMPLATES: [(&str, &str); 7] = [
     ("gemma4", include_str!("../../../engine/tests/data/templates/gemma4.jinja")),
     ("glm4", include_str!("../../../engine/tests/data/templates/glm4.jinja")),
     ("gpt_oss", include_str!("../../../engine/tests/data/templates/gpt_oss.jinja")),
     ("hermes", include_str!("../../../engine/tests/data/templates/hermes.jinja")),
     ("llama3", include_str!("../../../engine/tests/data/templates/llama3.jinja")),
+    ("qwen3_coder", include_str!("../../../engine/tests/data/templates/qwen3_coder.jinja")),
     ("qwen3", include_str!("../../../engine/tests/data/templates/qwen3.jinja")),
 ];
 

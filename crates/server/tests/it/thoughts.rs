@@ -68,6 +68,34 @@ fn anthropic_has_them_as_a_block() {
     assert_eq!(again.status, 200, "{}", again.text);
 }
 
+/// A stream of thoughts is a block that is opened, told in pieces, signed and closed, and then come the words.
+#[test]
+fn anthropic_streams_them_as_a_block_of_their_own() {
+    let server = server();
+    let ask = |seed: usize, stream: bool| {
+        let messages = json!([{ "role": "user", "content": "Is it?" }]);
+        let schema = json!({ "type": "json_schema", "schema": { "const": "Yes." } });
+        json!({ "model": "qwen3", "max_tokens": 60, "thinking": { "type": "enabled", "budget_tokens": 1024 },
+            "messages": messages, "output_format": schema, "seed": seed, "stream": stream })
+    };
+    let thinks = |seed: &usize| {
+        let whole = server.post("/v1/messages", &ask(*seed, false)).fine();
+        whole["content"][0]["type"] == "thinking"
+            && whole["content"][0]["thinking"].as_str().is_some_and(|t| t.len() > 8)
+    };
+    let seed = (0..200).find(thinks).expect("one in two hundred");
+    let whole = server.post("/v1/messages", &ask(seed, false)).fine();
+    let events = server.post("/v1/messages", &ask(seed, true)).typed();
+    let of = |index: usize| events.iter().filter(move |e| e["index"] == index && e["type"] != "ping");
+    let kinds: Vec<&str> = of(0).map(|e| e["delta"]["type"].as_str().or(e["type"].as_str()).unwrap()).collect();
+    let (first, last) = (kinds[0], kinds[kinds.len() - 1]);
+    assert_eq!((first, last), ("content_block_start", "content_block_stop"), "{kinds:?}");
+    assert!(kinds.iter().filter(|k| **k == "thinking_delta").count() > 1, "{kinds:?}");
+    assert_eq!(of(0).next().unwrap()["content_block"]["type"], "thinking");
+    let thoughts: String = of(0).filter_map(|e| e["delta"]["thinking"].as_str()).collect();
+    assert_eq!(thoughts, whole["content"][0]["thinking"].as_str().unwrap());
+}
+
 #[test]
 fn heads_of_messages_are_no_text() {
     let server = server();
