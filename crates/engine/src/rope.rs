@@ -21,12 +21,7 @@ const FACTORS_TENSOR: &str = "rope_freqs.weight";
 /// If a key is absurd or a scaling is unknown.
 pub fn read(checkpoint: &Checkpoint, layout: RopeLayout, head_dim: usize) -> Result<Rope, Error> {
     let keys = Keys::new(checkpoint)?;
-    let dims = keys.count_or("rope.dimension_count", 2..=head_dim, head_dim)?;
-    let base = f64::from(keys.optional_number("rope.freq_base")?.unwrap_or(10_000.0));
-    if base <= 0.0 || !dims.is_multiple_of(2) {
-        return Err(keys.wrong("rope.freq_base", base, "above 0, over an even number of dimensions"));
-    }
-    let mut rope = plain(layout, dims, base);
+    let (mut rope, base) = unscaled(&keys, layout, head_dim, ["rope.dimension_count", "rope.freq_base"], 10_000.0)?;
     let factor = f64::from(keys.optional_number("rope.scaling.factor")?.unwrap_or(1.0));
     if factor <= 0.0 {
         return Err(keys.wrong("rope.scaling.factor", factor, "above 0"));
@@ -42,8 +37,28 @@ pub fn read(checkpoint: &Checkpoint, layout: RopeLayout, head_dim: usize) -> Res
     Ok(rope)
 }
 
+/// A rotation without scaling, and its base: its dimensions and its base are the values of two keys, by default those of a
+/// head and this base.
+///
+/// # Errors
+/// If a value is absurd.
+pub fn unscaled(
+    keys: &Keys<'_>,
+    layout: RopeLayout,
+    head_dim: usize,
+    [dims_key, base_key]: [&str; 2],
+    base: f32,
+) -> Result<(Rope, f64), Error> {
+    let dims = keys.count_or(dims_key, 2..=head_dim, head_dim)?;
+    let base = f64::from(keys.optional_number(base_key)?.unwrap_or(base));
+    if base <= 0.0 || !dims.is_multiple_of(2) {
+        return Err(keys.wrong(base_key, base, "above 0, over an even number of dimensions"));
+    }
+    Ok((plain(layout, dims, base), base))
+}
+
 /// Frequencies without scaling.
-pub fn plain(layout: RopeLayout, dims: usize, base: f64) -> Rope {
+fn plain(layout: RopeLayout, dims: usize, base: f64) -> Rope {
     let frequencies = (0..dims / 2).map(|i| base.powf(-2.0 * i as f64 / dims as f64)).collect();
     Rope { layout, frequencies, magnitude: 1.0 }
 }

@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{Error, config::Keys, rope, weights::Loader};
 
-/// Rotation base of the layers with a window.
+/// The keys of the rotation of layers with a window: its dimensions, and its base.
+const LOCAL_ROPE: [&str; 2] = ["rope.dimension_count", "rope.local.freq_base"];
 const LOCAL_BASE: f32 = 10_000.0;
 /// The 27B model scales scores by `(hidden / heads)^-½`, all others by `head_dim^-½`. It is known by its layers.
 const LAYERS_OF_27B: usize = 62;
@@ -61,12 +62,13 @@ impl<D: Device> Architecture<D> for Gemma3<D> {
         let c = loader.config;
         loader.require(&["blk.0.attn_q_norm.weight", "blk.0.attn_k_norm.weight"])?;
         let keys = Keys::new(loader.checkpoint)?;
-        let local_base = keys.optional_number("rope.local.freq_base")?.unwrap_or(LOCAL_BASE);
+        let head_dim = c.layers[0].head_dim;
+        let (local_rope, _) = rope::unscaled(&keys, RopeLayout::Halves, head_dim, LOCAL_ROPE, LOCAL_BASE)?;
         Ok(Gemma3 {
             embedding: loader.embedding("token_embd", c.hidden)?,
             embedding_scale: (c.hidden as f32).sqrt(),
-            full_rope: rope::read(loader.checkpoint, RopeLayout::Halves, c.layers[0].head_dim)?,
-            local_rope: rope::plain(RopeLayout::Halves, c.layers[0].head_dim, f64::from(local_base)),
+            full_rope: rope::read(loader.checkpoint, RopeLayout::Halves, head_dim)?,
+            local_rope,
             layers: (0..c.layers.len()).map(|i| Layer::load(loader, i)).collect::<Result<_, Error>>()?,
             head: Head::load(loader)?,
             epsilon: c.epsilon,

@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{Config, Error, config::Keys, rope, weights::Loader};
 
-/// Rotation base of the layers with a window.
+/// The keys of the rotation of layers with a window: its dimensions, and its base.
+const LOCAL_ROPE: [&str; 2] = ["rope.dimension_count_swa", "rope.freq_base_swa"];
 const LOCAL_BASE: f32 = 10_000.0;
 /// The most numbers that a token may have for a layer.
 const PER_LAYER_MAX: usize = 1 << 20;
@@ -171,13 +172,17 @@ impl<D: Device> Architecture<D> for Gemma4<D> {
         let width = keys.count_or("embedding_length_per_layer_input", 0..=PER_LAYER_MAX, 0)?;
         let width = Some(width).filter(|width| *width > 0);
         let layer = |loader: &mut Loader<'_, D>, i| Layer::load(loader, i, width);
+        let local_rope = |dim| {
+            let rope = rope::unscaled(&keys, RopeLayout::Halves, dim, LOCAL_ROPE, LOCAL_BASE);
+            rope.map(|(rope, _)| rope)
+        };
         Ok(Gemma4 {
             embedding: loader.embedding("token_embd", c.hidden)?,
             hidden: c.hidden,
             full_rope: head_dim(c, false)
                 .map(|dim| rope::read(loader.checkpoint, RopeLayout::Halves, dim))
                 .transpose()?,
-            local_rope: head_dim(c, true).map(|dim| local_rope(&keys, dim)).transpose()?,
+            local_rope: head_dim(c, true).map(local_rope).transpose()?,
             per_layer: width.map(|width| PerLayer::load(loader, width)).transpose()?,
             layers: (0..c.layers.len()).map(|i| layer(loader, i)).collect::<Result<_, Error>>()?,
             head: Head::load(loader)?,
@@ -220,14 +225,4 @@ impl<D: Device> Architecture<D> for Gemma4<D> {
 /// Numbers in a head of the layers of one kind, if there are any.
 fn head_dim(config: &Config, windowed: bool) -> Option<usize> {
     config.layers.iter().find(|layer| layer.window.is_some() == windowed).map(|layer| layer.head_dim)
-}
-
-/// The rotation of the layers with a window.
-fn local_rope(keys: &Keys<'_>, head_dim: usize) -> Result<Rope, Error> {
-    let base = keys.optional_number("rope.freq_base_swa")?.unwrap_or(LOCAL_BASE);
-    let dims = keys.count_or("rope.dimension_count_swa", 2..=head_dim, head_dim)?;
-    if base <= 0.0 || !dims.is_multiple_of(2) {
-        return Err(keys.wrong("rope.freq_base_swa", base, "above 0, over an even number of dimensions"));
-    }
-    Ok(rope::plain(RopeLayout::Halves, dims, f64::from(base)))
 }
