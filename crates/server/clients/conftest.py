@@ -59,7 +59,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server():
-    server = Server()
+    server = Server("--pooling", "mean")
     yield server
     server.idle()
     server.stop()

@@ -185,3 +185,20 @@ def test_who_hangs_up_leaves_no_trace(client, server, model):
             model=model, messages=ASK, max_tokens=1500, logit_bias={"257": -100, "259": -100}
         )
     server.idle()
+
+
+def test_embeddings_come_as_floats_and_in_base64(client, model):
+    texts = ["a river", "a stone house", "a river"]
+    # The package asks for base64 by itself.
+    coded = client.embeddings.create(model=model, input=texts)
+    floats = client.embeddings.create(model=model, input=texts, encoding_format="float")
+    for one, other in zip(coded.data, floats.data, strict=True):
+        assert one.embedding == pytest.approx(other.embedding, abs=1e-7)
+    first, second, again = [one.embedding for one in coded.data]
+    assert first == again and first != second and len(first) == 256
+    assert sum(x * x for x in first) == pytest.approx(1, abs=1e-5)
+    assert coded.usage.prompt_tokens > 6
+    short = client.embeddings.create(model=model, input=texts[0], dimensions=8)
+    assert len(short.data[0].embedding) == 8
+    with pytest.raises(openai.BadRequestError):
+        client.embeddings.create(model=model, input="x", dimensions=257)
