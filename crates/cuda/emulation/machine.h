@@ -63,5 +63,11 @@ emulation::u64 emulation_shuffle(emulation::u32 mask, emulation::u64 value, int 
 // The lanes of the mask that bring anything but 0.
 emulation::u32 emulation_vote(emulation::u32 mask, bool is_set, emulation::Site site);
 void emulation_multiply(const emulation::Multiplication* part, emulation::Site site);
+// Copies to shared memory, in groups; they are made when the thread waits for them.
+void emulation_copy(void* to, const void* from, unsigned bytes, emulation::Site site);
+void emulation_end_of_copies();
+void emulation_wait_for_copies(unsigned groups);
+// The 32-bit name of a place in shared memory.
+emulation::u32 emulation_shared_address(const void* at);
 #pragma GCC visibility pop
 }

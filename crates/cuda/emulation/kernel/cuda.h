@@ -9,7 +9,8 @@
 // A section of its own: the machine fills it with NaN before each block, and each of its threads has its own copy of the module.
 #define __shared__ static __attribute__((section("shared_memory")))
 #define __launch_bounds__(...)
-#define __align__(bytes) alignas(bytes)
+#define __noinline__ __attribute__((noinline))
+#define __align__(bytes) __attribute__((aligned(bytes)))
 
 #define threadIdx (emulation_thread())
 #define blockIdx (emulation_block())
@@ -122,5 +123,10 @@ template <class T> EMULATED T __shfl_up_sync(unsigned mask, T value, unsigned by
     return emulated_shuffle(mask, value, lane % width < (int)by ? lane : lane - (int)by, here);
 }
 EMULATED unsigned __ballot_sync(unsigned mask, int is_set, HERE) { return emulation_vote(mask, is_set != 0, here); }
+// Reductions of a warp; all lanes get the result.
+EMULATED unsigned __reduce_max_sync(unsigned mask, unsigned value, HERE) {
+    for (int bits = 16; bits > 0; bits /= 2) value = max(value, __shfl_xor_sync(mask, value, bits, 32, here));
+    return value;
+}
 EMULATED int __any_sync(unsigned mask, int is_set, HERE) { return emulation_vote(mask, is_set != 0, here) != 0; }
 EMULATED int __all_sync(unsigned mask, int is_set, HERE) { return emulation_vote(mask, is_set == 0, here) == 0; }

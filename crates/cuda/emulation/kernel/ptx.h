@@ -22,14 +22,47 @@ EMULATED u16 float_to_half(float value) { return __builtin_bit_cast(u16, (_Float
 template <class T> EMULATED T load_once(const T* at) { return *at; }
 EMULATED u32 load_once(const u16* at) { return *at; }
 
-// The functions of matrix units: all 32 threads bring their registers, and take their sums.
-EMULATED void multiply(int (&c)[4], const u32 (&a)[4], uint2 b, HERE) {
+// A number that the compiler does not know: here it may.
+EMULATED int opaque(int value) { return value; }
+
+// The functions of matrix units: all 32 threads bring their registers, and take their sums, which begin at `start`.
+EMULATED void multiply(int (&c)[4], const u32 (&a)[4], uint2 b, const int (&start)[4], HERE) {
     const u32 registers[2] = {b.x, b.y};
+    for (int i = 0; i < 4; i++) c[i] = start[i];
     const emulation::Multiplication part = {emulation::Multiplication::U8S8Depth32, c, a, registers};
     emulation_multiply(&part, here);
 }
-EMULATED void multiply_half(int (&c)[4], u32 a0, u32 a1, u32 b, HERE) {
+EMULATED void multiply_half(int (&c)[4], u32 a0, u32 a1, u32 b, const int (&start)[4], HERE) {
     const u32 registers[2] = {a0, a1};
+    for (int i = 0; i < 4; i++) c[i] = start[i];
     const emulation::Multiplication part = {emulation::Multiplication::U8S8Depth16, c, registers, &b};
     emulation_multiply(&part, here);
 }
+
+// Copies that go on by themselves. The machine makes them as late as it may, so that who does not wait sees NaN.
+EMULATED u32 shared_address(const void* at) { return emulation_shared_address(at); }
+EMULATED void copy_16(void* to, const void* from, HERE) { emulation_copy(to, from, 16, here); }
+EMULATED void copy_8(void* to, const void* from, HERE) { emulation_copy(to, from, 8, here); }
+EMULATED void copy_4(void* to, const void* from, HERE) { emulation_copy(to, from, 4, here); }
+EMULATED void end_of_copies() { emulation_end_of_copies(); }
+template <int GROUPS> EMULATED void wait_for_copies() { emulation_wait_for_copies(GROUPS); }
+
+// Pairs of f16: each half is computed exactly, in f64, which holds a product and a sum of three f16, and is rounded once.
+EMULATED u16 rounded_half(double exact) {
+    float near = (float)exact;
+    // To odd: the last bit says that something was left, so that the second rounding knows.
+    if (exact == exact && (double)near != exact) {
+        u32 bits = __float_as_uint(near);
+        if (__builtin_fabs((double)near) > __builtin_fabs(exact)) bits -= 1;
+        near = __uint_as_float(bits | 1);
+    }
+    return float_to_half(near);
+}
+EMULATED double half_of(u32 pair, int half) { return half_to_float(pair >> (16 * half)); }
+EMULATED u32 pair_of(double low, double high) { return rounded_half(low) | (u32)rounded_half(high) << 16; }
+EMULATED u32 add_halves(u32 a, u32 b) { return pair_of(half_of(a, 0) + half_of(b, 0), half_of(a, 1) + half_of(b, 1)); }
+EMULATED u32 multiply_halves(u32 a, u32 b) { return pair_of(half_of(a, 0) * half_of(b, 0), half_of(a, 1) * half_of(b, 1)); }
+EMULATED u32 fma_halves(u32 a, u32 b, u32 c) {
+    return pair_of(half_of(a, 0) * half_of(b, 0) + half_of(c, 0), half_of(a, 1) * half_of(b, 1) + half_of(c, 1));
+}
+EMULATED u32 pair_of_halves(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }

@@ -17,6 +17,8 @@ struct Fault {
         Outside,
         Freed,
         Misaligned,
+        // A copy to what is no shared memory.
+        NotShared,
         // Another thread wrote, or read, the same byte, and nothing orders the two.
         Race,
     } kind = None;

@@ -7,14 +7,22 @@
 #include <algorithm>
 
 #include "memory.h"
+#include "watch.h"
 #include "worker.h"
 
 namespace emulation {
 
-static Fault found(Fault::Kind kind, uintptr_t at, unsigned bytes, bool writes, const void* code) {
+// What asks: an instruction, or a line.
+struct Asker {
+    const void* code = nullptr;
+    Site site{};
+};
+
+static Fault found(Fault::Kind kind, uintptr_t at, unsigned bytes, bool writes, Asker asker) {
     Fault fault;
     fault.kind = kind;
-    fault.code = code;
+    fault.code = asker.code;
+    fault.site = asker.site;
     fault.at = reinterpret_cast<const void*>(at);
     fault.bytes = bytes;
     fault.writes = writes;
@@ -23,7 +31,7 @@ static Fault found(Fault::Kind kind, uintptr_t at, unsigned bytes, bool writes, 
 
 // `offset` counts from the first record.
 static inline void touch_shared(Worker& w, Touched* records, uintptr_t offset, uintptr_t at, unsigned bytes, bool writes,
-                                const void* code) {
+                                Asker asker) {
     for (unsigned done = 0; done < bytes;) {
         unsigned first = (offset + done) % 4, here = std::min(4 - first, bytes - done), mask = ((1u << here) - 1) << first;
         Touched& word = records[(offset + done) / 4];
@@ -34,7 +42,7 @@ static inline void touch_shared(Worker& w, Touched* records, uintptr_t offset, u
             other = &word.read;
         }
         if (other) {
-            Fault fault = found(Fault::Race, at + done, bytes, writes, code);
+            Fault fault = found(Fault::Race, at + done, bytes, writes, asker);
             fault.other = other->thread;
             w.fail(fault);
         }
@@ -43,14 +51,14 @@ static inline void touch_shared(Worker& w, Touched* records, uintptr_t offset, u
     }
 }
 
-static void touch_card(Worker& w, Allocation& allocation, uintptr_t at, unsigned bytes, bool writes, const void* code) {
+static void touch_card(Worker& w, Allocation& allocation, uintptr_t at, unsigned bytes, bool writes, Asker asker) {
     u32 serial = w.launch->serial;
     if (!writes && allocation.launch.load(std::memory_order_relaxed) != serial) return;
     Written* records = allocation.records() + (at - allocation.begin);
     for (unsigned i = 0; i < bytes; i++) {
         Written& byte = records[i];
         if (byte.launch == serial && !(byte.block == w.block && w.knows(byte.thread, byte.time, false))) {
-            Fault fault = found(Fault::Race, at + i, bytes, writes, code);
+            Fault fault = found(Fault::Race, at + i, bytes, writes, asker);
             fault.other = byte.thread;
             w.fail(fault);
         }
@@ -63,16 +71,16 @@ static void touch_card(Worker& w, Allocation& allocation, uintptr_t at, unsigned
     if (writes) allocation.launch.store(serial, std::memory_order_relaxed);
 }
 
-static void elsewhere(Worker& w, uintptr_t at, unsigned bytes, bool writes, const void* code) {
+static void elsewhere(Worker& w, uintptr_t at, unsigned bytes, bool writes, Asker asker) {
     uintptr_t fixed = at - reinterpret_cast<uintptr_t>(w.instance->shared);
     if (fixed < w.instance->shared_bytes && bytes <= w.instance->shared_bytes - fixed)
-        return touch_shared(w, w.fixed_touched.data(), fixed, at, bytes, writes, code);
+        return touch_shared(w, w.fixed_touched.data(), fixed, at, bytes, writes, asker);
     // Constants of the module.
     if (!writes && at >= w.instance->begin && at + bytes <= w.instance->end) return;
-    w.fail(found(Fault::Outside, at, bytes, writes, code));
+    w.fail(found(Fault::Outside, at, bytes, writes, asker));
 }
 
-static inline __attribute__((always_inline)) void watch(const void* pointer, unsigned bytes, bool writes, const void* code) {
+static inline __attribute__((always_inline)) void watch(const void* pointer, unsigned bytes, bool writes, Asker asker) {
     Worker* w = worker;
     if (!w || !w->is_running) return;
     auto at = reinterpret_cast<uintptr_t>(pointer);
@@ -80,22 +88,25 @@ static inline __attribute__((always_inline)) void watch(const void* pointer, uns
     Memory& memory = Memory::get();
     if (memory.is_card(at)) {
         Allocation* allocation = memory.find(at);
-        if (!allocation || !allocation->holds(at, bytes)) w->fail(found(Fault::Outside, at, bytes, writes, code));
-        if (allocation->is_free) w->fail(found(Fault::Freed, at, bytes, writes, code));
-        return touch_card(*w, *allocation, at, bytes, writes, code);
+        if (!allocation || !allocation->holds(at, bytes)) w->fail(found(Fault::Outside, at, bytes, writes, asker));
+        if (allocation->is_free) w->fail(found(Fault::Freed, at, bytes, writes, asker));
+        return touch_card(*w, *allocation, at, bytes, writes, asker);
     }
     uintptr_t dynamic = at - reinterpret_cast<uintptr_t>(w->dynamic_shared);
     if (dynamic < dynamic_shared_most) {
-        if (dynamic + bytes > w->launch->shared_bytes) w->fail(found(Fault::Outside, at, bytes, writes, code));
-        return touch_shared(*w, w->dynamic_touched.data(), dynamic, at, bytes, writes, code);
+        if (dynamic + bytes > w->launch->shared_bytes) w->fail(found(Fault::Outside, at, bytes, writes, asker));
+        return touch_shared(*w, w->dynamic_touched.data(), dynamic, at, bytes, writes, asker);
     }
-    elsewhere(*w, at, bytes, writes, code);
+    elsewhere(*w, at, bytes, writes, asker);
 }
+
+void watch_read(const void* at, unsigned bytes, Site site) { watch(at, bytes, false, {nullptr, site}); }
+void watch_write(const void* at, unsigned bytes, Site site) { watch(at, bytes, true, {nullptr, site}); }
 
 } // namespace emulation
 
 #define ACCESS(name, bytes, writes)                                                                             \
-    extern "C" EXPORTED void __tsan_##name(const void* at) { emulation::watch(at, bytes, writes, __builtin_return_address(0)); }
+    extern "C" EXPORTED void __tsan_##name(const void* at) { emulation::watch(at, bytes, writes, {__builtin_return_address(0)}); }
 ACCESS(read1, 1, false)
 ACCESS(read2, 2, false)
 ACCESS(read4, 4, false)
@@ -108,10 +119,10 @@ ACCESS(write8, 8, true)
 ACCESS(write16, 16, true)
 
 extern "C" EXPORTED void __tsan_read_range(const void* at, unsigned long bytes) {
-    emulation::watch(at, static_cast<unsigned>(bytes), false, __builtin_return_address(0));
+    emulation::watch(at, static_cast<unsigned>(bytes), false, {__builtin_return_address(0)});
 }
 extern "C" EXPORTED void __tsan_write_range(const void* at, unsigned long bytes) {
-    emulation::watch(at, static_cast<unsigned>(bytes), true, __builtin_return_address(0));
+    emulation::watch(at, static_cast<unsigned>(bytes), true, {__builtin_return_address(0)});
 }
 extern "C" EXPORTED void __tsan_init() {}
 
@@ -119,5 +130,5 @@ extern "C" EXPORTED void __tsan_init() {}
 extern "C" EXPORTED void __ubsan_handle_type_mismatch_v1(void*, void* pointer) {
     using namespace emulation;
     if (!worker || !worker->is_running) return;
-    worker->fail(found(Fault::Misaligned, reinterpret_cast<uintptr_t>(pointer), 0, false, __builtin_return_address(0)));
+    worker->fail(found(Fault::Misaligned, reinterpret_cast<uintptr_t>(pointer), 0, false, {__builtin_return_address(0)}));
 }

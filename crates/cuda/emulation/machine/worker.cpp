@@ -43,6 +43,8 @@ void Worker::start(u64 number) {
     for (unsigned i = 0; i < count; i++) {
         threads[i].stack = stacks.fresh(i, begin_thread);
         threads[i].state = Thread::Ready;
+        threads[i].copies.clear();
+        threads[i].copy_groups = 0;
         threads[i].place = {index_of(i, launch->block), block_index, launch->block, launch->grid};
         ready(i);
     }
@@ -173,6 +175,16 @@ bool Worker::completes(Warp& warp, unsigned first, u32 mask) {
     return true;
 }
 
+bool Worker::is_shared(const void* at) const { return shared_address(at) != 0; }
+
+u32 Worker::shared_address(const void* at) const {
+    auto address = reinterpret_cast<uintptr_t>(at);
+    uintptr_t fixed = address - reinterpret_cast<uintptr_t>(instance->shared), dynamic = address - reinterpret_cast<uintptr_t>(dynamic_shared);
+    size_t before = (instance->shared_bytes + shared_alignment - 1) / shared_alignment * shared_alignment;
+    if (fixed < instance->shared_bytes) return static_cast<u32>(shared_alignment + fixed);
+    return dynamic < launch->shared_bytes ? static_cast<u32>(shared_alignment + before + dynamic) : 0;
+}
+
 std::string Worker::who_waits() const {
     static const char* const names[] = {"for the block", "for the warp", "in a shuffle or vote", "in a product of matrices"};
     std::map<std::string, unsigned> groups;
@@ -207,6 +219,8 @@ extern "C" emulation::Index emulation_block() { return worker->thread().place.bl
 extern "C" emulation::Index emulation_block_size() { return worker->launch->block; }
 extern "C" emulation::Index emulation_grid() { return worker->launch->grid; }
 extern "C" emulation::u8* emulation_dynamic_shared() { return worker->dynamic_shared; }
+
+extern "C" emulation::u32 emulation_shared_address(const void* at) { return worker->shared_address(at); }
 
 extern "C" void emulation_sync_block(emulation::Site site) { worker->sync_block(site); }
 

@@ -25,6 +25,12 @@ struct Launch {
     u32 serial;
 };
 
+struct Copy {
+    u8* to;
+    const u8* from;
+    unsigned bytes, group;
+};
+
 struct Thread {
     void* stack;
     enum { Ready, Waiting, Gone } state;
@@ -33,6 +39,9 @@ struct Thread {
     u32 mask;
     Site site;
     Place place;
+    // Copies on their way, and how many groups of them have ended.
+    std::vector<Copy> copies;
+    unsigned copy_groups;
 };
 
 struct Warp {
@@ -68,7 +77,7 @@ public:
     const u64* met() const { return warps[running / lanes].met; }
     [[noreturn]] void fail(Fault fault);
 
-    const Thread& thread() const { return threads[running]; }
+    Thread& thread() { return threads[running]; }
     unsigned thread_index() const { return running; }
     // Whether what a thread did at a time is known to the one that runs. `by_seeing`: it suffices that they met.
     bool knows(unsigned other, u64 time, bool by_seeing) const {
@@ -76,6 +85,10 @@ public:
         const Warp& warp = warps[running / lanes];
         return other / lanes == running / lanes && time < (by_seeing ? warp.seen : warp.agreed);
     }
+
+    bool is_shared(const void* at) const;
+    // Shared memory by 32-bit names: what is of fixed size lies before the rest, and nothing lies at 0.
+    u32 shared_address(const void* at) const;
 
     size_t index;
     bool is_running = false;

@@ -195,7 +195,7 @@ const FAULTS: [(&str, &[&str]); 16] = [
     ),
     ("__shfl_sync(0x1u, t, 0);", &["thread (1, 0, 0)", "is not in the mask that it waits with"]),
     (
-        "int c[4] = {}; u32 a[4] = {}; if (lane > 0) multiply(c, a, make_uint2(0, 0));",
+        "int c[4] = {}; u32 a[4] = {}; if (lane > 0) multiply(c, a, make_uint2(0, 0), c);",
         &["wait for ever", "62 wait in a product of matrices"],
     ),
 ];
@@ -219,7 +219,7 @@ const SOUND: [Sound; 5] = [
     // Row g of the first matrix is g + 1 everywhere, column n of the second n - 3.
     (
         "u32 low = (lane / 4 + 1) * 0x01010101u, high = (lane / 4 + 9) * 0x01010101u, b = (lane / 4 - 3 & 0xff) * 0x01010101u;\n\
-         int c[4] = {100, 100, 100, 100}; u32 a[4] = {low, high, low, high}; multiply(c, a, make_uint2(b, b));\n\
+         int c[4], start[4] = {100, 100, 100, 100}; u32 a[4] = {low, high, low, high}; multiply(c, a, make_uint2(b, b), start);\n\
          if (t < 4 && blockIdx.x == 0) for (int i = 0; i < 4; i++) x[(i / 2 * 4 + t) * 2 + i % 2] = (float)c[i];",
         |i| match i {
             // Row 0 and row 8.
