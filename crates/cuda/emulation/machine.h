@@ -24,7 +24,7 @@ struct Site {
 };
 
 // Why threads wait for each other.
-enum class Meeting : unsigned { Block, Warp, Gather, Multiply };
+enum class Meeting : unsigned { Block, Warp, Gather, Multiply, Threads, Cluster, Barrier, Products };
 
 // What a thread brings to a product of matrices. Sums are as many as the instruction leaves in a thread.
 struct Multiplication {
@@ -34,8 +34,9 @@ struct Multiplication {
     const u32* b;
 };
 
-// A kernel, as a module describes it.
+// A kernel, as a module describes it; `cluster` blocks of it run together.
 struct Kernel {
+    unsigned cluster;
     unsigned threads_max;
     unsigned parameters;
     const unsigned* sizes;
@@ -69,5 +70,21 @@ void emulation_end_of_copies();
 void emulation_wait_for_copies(unsigned groups);
 // The 32-bit name of a place in shared memory.
 emulation::u32 emulation_shared_address(const void* at);
+
+// Hopper: barriers in shared memory by their 32-bit names, bulk copies that a barrier counts, products that go on by themselves.
+emulation::u32 emulation_block_of_cluster();
+void emulation_sync_cluster(emulation::Site site);
+void emulation_sync_threads(emulation::u32 name, emulation::u32 threads, emulation::Site site);
+void emulation_barrier_init(emulation::u32 barrier, emulation::u32 arrivals, emulation::Site site);
+// Arrives, at the barrier of a block of the cluster, and says how many bytes the phase brings there.
+void emulation_barrier_arrive(emulation::u32 barrier, emulation::u32 block, emulation::u32 bytes, emulation::Site site);
+void emulation_barrier_wait(emulation::u32 barrier, emulation::u32 parity, emulation::Site site);
+// To the same place in all blocks of a cluster that `blocks` has a bit for.
+void emulation_copy_bulk(emulation::u32 to, const void* from, emulation::u32 bytes, emulation::u32 barrier, emulation::u32 blocks,
+                         emulation::Site site);
+// Sums of 16 rows, of this thread's warp, by `tokens` columns, which begin in shared memory where `b` says.
+void emulation_multiply_add(float* sums, emulation::u32 tokens, const emulation::u32* a, emulation::u64 b);
+void emulation_products_commit();
+void emulation_products_wait(emulation::u32 groups, emulation::Site site);
 #pragma GCC visibility pop
 }

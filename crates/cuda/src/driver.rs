@@ -278,8 +278,9 @@ impl Gpu {
     pub(crate) fn take(self: &Arc<Gpu>, bytes: usize) -> Memory {
         let bytes = bytes.max(1).next_multiple_of(self.grain());
         let free = lock(&self.free).get_mut(&bytes).and_then(Vec::pop);
-        let pointer = free.or_else(|| self.allocate(bytes)).unwrap_or_else(|| {
-            self.fail("take memory of a step", format!("no room for {bytes} bytes"));
+        let pointer = free.map_or_else(|| self.allocate(bytes), Ok).unwrap_or_else(|error| {
+            let reason = if is_full(error) { format!("no room for {bytes} bytes") } else { words(error) };
+            self.fail("take memory of a step", reason);
             0
         });
         let memory = Memory { gpu: self.clone(), pointer, bytes, is_pooled: true };
@@ -293,18 +294,18 @@ impl Gpu {
     pub(crate) fn reserve(self: &Arc<Gpu>, bytes: usize, what: &str) -> Result<Memory, Error> {
         let full = || Error::OutOfMemory { device: self.name.clone(), what: what.to_owned(), bytes };
         let bytes = bytes.max(1).checked_next_multiple_of(self.grain()).ok_or_else(full)?;
-        let pointer = self.allocate(bytes).ok_or_else(full)?;
+        let pointer = self.allocate(bytes).map_err(|e| if is_full(e) { full() } else { self.lost(words(e)) })?;
         let memory = Memory { gpu: self.clone(), pointer, bytes, is_pooled: false };
         self.fill(&memory, if self.is_audited { POISON } else { 0 });
         Ok(memory)
     }
 
     /// Takes memory from the driver; where there is none, once more without what the pool holds.
-    fn allocate(&self, bytes: usize) -> Option<sys::CUdeviceptr> {
+    fn allocate(&self, bytes: usize) -> Result<sys::CUdeviceptr, result::DriverError> {
         self.bind();
         // SAFETY: what is given back is owned by the `Memory` made of it, or by the pool.
-        let take = || unsafe { result::malloc_sync(bytes) }.ok();
-        take().or_else(|| {
+        let take = || unsafe { result::malloc_sync(bytes) };
+        take().or_else(|_| {
             self.empty_pool();
             take()
         })
@@ -472,6 +473,11 @@ fn parameters(function: sys::CUfunction) -> Vec<usize> {
         }
         sizes.push(size);
     }
+}
+
+/// Whether memory is used up, rather than the card lost by what ran before.
+fn is_full(error: result::DriverError) -> bool {
+    error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
 }
 
 fn words(error: result::DriverError) -> String {

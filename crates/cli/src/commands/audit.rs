@@ -43,6 +43,9 @@ pub(crate) struct Audit {
     /// Every width from 1 to 64, every cap on tiles, more shapes: minutes rather than seconds
     #[arg(long)]
     pub(crate) full: bool,
+    /// Fewer shapes and steps of attention: for a machine that computes slowly, as an emulated card does
+    #[arg(long, conflicts_with = "full")]
+    pub(crate) brief: bool,
     /// Audit this op alone
     #[arg(long, value_name = "OP", value_parser = audited_ops())]
     pub(crate) op: Option<Op>,
@@ -85,7 +88,7 @@ pub(crate) fn main(args: &Audit) -> Result<()> {
 }
 
 fn run<D: Device>(args: &Audit, edges: BTreeSet<usize>, variants: &[Variant<D>]) -> Result<()> {
-    let settings = Settings { edges, full: args.full, op: args.op, format: args.format };
+    let settings = Settings { edges, full: args.full, brief: args.brief, op: args.op, format: args.format };
     let names: Vec<&str> = variants.iter().map(|v| v.name.as_str()).collect();
     let bar = ui::steps_bar("auditing", 1);
     let start = Instant::now();

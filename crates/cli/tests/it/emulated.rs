@@ -1,58 +1,157 @@
 //! The program with a card that `tools/emulate` makes of g++: a model says on it what it says on the CPU, and each thing that can be
-//! missing or fail is one sentence with a remedy. Every kernel that runs is watched: a wrong access fails the run, and so does
-//! memory of the card that nobody let go of.
+//! missing or fail is one sentence with a remedy. Every access of a kernel is watched there: a wrong one fails the run, as memory
+//! that nobody lets go of does.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use crate::support::{Home, Ran, fixture};
 
-const PROMPT: &str = "The quick brown fox jumps over the lazy dog, then 12345 more foxes follow it into the wood.";
+const PROMPT: &str = "The quick brown fox jumps over the lazy dog.";
 
-fn tool() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/emulate").canonicalize().unwrap()
+/// The names under which a driver and a run-time compiler are looked for.
+const LIBRARIES: [&str; 4] = ["libcuda.so", "libcuda.so.1", "libnvrtc.so", "libnvrtc.so.13"];
+
+/// Where a toolkit's own compiler lies.
+const TOOLKITS: [&str; 3] = ["/usr/local/cuda/lib64", "/usr/local/cuda-13/lib64", "/opt/cuda/lib64"];
+
+/// Quantized weights, of a kind with minima.
+const QUANTIZED: &str =
+    "synth:llama,layers=2,width=256,heads=4,kv_heads=2,head_dim=64,vocabulary=300,context=256,format=Q4_K,seed=3";
+
+fn emulate() -> Command {
+    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/emulate").canonicalize().unwrap())
 }
 
-/// Runs the binary with a card that is as `card` says.
+/// The folder of the stand-ins, which are built if they are not there.
+fn stand_ins() -> PathBuf {
+    let out = emulate().args(["printenv", "TESSERA_NVRTC"]).output().unwrap();
+    assert!(out.status.success(), "tools/emulate needs g++: {}", String::from_utf8_lossy(&out.stderr));
+    PathBuf::from(String::from_utf8(out.stdout).unwrap().trim_end())
+}
+
+/// Runs the binary with a card that is as `card` says (crates/cuda/emulation/machine/settings.h).
 fn on_card(home: &Home, card: &str, args: &[&str]) -> Ran {
     let plain = home.command(&[]);
-    let mut command = Command::new(tool());
-    command.arg(plain.get_program()).args(args).env("EMULATED_CARD", card).stdin(std::process::Stdio::null());
-    command.current_dir(home.path());
+    let mut command = emulate();
+    command.arg(plain.get_program()).args(args).current_dir(home.path()).stdin(Stdio::null());
     for (name, value) in plain.get_envs() {
         match value {
             Some(value) => command.env(name, value),
             None => command.env_remove(name),
         };
     }
-    // The libraries are built once for all tests, not in this test's home.
-    Ran::of(command.output().unwrap())
+    Ran::of(command.env("EMULATED_CARD", card).output().unwrap())
 }
 
-fn greedy<'a>(model: &'a str, extra: &[&'a str]) -> Vec<&'a str> {
-    let flags = ["run", model, PROMPT, "--raw", "-t", "0", "-n", "6", "--ignore-eos", "--json", "--logprobs", "3"];
-    [&flags[..], extra].concat()
+/// Runs the binary where the loader finds, of the libraries, those of `folder` alone.
+fn with_libraries(home: &Home, folder: &Path, args: &[&str]) -> Ran {
+    Ran::of(home.command(args).env("LD_LIBRARY_PATH", folder).env_remove("TESSERA_NVRTC").output().unwrap())
 }
 
-/// What does not depend on the clock.
-fn said(mut object: serde_json::Value) -> serde_json::Value {
+/// Where a fixture lies; a synthetic model is its own path.
+fn path_of(model: &str) -> String {
+    if model.starts_with("synth:") {
+        return model.to_owned();
+    }
+    fixture(model).into_os_string().into_string().unwrap()
+}
+
+/// Greedy text with its probabilities, the clock left out.
+fn said(ran: Ran) -> serde_json::Value {
+    let mut object = ran.json();
     let fields = object.as_object_mut().unwrap();
-    assert!(fields["tokens"].as_array().is_some_and(|t| !t.is_empty()), "{fields:?}");
-    fields.retain(|name, _| name == "text" || name == "tokens" || name == "logprobs");
+    assert!(fields["tokens"].as_array().is_some_and(|t| t.len() == 6 && !t[0]["top"].is_null()), "{fields:?}");
+    fields.retain(|name, _| name == "text" || name == "tokens");
     object
 }
 
 #[test]
 fn a_model_says_on_the_card_what_it_says_on_the_cpu() {
     let home = Home::new();
-    for (model, cache, chunk) in [("llama", "f16", "512"), ("qwen3", "q8_0", "7"), ("qwen2", "f32", "64")] {
-        let path = fixture(model);
-        let args = greedy(path.to_str().unwrap(), &["--cache-format", cache, "--chunk", chunk]);
-        let on_cpu = said(home.run(&args).json());
+    let flags = ["--raw", "-t", "0", "-n", "6", "--ignore-eos", "--json", "--logprobs", "3"];
+    for (model, cache, chunk) in [
+        ("llama", "f16", "512"),
+        ("qwen2", "f32", "7"),
+        ("qwen3_moe", "q8_0", "64"),
+        ("gpt_oss", "f16", "5"),
+        (QUANTIZED, "q8_0", "16"),
+    ] {
+        let path = path_of(model);
+        let engine = ["run", &path, PROMPT, "--cache-format", cache, "--chunk", chunk];
+        let args = [&engine[..], &flags].concat();
         let ran = on_card(&home, "", &[&args[..], &["--device", "cuda"]].concat());
         assert!(!ran.err.contains("emulation: "), "{}", ran.err);
-        assert_eq!(said(ran.json()), on_cpu, "{model}");
+        assert_eq!(said(ran), said(home.run(&args)), "{model}");
+    }
+}
+
+/// Hopper's kernels take prompt rows in another arithmetic: near the CPU's, and the same whatever the chunks.
+#[test]
+fn prompts_on_hopper_do_not_depend_on_chunks() {
+    let home = Home::new();
+    let flags = ["--raw", "-t", "0", "-n", "6", "--ignore-eos", "--json", "--logprobs", "3"];
+    for model in ["llama", "qwen3_moe", QUANTIZED] {
+        let path = path_of(model);
+        let args = |chunk| [&["run", &path, PROMPT, "--chunk", chunk][..], &flags].concat();
+        let on_hopper =
+            |chunk| said(on_card(&home, "capability=9.0", &[&args(chunk)[..], &["--device", "cuda"]].concat()));
+        let (whole, on_cpu) = (on_hopper("512"), said(home.run(&args("512"))));
+        assert_eq!(on_hopper("9"), whole, "{model}");
+        assert!(whole != on_cpu, "{model}: prompt rows have an arithmetic of their own");
+        let chances = |said: &serde_json::Value| -> Vec<f64> {
+            said["tokens"].as_array().unwrap().iter().map(|t| t["logprob"].as_f64().unwrap()).collect()
+        };
+        for (card, cpu) in chances(&whole).iter().zip(chances(&on_cpu)) {
+            assert!((card - cpu).abs() < 0.02, "{model}: {card} on the card, {cpu} on the CPU");
+        }
+    }
+}
+
+#[test]
+fn what_fails_is_said_with_a_remedy() {
+    let home = Home::new();
+    let model = path_of("llama");
+    let args = ["run", &model, PROMPT, "--raw", "-n", "2", "--device", "cuda"];
+    for (card, words) in [
+        ("cards=0", ["no CUDA-capable device is detected", "nvidia-smi"]),
+        ("capability=7.5", ["compute capability 7.5", "use the CPU"]),
+        ("memory=1000000", ["has no room for", "use a smaller context or model"]),
+        ("fail=floats", ["an illegal memory access was encountered", "start again, or use the CPU"]),
+        ("fail=values", ["an illegal memory access was encountered", "start again, or use the CPU"]),
+    ] {
+        let ran = on_card(&home, card, &args);
+        assert!(ran.err.lines().count() <= 2, "{card}: {}", ran.err);
+        ran.bad(&words);
+    }
+    on_card(&home, "", &["run", &model, PROMPT, "--device", "cuda:3"]).bad(&["there is no card 3, there are 1"]);
+}
+
+#[test]
+fn what_is_missing_is_said_with_a_remedy() {
+    let (home, stand_ins) = (Home::new(), stand_ins());
+    let model = path_of("llama");
+    let args = ["run", &model, PROMPT, "--raw", "-t", "0", "-n", "2", "--device", "cuda"];
+    // A file that is no library hides a real one of its name.
+    let folder = home.path().join("libraries");
+    fs::create_dir(&folder).unwrap();
+    LIBRARIES.iter().for_each(|name| fs::write(folder.join(name), "none").unwrap());
+    with_libraries(&home, &folder, &args).bad(&["no NVIDIA driver was found (libcuda.so.1)", "or use the CPU"]);
+    let auto = [&args[..args.len() - 1], &["auto"]].concat();
+    assert!(!with_libraries(&home, &folder, &auto).good().is_empty(), "the CPU takes over");
+
+    for name in ["libcuda.so", "libcuda.so.1"] {
+        fs::remove_file(folder.join(name)).unwrap();
+    }
+    fs::copy(stand_ins.join("libcuda.so.1"), folder.join("libcuda.so")).unwrap();
+    let ran = with_libraries(&home, &folder, &args);
+    if TOOLKITS.iter().any(|toolkit| Path::new(toolkit).join("libnvrtc.so.13").exists()) {
+        // A toolkit's compiler is found by its place, and its machine code is not for this card.
+        ran.bad(&["machine code of a real card"]);
+    } else {
+        ran.bad(&["no CUDA run-time compiler was found (libnvrtc.so.13)", "TESSERA_NVRTC"]);
     }
 }

@@ -5,6 +5,7 @@
 mod audit;
 mod bench;
 mod chat;
+mod emulated;
 mod fake_hub;
 mod hostile;
 mod inspect;

@@ -42,21 +42,32 @@ std::string read(const std::filesystem::path& path) {
     return text.str();
 }
 
-// The source without the part that the machine brings of its own.
-std::string without_ptx(const std::string& source) {
-    const std::string part = "#line 1 \"ptx.cuh\"\n";
-    size_t begin = source.find(part);
+// Parts of a source that the machine brings of its own.
+constexpr const char* replaced[] = {"ptx.cuh", "hopper/ptx.cuh", "hopper/wgmma.cuh"};
+
+std::string without(std::string source, const std::string& part) {
+    const std::string mark = "#line 1 \"" + part + "\"\n";
+    size_t begin = source.find(mark);
     if (begin == std::string::npos) return source;
-    size_t end = source.find("#line 1 \"", begin + part.size());
-    return source.substr(0, begin) + (end == std::string::npos ? "" : source.substr(end));
+    size_t end = source.find("#line 1 \"", begin + mark.size());
+    return source.erase(begin, end == std::string::npos ? end : end - begin);
+}
+
+// A kernel's head: between the word and the name stand its cluster, which may be left out by a condition, and its bounds.
+const std::regex& head_of_kernel() {
+    static const std::regex head(R"((?:^|\n)KERNEL\s+(?:#if[^\n]*\s+)?(?:__cluster_dims__\(([^,)]*)[^)]*\)\s+)?(?:#endif\s+)?)"
+                                 R"((?:__launch_bounds__\(([^)]*)\)\s+)?(\w+)\s*\()");
+    return head;
 }
 
 std::string emulated(const std::string& source) {
-    std::string text = "#include \"ptx.h\"\n" + without_ptx(source) + "#include \"export.h\"\n";
-    static const std::regex kernel(R"((?:^|\n)KERNEL\s+(?:__launch_bounds__\(([^)]*)\)\s+)?(\w+)\s*\()");
+    std::string text = source;
+    for (const char* part : replaced) text = without(text, part);
+    text = "#include \"ptx.h\"\n#include \"hopper.h\"\n" + text + "#include \"export.h\"\n";
     std::string exports;
-    for (std::sregex_iterator found(text.begin(), text.end(), kernel), end; found != end; ++found) {
-        exports += "EMULATED_KERNEL(" + (*found)[2].str() + ", " + (*found)[1].str() + ")\n";
+    for (std::sregex_iterator found(text.begin(), text.end(), head_of_kernel()), end; found != end; ++found) {
+        std::string cluster = (*found)[1].matched ? (*found)[1].str() : "1";
+        exports += "EMULATED_KERNEL(" + (*found)[3].str() + ", " + cluster + ", " + (*found)[2].str() + ")\n";
     }
     return text + exports;
 }

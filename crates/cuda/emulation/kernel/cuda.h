@@ -9,6 +9,7 @@
 // A section of its own: the machine fills it with NaN before each block, and each of its threads has its own copy of the module.
 #define __shared__ static __attribute__((section("shared_memory")))
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __noinline__ __attribute__((noinline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
 

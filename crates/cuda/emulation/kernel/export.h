@@ -25,22 +25,24 @@ template <auto kernel, class... P> struct EmulatedCall {
     template <__SIZE_TYPE__... I> __attribute__((no_sanitize("thread"))) static void with(void** values) {
         kernel(*(P*)values[I]...);
     }
-    template <__SIZE_TYPE__... I> static constexpr emulation::Kernel describe(unsigned threads_max, EmulatedIndices<I...>) {
-        return {threads_max, sizeof...(P), parameters.sizes, parameters.offsets, &with<I...>};
+    template <__SIZE_TYPE__... I>
+    static constexpr emulation::Kernel describe(unsigned cluster, unsigned threads_max, EmulatedIndices<I...>) {
+        return {cluster, threads_max, sizeof...(P), parameters.sizes, parameters.offsets, &with<I...>};
     }
 };
 
-template <auto kernel, class... P> constexpr emulation::Kernel emulated_kernel(void (*)(P...), unsigned threads_max) {
-    return EmulatedCall<kernel, P...>::describe(threads_max, EmulatedIndices<__integer_pack(sizeof...(P))...>{});
+template <auto kernel, class... P> constexpr emulation::Kernel emulated_kernel(void (*)(P...), unsigned cluster, unsigned threads_max) {
+    return EmulatedCall<kernel, P...>::describe(cluster, threads_max, EmulatedIndices<__integer_pack(sizeof...(P))...>{});
 }
 
 // How many threads a block may have, where __launch_bounds__ names it.
 constexpr unsigned emulated_bound() { return 1024; }
 constexpr unsigned emulated_bound(unsigned threads, unsigned = 0, unsigned = 0) { return threads; }
 
-#define EMULATED_KERNEL(name, ...)                                                                                        \
-    extern "C" {                                                                                                          \
-    extern EXPORTED const emulation::Kernel emulated_##name = emulated_kernel<&name>(&name, emulated_bound(__VA_ARGS__)); \
+#define EMULATED_KERNEL(name, cluster, ...)                                                   \
+    extern "C" {                                                                              \
+    extern EXPORTED const emulation::Kernel emulated_##name =                                 \
+        emulated_kernel<&name>(&name, cluster, emulated_bound(__VA_ARGS__));                  \
     }
 
 // The module's shared memory of fixed size. Weak: a module may have none.

@@ -110,6 +110,8 @@ ENTRY cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsi
     if (shared > f->dynamic_shared_max || (f->dynamic_shared_max == shared_unasked && shared + fixed > shared_unasked)) {
         return failed(InvalidValue, f->name + ": more shared memory than was asked for");
     }
+    unsigned cluster = f->kernel->cluster;
+    if (cluster > cluster_max || gx % cluster || (cluster > 1 && fixed)) return failed(InvalidValue, f->name + ": no such cluster");
     if (settings().fail == f->name) {
         lose("an illegal memory access was encountered");
         return Success;

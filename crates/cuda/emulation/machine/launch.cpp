@@ -18,7 +18,7 @@ namespace {
 // A launch on its way.
 struct Work {
     Launch launch;
-    u64 blocks;
+    u64 clusters;
     std::atomic<u64> next{0};
     std::atomic<bool> has_failed{false};
     std::string failure;
@@ -41,7 +41,7 @@ public:
             busy = helpers;
             wake.notify_all();
         }
-        take_blocks(*own, work);
+        take_clusters(*own, work);
         if (!is_shared) return;
         std::unique_lock lock(changes);
         done.wait(lock, [this] { return busy == 0; });
@@ -62,15 +62,15 @@ private:
             seen = turn;
             Work& work = *current;
             lock.unlock();
-            take_blocks(*worker, work);
+            take_clusters(*worker, work);
             lock.lock();
             if (--busy == 0) done.notify_one();
         }
     }
 
-    static void take_blocks(Worker& worker, Work& work) {
-        for (u64 block; (block = work.next++) < work.blocks && !work.has_failed;) {
-            if (worker.run(work.launch, block)) continue;
+    static void take_clusters(Worker& worker, Work& work) {
+        for (u64 cluster; (cluster = work.next++) < work.clusters && !work.has_failed;) {
+            if (worker.run(work.launch, cluster)) continue;
             std::lock_guard lock(work.failing);
             if (!work.has_failed.exchange(true)) work.failure = describe(worker);
         }
@@ -92,9 +92,10 @@ std::string run(Launch launch) {
     static u32 serial = 0;
     std::lock_guard lock(one_at_a_time);
     launch.serial = ++serial;
-    Work work{launch, u64{launch.grid.x} * launch.grid.y * launch.grid.z, {}, {}, {}, {}};
-    u64 threads = work.blocks * launch.block.x * launch.block.y * launch.block.z;
-    Pool::get().run(work, work.blocks > 1 && threads >= shared_from);
+    u64 blocks = u64{launch.grid.x} * launch.grid.y * launch.grid.z;
+    Work work{launch, blocks / launch.function->kernel->cluster, {}, {}, {}, {}};
+    u64 threads = blocks * launch.block.x * launch.block.y * launch.block.z;
+    Pool::get().run(work, work.clusters > 1 && threads >= shared_from);
     return work.failure;
 }
 

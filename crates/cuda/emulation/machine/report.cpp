@@ -43,7 +43,7 @@ static std::string place_of(const Worker& worker, uintptr_t at) {
         text << "at byte " << offset << " of " << (allocation->is_free ? "freed " : "") << "memory of " << allocation->bytes << " bytes";
         return text.str();
     }
-    uintptr_t dynamic = at - reinterpret_cast<uintptr_t>(worker.dynamic_shared);
+    uintptr_t dynamic = at - reinterpret_cast<uintptr_t>(worker.block().shared);
     if (dynamic < dynamic_shared_most) {
         text << "at byte " << dynamic << " of " << worker.launch->shared_bytes << " of shared memory";
     } else if (at - reinterpret_cast<uintptr_t>(worker.instance->shared) < worker.instance->shared_bytes) {

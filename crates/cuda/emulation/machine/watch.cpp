@@ -57,14 +57,14 @@ static void touch_card(Worker& w, Allocation& allocation, uintptr_t at, unsigned
     Written* records = allocation.records() + (at - allocation.begin);
     for (unsigned i = 0; i < bytes; i++) {
         Written& byte = records[i];
-        if (byte.launch == serial && !(byte.block == w.block && w.knows(byte.thread, byte.time, false))) {
+        if (byte.launch == serial && !(byte.block == w.block().number && w.knows(byte.thread, byte.time, false))) {
             Fault fault = found(Fault::Race, at + i, bytes, writes, asker);
             fault.other = byte.thread;
             w.fail(fault);
         }
         if (!writes) continue;
         byte.launch = serial;
-        byte.block = w.block;
+        byte.block = w.block().number;
         byte.time = w.clock;
         byte.thread = w.thread_index();
     }
@@ -92,10 +92,10 @@ static inline __attribute__((always_inline)) void watch(const void* pointer, uns
         if (allocation->is_free) w->fail(found(Fault::Freed, at, bytes, writes, asker));
         return touch_card(*w, *allocation, at, bytes, writes, asker);
     }
-    uintptr_t dynamic = at - reinterpret_cast<uintptr_t>(w->dynamic_shared);
+    uintptr_t dynamic = at - reinterpret_cast<uintptr_t>(w->block().shared);
     if (dynamic < dynamic_shared_most) {
         if (dynamic + bytes > w->launch->shared_bytes) w->fail(found(Fault::Outside, at, bytes, writes, asker));
-        return touch_shared(*w, w->dynamic_touched.data(), dynamic, at, bytes, writes, asker);
+        return touch_shared(*w, w->block().touched.data(), dynamic, at, bytes, writes, asker);
     }
     elsewhere(*w, at, bytes, writes, asker);
 }

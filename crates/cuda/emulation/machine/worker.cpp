@@ -12,50 +12,65 @@ static constexpr int poison = 0xff;
 // As the widest that a copy of the card's asks for.
 static constexpr size_t shared_alignment = 1024;
 
+static constexpr unsigned threads_most = threads_max * cluster_max;
+
 Worker::Worker(size_t index)
-    : index(index), stacks(threads_max), shared_memory(new u8[dynamic_shared_most + shared_alignment]), threads(threads_max),
-      warps(threads_max / lanes) {
-    auto at = reinterpret_cast<uintptr_t>(shared_memory.get());
-    dynamic_shared = reinterpret_cast<u8*>((at + shared_alignment - 1) / shared_alignment * shared_alignment);
-    dynamic_touched.resize(words_of(dynamic_shared_most));
-}
+    : index(index), stacks(threads_most), threads(threads_most), warps(threads_most / lanes), blocks(cluster_max), queue(threads_most) {}
 
 static Index index_of(u64 number, Index of) {
     return {unsigned(number % of.x), unsigned(number / of.x % of.y), unsigned(number / of.x / of.y)};
 }
 
-void Worker::start(u64 number) {
-    count = launch->block.x * launch->block.y * launch->block.z;
-    block = static_cast<u32>(number);
-    left = at_barrier = queue_first = queue_length = 0;
-    fault = Fault();
-    block_met = ++clock;
-    memset(dynamic_shared, poison, launch->shared_bytes);
-    memset(instance->shared, poison, instance->shared_bytes);
-    if (fixed_touched.size() < words_of(instance->shared_bytes)) fixed_touched.resize(words_of(instance->shared_bytes));
-    for (unsigned w = 0; w * lanes < count; w++) {
-        unsigned here = std::min(lanes, count - w * lanes);
-        warps[w].live = here == lanes ? ~0u : (1u << here) - 1;
-        warps[w].arrived = 0;
-        warps[w].agreed = warps[w].seen = clock;
+void Worker::start_block(Block& block, u64 cluster, unsigned rank) {
+    if (!block.shared) {
+        block.memory.reset(new u8[dynamic_shared_most + shared_alignment]);
+        auto at = reinterpret_cast<uintptr_t>(block.memory.get());
+        block.shared = reinterpret_cast<u8*>((at + shared_alignment - 1) / shared_alignment * shared_alignment);
+        block.touched.resize(words_of(dynamic_shared_most));
     }
-    Index block_index = index_of(number, launch->grid);
+    block.number = static_cast<u32>(cluster * kernel->cluster + rank);
+    block.index = index_of(block.number, launch->grid);
+    block.at_barrier = 0;
+    block.met = clock;
+    block.barriers.clear();
+    block.has_orders_of_its_own = false;
+    memset(block.at_named, 0, sizeof(block.at_named));
+    memset(block.shared, poison, launch->shared_bytes);
+    for (unsigned w = 0; w * lanes < count; w++) {
+        Warp& warp = warps[rank * stride / lanes + w];
+        unsigned here = std::min(lanes, count - w * lanes);
+        warp.live = here == lanes ? ~0u : (1u << here) - 1;
+        warp.arrived = 0;
+        warp.agreed = warp.seen = clock;
+    }
     for (unsigned i = 0; i < count; i++) {
-        threads[i].stack = stacks.fresh(i, begin_thread);
-        threads[i].state = Thread::Ready;
-        threads[i].copies.clear();
-        threads[i].copy_groups = 0;
-        threads[i].place = {index_of(i, launch->block), block_index, launch->block, launch->grid};
-        ready(i);
+        Thread& thread = threads[rank * stride + i];
+        thread.stack = stacks.fresh(rank * stride + i, begin_thread);
+        thread.copies.clear();
+        thread.products.clear();
+        thread.copy_groups = thread.product_groups = 0;
+        thread.place = {index_of(i, launch->block), block.index, launch->block, launch->grid};
+        ready(rank * stride + i);
     }
 }
 
-bool Worker::run(const Launch& what, u64 number) {
+void Worker::start(u64 cluster) {
+    count = launch->block.x * launch->block.y * launch->block.z;
+    stride = (count + lanes - 1) / lanes * lanes;
+    left = at_cluster = queue_first = queue_length = 0;
+    fault = Fault();
+    clock++;
+    memset(instance->shared, poison, instance->shared_bytes);
+    if (fixed_touched.size() < words_of(instance->shared_bytes)) fixed_touched.resize(words_of(instance->shared_bytes));
+    for (unsigned rank = 0; rank < kernel->cluster; rank++) start_block(blocks[rank], cluster, rank);
+}
+
+bool Worker::run(const Launch& what, u64 cluster) {
     launch = &what;
     instance = &what.function->module->instance(index);
     kernel = instance->kernel(what.function->name);
     worker = this;
-    start(number);
+    start(cluster);
     is_running = true;
     running = queue[queue_first++];
     queue_length--;
@@ -63,7 +78,7 @@ bool Worker::run(const Launch& what, u64 number) {
     // Back here when all threads have left, none can go on, or one has failed.
     emulation_switch(&own_stack, threads[running].stack);
     is_running = false;
-    if (fault.kind == Fault::None && left < count) {
+    if (fault.kind == Fault::None && left < count * kernel->cluster) {
         fault.kind = Fault::Stuck;
         waiting = who_waits();
     }
@@ -77,7 +92,7 @@ void Worker::begin_thread() {
 
 void Worker::ready(unsigned thread) {
     threads[thread].state = Thread::Ready;
-    queue[(queue_first + queue_length++) % threads_max] = thread;
+    queue[(queue_first + queue_length++) % threads_most] = thread;
 }
 
 void Worker::give_way() {
@@ -87,7 +102,7 @@ void Worker::give_way() {
         return;
     }
     running = queue[queue_first];
-    queue_first = (queue_first + 1) % threads_max;
+    queue_first = (queue_first + 1) % threads_most;
     queue_length--;
     stack_low = reinterpret_cast<uintptr_t>(stacks.low(running));
     emulation_switch(from, threads[running].stack);
@@ -114,18 +129,49 @@ void Worker::fail(Fault what) {
     __builtin_unreachable();
 }
 
-void Worker::sync_block(Site site) {
+void Worker::sleep(Meeting meeting, Site site) {
     Thread& thread = threads[running];
-    thread.meeting = Meeting::Block;
+    thread.meeting = meeting;
     thread.site = site;
     thread.state = Thread::Waiting;
-    // Who has left never comes: the others wait for good, and that is told.
-    if (++at_barrier < count) return give_way();
-    at_barrier = 0;
-    block_met = ++clock;
-    thread.state = Thread::Ready;
-    for (unsigned i = 0; i < count; i++)
-        if (i != running) ready(i);
+    give_way();
+}
+
+void Worker::wake(Meeting meeting, const Block& block, u32 value) {
+    auto rank = static_cast<unsigned>(&block - blocks.data());
+    for (unsigned i = rank * stride; i < rank * stride + count; i++) {
+        const Thread& thread = threads[i];
+        if (thread.state == Thread::Waiting && thread.meeting == meeting && thread.mask == value) ready(i);
+    }
+}
+
+// Who has left never comes: the others wait for good, and that is told.
+void Worker::sync_block(Site site) {
+    threads[running].mask = 0;
+    if (++block().at_barrier < count) return sleep(Meeting::Block, site);
+    block().at_barrier = 0;
+    block().met = ++clock;
+    wake(Meeting::Block, block(), 0);
+}
+
+void Worker::sync_cluster(Site site) {
+    threads[running].mask = 0;
+    if (++at_cluster < count * kernel->cluster) return sleep(Meeting::Cluster, site);
+    at_cluster = 0;
+    clock++;
+    for (unsigned rank = 0; rank < kernel->cluster; rank++) {
+        blocks[rank].met = clock;
+        wake(Meeting::Cluster, blocks[rank], 0);
+    }
+}
+
+void Worker::sync_threads(u32 name, u32 wanted, Site site) {
+    Block& here = block();
+    here.has_orders_of_its_own = true;
+    threads[running].mask = name;
+    if (++here.at_named[name % 16] < wanted) return sleep(Meeting::Threads, site);
+    here.at_named[name % 16] = 0;
+    wake(Meeting::Threads, here, name);
 }
 
 void Worker::meet(Meeting meeting, u32 mask, u64 value, Site site) {
@@ -145,14 +191,15 @@ void Worker::meet(Meeting meeting, u32 mask, u64 value, Site site) {
 bool Worker::completes(Warp& warp, unsigned first, u32 mask) {
     unsigned any = first + static_cast<unsigned>(__builtin_ctz(mask & warp.arrived));
     Meeting meeting = threads[any].meeting;
-    u32 wanted = meeting == Meeting::Multiply ? mask : mask & warp.live;
+    bool is_of_all = meeting == Meeting::Multiply || meeting == Meeting::Products;
+    u32 wanted = is_of_all ? mask : mask & warp.live;
     if (wanted & ~warp.arrived) return false;
     for (unsigned l = 0; l < lanes; l++) {
         const Thread& other = threads[first + l];
         bool is_here = wanted >> l & 1;
         // The matrix instructions want one and the same for all; others may stand on two sides of a branch.
         bool is_same = other.meeting == meeting && other.mask == mask;
-        bool is_one = meeting != Meeting::Multiply || other.site.line == threads[any].site.line;
+        bool is_one = !is_of_all || other.site.line == threads[any].site.line;
         if (is_here && !(is_same && is_one)) {
             waiting = who_waits();
             fail({.kind = Fault::Divergent, .site = other.site});
@@ -160,6 +207,8 @@ bool Worker::completes(Warp& warp, unsigned first, u32 mask) {
     }
     if (meeting == Meeting::Multiply) {
         multiply(warp.brought);
+    } else if (meeting == Meeting::Products) {
+        multiply_add(*this, warp.brought);
     } else {
         for (unsigned l = 0; l < lanes; l++)
             if (mask >> l & 1) warp.met[l] = wanted >> l & 1 ? warp.brought[l] : ~0ull;
@@ -177,25 +226,45 @@ bool Worker::completes(Warp& warp, unsigned first, u32 mask) {
 
 bool Worker::is_shared(const void* at) const { return shared_address(at) != 0; }
 
+static u32 dynamic_from(const Instance& instance) {
+    return static_cast<u32>((instance.shared_bytes + shared_alignment - 1) / shared_alignment * shared_alignment + shared_alignment);
+}
+
 u32 Worker::shared_address(const void* at) const {
     auto address = reinterpret_cast<uintptr_t>(at);
-    uintptr_t fixed = address - reinterpret_cast<uintptr_t>(instance->shared), dynamic = address - reinterpret_cast<uintptr_t>(dynamic_shared);
-    size_t before = (instance->shared_bytes + shared_alignment - 1) / shared_alignment * shared_alignment;
+    uintptr_t fixed = address - reinterpret_cast<uintptr_t>(instance->shared);
+    uintptr_t dynamic = address - reinterpret_cast<uintptr_t>(block().shared);
     if (fixed < instance->shared_bytes) return static_cast<u32>(shared_alignment + fixed);
-    return dynamic < launch->shared_bytes ? static_cast<u32>(shared_alignment + before + dynamic) : 0;
+    return dynamic < launch->shared_bytes ? dynamic_from(*instance) + static_cast<u32>(dynamic) : 0;
+}
+
+u8* Worker::shared_place(const Block& block, u32 name, u32 bytes, Site site) {
+    size_t at = size_t{name} - dynamic_from(*instance);
+    if (name < dynamic_from(*instance) || at > launch->shared_bytes || bytes > launch->shared_bytes - at) {
+        fail({.kind = Fault::NotShared, .site = site});
+    }
+    return block.shared + at;
+}
+
+Block& Worker::block_of_cluster(u32 rank, Site site) {
+    if (rank >= kernel->cluster) fail({.kind = Fault::NotShared, .site = site});
+    return blocks[rank];
 }
 
 std::string Worker::who_waits() const {
-    static const char* const names[] = {"for the block", "for the warp", "in a shuffle or vote", "in a product of matrices"};
+    static const char* const names[] = {"for the block",      "for the warp",    "in a shuffle or vote",         "in a product of matrices",
+                                        "for named threads", "for the cluster", "for a barrier in shared memory", "for products"};
     std::map<std::string, unsigned> groups;
-    for (unsigned i = 0; i < count; i++) {
+    for (unsigned i = 0; i < stride * kernel->cluster; i++) {
+        if (i % stride >= count) continue;
         const Thread& thread = threads[i];
         std::ostringstream text;
         if (thread.state == Thread::Gone) {
             text << "left";
         } else if (thread.state == Thread::Waiting) {
+            bool is_of_lanes = thread.meeting == Meeting::Warp || thread.meeting == Meeting::Gather || thread.meeting == Meeting::Multiply;
             text << "wait " << names[static_cast<unsigned>(thread.meeting)] << " at " << thread.site.file << ':' << thread.site.line;
-            if (thread.meeting != Meeting::Block) text << " with mask 0x" << std::hex << thread.mask;
+            if (is_of_lanes) text << " with mask 0x" << std::hex << thread.mask;
         } else {
             text << "could go on";
         }
@@ -218,7 +287,7 @@ extern "C" emulation::Index emulation_thread() { return worker->thread().place.t
 extern "C" emulation::Index emulation_block() { return worker->thread().place.block; }
 extern "C" emulation::Index emulation_block_size() { return worker->launch->block; }
 extern "C" emulation::Index emulation_grid() { return worker->launch->grid; }
-extern "C" emulation::u8* emulation_dynamic_shared() { return worker->dynamic_shared; }
+extern "C" emulation::u8* emulation_dynamic_shared() { return worker->block().shared; }
 
 extern "C" emulation::u32 emulation_shared_address(const void* at) { return worker->shared_address(at); }
 

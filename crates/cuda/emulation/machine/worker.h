@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "fault.h"
@@ -14,7 +15,7 @@
 
 namespace emulation {
 
-inline constexpr unsigned threads_max = 1024, lanes = 32;
+inline constexpr unsigned threads_max = 1024, lanes = 32, cluster_max = 8;
 inline constexpr size_t dynamic_shared_most = 227 << 10;
 
 struct Launch {
@@ -31,6 +32,15 @@ struct Copy {
     unsigned bytes, group;
 };
 
+// Sums of a thread's rows by `tokens` columns, from registers and from shared memory (wgmma).
+struct Product {
+    float* sums;
+    unsigned tokens;
+    const u32* a;
+    u64 b;
+    unsigned group;
+};
+
 struct Thread {
     void* stack;
     enum { Ready, Waiting, Gone } state;
@@ -39,9 +49,11 @@ struct Thread {
     u32 mask;
     Site site;
     Place place;
-    // Copies on their way, and how many groups of them have ended.
+    // Copies on their way, and how many groups of them have ended; and products.
     std::vector<Copy> copies;
     unsigned copy_groups;
+    std::vector<Product> products;
+    unsigned product_groups, product_groups_left;
 };
 
 struct Warp {
@@ -63,14 +75,47 @@ struct Touched {
 // Records of `bytes` bytes of memory.
 inline constexpr size_t words_of(size_t bytes) { return (bytes + 3) / 4; }
 
+// A barrier in shared memory: a phase ends when so many have arrived and all its bytes have come.
+struct Barrier {
+    unsigned wanted = 0, arrived = 0;
+    long long bytes = 0;
+    u32 parity = 0;
+    // What bulk copies bring when the phase ends.
+    std::vector<Copy> copies;
+};
+
+// A block of the cluster that runs.
+struct Block {
+    u32 number;
+    Index index;
+    // Its dynamic shared memory, and a record for each four bytes.
+    std::unique_ptr<u8[]> memory;
+    u8* shared = nullptr;
+    std::vector<Touched> touched;
+    unsigned at_barrier;
+    // When it last met.
+    u64 met;
+    // Threads at each of the barriers that some threads share.
+    unsigned at_named[16];
+    std::unordered_map<u32, Barrier> barriers;
+    // Barriers in shared memory order accesses in ways that are not kept: races are not looked for.
+    bool has_orders_of_its_own;
+};
+
 class Worker {
 public:
     explicit Worker(size_t index);
 
-    // Runs a block. False where it fails; `fault` says why.
-    bool run(const Launch& launch, u64 block);
+    // Runs the blocks of a cluster. False where one fails; `fault` says why.
+    bool run(const Launch& launch, u64 cluster);
 
     void sync_block(Site site);
+    void sync_cluster(Site site);
+    void sync_threads(u32 name, u32 threads, Site site);
+    // Makes the running thread wait until `wake` is called for it.
+    void sleep(Meeting meeting, Site site);
+    // Wakes who sleeps for this, in one of the blocks, where it is `value` that they wait with.
+    void wake(Meeting meeting, const Block& block, u32 value);
     // Waits for the lanes of a mask; those that have left count as there, unless all have to be.
     void meet(Meeting meeting, u32 mask, u64 value, Site site);
     // What each lane brought when the warp of the running thread last met.
@@ -81,12 +126,20 @@ public:
     unsigned thread_index() const { return running; }
     // Whether what a thread did at a time is known to the one that runs. `by_seeing`: it suffices that they met.
     bool knows(unsigned other, u64 time, bool by_seeing) const {
-        if (time < block_met || other == running) return true;
+        const Block& here = block();
+        if (time < here.met || other == running || here.has_orders_of_its_own) return true;
         const Warp& warp = warps[running / lanes];
         return other / lanes == running / lanes && time < (by_seeing ? warp.seen : warp.agreed);
     }
 
+    Block& block() { return blocks[running / stride]; }
+    const Block& block() const { return blocks[running / stride]; }
+    Block& block_of_cluster(u32 rank, Site site);
+    u32 rank() const { return running / stride; }
+
     bool is_shared(const void* at) const;
+    // A place of a block's dynamic shared memory by its name; fails where the bytes are not within.
+    u8* shared_place(const Block& block, u32 name, u32 bytes, Site site);
     // Shared memory by 32-bit names: what is of fixed size lies before the rest, and nothing lies at 0.
     u32 shared_address(const void* at) const;
 
@@ -95,18 +148,17 @@ public:
     const Launch* launch = nullptr;
     const Instance* instance = nullptr;
     const Kernel* kernel = nullptr;
-    u32 block = 0;
     u64 clock = 1;
     Fault fault;
     std::string waiting;
-    // Of the block: bytes, and a record for each four.
-    u8* dynamic_shared;
-    std::vector<Touched> dynamic_touched, fixed_touched;
+    // Of shared memory of fixed size, a record for each four bytes.
+    std::vector<Touched> fixed_touched;
     uintptr_t stack_low = 0;
 
 private:
     static void begin_thread();
-    void start(u64 block);
+    void start(u64 cluster);
+    void start_block(Block& block, u64 cluster, unsigned rank);
     void give_way();
     void leave();
     void ready(unsigned thread);
@@ -114,15 +166,16 @@ private:
     std::string who_waits() const;
 
     Stacks stacks;
-    std::unique_ptr<u8[]> shared_memory;
     std::vector<Thread> threads;
     std::vector<Warp> warps;
-    unsigned count = 0, left = 0, at_barrier = 0, running = 0;
+    std::vector<Block> blocks;
+    // Threads of a block, and how far those of the next are: whole warps.
+    unsigned count = 0, stride = lanes;
+    unsigned left = 0, at_cluster = 0, running = 0;
     // Threads that can go on, as a ring.
-    unsigned queue[threads_max], queue_first = 0, queue_length = 0;
+    std::vector<unsigned> queue;
+    unsigned queue_first = 0, queue_length = 0;
     void* own_stack = nullptr;
-    // When the block last met.
-    u64 block_met = 0;
 };
 
 // The worker of this thread of the host; none where it runs no block.
@@ -130,5 +183,7 @@ extern thread_local Worker* worker __attribute__((tls_model("initial-exec")));
 
 // Products of matrices, from the 32 parts that the lanes brought.
 void multiply(const u64 (&parts)[lanes]);
+// The products of a warp's threads, each of which brought itself, as far as they wait for them.
+void multiply_add(Worker& worker, const u64 (&threads)[lanes]);
 
 } // namespace emulation

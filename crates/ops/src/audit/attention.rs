@@ -59,6 +59,9 @@ pub(super) fn jobs<D: Device>(settings: &Settings, jobs: &mut Vec<Job<D>>) {
     if !settings.wants(Op::Attention) {
         return;
     }
+    if settings.brief {
+        return brief_jobs(jobs);
+    }
     let chunks = if settings.full { vec![1, 2, 7, 63, 64, 65, 100] } else { vec![1, 7, 64, 65] };
     let full = settings.full;
     for format in KvFormat::ALL {
@@ -105,6 +108,30 @@ pub(super) fn jobs<D: Device>(settings: &Settings, jobs: &mut Vec<Job<D>>) {
             add(SHAPE_OF_WINDOWS, window, soft_cap, false, format);
         }
     }
+}
+
+/// Of each kind of subject one, in few steps.
+fn brief_jobs<D: Device>(jobs: &mut Vec<Job<D>>) {
+    let mut add = |shape: (usize, usize, usize), window, soft_cap, format, drafts: &'static [Option<u32>]| {
+        let make = move || {
+            let mut sequences = Sequences::new(shape, window, soft_cap, format, &LENGTHS_FEW, vec![7]);
+            sequences.sinks = (!drafts.is_empty()).then(|| numbers("sinks", shape.0));
+            sequences.drafts = drafts;
+            sequences
+        };
+        jobs.push(Job::new(Op::Attention, name(format).0, make));
+    };
+    for format in KvFormat::ALL {
+        add(SHAPE_OF_WINDOWS, Some(50), Some(3.0), format, &TREE);
+        add((3, 1, 80), None, None, format, &[]);
+    }
+    add((2, 1, 256), None, None, KvFormat::F16, &[]);
+    let make = || {
+        let mut ring = Sequences::new(SHAPE_OF_WINDOWS, Some(70), None, KvFormat::Q8_0, &LENGTHS_FEW, vec![RING_ROWS]);
+        ring.ring_pages = Some(ring_pages_min(70, RING_ROWS));
+        ring
+    };
+    jobs.push(Job::new(Op::Attention, name(KvFormat::Q8_0).0, make));
 }
 
 struct Sequences {

@@ -171,6 +171,8 @@ pub struct Settings {
     pub edges: BTreeSet<usize>,
     /// Every width from 1 to 64, every format on every variant and at every width, and more shapes.
     pub full: bool,
+    /// Fewer shapes and steps of attention, by far the longest of all: for a machine that computes slowly.
+    pub brief: bool,
     /// This op alone.
     pub op: Option<Op>,
     /// This format of weights alone, and only the ops that have one.

@@ -1,0 +1,37 @@
+// Stands in for the instructions of crates/cuda/kernels/hopper: the same names, on the emulated machine.
+#pragma once
+#include "ptx.h"
+
+EMULATED void barrier_init(u32 barrier, u32 arrivals, HERE) { emulation_barrier_init(barrier, arrivals, here); }
+EMULATED void barriers_ready() {}
+EMULATED void barrier_expect(u32 barrier, u32 bytes, HERE) {
+    emulation_barrier_arrive(barrier, emulation_block_of_cluster(), bytes, here);
+}
+EMULATED void barrier_arrive(u32 barrier, HERE) { emulation_barrier_arrive(barrier, emulation_block_of_cluster(), 0, here); }
+EMULATED void barrier_arrive_at(u32 barrier, u32 block, HERE) { emulation_barrier_arrive(barrier, block, 0, here); }
+EMULATED void barrier_wait(u32 barrier, u32 parity, HERE) { emulation_barrier_wait(barrier, parity, here); }
+
+EMULATED void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier, HERE) {
+    emulation_copy_bulk(to, from, bytes, barrier, 1u << emulation_block_of_cluster(), here);
+}
+EMULATED void copy_bulk_to_all(u32 to, const void* from, u32 bytes, u32 barrier, u32 blocks, HERE) {
+    emulation_copy_bulk(to, from, bytes, barrier, blocks, here);
+}
+EMULATED void writes_before_copies() {}
+
+EMULATED u32 block_of_cluster() { return emulation_block_of_cluster(); }
+EMULATED void wait_for_cluster(HERE) { emulation_sync_cluster(here); }
+EMULATED void wait_for_threads(u32 name, u32 threads, HERE) { emulation_sync_threads(name, threads, here); }
+
+// A thread of the machine has all the registers that it wants.
+template <int REGISTERS> EMULATED void give_registers() {}
+template <int REGISTERS> EMULATED void take_registers() {}
+
+// Products are made when they are waited for: until then their operands must stay as they are.
+EMULATED void products_begin() {}
+EMULATED void products_commit() { emulation_products_commit(); }
+template <int GROUPS> EMULATED void products_wait(HERE) { emulation_products_wait(GROUPS, here); }
+EMULATED u64 operand_of(u32 address) { return (u64)(address >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62; }
+template <int COUNT> EMULATED void multiply_add(float (&sums)[COUNT], const u32 (&a)[4], u64 b) {
+    emulation_multiply_add(sums, 2 * COUNT, a, b);
+}
