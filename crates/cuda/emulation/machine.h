@@ -71,6 +71,9 @@ void emulation_wait_for_copies(unsigned groups);
 // The 32-bit name of a place in shared memory.
 emulation::u32 emulation_shared_address(const void* at);
 
+// Waits for all that was enqueued before.
+void emulation_after_earlier_work();
+
 // Hopper: barriers in shared memory by their 32-bit names, bulk copies that a barrier counts, products that go on by themselves.
 emulation::u32 emulation_block_of_cluster();
 void emulation_sync_cluster(emulation::Site site);

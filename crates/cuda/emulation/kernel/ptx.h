@@ -47,6 +47,17 @@ EMULATED void copy_4(void* to, const void* from, HERE) { emulation_copy(to, from
 EMULATED void end_of_copies() { emulation_end_of_copies(); }
 template <int GROUPS> EMULATED void wait_for_copies() { emulation_wait_for_copies(GROUPS); }
 
+EMULATED void copy_16_once(void* to, const void* from, HERE) { emulation_copy(to, from, 16, here); }
+EMULATED void prefetch(const void*) {}
+
+// Kernels of a stream that start early: the machine holds them to what they may touch before they wait.
+EMULATED void let_next_start() {}
+EMULATED void after_earlier_work() { emulation_after_earlier_work(); }
+EMULATED void begin_in_turn() {
+    let_next_start();
+    after_earlier_work();
+}
+
 // Pairs of f16: each half is computed exactly, in f64, which holds a product and a sum of three f16, and is rounded once.
 EMULATED u16 rounded_half(double exact) {
     float near = (float)exact;

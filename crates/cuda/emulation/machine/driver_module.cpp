@@ -1,4 +1,4 @@
-// The driver's entry points for modules and launches.
+// The driver's entry points for modules.
 #include <dlfcn.h>
 #include <link.h>
 
@@ -7,9 +7,9 @@
 #include <mutex>
 
 #include "driver.h"
-#include "launch.h"
 #include "memory.h"
-#include "settings.h"
+#include "module.h"
+#include "worker.h"
 
 using namespace emulation;
 
@@ -21,10 +21,6 @@ struct Loaded {
     // Values of the module that were asked for, copied to memory of the card.
     std::vector<uintptr_t> globals;
 };
-
-// Shared memory that a launch may have without asking.
-constexpr size_t shared_unasked = 48 << 10;
-constexpr unsigned grid_most = 65535;
 
 } // namespace
 
@@ -97,27 +93,4 @@ ENTRY cuFuncGetAttribute(int* value, int attribute, void* function) {
     case 1: *value = static_cast<int>(f->module->instance(0).shared_bytes); return Success;
     default: return failed(InvalidValue, "the emulated card knows no attribute " + std::to_string(attribute) + " of kernels");
     }
-}
-
-ENTRY cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
-                     void*, void** values, void**) {
-    if (Result before = lost()) return before;
-    auto* f = static_cast<Function*>(function);
-    unsigned long long threads = 1ull * bx * by * bz;
-    if (!gx || !gy || !gz || gx > 0x7fffffffu || gy > grid_most || gz > grid_most) return failed(InvalidValue, f->name + ": no such grid");
-    if (threads == 0 || threads > f->kernel->threads_max) return failed(OutOfResources, f->name + ": more threads than its bounds");
-    size_t fixed = f->module->instance(0).shared_bytes;
-    if (shared > f->dynamic_shared_max || (f->dynamic_shared_max == shared_unasked && shared + fixed > shared_unasked)) {
-        return failed(InvalidValue, f->name + ": more shared memory than was asked for");
-    }
-    unsigned cluster = f->kernel->cluster;
-    if (cluster > cluster_max || gx % cluster || (cluster > 1 && fixed)) return failed(InvalidValue, f->name + ": no such cluster");
-    if (settings().fail == f->name) {
-        lose("an illegal memory access was encountered");
-        return Success;
-    }
-    // What goes wrong in a kernel is told by the next call.
-    std::string failure = run({f, {gx, gy, gz}, {bx, by, bz}, shared, values, 0});
-    if (!failure.empty()) lose(failure);
-    return Success;
 }

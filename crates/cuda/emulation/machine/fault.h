@@ -19,6 +19,8 @@ struct Fault {
         Misaligned,
         // A copy to what is no shared memory.
         NotShared,
+        // Memory that earlier work may still use, before a wait for that.
+        Early,
         // Another thread wrote, or read, the same byte, and nothing orders the two.
         Race,
     } kind = None;

@@ -43,6 +43,9 @@ private:
     std::vector<std::unique_ptr<Instance>> instances;
 };
 
+// Dynamic shared memory that a launch may have without asking.
+inline constexpr size_t shared_unasked = 48 << 10;
+
 // A kernel of a loaded module.
 struct Function {
     Module* module;

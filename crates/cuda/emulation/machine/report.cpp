@@ -81,6 +81,10 @@ std::string describe(const Worker& worker) {
     switch (fault.kind) {
     case Fault::Divergent: out << "meets others that want something else: " << worker.waiting; break;
     case Fault::NotNamed: out << "is not in the mask that it waits with"; break;
+    case Fault::Early:
+        describe_access(out, worker, fault);
+        out << ", which earlier work may still use, before it waits for that";
+        break;
     case Fault::NotShared: out << "names what is not shared memory"; break;
     case Fault::Misaligned: out << "uses an address that is not a multiple of the access's width"; break;
     default: describe_access(out, worker, fault);

@@ -33,7 +33,7 @@ void Worker::start_block(Block& block, u64 cluster, unsigned rank) {
     block.at_barrier = 0;
     block.met = clock;
     block.barriers.clear();
-    block.has_orders_of_its_own = false;
+    block.has_orders_of_its_own = block.has_waited = false;
     memset(block.at_named, 0, sizeof(block.at_named));
     memset(block.shared, poison, launch->shared_bytes);
     for (unsigned w = 0; w * lanes < count; w++) {
@@ -49,6 +49,7 @@ void Worker::start_block(Block& block, u64 cluster, unsigned rank) {
         thread.copies.clear();
         thread.products.clear();
         thread.copy_groups = thread.product_groups = 0;
+        thread.has_waited = false;
         thread.place = {index_of(i, launch->block), block.index, launch->block, launch->grid};
         ready(rank * stride + i);
     }
@@ -224,6 +225,15 @@ bool Worker::completes(Warp& warp, unsigned first, u32 mask) {
     return true;
 }
 
+void Worker::wait_for_earlier_work() {
+    Block& here = block();
+    threads[running].has_waited = true;
+    if (here.has_waited) return;
+    here.has_waited = true;
+    here.waiter = running;
+    here.waited = clock;
+}
+
 bool Worker::is_shared(const void* at) const { return shared_address(at) != 0; }
 
 static u32 dynamic_from(const Instance& instance) {
@@ -290,6 +300,8 @@ extern "C" emulation::Index emulation_grid() { return worker->launch->grid; }
 extern "C" emulation::u8* emulation_dynamic_shared() { return worker->block().shared; }
 
 extern "C" emulation::u32 emulation_shared_address(const void* at) { return worker->shared_address(at); }
+
+extern "C" void emulation_after_earlier_work() { worker->wait_for_earlier_work(); }
 
 extern "C" void emulation_sync_block(emulation::Site site) { worker->sync_block(site); }
 

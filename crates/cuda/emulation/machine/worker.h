@@ -24,6 +24,8 @@ struct Launch {
     size_t shared_bytes;
     void** values;
     u32 serial;
+    // Whether it may start while earlier work still runs, until it waits for that by itself.
+    bool starts_early;
 };
 
 struct Copy {
@@ -54,6 +56,8 @@ struct Thread {
     unsigned copy_groups;
     std::vector<Product> products;
     unsigned product_groups, product_groups_left;
+    // Whether it waited for earlier work.
+    bool has_waited;
 };
 
 struct Warp {
@@ -98,6 +102,10 @@ struct Block {
     // Threads at each of the barriers that some threads share.
     unsigned at_named[16];
     std::unordered_map<u32, Barrier> barriers;
+    // The first of its threads that waited for earlier work, and when.
+    bool has_waited;
+    unsigned waiter;
+    u64 waited;
     // Barriers in shared memory order accesses in ways that are not kept: races are not looked for.
     bool has_orders_of_its_own;
 };
@@ -134,6 +142,13 @@ public:
 
     Block& block() { return blocks[running / stride]; }
     const Block& block() const { return blocks[running / stride]; }
+    // Whether all that was enqueued before is done, as the running thread knows.
+    bool is_in_turn() const {
+        if (!launch->starts_early || threads[running].has_waited) return true;
+        const Block& here = block();
+        return here.has_waited && knows(here.waiter, here.waited, false);
+    }
+    void wait_for_earlier_work();
     Block& block_of_cluster(u32 rank, Site site);
     u32 rank() const { return running / stride; }
 

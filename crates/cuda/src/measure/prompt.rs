@@ -60,7 +60,8 @@ pub struct PromptMeasured {
 }
 
 impl<'a> PromptSubject<'a> {
-    /// Makes weights: of `experts` matrices of `rows` rows each, and how many a token goes to; or one.
+    /// Makes weights: of `experts` matrices of `rows` rows each, and how many a token goes to; or one. In as many copies as keep the
+    /// cache cold.
     ///
     /// # Errors
     /// As [`Device::load_stack`].
@@ -71,11 +72,36 @@ impl<'a> PromptSubject<'a> {
         depth: usize,
         experts: Option<(usize, usize)>,
     ) -> Result<PromptSubject<'a>, Error> {
+        PromptSubject::of_bytes(device, dtype, rows, depth, experts, COLD_BYTES)
+    }
+
+    /// As [`PromptSubject::new`], once: what is right is of interest, and no time.
+    ///
+    /// # Errors
+    /// As [`PromptSubject::new`].
+    pub fn single(
+        device: &'a CudaDevice,
+        dtype: DType,
+        rows: usize,
+        depth: usize,
+        experts: Option<(usize, usize)>,
+    ) -> Result<PromptSubject<'a>, Error> {
+        PromptSubject::of_bytes(device, dtype, rows, depth, experts, 0)
+    }
+
+    fn of_bytes(
+        device: &'a CudaDevice,
+        dtype: DType,
+        rows: usize,
+        depth: usize,
+        experts: Option<(usize, usize)>,
+        cold_bytes: usize,
+    ) -> Result<PromptSubject<'a>, Error> {
         let count = experts.map_or(1, |(count, _)| count);
         let mut bytes = vec![0; count * rows * dtype.row_bytes(depth).unwrap_or(0)];
         RandomBlocks::new(dtype, 0.02).fill(1, 0, &mut bytes);
         let source = MatrixSource { name: "random".to_owned(), dtype, rows: count * rows, depth, bytes: bytes.into() };
-        let copies = COLD_BYTES.div_ceil(source.bytes.len().max(1)).max(1);
+        let copies = cold_bytes.div_ceil(source.bytes.len().max(1)).max(1);
         let copies = (0..copies).map(|_| device.load_stack(&source, count)).collect::<Result<_, _>>()?;
         Ok(PromptSubject { device, source, experts, copies })
     }

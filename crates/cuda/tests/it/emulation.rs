@@ -166,7 +166,7 @@ fn kernel(body: &str) -> String {
 }
 
 /// Bodies with a fault, and what is said of it. Line 4 is the body's first.
-const FAULTS: [(&str, &[&str]); 16] = [
+const FAULTS: [(&str, &[&str]); 23] = [
     ("x[t] = 1.0f;", &["fault.cu:4", "thread (40, 0, 0)", "writes 4 bytes at byte 160 of memory of 160 bytes"]),
     ("float v = x[(int)t - 1]; if (v > 9e9f) x[0] = v;", &["thread (0, 0, 0)", "reads 4 bytes at byte -4 of memory"]),
     ("dynamic[t + 1] = 0.0f;", &["thread (63, 0, 0)", "byte 256 of 256 of shared memory"]),
@@ -198,11 +198,29 @@ const FAULTS: [(&str, &[&str]); 16] = [
         "int c[4] = {}; u32 a[4] = {}; if (lane > 0) multiply(c, a, make_uint2(0, 0), c);",
         &["wait for ever", "62 wait in a product of matrices"],
     ),
+    ("if (t == 0) copy_16(dynamic, x + 1);", &["not a multiple of the access's width"]),
+    ("if (t == 0) copy_4(x, x + 1);", &["names what is not shared memory"]),
+    ("if (t == 0) copy_8(dynamic, x + 40);", &["reads 8 bytes at byte 160 of memory of 160 bytes"]),
+    (
+        "fixed[t] = 1.0f; __syncthreads(); copy_4(&dynamic[t ^ 1], x); dynamic[t] = 2.0f;",
+        &["writes 4 bytes", "touched"],
+    ),
+    (
+        "u32 at = shared_address(dynamic); if (t == 0) barrier_init(at, 2); __syncthreads();\n\
+         if (t == 0) barrier_expect(at, 16); barrier_wait(at, 0);",
+        &["wait for ever: 64 wait for a barrier in shared memory at test/fault.cu:5"],
+    ),
+    ("if (t < 40) wait_for_threads(1, 64);", &["24 left", "40 wait for named threads"]),
+    (
+        "if (t < 4) copy_16(dynamic + 4 * t, x + 4 * t); end_of_copies(); __syncthreads(); if (t < count) x[t] = dynamic[1];\n\
+         wait_for_copies<0>();",
+        &["fault.cu:4", "thread (1, 0, 0)", "reads 4 bytes at byte 4 of 256 of shared memory, which thread 0 wrote"],
+    ),
 ];
 
 /// Bodies without, and what becomes of number `i`.
 type Sound = (&'static str, fn(usize) -> f32);
-const SOUND: [Sound; 5] = [
+const SOUND: [Sound; 9] = [
     ("if (t < count && blockIdx.x == 0) x[t] = x[t] + 1.0f;", |i| i as f32 + 1.0),
     (
         "fixed[t] = (float)t; __syncthreads(); float v = fixed[63 - t]; __syncthreads(); fixed[t] = v; dynamic[t] = v;\n\
@@ -226,6 +244,36 @@ const SOUND: [Sound; 5] = [
             0..16 => 100.0 + 32.0 * (1.0 + 8.0 * (i / 8) as f32) * ((i % 8) as f32 - 3.0),
             _ => i as f32,
         },
+    ),
+    // Copies that are waited for.
+    (
+        "if (blockIdx.x) return; if (t < 4) copy_16(dynamic + 4 * t, x + 4 * t); end_of_copies(); wait_for_copies<0>(); __syncthreads();\n\
+         if (t < count && blockIdx.x == 0) x[t] = dynamic[t % 16];",
+        |i| (i % 16) as f32,
+    ),
+    // Of two groups the first has come.
+    (
+        "if (blockIdx.x) return; if (t == 0) { copy_4(dynamic, x + 7); end_of_copies(); copy_4(dynamic + 1, x + 8); end_of_copies(); }\n\
+         wait_for_copies<1>(); __syncthreads(); float v = dynamic[0], w = dynamic[1]; __syncthreads();\n\
+         if (t < count && blockIdx.x == 0) x[t] = w == w ? -1.0f : v;",
+        |_| 7.0,
+    ),
+    // A bulk copy under a barrier, in two phases.
+    (
+        "if (blockIdx.x) return; u32 at = shared_address(dynamic) + 128, to = shared_address(dynamic); if (t == 0) barrier_init(at, 1);\n\
+         __syncthreads(); float sum = 0.0f;\n\
+         for (u32 i = 0; i < 2; i++) {\n\
+           if (t == 0) { barrier_expect(at, 32); copy_bulk(to, x + 8 * i, 32, at); }\n\
+           barrier_wait(at, i); sum = sum + dynamic[t % 8]; __syncthreads(); }\n\
+         wait_for_threads(3, 64); if (t < count && blockIdx.x == 0) x[t] = sum;",
+        |i| 8.0 + 2.0 * (i % 8) as f32,
+    ),
+    // Rounded once: in f32 first, the sum would stand between two f16, and go to the even one.
+    (
+        "u32 one = half_to_float(fma_halves(0x28012801u, 0x23FE23FEu, 0x3C013C01u) >> 16) == 1.0f + 1.0f / 1024;\n\
+         u32 two = half_to_float(add_halves(0x7800u, 0x0001u)) == 32768.0f && pair_of_halves(1.0f, -2.0f) == 0xC0003C00u;\n\
+         if (t < count && blockIdx.x == 0) x[t] = (float)(one + 2 * two);",
+        |_| 3.0,
     ),
 ];
 

@@ -3,3 +3,4 @@
 mod card;
 mod emulation;
 mod packing;
+mod prompt;
