@@ -32,8 +32,9 @@ const OUTPUT_MAX: usize = 256 << 20;
 const NAME: &str = "chat_template";
 
 /// Templates that can be asked for by name.
-pub const BUILT_IN: [(&str, &str); 4] = [
+pub const BUILT_IN: [(&str, &str); 5] = [
     ("chatml", include_str!("chat_template/chatml.jinja")),
+    ("deepseek4", include_str!("chat_template/deepseek4.jinja")),
     ("gemma", include_str!("chat_template/gemma.jinja")),
     ("llama2", include_str!("chat_template/llama2.jinja")),
     ("llama3", include_str!("chat_template/llama3.jinja")),

@@ -8,11 +8,13 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 use tessera_engine::{
     ChatFormat, Tokenizer,
-    chat::{Calls, Mark},
+    chat::{Calls, Mark, Typing},
 };
 
 use crate::{grammar::compact, tools::ToolUse};
 
+/// What stands in the place of [`Typing::Flag`]'s word where a value is no text.
+const NO_TEXT: &str = "false";
 /// More calls than any sound reply has.
 const CALLS_MAX: usize = 32;
 
@@ -24,18 +26,35 @@ pub(crate) fn literal(text: &str) -> String {
 /// A mark, where the family has it.
 pub(crate) fn mark(format: &ChatFormat, tokenizer: &Tokenizer, mark: Mark) -> Option<String> {
     let (_, text) = format.marks.iter().find(|(m, _)| *m == mark)?;
-    Some(term(tokenizer, text))
+    Some(match spelled(format, tokenizer, mark) {
+        Some((text, Some((piece, id)))) => {
+            let (before, after) = text.split_once(piece)?;
+            format!("{} <[{id}]> {}", literal(before), literal(after))
+        }
+        _ => term(tokenizer, text),
+    })
 }
 
-/// The text of a mark, where it is no token.
-fn spelled(format: &ChatFormat, tokenizer: &Tokenizer, mark: Mark) -> Option<&'static str> {
+/// The text of a mark, and the special token in it, if there is one.
+type Spelled = (&'static str, Option<(&'static str, u32)>);
+
+/// How a mark is spelled, where it is not one token.
+fn spelled(format: &ChatFormat, tokenizer: &Tokenizer, mark: Mark) -> Option<Spelled> {
     let (_, text) = format.marks.iter().find(|(m, _)| *m == mark)?;
-    term(tokenizer, text).starts_with('"').then_some(*text)
+    if special(tokenizer, text).is_some() {
+        return None;
+    }
+    let piece = format.pieces.iter().filter(|piece| text.contains(*piece));
+    Some((text, piece.filter_map(|piece| Some((*piece, special(tokenizer, piece)?))).next()))
+}
+
+fn special(tokenizer: &Tokenizer, text: &str) -> Option<u32> {
+    tokenizer.token_id(text).filter(|id| tokenizer.is_special(*id))
 }
 
 /// Structure: a token if the vocabulary has it as a special one.
 pub(crate) fn term(tokenizer: &Tokenizer, text: &str) -> String {
-    match tokenizer.token_id(text).filter(|id| tokenizer.is_special(*id)) {
+    match special(tokenizer, text) {
         Some(id) => format!("<[{id}]>"),
         None => literal(text),
     }
@@ -44,7 +63,14 @@ pub(crate) fn term(tokenizer: &Tokenizer, text: &str) -> String {
 /// A rule that reads any text up to a mark, the mark too.
 pub(crate) fn text_up_to(name: &str, format: &ChatFormat, tokenizer: &Tokenizer, end: Mark) -> Option<String> {
     Some(match spelled(format, tokenizer, end) {
-        Some(text) => format!("{name}[suffix={}]: /(.|\\n)*/\n", literal(text)),
+        Some((text, None)) => format!("{name}[suffix={}]: /(.|\\n)*/\n", literal(text)),
+        Some((text, Some((piece, id)))) => {
+            // Text up to a token: what stands before it in the mark ends the text.
+            let (before, after) = text.split_once(piece)?;
+            let before: String =
+                before.chars().map(|c| if c == '/' { "\\/".to_owned() } else { c.to_string() }).collect();
+            format!("{name}: /(.|\\n)*{before}/ <[{id}]> {}\n", literal(after))
+        }
         None => format!("{name}: /(.|\\n)*/ {}\n", mark(format, tokenizer, end)?),
     })
 }
@@ -61,7 +87,7 @@ pub(crate) fn rules(format: &ChatFormat, tokenizer: &Tokenizer, tools: &ToolUse,
             Calls::Json { name: keys, arguments, bare, .. } => {
                 g.json(index, name, schema, (keys[0], arguments[0]), bare)?
             }
-            Calls::Pairs { trim, .. } => g.pairs(index, name, schema, trim)?,
+            Calls::Pairs { trim, typing, .. } => g.pairs(index, name, schema, (trim, typing))?,
             Calls::Literal { lead, .. } => g.literal(index, name, schema, lead)?,
             Calls::Channels { to, prefix, .. } => g.channel(index, name, schema, &format!("{to}{prefix}"))?,
         };
@@ -69,8 +95,19 @@ pub(crate) fn rules(format: &ChatFormat, tokenizer: &Tokenizer, tools: &ToolUse,
     }
     // Behind a message to a tool the model waits, and bare JSON has no separator that all know.
     let several = !one_only && !matches!(format.calls, Calls::Channels { .. } | Calls::Json { bare: true, .. });
-    let more = if several { format!(" (\"\\n\" call){{0,{}}}", CALLS_MAX - 1) } else { String::new() };
-    Some(format!("calls: call{more}\ncall: {}\n{rules}", names.join(" | ")))
+    let more = |call: &str| match several {
+        true => format!("{call} (\"\\n\" {call}){{0,{}}}", CALLS_MAX - 1),
+        false => call.to_owned(),
+    };
+    let grouped = |calls: String| match (g.mark(Mark::GroupOpen), g.mark(Mark::GroupClose)) {
+        (Some(open), Some(close)) => format!("{open} \"\\n\" {calls} \"\\n\" {close}"),
+        _ => calls,
+    };
+    let (calls, call) = match format.calls {
+        Calls::Pairs { together: true, .. } => (grouped(more("call")), names.join(" | ")),
+        _ => (more("call"), grouped(format!("({})", names.join(" | ")))),
+    };
+    Some(format!("calls: {calls}\ncall: {call}\n{rules}"))
 }
 
 struct Grammar<'a> {
@@ -106,15 +143,12 @@ impl Grammar<'_> {
     }
 
     /// The name, then keys and values between marks. Values that are texts are bare; others are JSON.
-    fn pairs(&self, index: usize, name: &str, schema: &Value, trim: bool) -> Option<String> {
-        let group = |which| self.mark(which).map(|mark| mark + " \"\\n\"").unwrap_or_default();
-        let group_close = self.mark(Mark::GroupClose).map(|mark| format!("\"\\n\" {mark}")).unwrap_or_default();
+    fn pairs(&self, index: usize, name: &str, schema: &Value, (trim, typing): (bool, Typing)) -> Option<String> {
         let (open, close) = (self.mark(Mark::CallOpen)?, self.mark(Mark::CallClose)?);
         let (name_end, key_open) = (self.maybe(Mark::NameEnd), self.mark(Mark::KeyOpen)?);
         let (key_close, value_open) = (self.mark(Mark::KeyClose)?, self.maybe(Mark::ValueOpen));
         let value_close = self.mark(Mark::ValueClose)?;
         let line = if trim { "\"\\n\"" } else { "" };
-        let between = if value_open.is_empty() { "" } else { "\"\\n\"" };
         let (mut arguments, mut rules) = (String::new(), String::new());
         for (at, (key, kind, required)) in properties(schema).into_iter().enumerate() {
             let rule = format!("argument_{index}_{at}");
@@ -127,13 +161,17 @@ impl Grammar<'_> {
                 let _ =
                     writeln!(rules, "{value}: json_{index}_{at} {line} {value_close}\njson_{index}_{at}: %json {json}");
             }
-            let key = literal(key);
+            let between = match typing {
+                Typing::Schema if value_open.is_empty() => String::new(),
+                Typing::Schema => literal("\n"),
+                Typing::Flag(word) => literal(if is_text(kind) { word } else { NO_TEXT }),
+            };
+            let key = literal(&attribute(key, typing));
             let _ =
                 writeln!(rules, "{rule}: {key_open} {key} {key_close} {between} {value_open} {line} {value} \"\\n\"");
         }
-        let name = literal(name);
-        let open = format!("{} {open} {name} {name_end}", group(Mark::GroupOpen));
-        Some(format!("call_{index}: {open} \"\\n\"{arguments} {close} {group_close}\n{rules}"))
+        let name = literal(&attribute(name, typing));
+        Some(format!("call_{index}: {open} {name} {name_end} \"\\n\"{arguments} {close}\n{rules}"))
     }
 
     /// `call:name{key:value,…}` with marks around texts.
@@ -183,6 +221,14 @@ impl Grammar<'_> {
         let head = literal(&format!("commentary {to}{name} "));
         let schema = compact(schema.clone());
         Some(format!("call_{index}: {channel} {head} {form} {body} object_{index}\nobject_{index}: %json {schema}\n"))
+    }
+}
+
+/// A name as the family writes it.
+fn attribute(name: &str, typing: Typing) -> String {
+    match typing {
+        Typing::Schema => name.to_owned(),
+        Typing::Flag(_) => name.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;"),
     }
 }
 

@@ -42,7 +42,7 @@ impl Body {
         Some(match *calls {
             Calls::None | Calls::Channels { .. } => return None,
             Calls::Json { name, arguments, .. } => Body::Json(JsonCall::new(name, arguments)),
-            Calls::Pairs { typing, line, trim } => Body::Pairs(Pairs::new(typing, line, trim, valued)),
+            Calls::Pairs { typing, line, trim, .. } => Body::Pairs(Pairs::new(typing, line, trim, valued)),
             Calls::Literal { lead, .. } => Body::Literal(Literal::new(lead)),
         })
     }

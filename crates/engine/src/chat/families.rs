@@ -1,7 +1,6 @@
 //! The table of families. The first row whose clues are found counts, so a special case stands above what it looks like.
 //!
-//! The formats are facts from the models' published templates and documents. DeepSeek's markup of calls fits
-//! [`Calls::Pairs`] too: a group of calls, the name in quotes up to [`Mark::NameEnd`], and [`Typing::Flag`].
+//! The formats are facts from the models' published templates and documents.
 
 use super::format::{Calls, ChatFormat, History, Mark::*, Setting::*, Switch, Typing};
 
@@ -14,7 +13,7 @@ const HERMES: Calls =
     Calls::Json { name: &["name"], arguments: &["arguments", "parameters"], separators: ",;", bare: false };
 
 /// All families, special ones first; the last has no marks.
-pub static FAMILIES: [ChatFormat; 9] = [
+pub static FAMILIES: [ChatFormat; 10] = [
     ChatFormat {
         name: "gpt-oss",
         template: &[&["<|channel|>", "<|message|>"]],
@@ -28,6 +27,7 @@ pub static FAMILIES: [ChatFormat; 9] = [
             (End, "<|call|>"),
             (End, "<|return|>"),
         ],
+        pieces: &[],
         label: "",
         calls: Calls::Channels { to: "to=", prefix: "functions.", thinking: &["analysis"] },
         // It always thinks.
@@ -49,11 +49,40 @@ pub static FAMILIES: [ChatFormat; 9] = [
             (CallClose, "<tool_call|>"),
             (Quote, "<|\"|>"),
         ],
+        pieces: &[],
         label: "thought\n",
         // After thinking it may leave out the mark.
         calls: Calls::Literal { lead: "call:", bare: true },
         switch: ENABLE,
         history: History { results: Some(("tool_responses", "== 'tool'")), ..PLAIN },
+    },
+    ChatFormat {
+        name: "deepseek4",
+        template: &[&["｜DSML｜"]],
+        tokens: &["｜DSML｜"],
+        marks: &[
+            (ThinkOpen, "<think>"),
+            (ThinkClose, "</think>"),
+            (GroupOpen, "<｜DSML｜tool_calls>"),
+            (GroupClose, "</｜DSML｜tool_calls>"),
+            (CallOpen, "<｜DSML｜invoke name=\""),
+            (NameEnd, "\">"),
+            (CallClose, "</｜DSML｜invoke>"),
+            (KeyOpen, "<｜DSML｜parameter name=\""),
+            (KeyClose, "\" string=\""),
+            (ValueOpen, "\">"),
+            (ValueClose, "</｜DSML｜parameter>"),
+            (ValueEscape, "&lt;/｜DSML｜parameter>"),
+        ],
+        pieces: &["｜DSML｜"],
+        label: "",
+        calls: Calls::Pairs { typing: Typing::Flag("true"), line: false, trim: false, together: true },
+        switch: Switch {
+            on: &[("enable_thinking", Flag(true)), ("thinking", Flag(true))],
+            off: &[("enable_thinking", Flag(false)), ("thinking", Flag(false))],
+            effort: Some("reasoning_effort"),
+        },
+        history: History { replay: true, ..PLAIN },
     },
     ChatFormat {
         name: "glm4",
@@ -69,8 +98,9 @@ pub static FAMILIES: [ChatFormat; 9] = [
             (ValueOpen, "<arg_value>"),
             (ValueClose, "</arg_value>"),
         ],
+        pieces: &[],
         label: "",
-        calls: Calls::Pairs { typing: Typing::Schema, line: true, trim: false },
+        calls: Calls::Pairs { typing: Typing::Schema, line: true, trim: false, together: false },
         switch: ENABLE,
         history: History { replay: true, ..PLAIN },
     },
@@ -90,8 +120,9 @@ pub static FAMILIES: [ChatFormat; 9] = [
             (KeyClose, ">"),
             (ValueClose, "</parameter>"),
         ],
+        pieces: &[],
         label: "",
-        calls: Calls::Pairs { typing: Typing::Schema, line: false, trim: true },
+        calls: Calls::Pairs { typing: Typing::Schema, line: false, trim: true, together: false },
         switch: ENABLE,
         history: History { replay: true, ..PLAIN },
     },
@@ -105,6 +136,7 @@ pub static FAMILIES: [ChatFormat; 9] = [
             (CallOpen, "<tool_call>"),
             (CallClose, "</tool_call>"),
         ],
+        pieces: &[],
         label: "",
         calls: HERMES,
         switch: ENABLE,
@@ -115,6 +147,7 @@ pub static FAMILIES: [ChatFormat; 9] = [
         template: &[&["<tool_call>"]],
         tokens: &["<tool_call>", "</tool_call>"],
         marks: &[(CallOpen, "<tool_call>"), (CallClose, "</tool_call>")],
+        pieces: &[],
         label: "",
         calls: HERMES,
         switch: NO_SWITCH,
@@ -125,6 +158,7 @@ pub static FAMILIES: [ChatFormat; 9] = [
         template: &[&["<|start_header_id|>", "<|eot_id|>"]],
         tokens: &["<|python_tag|>", "<|eom_id|>"],
         marks: &[(CallOpen, "<|python_tag|>")],
+        pieces: &[],
         label: "",
         calls: Calls::Json {
             name: &["name", "function"],
@@ -140,6 +174,7 @@ pub static FAMILIES: [ChatFormat; 9] = [
         template: &[&["<think>"], &["</think>"]],
         tokens: &["<think>", "</think>"],
         marks: &[(ThinkOpen, "<think>"), (ThinkClose, "</think>")],
+        pieces: &[],
         label: "",
         calls: Calls::None,
         switch: Switch {
@@ -154,6 +189,7 @@ pub static FAMILIES: [ChatFormat; 9] = [
         template: &[],
         tokens: &[],
         marks: &[],
+        pieces: &[],
         label: "",
         calls: Calls::None,
         switch: NO_SWITCH,

@@ -29,6 +29,8 @@ pub enum Mark {
     ValueOpen,
     /// The value of an argument ends.
     ValueClose,
+    /// Stands in a text for the end of a value, which would end it: `<` is written `&lt;`.
+    ValueEscape,
     /// Stands on both sides of a text.
     Quote,
     /// A message begins, with the role of who speaks.
@@ -79,6 +81,8 @@ pub struct ChatFormat {
     pub tokens: &'static [&'static str],
     /// What stands for which mark.
     pub marks: &'static [(Mark, &'static str)],
+    /// Special tokens that are pieces of marks, and mean nothing by themselves.
+    pub pieces: &'static [&'static str],
     /// A word that follows the mark of thinking and is no thought.
     pub label: &'static str,
     /// The shape of a call.
@@ -99,8 +103,8 @@ pub enum Calls {
     /// `bare`: one at the beginning of a reply needs no mark if it names a tool.
     Json { name: &'static [&'static str], arguments: &'static [&'static str], separators: &'static str, bare: bool },
     /// The name, then pairs of marked keys and values. `line`: the name ends with its line at the latest; `trim`: one line
-    /// break on either side of a value is not part of it.
-    Pairs { typing: Typing, line: bool, trim: bool },
+    /// break on either side of a value is not part of it; `together`: a group holds all calls, and not one each.
+    Pairs { typing: Typing, line: bool, trim: bool, together: bool },
     /// `lead` and the name, then an object of bare keys with marked texts: `call:name{key:1}`. `bare` as for JSON.
     Literal { lead: &'static str, bare: bool },
     /// Messages with heads: one `to` somebody whose name has this `prefix` is a call, and what it says are the arguments;
@@ -113,7 +117,7 @@ pub enum Calls {
 pub enum Typing {
     /// By the schema of the tool.
     Schema,
-    /// By this word between the key and the value.
+    /// By this word between the key and the value. Names are attributes then, in which `&`, `<`, `>` and `"` are escaped.
     Flag(&'static str),
 }
 

@@ -51,7 +51,8 @@ impl Pairs {
             State::Between | State::Done => Marks::of(&[Mark::KeyOpen, Mark::CallClose]),
             State::Key => Marks::of(&[Mark::KeyClose]),
             State::Flag => Marks::of(&[Mark::ValueOpen]),
-            State::Text(_) | State::Whole(_) => Marks::of(&[Mark::ValueClose, Mark::CallClose]),
+            State::Text(_) => Marks::of(&[Mark::ValueClose, Mark::ValueEscape, Mark::CallClose]),
+            State::Whole(_) => Marks::of(&[Mark::ValueClose, Mark::CallClose]),
         }
     }
 
@@ -98,7 +99,8 @@ impl Pairs {
             }
             (State::Between | State::Done, Mark::KeyOpen) => self.state = State::Key,
             (State::Key, Mark::KeyClose) => {
-                self.key = std::mem::take(&mut self.text).trim().to_owned();
+                let key = std::mem::take(&mut self.text);
+                self.key = self.plain(key.trim());
                 self.state = State::Flag;
                 if !self.valued {
                     self.begin_value(call, tools);
@@ -106,6 +108,12 @@ impl Pairs {
             }
             (State::Flag, Mark::ValueOpen) => self.begin_value(call, tools),
             (State::Text(_) | State::Whole(_), Mark::ValueClose) => self.end_value(call),
+            (State::Text(_), Mark::ValueEscape) => {
+                let text = self.plain(text);
+                text.chars().for_each(|c| {
+                    self.char(c, call, tools);
+                });
+            }
             (State::Text(_) | State::Whole(_), _) => self.tail.push_str(text),
             _ => return None,
         }
@@ -117,10 +125,21 @@ impl Pairs {
         if name.is_empty() || name.contains(['\n', '<', '{']) {
             return Step::Broken;
         }
-        call.name = Some(name);
+        call.name = Some(self.plain(&name));
         call.arguments.push('{');
         self.state = State::Between;
         Step::More
+    }
+
+    /// What an attribute says.
+    fn plain(&self, attribute: &str) -> String {
+        match self.typing {
+            Typing::Schema => attribute.to_owned(),
+            // The ampersand last: what it makes is not read again.
+            Typing::Flag(_) => [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&amp;", "&")]
+                .iter()
+                .fold(attribute.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain)),
+        }
     }
 
     fn begin_value(&mut self, call: &mut Progress, tools: &Tools) {

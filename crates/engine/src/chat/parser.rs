@@ -151,6 +151,7 @@ impl ReplyParser {
             text = rest;
             match span {
                 Span::Text(text) => self.push(text, out),
+                Span::Special { text, .. } if self.format.pieces.contains(&text) => self.push(text, out),
                 Span::Special { text, shown } => {
                     if !self.special(text, out) && shown {
                         self.push(text, out);

@@ -35,6 +35,7 @@ fn families_are_found_by_template_or_tokens() {
         ("<|turn>user\n<turn|>", "gemma4"),
         ("<start_of_turn>user", "plain"),
         ("<think></think><tool_call>f\n<arg_key>k</arg_key>", "glm4"),
+        ("<think><｜DSML｜tool_calls>", "deepseek4"),
         ("<tool_call><function=f><parameter=p>", "qwen3-coder"),
         ("<tool_call></tool_call><think></think>", "qwen3"),
         ("<tool_call></tool_call>", "hermes"),

@@ -1,9 +1,6 @@
 //! What the parser makes of replies of every family, good and bad, at every cut.
 
-use tessera_engine::{
-    ChatEvent, ChatFormat, ReplyParser,
-    chat::{Calls, History, Mark, Switch, Tools, Typing},
-};
+use tessera_engine::{ChatEvent, ReplyParser, chat::Tools};
 
 use crate::support::chat::{events, format, joined, parser, told, tools};
 
@@ -85,6 +82,21 @@ const WELL_FORMED: &[Case] = &[
         &["say: I look.", "call weather: {\"city\":\"\\nBern\\n> 1\",\"exact\":true}"],
     ),
     ("qwen3-coder", "<function=now>\n</function>\n</tool_call>", &["call now: {}"]),
+    // Attributes and the end of a value are escaped; nothing else is.
+    (
+        "deepseek4",
+        "<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"a&lt;b\">\n<｜DSML｜parameter name=\"x &amp;lt; &quot;y&quot;\" string=\"true\">1 &lt; 2 &lt;/｜DSML｜parameter></｜DSML｜parameter>\n<｜DSML｜parameter name=\"o\" string=\"false\">{\"t\": \"\\u003c/｜DSML｜parameter>\"}</｜DSML｜parameter>\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>",
+        &["call a<b: {\"x &lt; \\\"y\\\"\":\"1 &lt; 2 </｜DSML｜parameter>\",\"o\":{\"t\":\"</｜DSML｜parameter>\"}}"],
+    ),
+    // Thinking holds no calls; ends without beginnings are text.
+    (
+        "deepseek4",
+        "<think>Perhaps <｜DSML｜tool_calls><｜DSML｜invoke name=\"now\"></think>No.</｜DSML｜invoke></｜DSML｜tool_calls>",
+        &[
+            "think: Perhaps <｜DSML｜tool_calls><｜DSML｜invoke name=\"now\">",
+            "say: No.</｜DSML｜invoke></｜DSML｜tool_calls>",
+        ],
+    ),
     (
         "gemma4",
         "<|channel>thought\nWell.\n<channel|>I look.<|tool_call>call:weather{city:<|\"|>a \"b\" {c}, <d>\n<|\"|>,days:-2.5,exact:true,places:[<|\"|>x<|\"|>,[]],o:{k:null,j:{}}}<tool_call|>",
@@ -321,33 +333,9 @@ fn depth_and_tools_have_bounds() {
     }
 }
 
-/// Marks in quotes, a block of calls, and a word that says what is a text: other families fit the table.
-static MARKUP: ChatFormat = ChatFormat {
-    name: "markup",
-    template: &[],
-    tokens: &[],
-    marks: &[
-        (Mark::ThinkOpen, "<think>"),
-        (Mark::ThinkClose, "</think>"),
-        (Mark::GroupOpen, "<｜DSML｜tool_calls>"),
-        (Mark::GroupClose, "</｜DSML｜tool_calls>"),
-        (Mark::CallOpen, "<｜DSML｜invoke name=\""),
-        (Mark::NameEnd, "\">"),
-        (Mark::CallClose, "</｜DSML｜invoke>"),
-        (Mark::KeyOpen, "<｜DSML｜parameter name=\""),
-        (Mark::KeyClose, "\" string=\""),
-        (Mark::ValueOpen, "\">"),
-        (Mark::ValueClose, "</｜DSML｜parameter>"),
-    ],
-    label: "",
-    calls: Calls::Pairs { typing: Typing::Flag("true"), line: false, trim: false },
-    switch: Switch { on: &[], off: &[], effort: None },
-    history: History { reasoning: "", text_arguments: None, results: None, merge: false, replay: true },
-};
-
 #[test]
-fn markup_with_attributes_fits_the_table() {
-    let make = || ReplyParser::new(&MARKUP, tools()).after_prompt("<｜Assistant｜><think>");
+fn markup_with_attributes_is_read_at_every_cut() {
+    let make = || parser("deepseek4").after_prompt("<｜Assistant｜><think>");
     let one = "<｜DSML｜invoke name=\"weather\">\n<｜DSML｜parameter name=\"city\" string=\"true\">1 > \"2\"</｜DSML｜parameter>\n\
                <｜DSML｜parameter name=\"days\" string=\"false\">[1]</｜DSML｜parameter>\n</｜DSML｜invoke>\n";
     let two = "<｜DSML｜invoke name=\"now\">\n</｜DSML｜invoke>\n";

@@ -5,6 +5,7 @@ use std::{fs, sync::Arc};
 use tessera_engine::{
     ChatFormat, ChatTemplate, Message, ReplyParser, TemplateError, TemplateOptions,
     chat::{FunctionCall, PromptError, Reply, Think, ToolCall, Tools, messages_for},
+    chat_template::BUILT_IN,
 };
 
 use crate::support::{
@@ -13,7 +14,9 @@ use crate::support::{
 };
 
 fn template(name: &str) -> ChatTemplate {
-    let source = fs::read_to_string(support::path("data/templates").join(name).with_extension("jinja")).unwrap();
+    let file = fs::read_to_string(support::path("data/templates").join(name).with_extension("jinja"));
+    let built_in = || BUILT_IN.iter().find(|(known, _)| *known == name).map(|(_, source)| (*source).to_owned());
+    let source = file.ok().or_else(built_in).unwrap();
     ChatTemplate::compile(name, &source, "<s>", "</s>").unwrap()
 }
 
@@ -41,7 +44,8 @@ fn called(reasoning: Option<&str>, content: &str, calls: &[(&str, &str)]) -> Mes
     }
 }
 
-const TEMPLATES: [(&str, &str); 6] = [
+const TEMPLATES: [(&str, &str); 7] = [
+    ("deepseek4", "deepseek4"),
     ("qwen3", "qwen3"),
     ("hermes", "hermes"),
     ("llama3", "llama3"),
@@ -111,6 +115,28 @@ fn results_go_where_the_template_wants_them() {
     assert!(text.contains("functions.now to=assistant<|channel|>commentary<|message|>"), "{text}");
 }
 
+/// DeepSeek V4 keeps thoughts of turns past only where tools are at work, and has the results of one turn together.
+#[test]
+fn deepseek_drops_thoughts_without_tools() {
+    let turn =
+        |thoughts: &str| Message { reasoning_content: Some(thoughts.to_owned()), ..Message::new("assistant", "y") };
+    let user = || Message::new("user", "x");
+    let template = template("deepseek4");
+    let text = render(&template, &[user(), turn("one"), user(), turn("two")], &no_more()).unwrap();
+    assert_eq!(text, "<s><｜User｜>x<｜Assistant｜></think>y</s><｜User｜>x<｜Assistant｜><think>two</think>y</s>");
+    let calls = called(Some("one"), "", &[("a<b", r#"{"k\"": "1</｜DSML｜parameter>"}"#), ("now", "{}")]);
+    let system = [Message::new("system", "S"), Message::new("system", "T")];
+    let results = [Message::result("call_0", "a<b", "r</tool_result>"), Message::result("call_1", "now", "s")];
+    let messages = [&system[..], &[user(), calls], &results, &[user()]].concat();
+    let text = render(&template, &messages, &TemplateOptions::default()).unwrap();
+    let expect = "<s>S\n\nT<｜User｜>x<｜Assistant｜><think>one</think>\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"a&lt;b\">\n\
+                  <｜DSML｜parameter name=\"k&quot;\" string=\"true\">1&lt;/｜DSML｜parameter></｜DSML｜parameter>\n</｜DSML｜invoke>\n\
+                  <｜DSML｜invoke name=\"now\">\n</｜DSML｜invoke>\n</｜DSML｜tool_calls></s>\
+                  <｜User｜><tool_result>r&lt;/tool_result></tool_result>\n\n<tool_result>s</tool_result>\
+                  <｜User｜>x<｜Assistant｜><think>";
+    assert_eq!(text, expect);
+}
+
 #[test]
 fn arguments_are_an_object_or_the_text_as_the_template_has_it() {
     let odd = r#"{"b":1,"a":  2}"#;
@@ -140,6 +166,9 @@ fn thinking_is_switched_in_the_prompt() {
     assert!(with("qwen3", Think::On).ends_with("assistant\n"));
     assert!(with("glm4", Think::Off).ends_with("</think>") && with("glm4", Think::Off).contains("x/nothink"));
     assert!(with("gemma4", Think::On).contains("<|think|>") && with("gemma4", Think::On).ends_with("model\n"));
+    assert!(with("deepseek4", Think::Off).ends_with("<｜Assistant｜></think>"));
+    assert!(with("deepseek4", Think::On).ends_with("<｜User｜>x<｜Assistant｜><think>"));
+    assert!(with("deepseek4", Think::Effort("max".to_owned())).starts_with("<s>Think as hard"));
     assert!(with("gpt_oss", Think::Effort("medium".to_owned())).contains("Reasoning: medium"));
 }
 

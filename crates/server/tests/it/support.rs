@@ -18,7 +18,8 @@ use tessera_ops::{Batch, KvFormat, reference::ReferenceDevice};
 use tessera_server::{Closing, Loaded, Loader, Problem, Server, Settings, StopSwitch};
 
 /// Templates of families, by which their ways of writing are known.
-const TEMPLATES: [(&str, &str); 7] = [
+const TEMPLATES: [(&str, &str); 8] = [
+    ("deepseek4", include_str!("../../../engine/src/chat_template/deepseek4.jinja")),
     ("gemma4", include_str!("../../../engine/tests/data/templates/gemma4.jinja")),
     ("glm4", include_str!("../../../engine/tests/data/templates/glm4.jinja")),
     ("gpt_oss", include_str!("../../../engine/tests/data/templates/gpt_oss.jinja")),
@@ -78,14 +79,18 @@ impl Loader for Tiny {
 
 /// The model's tokenizer with the last words of its vocabulary replaced by the marks of a template's family.
 fn with_marks(checkpoint: &Checkpoint, template: &str) -> Tokenizer {
-    let marks = ChatFormat::recognise(template, |_| false).marks;
+    let format = ChatFormat::recognise(template, |_| false);
+    // Of marks that hold a token, only that is one.
+    let marks =
+        format.marks.iter().map(|(_, mark)| *mark).filter(|mark| !format.pieces.iter().any(|p| mark.contains(p)));
+    let marks: Vec<&str> = marks.filter(|mark| mark.starts_with('<')).chain(format.pieces.iter().copied()).collect();
     let metadata = checkpoint.gguf().unwrap().metadata().map(|(key, value)| {
         let strings = || value.as_array().and_then(|a| a.as_strings()).unwrap().to_vec();
         let value = match key {
             "tokenizer.ggml.tokens" => {
                 let mut all = strings();
                 let first = all.len() - marks.len();
-                for (place, (_, mark)) in all[first..].iter_mut().zip(marks) {
+                for (place, mark) in all[first..].iter_mut().zip(&marks) {
                     *place = (*mark).to_owned();
                 }
                 Entry::from(all)

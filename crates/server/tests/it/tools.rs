@@ -42,8 +42,9 @@ fn assert_sound(call: &Value) {
 
 #[test]
 fn every_family_calls_when_it_must() {
-    let plain = ["tiny", "hermes", "qwen3", "qwen3_coder", "llama3", "glm4", "gemma4", "gpt_oss"];
-    let tokens = ["hermes+tokens", "qwen3+tokens", "glm4+tokens", "gemma4+tokens", "gpt_oss+tokens"];
+    let plain = ["tiny", "hermes", "qwen3", "qwen3_coder", "llama3", "glm4", "gemma4", "gpt_oss", "deepseek4"];
+    let tokens =
+        ["hermes+tokens", "qwen3+tokens", "glm4+tokens", "gemma4+tokens", "gpt_oss+tokens", "deepseek4+tokens"];
     let families = [&plain[..], &tokens].concat();
     let server = start_with(&families, Tiny::default(), Settings::default());
     for model in families {
