@@ -10,7 +10,12 @@ use clap_complete::Shell;
 use tessera_formats::{DType, codec::ENCODABLE};
 use tessera_ops::KvFormat;
 
-use crate::{commands::kernels::Kernels, device::Place, machine, talk::Talk};
+use crate::{
+    commands::kernels::Kernels,
+    device::{Numerics, Place},
+    machine,
+    talk::Talk,
+};
 
 /// Runs large language models from quantized weights.
 #[derive(Debug, Parser)]
@@ -321,6 +326,9 @@ pub(crate) struct Engine {
     /// Device: cpu, cuda (or cuda:N, an NVIDIA card), or auto: a card if there is one
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: Place,
+    /// Arithmetic of prompt rows on a card: role (of 16-bit operands, fast), or uniform (the same as of decoded rows)
+    #[arg(long, value_name = "NUMERICS", default_value = "role")]
+    pub(crate) numerics: Numerics,
     /// Prompt tokens computed at a time, 1 to 65536; the results do not depend on it
     #[arg(long, value_name = "TOKENS", default_value_t = 512,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]

@@ -28,6 +28,7 @@ use crate::{
 };
 
 pub(crate) use tessera_cpu::matmul::{Parameter, Tuning};
+pub(crate) use tessera_cuda::Numerics;
 
 /// The device that models run on.
 pub(crate) type Chosen = CpuDevice;
@@ -72,12 +73,13 @@ pub(crate) fn open(compute: &Compute) -> Result<Arc<Chosen>> {
 ///
 /// # Errors
 /// If a card is asked for by name and cannot be opened.
-pub(crate) fn open_card(place: Place) -> Result<Option<Arc<CudaDevice>>> {
-    match place {
-        Place::Cpu => Ok(None),
-        Place::Auto => Ok(CudaDevice::open(0, kernel_cache()).ok().map(Arc::new)),
-        Place::Cuda(ordinal) => Ok(Some(Arc::new(CudaDevice::open(ordinal, kernel_cache())?))),
-    }
+pub(crate) fn open_card(place: Place, numerics: Numerics) -> Result<Option<Arc<CudaDevice>>> {
+    let card = match place {
+        Place::Cpu => None,
+        Place::Auto => CudaDevice::open(0, kernel_cache()).ok(),
+        Place::Cuda(ordinal) => Some(CudaDevice::open(ordinal, kernel_cache())?),
+    };
+    Ok(card.map(|card| Arc::new(card.with_numerics(numerics))))
 }
 
 /// Compiled kernels lie beside the other caches.

@@ -144,7 +144,7 @@ impl Model {
             return Err(self.too_long(tokens, context)); // before all the work
         }
         let options = LoadOptions { context: Some(context), kv_format: self.engine.cache.format };
-        let card = device::open_card(self.engine.device)?;
+        let card = device::open_card(self.engine.device, self.engine.numerics)?;
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let progress = &mut |progress: tessera_engine::weights::Progress| bar.set_position(progress.bytes_done);
         let model = match card {

@@ -27,7 +27,8 @@ use crate::{
 pub struct CudaDevice {
     gpu: Arc<Gpu>,
     steps: Steps,
-    numerics: Numerics,
+    /// The role that all rows count as, whatever theirs is.
+    role: Option<Role>,
 }
 
 /// A table of rows fetched by token id. It stays where the model file lies: a step sends the few rows that it needs.
@@ -64,18 +65,24 @@ impl CudaDevice {
         let shared = [Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route];
         let failed = |e: Error| OpenError::Driver { what: "load kernels", reason: e.to_string() };
         gpu.prepare(&shared).map_err(failed)?;
-        let numerics = if Module::has_prefill(gpu.arch()) { Numerics::ByRole } else { Numerics::Uniform };
-        Ok(CudaDevice { gpu, steps: Steps::default(), numerics })
+        let role = (!Module::has_prefill(gpu.arch())).then_some(Role::Decode);
+        Ok(CudaDevice { gpu, steps: Steps::default(), role })
     }
 
-    /// The same, all rows in the arithmetic of codes.
-    pub fn uniform(self) -> CudaDevice {
-        CudaDevice { numerics: Numerics::Uniform, ..self }
+    /// The same, prompt rows in the arithmetic of codes where `numerics` says so.
+    pub fn with_numerics(self, numerics: Numerics) -> CudaDevice {
+        let role = if numerics == Numerics::Uniform { Some(Role::Decode) } else { self.role };
+        CudaDevice { role, ..self }
+    }
+
+    /// The same, all rows being prompt rows.
+    pub(crate) fn for_prompts(self) -> CudaDevice {
+        CudaDevice { role: Some(Role::Prefill), ..self }
     }
 
     /// Which arithmetic rows of a prompt run in: that of codes also where the card has no other kernels.
     pub fn numerics(&self) -> Numerics {
-        self.numerics
+        if self.role == Some(Role::Decode) { Numerics::Uniform } else { Numerics::ByRole }
     }
 
     /// Waits for all work that was enqueued.
@@ -106,9 +113,9 @@ impl CudaDevice {
 
     /// The roles of a step's rows, as far as they pick an arithmetic.
     fn roles(&self, batch: &Batch) -> Roles {
-        match self.numerics {
-            Numerics::ByRole => Roles::of(batch.roles.iter().copied()),
-            Numerics::Uniform => Roles::all(Role::Decode, batch.len()),
+        match self.role {
+            None => Roles::of(batch.roles.iter().copied()),
+            Some(role) => Roles::all(role, batch.len()),
         }
     }
 

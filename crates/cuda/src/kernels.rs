@@ -15,6 +15,7 @@ use crate::{
         prefill_tile::{self, PrefillTile},
         tile::{CodesTile, FloatsTile},
     },
+    routes::LIST_THREADS,
 };
 
 /// A source with its constants.
@@ -59,6 +60,9 @@ pub struct Pages {
 
 /// Threads of a block that makes f16 of a row.
 pub(crate) const HALVES_THREADS: usize = 256;
+
+/// Runs of 16 numbers that each of them holds.
+const HALVES_HELD: usize = 2;
 
 /// Head sizes that the compile check goes through, from the narrowest to the widest of known models.
 const HEADS: [usize; 7] = [32, 64, 80, 96, 128, 256, 512];
@@ -215,13 +219,14 @@ impl Module {
         match self {
             Module::Codes(layout, tile) => [layout.constants(), tile.constants()].concat(),
             Module::Floats(float, tile) => [float.constants(), tile.constants()].concat(),
-            Module::Halves => vec![("THREADS", HALVES_THREADS)],
+            Module::Halves => vec![("THREADS", HALVES_THREADS), ("HELD", HALVES_HELD)],
             Module::Prefill(form, tile) => tile.constants(form),
             Module::Store(pages) => pages.constants(),
             Module::Scores(pages, tile) => [pages.constants(), tile.scores_constants()].concat(),
             Module::Weights => vec![("THREADS", WEIGHTS_THREADS)],
             Module::Values(pages, tile) => [pages.constants(), tile.values_constants(pages)].concat(),
-            Module::Quantize | Module::Norm | Module::Rope | Module::Elementwise | Module::Route => vec![],
+            Module::Route => vec![("THREADS", LIST_THREADS)],
+            Module::Quantize | Module::Norm | Module::Rope | Module::Elementwise => vec![],
         }
     }
 

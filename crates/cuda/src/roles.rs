@@ -1,6 +1,6 @@
 //! The roles of rows: a row's role picks the arithmetic of its projections, and nothing else does.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, str::FromStr, sync::Arc};
 
 use tessera_ops::Role;
 
@@ -12,6 +12,18 @@ pub enum Numerics {
     ByRole,
     /// All rows in that of codes: a prompt's row has the bits that a decoded row has.
     Uniform,
+}
+
+impl FromStr for Numerics {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Numerics, String> {
+        match text {
+            "role" => Ok(Numerics::ByRole),
+            "uniform" => Ok(Numerics::Uniform),
+            _ => Err("there are role and uniform".to_owned()),
+        }
+    }
 }
 
 /// Neighbouring rows of one role.

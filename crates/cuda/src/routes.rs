@@ -12,8 +12,8 @@ use crate::{
     tensor::{Tensor, blocks},
 };
 
-/// Threads of the block that lists the places of each expert.
-const LIST_THREADS: usize = 256;
+/// Threads of a block that lists the places of an expert.
+pub(crate) const LIST_THREADS: usize = 512;
 
 /// The places of each expert, `token * slots + slot`, among tokens of one role, counted from the first of them.
 pub(crate) struct List {
@@ -24,6 +24,8 @@ pub(crate) struct List {
     pub(crate) starts: Memory,
     /// (tokens · slots) places, ascending within an expert.
     pub(crate) order: Memory,
+    /// (tokens · slots) the column of each place, where each expert's begin at a multiple of eight.
+    pub(crate) columns: Memory,
 }
 
 /// Which experts each token of a step goes to, with what weights; and the places of each expert.
@@ -58,6 +60,7 @@ impl Routes {
             rows: run.rows.clone(),
             starts: numbers(experts + 1),
             order: numbers(run.rows.len() * slots),
+            columns: numbers(run.rows.len() * slots),
         });
         let (lists, roles) = (lists.collect(), logits.roles.clone());
         let routes = Routes { tokens, slots, experts, chosen, weights, lists, roles };
@@ -91,10 +94,10 @@ impl Routes {
                 Arg::From(&routes.chosen, list.rows.start * slots * size_of::<u32>()),
                 Arg::Memory(&list.starts),
                 Arg::Memory(&list.order),
+                Arg::Memory(&list.columns),
                 Arg::U32(list.rows.len() * slots),
-                Arg::U32(experts),
             ];
-            gpu.launch(Module::Route, "list_places", blocks([1, 1, 1], LIST_THREADS), &args);
+            gpu.launch(Module::Route, "list_places", blocks([experts, 1, 1], LIST_THREADS), &args);
         }
         routes
     }

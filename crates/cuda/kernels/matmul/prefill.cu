@@ -1,7 +1,7 @@
 // Products of prompt rows on Hopper: f16 operands, f32 sums, weights expanded in flight.
 //
 // A block is persistent: it takes tile after tile of ROWS weight rows by TOKENS columns. One warp brings activations, another packed
-// weights, both by bulk copies into rings of shared memory; two warpgroups expand weights into registers, which are the first operand
+// weights, both by bulk copies into rings of shared memory; the other warpgroups expand weights into registers, which are the first operand
 // of `wgmma`, while the product before runs. Blocks of a cluster have the same columns, and each brings a part of them for all.
 //
 // A number's sum goes along the depth in one fixed order, by sixteens, in `splits` parts that are added in order; what stands in other
@@ -10,7 +10,6 @@
 // x is what quantize/halves.cu leaves: [slices][depth / 64][eights of rows][8][64] f16, swizzled as the second operand wants it.
 
 #define BLOCK 64
-#define CONSUMERS 2
 #define ROWS (CONSUMERS * ROW_RUNS * 64)
 #define TILES (ROWS / TILE_ROWS)
 #define SUMS (TOKENS / 2)
@@ -21,7 +20,7 @@
 #define SHARED_BYTES (STAGES * X_BYTES + WEIGHT_STAGES * WEIGHT_BYTES)
 
 static_assert(SPAN * BLOCK % CHUNK_FEATURES == 0, "a stage of weights is whole chunks");
-static_assert(ROWS % TILE_ROWS == 0 && TOKENS % (8 * CLUSTER) == 0 && TOKENS <= CONSUMERS * 128, "a tile of whole operands");
+static_assert(ROWS % TILE_ROWS == 0 && TILES <= 32 && TOKENS % (8 * CLUSTER) == 0 && TOKENS <= CONSUMERS * 128, "a tile of whole operands");
 static_assert(THREADS == (CONSUMERS + 1) * 128, "a warpgroup copies");
 
 // A place in a ring of stages.
@@ -55,6 +54,7 @@ struct Problem {
     // (segments + 1) tiles of columns before each segment, in shared memory.
     const u32* before;
 
+    DEVICE_MEMBER u32 columns(u32 segment) const { return starts ? starts[segment + 1] - starts[segment] : tokens; }
     // Tiles of all parts.
     DEVICE_MEMBER u32 count() const { return before[segments] * row_tiles * (is_parted ? splits : 1); }
 };
@@ -73,6 +73,17 @@ struct Tile {
         column = index % width * TOKENS;
     }
 };
+
+// Columns of the product that takes `left` of them: the widest is the tile's.
+DEVICE u32 width_of(u32 left) {
+#if TOKENS == 256
+    return left <= 128 ? 128 : left <= 192 ? 192 : left <= 224 ? 224 : 256;
+#elif TOKENS == 128
+    return left <= 64 ? 64 : 128;
+#else
+    return TOKENS;
+#endif
+}
 
 // Blocks of the depth of part `index`: whole stages of weights.
 DEVICE void part_of(const Problem& p, u32 index, u32& start, u32& end) {
@@ -102,6 +113,101 @@ DEVICE void count_tiles(const Problem& p, u32* before) {
     }
     if (lane == 0) before[0] = 0;
 }
+
+// What a warpgroup that multiplies goes through: its rows of the rings.
+struct Consumer {
+    const u8* ring;
+    u32 x_stages, lane, own_row;
+    Barriers barriers;
+    float up;
+    u32 up_pair;
+    Ring<STAGES> x_at;
+    Ring<WEIGHT_STAGES> w_at;
+
+    DEVICE_MEMBER void load(Unit (&units)[ROW_RUNS], u32 unit) const {
+#pragma unroll
+        for (int m = 0; m < ROW_RUNS; m++) {
+            u32 row = own_row + m * 64;
+            const u8* at = ring + w_at.stage * WEIGHT_BYTES + row / TILE_ROWS * TILE_BYTES + row % TILE_ROWS * 16;
+            units[m].load(at, unit, lane, up, up_pair);
+        }
+    }
+    DEVICE_MEMBER void expand(const Unit (&units)[ROW_RUNS], Operands (&out)[ROW_RUNS]) const {
+#pragma unroll
+        for (int m = 0; m < ROW_RUNS; m++) units[m].expand(out[m], up);
+    }
+    DEVICE_MEMBER void give_x(u32 stage) const {
+        if (lane >= CLUSTER) return;
+#if CLUSTER > 1
+        barrier_arrive_at(barriers.x_empty + 8 * stage, lane);
+#else
+        barrier_arrive(barriers.x_empty + 8 * stage);
+#endif
+    }
+    DEVICE_MEMBER void give_weights() {
+        __syncwarp();
+        if (lane == 0) barrier_arrive(barriers.weights_empty + 8 * w_at.stage);
+        w_at.next();
+    }
+
+    // Sums of blocks `start .. end` of the depth, for WIDTH columns.
+    template <int WIDTH> DEVICE_MEMBER void multiply(float (&sums)[ROW_RUNS][SUMS], u32 start, u32 end) {
+        auto products = [&](const Operands (&a)[ROW_RUNS], u64 operand) {
+            products_begin();
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+#pragma unroll
+                for (int m = 0; m < ROW_RUNS; m++) multiply_add<WIDTH>(sums[m], a[m].half[h], operand + h * 2);
+            products_commit();
+        };
+        // Two warpgroups keep the tensor cores busy by leaving a product running while the next operand is expanded; more of them
+        // take turns, each with one operand, for which there are registers.
+        constexpr int operands = CONSUMERS > 2 ? 1 : 2, running = operands - 1;
+        Operands a[operands][ROW_RUNS];
+        Unit units[ROW_RUNS];
+        barrier_wait(barriers.weights_full + 8 * w_at.stage, w_at.parity);
+        load(units, 0);
+        expand(units, a[0]);
+        u32 stage_before = x_at.stage;
+        for (u32 b = start; b < end; b += SPAN) {
+#pragma unroll
+            for (int u = 0; u < SPAN; u++) {
+                if (u > 0 && CHUNK_FEATURES < SPAN * BLOCK && b + u >= end) break;
+                const u64 operand = operand_of(x_stages + x_at.stage * X_BYTES);
+                barrier_wait(barriers.x_full + 8 * x_at.stage, x_at.parity);
+                products(a[0], operand);
+                load(units, 2 * u + 1);
+                // With two operands, the second half of the block before: its operand, and its stage, are free.
+                products_wait<running>();
+                if (running && b + u > start) give_x(stage_before);
+                expand(units, a[running]);
+                products(a[running], operand + 4);
+                stage_before = x_at.stage;
+                x_at.next();
+                if (u == SPAN - 1 || b + u + 1 >= end) give_weights();
+                if (b + u + 1 < end) {
+                    if (u == SPAN - 1) barrier_wait(barriers.weights_full + 8 * w_at.stage, w_at.parity);
+                    load(units, u == SPAN - 1 ? 0 : 2 * u + 2);
+                }
+                products_wait<running>();
+                if (!running) give_x(stage_before);
+                if (b + u + 1 < end) expand(units, a[0]);
+            }
+        }
+        products_wait<0>();
+        if (running) give_x(stage_before);
+    }
+    DEVICE_MEMBER void multiply(float (&sums)[ROW_RUNS][SUMS], u32 start, u32 end, u32 width) {
+#if TOKENS == 256
+        if (width == 128) return multiply<128>(sums, start, end);
+        if (width == 192) return multiply<192>(sums, start, end);
+        if (width == 224) return multiply<224>(sums, start, end);
+#elif TOKENS == 128
+        if (width == 64) return multiply<64>(sums, start, end);
+#endif
+        multiply<TOKENS>(sums, start, end);
+    }
+};
 
 // weights [segments][tiles of TILE_ROWS][chunks]; x_scales for each row of x; y rows of `y_stride`, or where `parts` are wanted
 // [splits][tokens][rows] of them, without the bias. `order` as in columns.cuh; `up` and `down` are the matrix's power of two and what
@@ -160,25 +266,26 @@ __launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const floa
     const u32 step = gridDim.x / CLUSTER, count = p.count();
     u32 segment = 0;
     if (warp >= CONSUMERS * 4) {
-        give_registers<40>();
+        give_registers<GIVEN_REGISTERS>();
         if (warp == CONSUMERS * 4 && lane == 0) {
             Ring<STAGES> at;
             at.parity = 1;
             for (u32 t = blockIdx.x / CLUSTER; t < count; t += step) {
                 Tile tile(p, t, segment);
-                u32 first = first_row(starts, tile.segment) + tile.column + rank * (TOKENS / CLUSTER), slice = sliced ? tile.segment : 0;
+                const u32 width = width_of(p.columns(tile.segment) - tile.column), bytes = width * BLOCK * 2 / CLUSTER;
+                u32 first = first_row(starts, tile.segment) + tile.column + rank * (width / CLUSTER), slice = sliced ? tile.segment : 0;
                 u32 s0 = p.is_parted ? tile.part : 0, s1 = p.is_parted ? tile.part + 1 : splits, start, end, unused;
                 part_of(p, s0, start, unused);
                 part_of(p, s1 - 1, unused, end);
                 const u8* from = x + ((u64)(slice * p.blocks + start) * x_eights + first / 8) * (8 * BLOCK * 2);
                 for (u32 b = start; b < end; b++, from += (u64)x_eights * (8 * BLOCK * 2)) {
                     barrier_wait(barriers.x_empty + 8 * at.stage, at.parity);
-                    barrier_expect(barriers.x_full + 8 * at.stage, X_BYTES);
-                    u32 to = x_stages + at.stage * X_BYTES + rank * (X_BYTES / CLUSTER);
+                    barrier_expect(barriers.x_full + 8 * at.stage, bytes * CLUSTER);
+                    u32 to = x_stages + at.stage * X_BYTES + rank * bytes;
 #if CLUSTER > 1
-                    copy_bulk_to_all(to, from, X_BYTES / CLUSTER, barriers.x_full + 8 * at.stage, (1 << CLUSTER) - 1);
+                    copy_bulk_to_all(to, from, bytes, barriers.x_full + 8 * at.stage, (1 << CLUSTER) - 1);
 #else
-                    copy_bulk(to, from, X_BYTES, barriers.x_full + 8 * at.stage);
+                    copy_bulk(to, from, bytes, barriers.x_full + 8 * at.stage);
 #endif
                     at.next();
                 }
@@ -209,35 +316,13 @@ __launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const floa
             }
         }
     } else {
-        take_registers<232>();
-        const u32 up_pair = pair_of_halves(up, up);
+        take_registers<TAKEN_REGISTERS>();
         // The first row, of the tile, that this warp multiplies.
         const u32 own_row = warp / 4 * (ROW_RUNS * 64) + warp % 4 * 16;
-        Ring<STAGES> x_at;
-        Ring<WEIGHT_STAGES> w_at;
-        auto load = [&](Unit(&units)[ROW_RUNS], u32 unit) {
-#pragma unroll
-            for (int m = 0; m < ROW_RUNS; m++) {
-                u32 row = own_row + m * 64;
-                const u8* at = ring + w_at.stage * WEIGHT_BYTES + row / TILE_ROWS * TILE_BYTES + row % TILE_ROWS * 16;
-                units[m].load(at, unit, lane, up, up_pair);
-            }
-        };
-        auto expand = [&](const Unit(&units)[ROW_RUNS], Operands(&out)[ROW_RUNS]) {
-#pragma unroll
-            for (int m = 0; m < ROW_RUNS; m++) units[m].expand(out[m], up);
-        };
-        auto give_x = [&](u32 stage) {
-            if (lane >= CLUSTER) return;
-#if CLUSTER > 1
-            barrier_arrive_at(barriers.x_empty + 8 * stage, lane);
-#else
-            barrier_arrive(barriers.x_empty + 8 * stage);
-#endif
-        };
+        Consumer consumer = {ring, x_stages, lane, own_row, barriers, up, pair_of_halves(up, up)};
         for (u32 t = blockIdx.x / CLUSTER; t < count; t += step) {
             Tile tile(p, t, segment);
-            const u32 column_count = starts ? starts[tile.segment + 1] - starts[tile.segment] : tokens;
+            const u32 column_count = p.columns(tile.segment);
             // On its way while the tile is multiplied.
             const u32 own_column = tile.column + threadIdx.x;
             float own_scale = 0.0f;
@@ -258,52 +343,7 @@ __launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const floa
                 for (int m = 0; m < ROW_RUNS; m++)
 #pragma unroll
                     for (int i = 0; i < SUMS; i++) sums[m][i] = 0.0f;
-                Operands first[ROW_RUNS], second[ROW_RUNS];
-                Unit units[ROW_RUNS];
-                barrier_wait(barriers.weights_full + 8 * w_at.stage, w_at.parity);
-                load(units, 0);
-                expand(units, first);
-                u32 stage_before = x_at.stage;
-                for (u32 b = start; b < end; b += SPAN) {
-#pragma unroll
-                    for (int u = 0; u < SPAN; u++) {
-                        if (u > 0 && CHUNK_FEATURES < SPAN * BLOCK && b + u >= end) break;
-                        const u64 operand = operand_of(x_stages + x_at.stage * X_BYTES);
-                        barrier_wait(barriers.x_full + 8 * x_at.stage, x_at.parity);
-                        products_begin();
-#pragma unroll
-                        for (int h = 0; h < 2; h++)
-#pragma unroll
-                            for (int m = 0; m < ROW_RUNS; m++) multiply_add(sums[m], first[m].half[h], operand + h * 2);
-                        products_commit();
-                        load(units, 2 * u + 1);
-                        // The second half of the block before: its operands, and its stage, are free.
-                        products_wait<1>();
-                        if (b + u > start) give_x(stage_before);
-                        expand(units, second);
-                        products_begin();
-#pragma unroll
-                        for (int h = 0; h < 2; h++)
-#pragma unroll
-                            for (int m = 0; m < ROW_RUNS; m++) multiply_add(sums[m], second[m].half[h], operand + 4 + h * 2);
-                        products_commit();
-                        stage_before = x_at.stage;
-                        x_at.next();
-                        if (u == SPAN - 1 || b + u + 1 >= end) {
-                            __syncwarp();
-                            if (lane == 0) barrier_arrive(barriers.weights_empty + 8 * w_at.stage);
-                            w_at.next();
-                        }
-                        if (b + u + 1 < end) {
-                            if (u == SPAN - 1) barrier_wait(barriers.weights_full + 8 * w_at.stage, w_at.parity);
-                            load(units, u == SPAN - 1 ? 0 : 2 * u + 2);
-                        }
-                        products_wait<1>();
-                        if (b + u + 1 < end) expand(units, first);
-                    }
-                }
-                products_wait<0>();
-                give_x(stage_before);
+                consumer.multiply(sums, start, end, width_of(column_count - tile.column));
 #if TOTALS
 #pragma unroll
                 for (int m = 0; m < ROW_RUNS; m++)

@@ -2,7 +2,8 @@
 //
 // They lie as matmul/prefill.cu copies them: [slices][depth / 64][eights of rows][8][64], where of each 16 features the even ones come
 // first, then the odd ones (matmul/expand.cuh), and the eight 16-byte parts of a row of 128 bytes are swizzled: part p of row r stands at
-// p ^ r % 8. The depth of a slice is padded by zeros. One block a row.
+// p ^ r % 8. The depth of a slice is padded by zeros. One block a row, whose threads hold HELD runs of 16 features each; longer rows are
+// read twice.
 
 // The factor that takes `largest` into [2^14, 2^15), a power of two; 1 where there is none. `down` undoes it.
 DEVICE float row_factor(u32 largest, float& down) {
@@ -14,48 +15,11 @@ DEVICE float row_factor(u32 largest, float& down) {
     return __uint_as_float((u32)(127 + up) << 23);
 }
 
-// x (tokens, slices * depth). Row i of the output is row i, or with `starts` that of the place order[i], at what prefill.cu calls
-// `first_row` of its segment and on: `slots` places a row.
-KERNEL __launch_bounds__(THREADS) halves(const float* x, u8* out, float* scales, const u32* starts, const u32* order, u32 slices,
-                                         u32 depth, u32 eights, u32 segments, u32 slots) {
-    u32 source = blockIdx.x, row = blockIdx.x;
-    if (starts) {
-        u32 low = 0, high = segments;
-        while (high - low > 1) {
-            u32 middle = (low + high) / 2;
-            if (starts[middle] <= blockIdx.x) low = middle;
-            else high = middle;
-        }
-        source = order[blockIdx.x] / slots;
-        row = (starts[low] + 7) / 8 * 8 + 8 * low + blockIdx.x - starts[low];
-    }
-    const u32 width = slices * depth;
-    const float* in = x + (u64)source * width;
-    u32 largest = 0;
-    if (depth % 4 == 0) {
-        for (u32 i = threadIdx.x; i < width / 4; i += THREADS) {
-            uint4 v = __ldg((const uint4*)in + i);
-            largest = max(max(max(largest, v.x & 0x7fffffffu), max(v.y & 0x7fffffffu, v.z & 0x7fffffffu)), v.w & 0x7fffffffu);
-        }
-    } else {
-        for (u32 i = threadIdx.x; i < width; i += THREADS) largest = max(largest, __float_as_uint(__ldg(in + i)) & 0x7fffffffu);
-    }
-    __shared__ u32 of_warps[THREADS / 32];
-    largest = __reduce_max_sync(0xffffffffu, largest);
-    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = largest;
-    __syncthreads();
-#pragma unroll
-    for (int w = 0; w < THREADS / 32; w++) largest = max(largest, of_warps[w]);
-    float down;
-    const float factor = row_factor(largest, down);
-    if (threadIdx.x == 0) scales[row] = down;
-
-    const u32 groups = (depth + 63) / 64 * 4;
-    for (u32 i = threadIdx.x; i < slices * groups; i += THREADS) {
-        u32 slice = i / groups, group = i % groups, left = depth - min(depth, group * 16);
-        const float* at = in + slice * depth + group * 16;
-        float v[16];
-        if (left >= 16 && depth % 4 == 0) {
+struct Sixteen {
+    float v[16];
+    // `left` of them are there; others are zeros.
+    DEVICE_MEMBER void load(const float* at, u32 left, bool is_aligned) {
+        if (left >= 16 && is_aligned) {
 #pragma unroll
             for (int q = 0; q < 4; q++) {
                 float4 four = __ldg((const float4*)at + q);
@@ -65,13 +29,70 @@ KERNEL __launch_bounds__(THREADS) halves(const float* x, u8* out, float* scales,
 #pragma unroll
             for (int k = 0; k < 16; k++) v[k] = k < left ? __ldg(at + k) : 0.0f;
         }
-        u8* to = out + ((u64)(i / 4) * eights + row / 8) * 1024 + row % 8 * 128;
+    }
+    // Bits of the largest magnitude; those of NaN are above all.
+    DEVICE_MEMBER u32 largest() const {
+        u32 most = 0;
 #pragma unroll
-        for (int odd = 0; odd < 2; odd++) {
-            u32 pairs[4];
+        for (int k = 0; k < 16; k++) most = max(most, __float_as_uint(v[k]) & 0x7fffffffu);
+        return most;
+    }
+    // Even features, then odd ones.
+    DEVICE_MEMBER uint4 halves(int odd, float factor) const {
+        u32 pairs[4];
 #pragma unroll
-            for (int k = 0; k < 4; k++) pairs[k] = pair_of_halves(v[4 * k + odd] * factor, v[4 * k + 2 + odd] * factor);
-            *(uint4*)(to + ((group % 4 * 2 + odd) ^ (row % 8)) * 16) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        for (int k = 0; k < 4; k++) pairs[k] = pair_of_halves(v[4 * k + odd] * factor, v[4 * k + 2 + odd] * factor);
+        return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    }
+};
+
+// x (rows, slices * depth). A row goes to the row of the output with its number, or to those that `columns` names for its `places`.
+KERNEL __launch_bounds__(THREADS) halves(const float* x, u8* out, float* scales, const u32* columns, u32 slices, u32 depth, u32 eights,
+                                         u32 places) {
+    __shared__ u32 of_warps[THREADS / 32];
+    const float* in = x + (u64)blockIdx.x * slices * depth;
+    const u32 groups = (depth + 63) / 64 * 4, count = slices * groups;
+    const bool is_aligned = depth % 4 == 0;
+    auto load = [&](Sixteen& some, u32 i) {
+        u32 first = i % groups * 16;
+        some.load(in + i / groups * depth + first, depth - min(depth, first), is_aligned);
+    };
+    Sixteen held[HELD];
+    u32 largest = 0;
+#pragma unroll
+    for (int h = 0; h < HELD; h++)
+        if (threadIdx.x + h * THREADS < count) {
+            load(held[h], threadIdx.x + h * THREADS);
+            largest = max(largest, held[h].largest());
+        }
+    for (u32 i = threadIdx.x + HELD * THREADS; i < count; i += THREADS) {
+        Sixteen some;
+        load(some, i);
+        largest = max(largest, some.largest());
+    }
+    largest = __reduce_max_sync(0xffffffffu, largest);
+    if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = largest;
+    __syncthreads();
+#pragma unroll
+    for (int w = 0; w < THREADS / 32; w++) largest = max(largest, of_warps[w]);
+    float down;
+    const float factor = row_factor(largest, down);
+
+    for (u32 place = 0; place < places; place++) {
+        const u32 row = columns ? columns[blockIdx.x * places + place] : blockIdx.x;
+        if (threadIdx.x == 0) scales[row] = down;
+        auto put = [&](const Sixteen& some, u32 i) {
+            u8* to = out + ((u64)(i / 4) * eights + row / 8) * 1024 + row % 8 * 128;
+#pragma unroll
+            for (int odd = 0; odd < 2; odd++) *(uint4*)(to + ((i % 4 * 2 + odd) ^ (row % 8)) * 16) = some.halves(odd, factor);
+        };
+#pragma unroll
+        for (int h = 0; h < HELD; h++)
+            if (threadIdx.x + h * THREADS < count) put(held[h], threadIdx.x + h * THREADS);
+        for (u32 i = threadIdx.x + HELD * THREADS; i < count; i += THREADS) {
+            Sixteen some;
+            load(some, i);
+            put(some, i);
         }
     }
 }

@@ -115,22 +115,50 @@ KERNEL route(const float* logits, const float* bias, const float* factors, u32* 
     }
 }
 
-// The places of each expert: order[starts[e] .. starts[e + 1]]. One block; each thread has the experts of its own.
-KERNEL list_places(const u32* chosen, u32* starts, u32* order, u32 places, u32 experts) {
-    for (u32 e = threadIdx.x; e < experts; e += blockDim.x) {
-        u32 count = 0;
-        for (u32 p = 0; p < places; p++) count += chosen[p] == e;
-        starts[e + 1] = count;
+// The places of each expert, ascending: order[starts[e] .. starts[e + 1]]. One block an expert, which counts the places of those before.
+// `columns` is the way back: which column of the launch a place is, where each expert's begin at a multiple of eight (matmul/prefill.cu).
+KERNEL __launch_bounds__(THREADS) list_places(const u32* chosen, u32* starts, u32* order, u32* columns, u32 places) {
+    __shared__ u32 of_warps[2][THREADS / 32];
+    const u32 expert = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    u32 before = 0, own = 0;
+    for (u32 p = threadIdx.x; p < places; p += THREADS) {
+        u32 e = chosen[p];
+        before += e < expert;
+        own += e == expert;
+    }
+    before = __reduce_add_sync(0xffffffffu, before);
+    own = __reduce_add_sync(0xffffffffu, own);
+    if (lane == 0) {
+        of_warps[0][warp] = before;
+        of_warps[1][warp] = own;
     }
     __syncthreads();
+    before = own = 0;
+    for (u32 w = 0; w < THREADS / 32; w++) {
+        before += of_warps[0][w];
+        own += of_warps[1][w];
+    }
     if (threadIdx.x == 0) {
-        starts[0] = 0;
-        for (u32 e = 0; e < experts; e++) starts[e + 1] += starts[e];
+        starts[expert] = before;
+        if (expert + 1 == gridDim.x) starts[expert + 1] = before + own;
     }
-    __syncthreads();
-    for (u32 e = threadIdx.x; e < experts; e += blockDim.x) {
-        u32 at = starts[e];
-        for (u32 p = 0; p < places; p++)
-            if (chosen[p] == e) order[at++] = p;
+    const u32 first_column = (before + 7) / 8 * 8 + 8 * expert;
+    u32 done = 0;
+    for (u32 first = 0; first < places && done < own; first += THREADS) {
+        u32 p = first + threadIdx.x;
+        bool is_own = p < places && chosen[p] == expert;
+        u32 votes = __ballot_sync(0xffffffffu, is_own);
+        __syncthreads();
+        if (lane == 0) of_warps[0][warp] = __popc(votes);
+        __syncthreads();
+        u32 index = done + __popc(votes & ((1u << lane) - 1));
+        for (u32 w = 0; w < THREADS / 32; w++) {
+            index += w < warp ? of_warps[0][w] : 0;
+            done += of_warps[0][w];
+        }
+        if (is_own) {
+            order[before + index] = p;
+            columns[p] = first_column + index;
+        }
     }
 }

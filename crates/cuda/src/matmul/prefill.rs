@@ -45,10 +45,10 @@ pub(crate) fn halves(gpu: &Arc<Gpu>, x: &Tensor, matrix: &PackedMatrix, share: &
         numbers: gpu.take((groups + TOKENS_MAX / EIGHT) * EIGHT_BYTES),
         scales: gpu.take(eights * EIGHT * size_of::<f32>()),
     };
-    let [starts, order] = share.lists();
-    let mut args = vec![rows_of(x, &share.x), Arg::Memory(&halves.numbers), Arg::Memory(&halves.scales), starts, order];
-    args.extend([slices, depth, eights, segments, share.places_each()].map(Arg::U32));
-    gpu.launch(Module::Halves, "halves", blocks([columns, 1, 1], HALVES_THREADS), &args);
+    let order = share.places.map_or(Arg::Null, |(list, _)| Arg::Memory(&list.columns));
+    let mut args = vec![rows_of(x, &share.x), Arg::Memory(&halves.numbers), Arg::Memory(&halves.scales), order];
+    args.extend([slices, depth, eights, share.places_each()].map(Arg::U32));
+    gpu.launch(Module::Halves, "halves", blocks([share.x.len(), 1, 1], HALVES_THREADS), &args);
     halves
 }
 
@@ -133,21 +133,26 @@ impl Shape {
         plans.filter(|p| is_right(p) && can(p)).min_by(least).expect("every shape has a tile")
     }
 
-    /// Time, in a unit of its own: rounds of tiles over processors, each as long as its products or its weights take.
+    /// Time by the table: rounds of tiles over the card's processors. Of columns of many matrices the mean is known.
     fn cost(self, plan: &Plan, processors: usize) -> f64 {
-        let PrefillTile { tokens, cluster, .. } = plan.tile;
-        // Of an expert's last tile half is empty, on average; and experts do not have the same columns.
-        let tiles = if self.is_routed { plan.tiles as f64 - self.segments as f64 / 2.0 } else { plan.tiles as f64 };
-        let rounds = if self.is_routed {
-            tiles / (processors / cluster) as f64
-        } else {
-            (tiles / (processors / cluster) as f64).ceil()
+        let Plan { tile, parts, is_parted, .. } = *plan;
+        let slots = (processors / tile.cluster) as f64;
+        let rows = tile.tiles(self.rows, 1)[0];
+        let of_columns = |columns: usize| {
+            let (whole, left) = (columns / tile.tokens, columns % tile.tokens);
+            let rest = if left > 0 { tile.time(tile.width(left)) } else { 0.0 };
+            (whole as f64 * tile.time(tile.tokens) + rest, columns.div_ceil(tile.tokens))
         };
-        // Narrow products wait for the expansion of their weights.
-        let products = (tokens as f64).max(48.0) + 24.0;
-        let time =
-            rounds.max(1.0) * plan.tile.rows() as f64 * products / if plan.is_parted { plan.parts as f64 } else { 1.0 };
-        time * if cluster > 1 { 0.98 } else { 1.0 }
+        if self.is_routed {
+            // Experts do not have the same columns: half have some more than the mean.
+            let mean = (self.columns / self.segments).max(1);
+            let (time, count) = of_columns(mean + mean / 16);
+            let rounds = ((self.segments * rows * count) as f64 / slots).max(1.0);
+            return rounds * time / count as f64;
+        }
+        let (time, count) = of_columns(self.columns);
+        let tiles = (self.segments * rows * count * if is_parted { parts } else { 1 }) as f64;
+        (tiles / slots).ceil() * time / count as f64 / if is_parted { parts as f64 } else { 1.0 }
     }
 }
 

@@ -9,14 +9,14 @@ use super::{
 /// Features of a stage of activations: what one swizzled row of shared memory holds.
 pub const BLOCK: usize = 64;
 
-/// Warpgroups that multiply.
-const CONSUMERS: usize = 2;
-
 /// Weight rows of a warpgroup's product.
 const PRODUCT_ROWS: usize = 64;
 
-/// Those, and the warpgroup that copies.
-const THREADS: usize = (CONSUMERS + 1) * 128;
+/// Threads of a warpgroup.
+const GROUP_THREADS: usize = 128;
+
+/// Registers of a processor.
+const REGISTERS: usize = 65_536;
 
 /// Shared memory that a block of Hopper may have.
 const SHARED_BYTES_MAX: usize = 227 << 10;
@@ -27,9 +27,14 @@ const SMALL_STAGE_BYTES: usize = 24 << 10;
 /// Segments whose tiles a block counts in shared memory.
 pub const SEGMENTS_MAX: usize = 1024;
 
+/// Columns at which tiles and their products end.
+pub const WIDTHS: [usize; 6] = [32, 64, 128, 192, 224, 256];
+
 /// What a block of `prefill.cu` holds. The rings' depths follow from it and from the weights' form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PrefillTile {
+    /// Warpgroups that multiply: the narrower a product, the more of them hide the expansion of weights.
+    pub consumers: usize,
     /// Runs of 64 rows of a warpgroup.
     pub row_runs: usize,
     /// Columns.
@@ -52,7 +57,7 @@ pub(crate) const fn span(form: Packed) -> usize {
 impl PrefillTile {
     /// Weight rows of a block.
     pub const fn rows(self) -> usize {
-        CONSUMERS * self.row_runs * PRODUCT_ROWS
+        self.consumers * self.row_runs * PRODUCT_ROWS
     }
 
     /// Bytes of a stage of activations.
@@ -88,6 +93,18 @@ impl PrefillTile {
         stages * self.x_bytes() + weight_stages * self.weight_bytes(form) + self.bytes_behind(stages, weight_stages)
     }
 
+    /// Those that multiply, and the warpgroup that copies.
+    const fn threads(self) -> usize {
+        (self.consumers + 1) * GROUP_THREADS
+    }
+
+    /// Registers of a thread that copies, and of one that multiplies: all have as many at first, and then give and take.
+    const fn registers(self) -> (usize, usize) {
+        let each = REGISTERS / self.threads() / 8 * 8;
+        let given = if self.consumers > 2 { 32 } else { 40 };
+        (given, ((each * (self.consumers + 1) - given) / self.consumers) / 8 * 8)
+    }
+
     /// Registers of sums that a thread holds.
     pub const fn sums(self) -> usize {
         self.row_runs * self.tokens / 2 * if self.has_totals { 2 } else { 1 }
@@ -95,7 +112,34 @@ impl PrefillTile {
 
     /// Whether it can be launched for weights of a form.
     pub const fn is_sound(self, form: Packed) -> bool {
-        self.sums() <= 128 && self.stages(form).0 >= 2 && self.shared_bytes(form) <= SHARED_BYTES_MAX
+        self.sums() <= if self.consumers > 2 { 64 } else { 128 }
+            && self.stages(form).0 >= 2
+            && self.shared_bytes(form) <= SHARED_BYTES_MAX
+    }
+
+    /// Columns of the product that takes `left` of them, as `width_of` of the kernel has it.
+    pub const fn width(self, left: usize) -> usize {
+        match self.tokens {
+            256 if left <= 128 => 128,
+            256 if left <= 192 => 192,
+            256 if left <= 224 => 224,
+            128 if left <= 64 => 64,
+            tokens => tokens,
+        }
+    }
+
+    /// Time of a tile whose last product is so wide, in microseconds of an H200 and 8,192 features: only their relations count.
+    pub const fn time(self, width: usize) -> f64 {
+        match (self.consumers, width) {
+            (2, 256..) => 93.0,
+            (2, 224) => 82.0,
+            (2, 192) => 72.0,
+            (2, 128) => 58.0,
+            (2, _) => 41.0,
+            (_, 128..) => 90.0,
+            (_, 64) => 60.0,
+            _ => 50.0,
+        }
     }
 
     /// Tiles of one matrix: along rows for all blocks of a cluster, and along columns.
@@ -106,17 +150,21 @@ impl PrefillTile {
     /// The launch for at most `tiles` tiles on a card of so many processors.
     pub fn launch(self, form: Packed, tiles: usize, processors: usize) -> Launch {
         let blocks = tiles.min(processors / self.cluster).max(1) * self.cluster;
-        Launch { grid: [blocks, 1, 1], threads: THREADS, shared_bytes: self.shared_bytes(form), groups: 1 }
+        Launch { grid: [blocks, 1, 1], threads: self.threads(), shared_bytes: self.shared_bytes(form), groups: 1 }
     }
 
     pub(crate) fn constants(self, form: Packed) -> Vec<(&'static str, usize)> {
-        let PrefillTile { row_runs, tokens, cluster, has_totals } = self;
+        let PrefillTile { consumers, row_runs, tokens, cluster, has_totals } = self;
+        let (given, taken) = self.registers();
         let (stages, weight_stages) = self.stages(form);
         let (mut constants, tile_rows) = match form {
             Packed::Codes(layout) => (layout.constants(), MMA_ROWS),
             Packed::Float(float) => (float.constants(), FloatsTile::ROWS),
         };
         constants.extend([
+            ("CONSUMERS", consumers),
+            ("GIVEN_REGISTERS", given),
+            ("TAKEN_REGISTERS", taken),
             ("ROW_RUNS", row_runs),
             ("TOKENS", tokens),
             ("CLUSTER", cluster),
@@ -125,7 +173,7 @@ impl PrefillTile {
             ("WEIGHT_STAGES", weight_stages),
             ("SPAN", span(form)),
             ("TILE_ROWS", tile_rows),
-            ("THREADS", THREADS),
+            ("THREADS", self.threads()),
         ]);
         constants
     }
@@ -133,16 +181,16 @@ impl PrefillTile {
 
 /// Every tile that a form of weights may be multiplied in.
 pub fn all(form: Packed) -> Vec<PrefillTile> {
-    let tile = |row_runs, tokens, cluster, has_totals| PrefillTile { row_runs, tokens, cluster, has_totals };
+    let tile =
+        |consumers, tokens, cluster, has_totals| PrefillTile { consumers, row_runs: 1, tokens, cluster, has_totals };
     let all = [
-        tile(1, 32, 1, false),
-        tile(1, 64, 1, false),
+        tile(4, 32, 1, false),
         tile(2, 64, 1, false),
-        tile(1, 128, 1, false),
+        tile(4, 64, 1, false),
         tile(2, 128, 1, false),
-        tile(1, 256, 1, false),
-        tile(1, 256, 2, false),
-        tile(1, 128, 1, true),
+        tile(4, 128, 1, false),
+        tile(2, 256, 2, false),
+        tile(2, 128, 1, true),
     ];
     all.into_iter().filter(|t| t.is_sound(form)).collect()
 }

@@ -4,6 +4,7 @@
 //! variant of the device computes them in many *arrangements*: every width around every tile's edge, in other
 //! places, beside other rows and beside a row that is not a number, in steps of every size. A row's bits must always
 //! be those of the reference, which says at once that a variant is right and that a row depends on itself alone.
+//! A variant whose arithmetic has no reference ([`Scope::Prompt`]) is held to its own bits of rows that are alone, and to float64.
 //! The reference in turn must lie within [`compare::Arithmetic`]'s bound of float64, so that both cannot be wrong together.
 //!
 //! It bites only where outputs are poisoned: a device under audit fills memory with NaN before an op writes, so
@@ -140,6 +141,9 @@ pub enum Scope {
     Routed,
     /// Attention.
     Attention,
+    /// Projections of prompt rows in an arithmetic of their own, on operands of 16 bits. There is no reference for its bits: a row
+    /// must be near float64, and wherever it stands have the bits that it has alone.
+    Prompt,
 }
 
 impl Scope {
@@ -147,7 +151,7 @@ impl Scope {
     pub const fn holds(self, op: Op) -> bool {
         match self {
             Scope::All => true,
-            Scope::Projections => op.is_projection(),
+            Scope::Projections | Scope::Prompt => op.is_projection(),
             Scope::Routed => matches!(op, Op::Routed | Op::Combine),
             Scope::Attention => matches!(op, Op::Attention),
         }

@@ -117,6 +117,7 @@ pub(super) fn all_widths(settings: &Settings, ids: u32, has_bad: bool, widest: u
 /// The right answers for a subject's ids: (ids, width).
 struct Answers {
     reference: Vec<f32>,
+    truth: Vec<f32>,
     width: usize,
     /// (ids) distances of the reference from float64.
     distances: Vec<f64>,
@@ -144,8 +145,18 @@ fn examine<S: Subject, D: Device>(
         match subject.load(&variant.device) {
             Err(error) => row.count(0, Some(failed(&facts, "loading", 0, &error))),
             Ok(loaded) => {
-                for arrangement in &arrangements {
-                    try_out(subject, &facts, variant, &loaded, arrangement, &answers, &mut row);
+                let own = match variant.scope {
+                    Scope::Prompt => alone(subject, &facts, variant, &loaded, &answers, &mut row).map(Some),
+                    _ => Ok(None),
+                };
+                match own {
+                    Err(error) => row.count(0, Some(failed(&facts, "alone", 1, &error))),
+                    Ok(own) => {
+                        let answers = own.as_ref().unwrap_or(&answers);
+                        for arrangement in &arrangements {
+                            try_out(subject, &facts, variant, &loaded, arrangement, answers, &mut row);
+                        }
+                    }
                 }
             }
         }
@@ -167,7 +178,27 @@ fn answers<S: Subject>(subject: &S, facts: &Facts, row: &mut Row) -> Result<Answ
     let found = compare::inexact(&reference, &truth, &distances, width, bound);
     row.count(ids, found.map(|d| failure(facts, "in order", ids, d)));
     distances.iter().for_each(|d| row.note(*d, bound));
-    Ok(Answers { reference, width, distances, bound })
+    Ok(Answers { reference, truth, width, distances, bound })
+}
+
+/// A variant's own answers for rows that are alone, held against float64.
+fn alone<S: Subject, D: Device>(
+    subject: &S,
+    facts: &Facts,
+    variant: &Variant<D>,
+    loaded: &S::Loaded<D>,
+    answers: &Answers,
+    row: &mut Row,
+) -> Result<Answers, Error> {
+    let (ids, width) = (facts.ids as usize, answers.width);
+    let steps: Vec<Vec<u32>> = (0..facts.ids + u32::from(facts.has_bad)).map(|id| vec![id]).collect();
+    let reference = subject.run(&variant.device, loaded, &steps)?;
+    let (truth, bound) = (answers.truth.clone(), Arithmetic::Halves.bound(width));
+    let distances = compare::distances(&reference, &truth, ids, width);
+    let found = compare::inexact(&reference, &truth, &distances, width, bound);
+    row.count(ids, found.map(|d| failure(facts, "alone", 1, d)));
+    distances.iter().for_each(|d| row.note(*d, bound));
+    Ok(Answers { reference, truth, width, distances, bound })
 }
 
 /// Runs one arrangement on one variant, and compares.

@@ -5,7 +5,7 @@ use tessera_formats::DType;
 
 use crate::{
     args::{Cache, Compute, Threads, weight_formats},
-    device::Place,
+    device::{Numerics, Place},
 };
 
 /// Measure speed, with a check of the result in every row.
@@ -61,6 +61,9 @@ pub(crate) struct Decode {
     /// Device: cpu, cuda (or cuda:N, an NVIDIA card), or auto: a card if there is one
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: Place,
+    /// Arithmetic of prompt rows on a card: role (of 16-bit operands, fast), or uniform (the same as of decoded rows)
+    #[arg(long, value_name = "NUMERICS", default_value = "role")]
+    pub(crate) numerics: Numerics,
     #[command(flatten)]
     pub(crate) common: Common,
 }

@@ -21,7 +21,7 @@ pub(super) fn main(args: &Decode) -> Result<()> {
     let subject = Subject::open(&args.common)?;
     let widest = args.width.iter().copied().max().unwrap_or(1);
     let lengths = vec![args.depth + args.tokens; widest];
-    let (mut facts, card) = (subject.facts(), device::open_card(args.device)?);
+    let (mut facts, card) = (subject.facts(), device::open_card(args.device, args.numerics)?);
     let mut sequences = match card {
         Some(card) => {
             facts.machine = format!("{}, {}", facts.machine, card.name());
