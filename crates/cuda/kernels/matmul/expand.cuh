@@ -93,6 +93,12 @@ template <int I> DEVICE void exact_codes(const Raw& raw, u32& even, u32& odd) {
     }
 }
 
+// Two factors, 128 more than they are, in the low bytes of a pair, times the pair of units.
+DEVICE u32 times_unit(u32 factors, u32 units) {
+    u32 biased = (factors & 0x00ff00ffu) | ALL_OF(0x6400u);
+    return multiply_halves(add_halves(biased, ALL_OF(0x8000u | HalfOf<1024 + 128>::bits)), units);
+}
+
 // Scales (or minima) of rows g and g + 8, as a pair, times `up`.
 DEVICE u32 scale_pair(const u8* part, u32 g, u32 sub, float up, u32 up_pair) {
 #if SCALES == F16_SCALES
@@ -102,9 +108,8 @@ DEVICE u32 scale_pair(const u8* part, u32 g, u32 sub, float up, u32 up_pair) {
     return pair_of_halves(v.x * up, v.y * up);
 #else
     const u8* factors = part + 32 + g * 2 * SUBS + sub;
-    u32 biased = (u32)factors[0] | (u32)factors[SUBS] << 16 | ALL_OF(0x6400u);
     u32 unit = multiply_halves(*(const u32*)(part + g * 4), up_pair);
-    return multiply_halves(add_halves(biased, ALL_OF(0x8000u | HalfOf<1024 + 128>::bits)), unit);
+    return times_unit((u32)factors[0] | (u32)factors[SUBS] << 16, unit);
 #endif
 }
 
@@ -157,6 +162,51 @@ struct Unit {
     }
 };
 
+// The two units of block `block` of 64 features. Where a chunk holds both, their parts are neighbours and are loaded together.
+DEVICE void load_block(Unit (&units)[2], const u8* chunks, u32 block, u32 lane, float up, u32 up_pair) {
+#if UNITS == 8
+    const u8* chunk = chunks + block / 4 * CHUNK;
+    const u32 unit = block % 4 * 2, g = lane / 4;
+    const u8* at = codes_at<LOW>(chunk, unit, lane);
+    static_assert(LOW == 4 || LOW == 2, "chunks of 256 features have codes of two or four low bits");
+#if LOW == 4
+    uint4 low = *(const uint4*)at;
+    units[0].raw.low[0] = low.x; units[0].raw.low[1] = low.y; units[1].raw.low[0] = low.z; units[1].raw.low[1] = low.w;
+#else
+    uint2 low = *(const uint2*)at;
+    units[0].raw.low[0] = low.x; units[1].raw.low[0] = low.y;
+#endif
+#if HIGH == 2
+    uint2 high = *(const uint2*)codes_at<2>(chunk + PLANE_BYTES(LOW), unit, lane);
+    units[0].raw.high = high.x; units[1].raw.high = high.y;
+#elif HIGH == 1
+    u32 high = *(const u32*)codes_at<1>(chunk + PLANE_BYTES(LOW), unit, lane);
+    units[0].raw.high = high & 0xffffu; units[1].raw.high = high >> 16;
+#endif
+    const u8* part = chunk + PLANE_BYTES(LOW) + PLANE_BYTES(HIGH);
+    auto scales = [&](const u8* part, auto put) {
+        const u8* factors = part + 32 + g * 2 * SUBS + unit * SUBS_PER_UNIT;
+        u32 own, other, of_units = multiply_halves(*(const u32*)(part + g * 4), up_pair);
+        if constexpr (SUBS_PER_UNIT == 2) {
+            own = *(const u32*)factors;
+            other = *(const u32*)(factors + SUBS);
+        } else {
+            own = *(const u16*)factors;
+            other = *(const u16*)(factors + SUBS);
+        }
+#pragma unroll
+        for (int s = 0; s < 2 * SUBS_PER_UNIT; s++) put(s, times_unit(__byte_perm(own, other, s | (4 + s) << 8), of_units));
+    };
+    scales(part, [&](int s, u32 pair) { units[s / SUBS_PER_UNIT].scales[s % SUBS_PER_UNIT] = pair; });
+#if HAS_MIN
+    scales(part + SCALE_PART, [&](int s, u32 pair) { units[s / SUBS_PER_UNIT].minima[s % SUBS_PER_UNIT] = pair; });
+#endif
+#else
+    units[0].load(chunks, 2 * block, lane, up, up_pair);
+    units[1].load(chunks, 2 * block + 1, lane, up, up_pair);
+#endif
+}
+
 #else // plain weights
 
 #define RUN (16 / VALUE_BYTES)
@@ -201,4 +251,9 @@ struct Unit {
             }
     }
 };
+
+DEVICE void load_block(Unit (&units)[2], const u8* chunks, u32 block, u32 lane, float up, u32 up_pair) {
+    units[0].load(chunks, 2 * block, lane, up, up_pair);
+    units[1].load(chunks, 2 * block + 1, lane, up, up_pair);
+}
 #endif

@@ -10,7 +10,7 @@
 // x is what quantize/halves.cu leaves: [slices][depth / 64][eights of rows][8][64] f16, swizzled as the second operand wants it.
 
 #define BLOCK 64
-#define ROWS (CONSUMERS * ROW_RUNS * 64)
+#define ROWS (CONSUMERS * 64)
 #define TILES (ROWS / TILE_ROWS)
 #define SUMS (TOKENS / 2)
 #define X_BYTES (TOKENS * BLOCK * 2)
@@ -124,17 +124,9 @@ struct Consumer {
     Ring<STAGES> x_at;
     Ring<WEIGHT_STAGES> w_at;
 
-    DEVICE_MEMBER void load(Unit (&units)[ROW_RUNS], u32 unit) const {
-#pragma unroll
-        for (int m = 0; m < ROW_RUNS; m++) {
-            u32 row = own_row + m * 64;
-            const u8* at = ring + w_at.stage * WEIGHT_BYTES + row / TILE_ROWS * TILE_BYTES + row % TILE_ROWS * 16;
-            units[m].load(at, unit, lane, up, up_pair);
-        }
-    }
-    DEVICE_MEMBER void expand(const Unit (&units)[ROW_RUNS], Operands (&out)[ROW_RUNS]) const {
-#pragma unroll
-        for (int m = 0; m < ROW_RUNS; m++) units[m].expand(out[m], up);
+    // The packed rows of this warp, in the stage of weights at hand.
+    DEVICE_MEMBER const u8* rows() const {
+        return ring + w_at.stage * WEIGHT_BYTES + own_row / TILE_ROWS * TILE_BYTES + own_row % TILE_ROWS * 16;
     }
     DEVICE_MEMBER void give_x(u32 stage) const {
         if (lane >= CLUSTER) return;
@@ -150,24 +142,20 @@ struct Consumer {
         w_at.next();
     }
 
-    // Sums of blocks `start .. end` of the depth, for WIDTH columns.
-    template <int WIDTH> DEVICE_MEMBER void multiply(float (&sums)[ROW_RUNS][SUMS], u32 start, u32 end) {
-        auto products = [&](const Operands (&a)[ROW_RUNS], u64 operand) {
+    // Sums of blocks `start .. end` of the depth, for WIDTH columns. Two warpgroups keep the tensor cores busy by leaving half a block's
+    // product running while the next half's operand is expanded.
+    template <int WIDTH> DEVICE_MEMBER void multiply_in_halves(float (&sums)[SUMS], u32 start, u32 end) {
+        auto products = [&](const Operands& a, u64 operand) {
             products_begin();
-#pragma unroll
-            for (int h = 0; h < 2; h++)
-#pragma unroll
-                for (int m = 0; m < ROW_RUNS; m++) multiply_add<WIDTH>(sums[m], a[m].half[h], operand + h * 2);
+            multiply_add<WIDTH>(sums, a.half[0], operand);
+            multiply_add<WIDTH>(sums, a.half[1], operand + 2);
             products_commit();
         };
-        // Two warpgroups keep the tensor cores busy by leaving a product running while the next operand is expanded; more of them
-        // take turns, each with one operand, for which there are registers.
-        constexpr int operands = CONSUMERS > 2 ? 1 : 2, running = operands - 1;
-        Operands a[operands][ROW_RUNS];
-        Unit units[ROW_RUNS];
+        Operands first, second;
+        Unit unit;
         barrier_wait(barriers.weights_full + 8 * w_at.stage, w_at.parity);
-        load(units, 0);
-        expand(units, a[0]);
+        unit.load(rows(), 0, lane, up, up_pair);
+        unit.expand(first, up);
         u32 stage_before = x_at.stage;
         for (u32 b = start; b < end; b += SPAN) {
 #pragma unroll
@@ -175,29 +163,65 @@ struct Consumer {
                 if (u > 0 && CHUNK_FEATURES < SPAN * BLOCK && b + u >= end) break;
                 const u64 operand = operand_of(x_stages + x_at.stage * X_BYTES);
                 barrier_wait(barriers.x_full + 8 * x_at.stage, x_at.parity);
-                products(a[0], operand);
-                load(units, 2 * u + 1);
-                // With two operands, the second half of the block before: its operand, and its stage, are free.
-                products_wait<running>();
-                if (running && b + u > start) give_x(stage_before);
-                expand(units, a[running]);
-                products(a[running], operand + 4);
+                products(first, operand);
+                unit.load(rows(), 2 * u + 1, lane, up, up_pair);
+                // The second half of the block before: its operand, and its stage, are free.
+                products_wait<1>();
+                if (b + u > start) give_x(stage_before);
+                unit.expand(second, up);
+                products(second, operand + 4);
                 stage_before = x_at.stage;
                 x_at.next();
                 if (u == SPAN - 1 || b + u + 1 >= end) give_weights();
                 if (b + u + 1 < end) {
                     if (u == SPAN - 1) barrier_wait(barriers.weights_full + 8 * w_at.stage, w_at.parity);
-                    load(units, u == SPAN - 1 ? 0 : 2 * u + 2);
+                    unit.load(rows(), u == SPAN - 1 ? 0 : 2 * u + 2, lane, up, up_pair);
                 }
-                products_wait<running>();
-                if (!running) give_x(stage_before);
-                if (b + u + 1 < end) expand(units, a[0]);
+                products_wait<1>();
+                if (b + u + 1 < end) unit.expand(first, up);
             }
         }
         products_wait<0>();
-        if (running) give_x(stage_before);
+        give_x(stage_before);
     }
-    DEVICE_MEMBER void multiply(float (&sums)[ROW_RUNS][SUMS], u32 start, u32 end, u32 width) {
+    // The same of more warpgroups, which take turns: each with the operands of a block, for more there are no registers.
+    template <int WIDTH> DEVICE_MEMBER void multiply_in_blocks(float (&sums)[SUMS], u32 start, u32 end) {
+        Operands a[2];
+        Unit units[2];
+        auto expand = [&] {
+            units[0].expand(a[0], up);
+            units[1].expand(a[1], up);
+        };
+        barrier_wait(barriers.weights_full + 8 * w_at.stage, w_at.parity);
+        load_block(units, rows(), 0, lane, up, up_pair);
+        expand();
+        for (u32 b = start; b < end; b += SPAN) {
+#pragma unroll
+            for (int u = 0; u < SPAN; u++) {
+                if (u > 0 && CHUNK_FEATURES < SPAN * BLOCK && b + u >= end) break;
+                const u64 operand = operand_of(x_stages + x_at.stage * X_BYTES);
+                barrier_wait(barriers.x_full + 8 * x_at.stage, x_at.parity);
+                products_begin();
+#pragma unroll
+                for (int h = 0; h < 4; h++) multiply_add<WIDTH>(sums, a[h / 2].half[h % 2], operand + h * 2);
+                products_commit();
+                if (u == SPAN - 1 || b + u + 1 >= end) give_weights();
+                if (b + u + 1 < end) {
+                    if (u == SPAN - 1) barrier_wait(barriers.weights_full + 8 * w_at.stage, w_at.parity);
+                    load_block(units, rows(), u == SPAN - 1 ? 0 : u + 1, lane, up, up_pair);
+                }
+                products_wait<0>();
+                give_x(x_at.stage);
+                x_at.next();
+                if (b + u + 1 < end) expand();
+            }
+        }
+    }
+    template <int WIDTH> DEVICE_MEMBER void multiply(float (&sums)[SUMS], u32 start, u32 end) {
+        if constexpr (CONSUMERS > 2) multiply_in_blocks<WIDTH>(sums, start, end);
+        else multiply_in_halves<WIDTH>(sums, start, end);
+    }
+    DEVICE_MEMBER void multiply(float (&sums)[SUMS], u32 start, u32 end, u32 width) {
 #if TOKENS == 256
         if (width == 128) return multiply<128>(sums, start, end);
         if (width == 192) return multiply<192>(sums, start, end);
@@ -318,7 +342,7 @@ __launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const floa
     } else {
         take_registers<TAKEN_REGISTERS>();
         // The first row, of the tile, that this warp multiplies.
-        const u32 own_row = warp / 4 * (ROW_RUNS * 64) + warp % 4 * 16;
+        const u32 own_row = warp * 16;
         Consumer consumer = {ring, x_stages, lane, own_row, barriers, up, pair_of_halves(up, up)};
         for (u32 t = blockIdx.x / CLUSTER; t < count; t += step) {
             Tile tile(p, t, segment);
@@ -331,24 +355,20 @@ __launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const floa
                 own_scale = x_scales[first_row(starts, tile.segment) + own_column];
                 own_place = order ? order[starts[tile.segment] + own_column] : own_column;
             }
-            float sums[ROW_RUNS][SUMS];
+            float sums[SUMS];
 #if TOTALS
-            float totals[ROW_RUNS][SUMS];
+            float totals[SUMS];
 #endif
             const u32 s0 = p.is_parted ? tile.part : 0, s1 = p.is_parted ? tile.part + 1 : splits;
             for (u32 s = s0; s < s1; s++) {
                 u32 start, end;
                 part_of(p, s, start, end);
 #pragma unroll
-                for (int m = 0; m < ROW_RUNS; m++)
-#pragma unroll
-                    for (int i = 0; i < SUMS; i++) sums[m][i] = 0.0f;
+                for (int i = 0; i < SUMS; i++) sums[i] = 0.0f;
                 consumer.multiply(sums, start, end, width_of(column_count - tile.column));
 #if TOTALS
 #pragma unroll
-                for (int m = 0; m < ROW_RUNS; m++)
-#pragma unroll
-                    for (int i = 0; i < SUMS; i++) totals[m][i] = s == s0 ? sums[m][i] : totals[m][i] + sums[m][i];
+                for (int i = 0; i < SUMS; i++) totals[i] = s == s0 ? sums[i] : totals[i] + sums[i];
 #endif
             }
 #if TOTALS
@@ -366,14 +386,8 @@ __launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const floa
             const u32 row = (tile.row_tile * CLUSTER + rank) * ROWS + own_row + lane / 4;
             float* const out = p.is_parted ? parts + row : y + (sliced ? tile.segment * rows : 0) + row;
             const u32 stride = p.is_parted ? rows : y_stride;
-            float added[ROW_RUNS][2];
-#pragma unroll
-            for (int m = 0; m < ROW_RUNS; m++)
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    u32 r = row + m * 64 + h * 8;
-                    added[m][h] = bias && r < rows ? bias[tile.segment * rows + r] : 0.0f;
-                }
+            const float added[2] = {bias && row < rows ? bias[tile.segment * rows + row] : 0.0f,
+                                    bias && row + 8 < rows ? bias[tile.segment * rows + row + 8] : 0.0f};
 #pragma unroll
             for (int j = 0; j < TOKENS / 8; j++)
 #pragma unroll
@@ -383,12 +397,10 @@ __launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const floa
                     const float scale = column_scales[column];
                     float* const at = out + (u64)place * stride;
 #pragma unroll
-                    for (int m = 0; m < ROW_RUNS; m++)
-#pragma unroll
-                        for (int h = 0; h < 2; h++) {
-                            float value = result[m][j * 4 + h * 2 + e] * scale;
-                            if (row + m * 64 + h * 8 < rows) at[m * 64 + h * 8] = bias ? value + added[m][h] : value;
-                        }
+                    for (int h = 0; h < 2; h++) {
+                        float value = result[j * 4 + h * 2 + e] * scale;
+                        if (row + h * 8 < rows) at[h * 8] = bias ? value + added[h] : value;
+                    }
                 }
         }
     }

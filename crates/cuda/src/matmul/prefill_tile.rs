@@ -24,6 +24,9 @@ const SHARED_BYTES_MAX: usize = 227 << 10;
 /// Bytes of a stage of weights up to which there are three.
 const SMALL_STAGE_BYTES: usize = 24 << 10;
 
+/// Bytes of weights that a processor has on their way, if there is room.
+const WEIGHTS_AHEAD_BYTES: usize = 144 << 10;
+
 /// Segments whose tiles a block counts in shared memory.
 pub const SEGMENTS_MAX: usize = 1024;
 
@@ -35,8 +38,6 @@ pub const WIDTHS: [usize; 6] = [32, 64, 128, 192, 224, 256];
 pub struct PrefillTile {
     /// Warpgroups that multiply: the narrower a product, the more of them hide the expansion of weights.
     pub consumers: usize,
-    /// Runs of 64 rows of a warpgroup.
-    pub row_runs: usize,
     /// Columns.
     pub tokens: usize,
     /// Blocks that share columns.
@@ -57,7 +58,7 @@ pub(crate) const fn span(form: Packed) -> usize {
 impl PrefillTile {
     /// Weight rows of a block.
     pub const fn rows(self) -> usize {
-        self.consumers * self.row_runs * PRODUCT_ROWS
+        self.consumers * PRODUCT_ROWS
     }
 
     /// Bytes of a stage of activations.
@@ -74,11 +75,17 @@ impl PrefillTile {
         }
     }
 
-    /// Stages of activations and of weights: as many as fit, within reason.
-    pub const fn stages(self, form: Packed) -> (usize, usize) {
-        let weights = if self.weight_bytes(form) <= SMALL_STAGE_BYTES { 3 } else { 2 };
-        let rest = SHARED_BYTES_MAX - self.bytes_behind(8, 3) - weights * self.weight_bytes(form);
-        let fit = rest / self.x_bytes();
+    /// Stages of activations and of weights: as many as fit, within reason. Narrow products are limited by the reading of weights, of
+    /// which enough must be on their way.
+    pub fn stages(self, form: Packed) -> (usize, usize) {
+        let each = self.weight_bytes(form);
+        let room = SHARED_BYTES_MAX - self.bytes_behind(8, 16);
+        let weights = match self.tokens {
+            256 if each <= SMALL_STAGE_BYTES => 3,
+            256 => 2,
+            _ => ((room - 4 * self.x_bytes()) / each).clamp(2, (WEIGHTS_AHEAD_BYTES / each).max(2)),
+        };
+        let fit = (room - weights * each) / self.x_bytes();
         (if fit < 8 { fit } else { 8 }, weights)
     }
 
@@ -88,7 +95,7 @@ impl PrefillTile {
     }
 
     /// Bytes of shared memory.
-    pub const fn shared_bytes(self, form: Packed) -> usize {
+    pub fn shared_bytes(self, form: Packed) -> usize {
         let (stages, weight_stages) = self.stages(form);
         stages * self.x_bytes() + weight_stages * self.weight_bytes(form) + self.bytes_behind(stages, weight_stages)
     }
@@ -107,11 +114,11 @@ impl PrefillTile {
 
     /// Registers of sums that a thread holds.
     pub const fn sums(self) -> usize {
-        self.row_runs * self.tokens / 2 * if self.has_totals { 2 } else { 1 }
+        self.tokens / 2 * if self.has_totals { 2 } else { 1 }
     }
 
     /// Whether it can be launched for weights of a form.
-    pub const fn is_sound(self, form: Packed) -> bool {
+    pub fn is_sound(self, form: Packed) -> bool {
         self.sums() <= if self.consumers > 2 { 64 } else { 128 }
             && self.stages(form).0 >= 2
             && self.shared_bytes(form) <= SHARED_BYTES_MAX
@@ -132,13 +139,13 @@ impl PrefillTile {
     pub const fn time(self, width: usize) -> f64 {
         match (self.consumers, width) {
             (2, 256..) => 93.0,
-            (2, 224) => 82.0,
-            (2, 192) => 72.0,
-            (2, 128) => 58.0,
+            (2, 224) => 84.0,
+            (2, 192) => 75.0,
+            (2, 128) => 59.0,
             (2, _) => 41.0,
-            (_, 128..) => 90.0,
-            (_, 64) => 60.0,
-            _ => 50.0,
+            (_, 128..) => 103.0,
+            (_, 64) => 80.0,
+            _ => 70.0,
         }
     }
 
@@ -154,7 +161,7 @@ impl PrefillTile {
     }
 
     pub(crate) fn constants(self, form: Packed) -> Vec<(&'static str, usize)> {
-        let PrefillTile { consumers, row_runs, tokens, cluster, has_totals } = self;
+        let PrefillTile { consumers, tokens, cluster, has_totals } = self;
         let (given, taken) = self.registers();
         let (stages, weight_stages) = self.stages(form);
         let (mut constants, tile_rows) = match form {
@@ -165,7 +172,6 @@ impl PrefillTile {
             ("CONSUMERS", consumers),
             ("GIVEN_REGISTERS", given),
             ("TAKEN_REGISTERS", taken),
-            ("ROW_RUNS", row_runs),
             ("TOKENS", tokens),
             ("CLUSTER", cluster),
             ("TOTALS", has_totals.into()),
@@ -181,8 +187,7 @@ impl PrefillTile {
 
 /// Every tile that a form of weights may be multiplied in.
 pub fn all(form: Packed) -> Vec<PrefillTile> {
-    let tile =
-        |consumers, tokens, cluster, has_totals| PrefillTile { consumers, row_runs: 1, tokens, cluster, has_totals };
+    let tile = |consumers, tokens, cluster, has_totals| PrefillTile { consumers, tokens, cluster, has_totals };
     let all = [
         tile(4, 32, 1, false),
         tile(2, 64, 1, false),
