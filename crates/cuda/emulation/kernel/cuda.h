@@ -129,5 +129,9 @@ EMULATED unsigned __reduce_max_sync(unsigned mask, unsigned value, HERE) {
     for (int bits = 16; bits > 0; bits /= 2) value = max(value, __shfl_xor_sync(mask, value, bits, 32, here));
     return value;
 }
+EMULATED unsigned __reduce_add_sync(unsigned mask, unsigned value, HERE) {
+    for (int bits = 16; bits > 0; bits /= 2) value += __shfl_xor_sync(mask, value, bits, 32, here);
+    return value;
+}
 EMULATED int __any_sync(unsigned mask, int is_set, HERE) { return emulation_vote(mask, is_set != 0, here) != 0; }
 EMULATED int __all_sync(unsigned mask, int is_set, HERE) { return emulation_vote(mask, is_set == 0, here) == 0; }

@@ -32,6 +32,6 @@ EMULATED void products_begin() {}
 EMULATED void products_commit() { emulation_products_commit(); }
 template <int GROUPS> EMULATED void products_wait(HERE) { emulation_products_wait(GROUPS, here); }
 EMULATED u64 operand_of(u32 address) { return (u64)(address >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62; }
-template <int COUNT> EMULATED void multiply_add(float (&sums)[COUNT], const u32 (&a)[4], u64 b) {
-    emulation_multiply_add(sums, 2 * COUNT, a, b);
+template <int TOKENS_HERE> EMULATED void multiply_add(float* sums, const u32 (&a)[4], u64 b) {
+    emulation_multiply_add(sums, TOKENS_HERE, a, b);
 }
