@@ -77,9 +77,11 @@ struct Tile {
 // Columns of the product that takes `left` of them: the widest is the tile's.
 DEVICE u32 width_of(u32 left) {
 #if TOKENS == 256
-    return left <= 128 ? 128 : left <= 192 ? 192 : left <= 224 ? 224 : 256;
+    return left <= 128 ? 128 : left <= 192 ? 192 : left <= 208 ? 208 : left <= 224 ? 224 : 256;
 #elif TOKENS == 128
     return left <= 64 ? 64 : 128;
+#elif TOKENS == 64
+    return left <= 48 ? 48 : left <= 56 ? 56 : 64;
 #else
     return TOKENS;
 #endif
@@ -158,8 +160,9 @@ struct Consumer {
         unit.expand(first, up);
         u32 stage_before = x_at.stage;
         for (u32 b = start; b < end; b += SPAN) {
-#pragma unroll
-            for (int u = 0; u < SPAN; u++) {
+            // Places of a chunk's many parts are worked out when it is compiled; of a few, as it runs.
+#pragma unroll(SPAN > 2 ? SPAN : 1)
+            for (u32 u = 0; u < SPAN; u++) {
                 if (u > 0 && CHUNK_FEATURES < SPAN * BLOCK && b + u >= end) break;
                 const u64 operand = operand_of(x_stages + x_at.stage * X_BYTES);
                 barrier_wait(barriers.x_full + 8 * x_at.stage, x_at.parity);
@@ -225,9 +228,13 @@ struct Consumer {
 #if TOKENS == 256
         if (width == 128) return multiply<128>(sums, start, end);
         if (width == 192) return multiply<192>(sums, start, end);
+        if (width == 208) return multiply<208>(sums, start, end);
         if (width == 224) return multiply<224>(sums, start, end);
 #elif TOKENS == 128
         if (width == 64) return multiply<64>(sums, start, end);
+#elif TOKENS == 64
+        if (width == 48) return multiply<48>(sums, start, end);
+        if (width == 56) return multiply<56>(sums, start, end);
 #endif
         multiply<TOKENS>(sums, start, end);
     }

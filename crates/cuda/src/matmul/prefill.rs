@@ -23,6 +23,15 @@ const EIGHT_BYTES: usize = EIGHT * BLOCK * 2;
 /// Columns of the widest tile: a copy may reach as far beyond the last row.
 const TOKENS_MAX: usize = 256;
 
+/// Features of the tiles that [`PrefillTile::time`] tells of.
+const TIMED_DEPTH: f64 = 8192.0;
+
+/// Bytes a microsecond that parts of sums are written and read with.
+const MEMORY_SPEED: f64 = 3.5e6;
+
+/// Microseconds of another launch.
+const LAUNCH: f64 = 3.0;
+
 /// Rows of a tensor as f16 in the order of the columns that they become, as `kernels/quantize/halves.cu` leaves them.
 pub(crate) struct Halves {
     /// Eights of rows.
@@ -133,7 +142,7 @@ impl Shape {
         plans.filter(|p| is_right(p) && can(p)).min_by(least).expect("every shape has a tile")
     }
 
-    /// Time by the table: rounds of tiles over the card's processors. Of columns of many matrices the mean is known.
+    /// Microseconds by the table: rounds of tiles over the card's processors. Of columns of many matrices the mean is known.
     fn cost(self, plan: &Plan, processors: usize) -> f64 {
         let Plan { tile, parts, is_parted, .. } = *plan;
         let slots = (processors / tile.cluster) as f64;
@@ -148,11 +157,17 @@ impl Shape {
             let mean = (self.columns / self.segments).max(1);
             let (time, count) = of_columns(mean + mean / 16);
             let rounds = ((self.segments * rows * count) as f64 / slots).max(1.0);
-            return rounds * time / count as f64;
+            return rounds * time / count as f64 * self.depth as f64 / TIMED_DEPTH;
         }
         let (time, count) = of_columns(self.columns);
         let tiles = (self.segments * rows * count * if is_parted { parts } else { 1 }) as f64;
-        (tiles / slots).ceil() * time / count as f64 / if is_parted { parts as f64 } else { 1.0 }
+        let products = (tiles / slots).ceil() * time / count as f64 * self.depth as f64 / TIMED_DEPTH;
+        if !is_parted {
+            return products;
+        }
+        // Parts are written and read again.
+        let numbers = (parts * self.columns * self.rows) as f64;
+        products / parts as f64 + 2.0 * numbers * size_of::<f32>() as f64 / MEMORY_SPEED + LAUNCH
     }
 }
 
@@ -162,6 +177,28 @@ mod tests {
 
     use super::*;
     use crate::matmul::layout::{Float, Layout};
+
+    /// What was fastest on an H200, where tiles were measured against each other.
+    #[test]
+    fn measured_shapes_get_their_tile() {
+        let form = Packed::Codes(Layout::all()[0]);
+        let dense = |rows, depth, columns| Shape { rows, depth, segments: 1, columns, is_routed: false };
+        let experts = |columns| Shape { rows: 2048, depth: 4096, segments: 64, columns, is_routed: true };
+        for (shape, consumers, tokens, has_totals) in [
+            (dense(32_768, 8192, 64), 4, 64, false),
+            (dense(32_768, 8192, 128), 4, 128, false),
+            (dense(32_768, 8192, 512), 2, 256, false),
+            (dense(32_768, 8192, 2048), 2, 256, false),
+            (dense(4096, 4096, 128), 2, 128, false),
+            (dense(4096, 4096, 512), 2, 128, true),
+            (dense(4096, 4096, 2048), 2, 128, true),
+            (experts(6 * 512), 4, 64, false),
+            (experts(6 * 2048), 2, 256, false),
+        ] {
+            let Plan { tile, .. } = shape.plan(form, 132, None);
+            assert_eq!((tile.consumers, tile.tokens, tile.has_totals), (consumers, tokens, has_totals), "{shape:?}");
+        }
+    }
 
     proptest! {
         /// Whatever is multiplied has a plan whose parts are the shape's alone.

@@ -31,7 +31,7 @@ const WEIGHTS_AHEAD_BYTES: usize = 144 << 10;
 pub const SEGMENTS_MAX: usize = 1024;
 
 /// Columns at which tiles and their products end.
-pub const WIDTHS: [usize; 6] = [32, 64, 128, 192, 224, 256];
+pub const WIDTHS: [usize; 9] = [32, 48, 56, 64, 128, 192, 208, 224, 256];
 
 /// What a block of `prefill.cu` holds. The rings' depths follow from it and from the weights' form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,8 +129,11 @@ impl PrefillTile {
         match self.tokens {
             256 if left <= 128 => 128,
             256 if left <= 192 => 192,
+            256 if left <= 208 => 208,
             256 if left <= 224 => 224,
             128 if left <= 64 => 64,
+            64 if left <= 48 => 48,
+            64 if left <= 56 => 56,
             tokens => tokens,
         }
     }
@@ -140,12 +143,15 @@ impl PrefillTile {
         match (self.consumers, width) {
             (2, 256..) => 93.0,
             (2, 224) => 84.0,
+            (2, 208) => 80.0,
             (2, 192) => 75.0,
             (2, 128) => 59.0,
             (2, _) => 41.0,
-            (_, 128..) => 103.0,
-            (_, 64) => 80.0,
-            _ => 70.0,
+            (_, 128..) => 100.0,
+            (_, 64) => 78.0,
+            (_, 56) => 75.0,
+            (_, 48) => 72.0,
+            _ => 64.0,
         }
     }
 
