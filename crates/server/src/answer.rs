@@ -9,6 +9,7 @@ use std::{
 
 use tessera_engine::{
     Finish, Sampled,
+    chat::CallState,
     serving::{Event, Job, Outcome, Ticket, Usage},
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver};
@@ -18,6 +19,7 @@ use crate::{
     conversation::{ChatEvent, Reader, Reply},
     metrics::Metrics,
     problem::{Kind, Problem},
+    sampled::SampledCalls,
 };
 
 /// What is told of one choice.
@@ -67,7 +69,26 @@ struct Choice {
     tokens: usize,
     reasoning_tokens: usize,
     embedding: Option<Vec<f32>>,
+    /// What it called.
+    calls: Reply,
     ticket: Ticket,
+}
+
+impl Choice {
+    /// Keeps the calls that ended, as they were sampled.
+    fn keep_calls(&mut self, events: &[ChatEvent], kept: &SampledCalls) {
+        for event in events {
+            match event {
+                ChatEvent::Reasoning(_) | ChatEvent::Content(_) => {}
+                ChatEvent::ToolCallBegin { .. } | ChatEvent::ToolCallArguments { .. } => self.calls.add(event),
+                ChatEvent::ToolCallEnd { index, state, .. } => {
+                    self.calls.add(event);
+                    let call = self.calls.calls.get(*index).filter(|_| *state == CallState::Whole);
+                    call.into_iter().for_each(|call| kept.keep(call));
+                }
+            }
+        }
+    }
 }
 
 impl Answer {
@@ -89,6 +110,7 @@ impl Answer {
                 tokens: 0,
                 reasoning_tokens: 0,
                 embedding: None,
+                calls: Reply::default(),
                 ticket,
             })
         };
@@ -144,6 +166,7 @@ impl Answer {
                 let now = Instant::now();
                 self.metrics.token(&self.model.name, self.submitted, choice.last_token.replace(now), now);
                 choice.reader.read(text, &mut events);
+                choice.keep_calls(&events, &self.model.calls);
                 let thought = |event: &ChatEvent| matches!(event, ChatEvent::Reasoning(_));
                 choice.reasoning_tokens += usize::from(!events.is_empty() && events.iter().all(thought));
                 choice.tokens += 1;
@@ -174,6 +197,7 @@ impl Answer {
         }
         choice.reader.read(outcome.text, &mut events);
         choice.reader.finish(&mut events);
+        choice.keep_calls(&events, &self.model.calls);
         self.waiting.push_back((index, Told::Piece { events, token: None }));
         self.close(index, outcome.finish, outcome.stop_string, outcome.usage);
     }

@@ -11,6 +11,7 @@ use crate::{
     app::now,
     grammar::Grammars,
     problem::{Kind, Problem},
+    sampled::SampledCalls,
 };
 
 /// Makes engines from the names that the server was given. It is called on a thread that may wait.
@@ -43,6 +44,8 @@ pub(crate) struct Model {
     /// How it writes thoughts and calls.
     pub(crate) format: &'static ChatFormat,
     grammars: OnceLock<Grammars>,
+    /// The calls that it made.
+    pub(crate) calls: SampledCalls,
 }
 
 impl Model {
@@ -50,7 +53,8 @@ impl Model {
         let tokenizer = loaded.engine.tokenizer();
         let source = loaded.template.as_ref().map_or("", ChatTemplate::source);
         let format = ChatFormat::recognise(source, |text| tokenizer.token_id(text).is_some());
-        Model { name: name.to_owned(), loaded, created: now(), format, grammars: OnceLock::new() }
+        let (grammars, calls) = (OnceLock::new(), SampledCalls::default());
+        Model { name: name.to_owned(), loaded, created: now(), format, grammars, calls }
     }
 
     pub(crate) fn engine(&self) -> &EngineHandle {

@@ -128,7 +128,8 @@ impl Conversation {
         let format = if described { described::format(own) } else { own };
         let mut options = TemplateOptions { variables: self.switches(model)?, ..TemplateOptions::default() };
         let list = serde_json::to_string(tools).unwrap_or_default();
-        let messages = if described { described::messages(&self.messages, tools) } else { self.messages.clone() };
+        let mut messages = if described { described::messages(&self.messages, tools) } else { self.messages.clone() };
+        model.calls.recall(&mut messages);
         let known = Tools::parse(&list).map_err(|e| Problem::invalid(e.to_string()).about("tools"))?;
         options.tools = Some(list).filter(|_| !described && !tools.is_empty());
         let (prompt, mut tokens) =

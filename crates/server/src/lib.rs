@@ -31,6 +31,7 @@ mod openapi;
 mod page;
 mod problem;
 mod routes;
+mod sampled;
 mod serve;
 mod settings;
 mod sse;
