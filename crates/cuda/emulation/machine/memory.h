@@ -24,10 +24,22 @@ struct Allocation {
     bool is_free;
     // The last launch that wrote to it: where it is not the one that runs, nobody need look at single bytes.
     std::atomic<u32> launch{0};
+    // The one that wrote to it before that.
+    std::atomic<u32> launch_before{0};
     std::atomic<Written*> written{nullptr};
 
     Allocation(uintptr_t begin, size_t bytes) : begin(begin), bytes(bytes), is_free(false) {}
     bool holds(uintptr_t at, size_t count) const { return at >= begin && count <= bytes && at - begin <= bytes - count; }
+    void note_write(u32 serial) {
+        u32 last = launch.load(std::memory_order_relaxed);
+        if (last == serial || !launch.compare_exchange_strong(last, serial)) return;
+        launch_before = last;
+    }
+    // Whether a launch before this one wrote to it.
+    bool has_earlier_work(u32 serial) const {
+        u32 last = launch.load(std::memory_order_relaxed);
+        return last != 0 && (last != serial || launch_before != 0);
+    }
     // The records of all bytes, made when they are first asked for.
     Written* records();
 };

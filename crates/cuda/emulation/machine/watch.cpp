@@ -54,8 +54,9 @@ static inline void touch_shared(Worker& w, Touched* records, uintptr_t offset, u
 static void touch_card(Worker& w, Allocation& allocation, uintptr_t at, unsigned bytes, bool writes, Asker asker) {
     u32 serial = w.launch->serial;
     // What no kernel ever wrote may be read at any time.
-    bool is_fixed = !writes && allocation.launch.load(std::memory_order_relaxed) == 0;
-    if (w.launch->starts_early && !is_fixed && !w.is_in_turn()) w.fail(found(Fault::Early, at, bytes, writes, asker));
+    if (w.launch->starts_early && (writes || allocation.has_earlier_work(serial)) && !w.is_in_turn()) {
+        w.fail(found(Fault::Early, at, bytes, writes, asker));
+    }
     if (!writes && allocation.launch.load(std::memory_order_relaxed) != serial) return;
     Written* records = allocation.records() + (at - allocation.begin);
     for (unsigned i = 0; i < bytes; i++) {
@@ -71,7 +72,7 @@ static void touch_card(Worker& w, Allocation& allocation, uintptr_t at, unsigned
         byte.time = w.clock;
         byte.thread = w.thread_index();
     }
-    if (writes) allocation.launch.store(serial, std::memory_order_relaxed);
+    if (writes) allocation.note_write(serial);
 }
 
 static void elsewhere(Worker& w, uintptr_t at, unsigned bytes, bool writes, Asker asker) {

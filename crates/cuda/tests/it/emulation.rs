@@ -1,160 +1,6 @@
-//! The emulated machine finds what is wrong with a kernel, and computes what is right. Kernels with one fault each go through the
-//! stand-ins for compiler and driver, by the same entry points as the program's own.
+//! The emulated machine finds what is wrong with a kernel, and computes what is right: kernels with one fault each, and with none.
 
-use std::{
-    ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
-    path::{Path, PathBuf},
-    process::Command,
-    ptr,
-    sync::{Mutex, OnceLock, PoisonError},
-};
-
-use libloading::{Library, Symbol};
-
-/// Numbers of the array that kernels get, and threads of a block.
-const NUMBERS: usize = 40;
-const THREADS: c_uint = 64;
-
-/// Builds the libraries, if they are not there; their folder.
-fn folder() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/emulate");
-        let out = Command::new(tool).args(["printenv", "TESSERA_NVRTC"]).output().unwrap();
-        assert!(out.status.success(), "tools/emulate needs g++: {}", String::from_utf8_lossy(&out.stderr));
-        PathBuf::from(String::from_utf8(out.stdout).unwrap().trim_end())
-    })
-}
-
-/// One of the two libraries, open.
-struct Stand(Library);
-
-impl Stand {
-    fn open(name: &str) -> Stand {
-        // SAFETY: the library is the project's own, and opening it has no effect beyond itself.
-        Stand(unsafe { Library::new(folder().join(name)) }.unwrap())
-    }
-
-    /// An entry point.
-    ///
-    /// # Safety
-    /// `F` is its type.
-    unsafe fn entry<F>(&self, name: &str) -> Symbol<'_, F> {
-        // SAFETY: the caller's promise.
-        unsafe { self.0.get(name) }.unwrap()
-    }
-}
-
-/// Compiles a kernel as the program's compiler does.
-fn compile(text: &str) -> Result<Vec<u8>, String> {
-    let nvrtc = Stand::open("libnvrtc.so.13");
-    let source =
-        format!("#line 1 \"ptx.cuh\"\n#error \"the machine has its own\"\n#line 1 \"test/fault.cu\"\n{text}\n");
-    let (source, name) = (CString::new(source).unwrap(), CString::new("fault.cu").unwrap());
-    let options = [c"-DSTAMP=7ull".as_ptr(), c"--gpu-architecture=sm_80".as_ptr()];
-    let mut program: *mut c_void = ptr::null_mut();
-    // SAFETY: types are those of the NVRTC API; strings end in zero and outlive the calls; buffers have the sizes that were told.
-    unsafe {
-        type Create = unsafe extern "C" fn(
-            *mut *mut c_void,
-            *const c_char,
-            *const c_char,
-            c_int,
-            *const *const c_char,
-            *const *const c_char,
-        ) -> c_int;
-        let create = nvrtc.entry::<Create>("nvrtcCreateProgram");
-        assert_eq!(create(&mut program, source.as_ptr(), name.as_ptr(), 0, ptr::null(), ptr::null()), 0);
-        let compile = nvrtc
-            .entry::<unsafe extern "C" fn(*mut c_void, c_int, *const *const c_char) -> c_int>("nvrtcCompileProgram");
-        let done = compile(program, options.len() as c_int, options.as_ptr());
-        let get = |size: &str, bytes: &str| {
-            let mut length = 0usize;
-            nvrtc.entry::<unsafe extern "C" fn(*mut c_void, *mut usize) -> c_int>(size)(program, &mut length);
-            let mut out = vec![0u8; length];
-            nvrtc.entry::<unsafe extern "C" fn(*mut c_void, *mut u8) -> c_int>(bytes)(program, out.as_mut_ptr());
-            out
-        };
-        let result = if done == 0 {
-            Ok(get("nvrtcGetCUBINSize", "nvrtcGetCUBIN"))
-        } else {
-            Err(String::from_utf8_lossy(&get("nvrtcGetProgramLogSize", "nvrtcGetProgramLog")).into_owned())
-        };
-        nvrtc.entry::<unsafe extern "C" fn(*mut *mut c_void) -> c_int>("nvrtcDestroyProgram")(&mut program);
-        result
-    }
-}
-
-/// Launches `test(float* x, u32 count)` on `blocks` blocks over an array of 0, 1, 2 … and gives the array, or the driver's words.
-fn run(text: &str, blocks: c_uint) -> Result<Vec<f32>, String> {
-    let binary = compile(text).map_err(|log| format!("does not compile: {log}"))?;
-    // There is one card.
-    static CARD: Mutex<()> = Mutex::new(());
-    let _alone = CARD.lock().unwrap_or_else(PoisonError::into_inner);
-    let cuda = Stand::open("libcuda.so.1");
-    let mut numbers: Vec<f32> = (0..NUMBERS).map(|i| i as f32).collect();
-    let bytes = size_of_val(&numbers[..]);
-    let (mut module, mut function, mut memory) = (ptr::null_mut::<c_void>(), ptr::null_mut::<c_void>(), 0u64);
-    // SAFETY: types are those of the CUDA driver API; memory and parameters outlive the calls, which do all their work at once.
-    unsafe {
-        type Launch = unsafe extern "C" fn(
-            *mut c_void,
-            c_uint,
-            c_uint,
-            c_uint,
-            c_uint,
-            c_uint,
-            c_uint,
-            c_uint,
-            *mut c_void,
-            *mut *mut c_void,
-            *mut *mut c_void,
-        ) -> c_int;
-        let words = |result: c_int| {
-            let mut text: *const c_char = ptr::null();
-            cuda.entry::<unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int>("cuGetErrorString")(
-                result, &mut text,
-            );
-            CStr::from_ptr(text).to_string_lossy().into_owned()
-        };
-        let ok = |result: c_int| if result == 0 { Ok(()) } else { Err(words(result)) };
-        ok(cuda.entry::<unsafe extern "C" fn(c_uint) -> c_int>("cuInit")(0))?;
-        // A card that an earlier kernel has ruined starts anew.
-        ok(cuda.entry::<unsafe extern "C" fn(c_int) -> c_int>("cuDevicePrimaryCtxReset_v2")(0))?;
-        ok(cuda.entry::<unsafe extern "C" fn(*mut *mut c_void, *const u8) -> c_int>("cuModuleLoadData")(
-            &mut module,
-            binary.as_ptr(),
-        ))?;
-        ok(cuda.entry::<unsafe extern "C" fn(*mut *mut c_void, *mut c_void, *const c_char) -> c_int>(
-            "cuModuleGetFunction",
-        )(&mut function, module, c"test".as_ptr()))?;
-        ok(cuda.entry::<unsafe extern "C" fn(*mut u64, usize) -> c_int>("cuMemAlloc_v2")(&mut memory, bytes))?;
-        let send = cuda.entry::<unsafe extern "C" fn(u64, *const f32, usize) -> c_int>("cuMemcpyHtoD_v2");
-        ok(send(memory, numbers.as_ptr(), bytes))?;
-        let mut count = NUMBERS as u32;
-        let mut values: [*mut c_void; 2] = [(&raw mut memory).cast(), (&raw mut count).cast()];
-        let launch = cuda.entry::<Launch>("cuLaunchKernel");
-        let dynamic = 256;
-        let launched = launch(
-            function,
-            blocks,
-            1,
-            1,
-            THREADS,
-            1,
-            1,
-            dynamic,
-            ptr::null_mut(),
-            values.as_mut_ptr(),
-            ptr::null_mut(),
-        );
-        let read = cuda.entry::<unsafe extern "C" fn(*mut f32, u64, usize) -> c_int>("cuMemcpyDtoH_v2");
-        let done = ok(launched).and_then(|()| ok(read(numbers.as_mut_ptr(), memory, bytes)));
-        ok(cuda.entry::<unsafe extern "C" fn(u64) -> c_int>("cuMemFree_v2")(memory))?;
-        ok(cuda.entry::<unsafe extern "C" fn(*mut c_void) -> c_int>("cuModuleUnload")(module))?;
-        done.map(|()| numbers)
-    }
-}
+use crate::stand_in::{NUMBERS, Way, run};
 
 /// The body of a kernel with 64 threads, dynamic shared memory of 256 bytes and some of fixed size.
 fn kernel(body: &str) -> String {
@@ -281,7 +127,7 @@ const SOUND: [Sound; 9] = [
 fn faults_are_found_and_told() {
     let mut wrong = vec![];
     for (body, words) in FAULTS {
-        let told = run(&kernel(body), if body.contains("blockIdx") { 2 } else { 1 }).expect_err(body);
+        let told = run(&kernel(body), if body.contains("blockIdx") { 2 } else { 1 }, Way::InTurn).expect_err(body);
         if told.contains('\n') || words.iter().any(|word| !told.contains(word)) {
             wrong.push(format!("{body}\n  {words:?}\n  {told}"));
         }
@@ -293,15 +139,41 @@ fn faults_are_found_and_told() {
 fn sound_kernels_give_what_a_card_gives() {
     for (body, expected) in SOUND {
         let want: Vec<f32> = (0..NUMBERS).map(expected).collect();
-        assert_eq!(run(&kernel(body), 3).as_deref(), Ok(&want[..]), "{body}");
+        assert_eq!(run(&kernel(body), 3, Way::InTurn).as_deref(), Ok(&want[..]), "{body}");
     }
 }
 
 #[test]
 fn what_the_machine_lacks_is_an_error_of_the_compiler() {
-    let told = run(&kernel("x[t] = __nanosleep(3);"), 1).unwrap_err();
+    let told = run(&kernel("x[t] = __nanosleep(3);"), 1, Way::InTurn).unwrap_err();
     assert!(
         told.contains("does not compile") && told.contains("test/fault.cu:4") && told.contains("__nanosleep"),
         "{told}"
     );
+}
+
+/// A kernel that starts early must not touch what earlier work may use, until it has waited for that; here by itself, or by one thread
+/// and a barrier behind.
+#[test]
+fn early_starts_are_held_to_their_wait() {
+    let wants = |body: &str| run(&kernel(body), 1, Way::Early);
+    let told = wants("if (t < count) x[t] = 2.0f;").unwrap_err();
+    assert!(told.contains("writes 4 bytes") && told.contains("which earlier work may still use"), "{told}");
+    assert!(wants("if (t == 0) after_earlier_work(); if (t == 33) x[t] = 2.0f;").is_err());
+    let sound = [
+        "begin_in_turn(); if (t < count) x[t] = 2.0f;",
+        "if (t == 9) begin_in_turn(); __syncthreads(); if (t < count) x[t] = 2.0f;",
+    ];
+    for body in sound {
+        assert_eq!(wants(body), Ok(vec![2.0; NUMBERS]), "{body}");
+    }
+    // What no kernel has written may be read at any time.
+    let weights = wants("float v = t < count ? x[t] : 0.0f; begin_in_turn(); if (t < count) x[t] = v + 1.0f;");
+    assert_eq!(weights, Ok((1..=NUMBERS).map(|i| i as f32).collect()));
+}
+
+#[test]
+fn a_graph_runs_what_was_captured() {
+    let twice = run(&kernel("if (t < count) x[t] = x[t] + 3.0f;"), 1, Way::Graph);
+    assert_eq!(twice, Ok((0..NUMBERS).map(|i| i as f32 + 6.0).collect()));
 }

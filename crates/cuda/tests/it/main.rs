@@ -4,3 +4,4 @@ mod card;
 mod emulation;
 mod packing;
 mod prompt;
+mod stand_in;
