@@ -317,18 +317,25 @@ pub(crate) struct Sampling {
     pub(crate) stop_token: Vec<u32>,
 }
 
-/// How the model runs.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Engine")]
-pub(crate) struct Engine {
-    #[command(flatten)]
-    pub(crate) compute: Compute,
+/// Where the model runs.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Placement {
     /// Device: cpu, cuda (or cuda:N, an NVIDIA card), or auto: a card if there is one
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: Place,
     /// Arithmetic of prompt rows on a card: role (of 16-bit operands, fast), or uniform (the same as of decoded rows)
     #[arg(long, value_name = "NUMERICS", default_value = "role")]
     pub(crate) numerics: Numerics,
+}
+
+/// How the model runs.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct Engine {
+    #[command(flatten)]
+    pub(crate) compute: Compute,
+    #[command(flatten)]
+    pub(crate) placement: Placement,
     /// Prompt tokens computed at a time, 1 to 65536; the results do not depend on it
     #[arg(long, value_name = "TOKENS", default_value_t = 512,
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]

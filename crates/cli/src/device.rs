@@ -15,13 +15,19 @@ use tessera_cpu::{
     },
     threads::default_thread_count,
 };
-use tessera_cuda::CudaDevice;
-use tessera_engine::profile;
+use tessera_cuda::{
+    CudaDevice,
+    matmul::{
+        Packed,
+        tile::{CodesTile, FloatsTile},
+    },
+};
+use tessera_engine::{Checkpoint, LanguageModel, LoadOptions, models, profile, weights::Progress};
 use tessera_formats::DType;
 use tessera_ops::{Device, Profiled};
 
 use crate::{
-    args::Compute,
+    args::{Compute, Placement},
     measure::Heads,
     store,
     tuning::{self, InForce},
@@ -69,17 +75,74 @@ pub(crate) fn open(compute: &Compute) -> Result<Arc<Chosen>> {
     Ok(Arc::new(make(compute)?.0))
 }
 
-/// Opens an NVIDIA card, if `place` asks for one; none where the CPU computes.
-///
-/// # Errors
-/// If a card is asked for by name and cannot be opened.
-pub(crate) fn open_card(place: Place, numerics: Numerics) -> Result<Option<Arc<CudaDevice>>> {
-    let card = match place {
-        Place::Cpu => None,
-        Place::Auto => CudaDevice::open(0, kernel_cache()).ok(),
-        Place::Cuda(ordinal) => Some(CudaDevice::open(ordinal, kernel_cache())?),
-    };
-    Ok(card.map(|card| Arc::new(card.with_numerics(numerics))))
+/// A device of either kind.
+#[derive(Clone)]
+pub(crate) enum Opened {
+    Cpu(Arc<Chosen>),
+    Card(Arc<CudaDevice>),
+}
+
+impl Opened {
+    /// What the flags ask for.
+    ///
+    /// # Errors
+    /// If it lacks what they ask for.
+    pub(crate) fn open(compute: &Compute, placement: &Placement) -> Result<Opened> {
+        Opened::card(placement)?.map_or_else(|| Ok(Opened::Cpu(open(compute)?)), Ok)
+    }
+
+    /// An NVIDIA card, if the flags ask for one; none where the CPU computes.
+    ///
+    /// # Errors
+    /// If a card is asked for by name and cannot be opened.
+    pub(crate) fn card(placement: &Placement) -> Result<Option<Opened>> {
+        let card = match placement.device {
+            Place::Cpu => None,
+            Place::Auto => CudaDevice::open(0, kernel_cache()).ok(),
+            Place::Cuda(ordinal) => Some(CudaDevice::open(ordinal, kernel_cache())?),
+        };
+        Ok(card.map(|card| Opened::Card(Arc::new(card.with_numerics(placement.numerics)))))
+    }
+
+    /// Loads a model onto it.
+    ///
+    /// # Errors
+    /// As [`models::load`].
+    pub(crate) fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        report: &mut dyn FnMut(Progress),
+    ) -> Result<Box<dyn LanguageModel>> {
+        Ok(match self {
+            Opened::Cpu(device) => models::load(checkpoint, device.clone(), options, report)?,
+            Opened::Card(device) => models::load(checkpoint, device.clone(), options, report)?,
+        })
+    }
+
+    /// For people.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Opened::Cpu(device) => device.name(),
+            Opened::Card(device) => device.name(),
+        }
+    }
+
+    /// The kernel that computes a projection of `tokens` decoded tokens; none for a format without one.
+    pub(crate) fn kernel(&self, shape: &Shape, tokens: usize) -> Option<String> {
+        match self {
+            Opened::Cpu(device) => Some(plan(device, shape, tokens)?.name),
+            Opened::Card(_) => card_kernel(shape.dtype, tokens),
+        }
+    }
+}
+
+/// The kernel of a card that multiplies so many decoded tokens, by the columns of its tile.
+fn card_kernel(dtype: DType, tokens: usize) -> Option<String> {
+    Some(match tessera_cuda::matmul::select(dtype)? {
+        Packed::Codes(layout) => format!("cuda/codes/{}", CodesTile::for_columns(layout, tokens).columns()),
+        Packed::Float(_) => format!("cuda/floats/{}", FloatsTile::for_columns(tokens).columns),
+    })
 }
 
 /// Compiled kernels lie beside the other caches.

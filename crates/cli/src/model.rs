@@ -14,7 +14,8 @@ use tessera_engine::{
 
 use crate::{
     args::Engine,
-    device, machine,
+    device::Opened,
+    machine,
     store::{Reference, Store},
     talk::{Conversation, Talk},
     ui::{self, Failure},
@@ -144,13 +145,10 @@ impl Model {
             return Err(self.too_long(tokens, context)); // before all the work
         }
         let options = LoadOptions { context: Some(context), kv_format: self.engine.cache.format };
-        let card = device::open_card(self.engine.device, self.engine.numerics)?;
+        let device = Opened::open(&self.engine.compute, &self.engine.placement)?;
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let progress = &mut |progress: tessera_engine::weights::Progress| bar.set_position(progress.bytes_done);
-        let model = match card {
-            Some(card) => models::load(&self.checkpoint, card, &options, progress),
-            None => models::load(&self.checkpoint, device::open(&self.engine.compute)?, &options, progress),
-        };
+        let model = device.load(&self.checkpoint, &options, progress);
         bar.finish_and_clear();
         Ok(Session::new(model?, self.engine.chunk))
     }

@@ -151,6 +151,10 @@ impl Device for CudaDevice {
         format!("CUDA ({}, {})", self.gpu.name(), self.gpu.arch())
     }
 
+    fn roles_agree(&self) -> bool {
+        self.role.is_some()
+    }
+
     fn load_matrix(&self, source: &MatrixSource) -> Result<PackedMatrix, Error> {
         PackedMatrix::load(&self.gpu, source, 1)
     }

@@ -12,6 +12,8 @@ pub struct Session {
     model: Box<dyn LanguageModel>,
     /// Tokens whose keys and values are in the cache.
     tokens: Vec<u32>,
+    /// The first of them that was not computed as part of a prompt.
+    prompt_len: usize,
     /// The pages of the sequence, in order.
     pages: Vec<u32>,
     chunk: usize,
@@ -23,7 +25,7 @@ impl Session {
     /// An empty sequence. Prompts are computed in steps of `chunk` tokens (at least 1).
     pub fn new(model: Box<dyn LanguageModel>, chunk: usize) -> Session {
         let pages = (0..model.cache_tokens().div_ceil(tessera_ops::PAGE_TOKENS) as u32).collect();
-        Session { model, tokens: Vec::new(), pages, chunk: chunk.max(1), logits: Vec::new() }
+        Session { model, tokens: Vec::new(), prompt_len: 0, pages, chunk: chunk.max(1), logits: Vec::new() }
     }
 
     /// The model's shape.
@@ -54,11 +56,13 @@ impl Session {
     /// Forgets all tokens from position `len` on.
     pub fn rewind(&mut self, len: usize) {
         self.tokens.truncate(len);
+        self.prompt_len = self.prompt_len.min(len);
     }
 
-    /// How many of `tokens` are computed already.
+    /// How many tokens of a prompt are computed already, as they would be anew.
     pub fn common_prefix(&self, tokens: &[u32]) -> usize {
-        self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count()
+        let usable = if self.model.roles_agree() { self.tokens.len() } else { self.prompt_len };
+        self.tokens[..usable].iter().zip(tokens).take_while(|(a, b)| a == b).count()
     }
 
     /// Computes prompt tokens after those that are there. The logits of the last are kept.
@@ -111,6 +115,9 @@ impl Session {
         let mut batch = Batch::default();
         batch.push(tokens, self.tokens.len(), &self.pages, role, logits);
         self.model.forward(&batch, &mut self.logits)?;
+        if role == Role::Prefill && self.prompt_len == self.tokens.len() {
+            self.prompt_len += tokens.len();
+        }
         self.tokens.extend_from_slice(tokens);
         Ok(())
     }

@@ -185,6 +185,12 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// For people: `CPU (AVX-512 VNNI, 2 threads)`.
     fn name(&self) -> String;
 
+    /// Whether rows of a prompt and decoded rows have one arithmetic, so that keys and values of either may stand for the
+    /// other's.
+    fn roles_agree(&self) -> bool {
+        true
+    }
+
     /// Packs a matrix for [`Device::project`]: a lossless re-ordering, in parallel.
     ///
     /// # Errors

@@ -19,9 +19,9 @@ use tessera_engine::{
 use tessera_server::{ApiKeys, Loaded, Loader, Problem, Server, Settings};
 
 use crate::{
-    args::{Cache, Compute},
+    args::{Cache, Compute, Placement},
     commands::kernels,
-    device::{self, Chosen},
+    device::Opened,
     model,
     ui::{self, Failure},
 };
@@ -79,6 +79,8 @@ pub(crate) struct Serve {
     limits: Limits,
     #[command(flatten)]
     compute: Compute,
+    #[command(flatten)]
+    placement: Placement,
     #[command(flatten)]
     cache: Cache,
 }
@@ -194,6 +196,7 @@ struct ModelArgs {
     pooling: Option<Pooling>,
     limits: Limits,
     compute: Compute,
+    placement: Placement,
     cache: Cache,
 }
 
@@ -205,6 +208,7 @@ impl ModelArgs {
             pooling: args.pooling.as_deref().and_then(Pooling::parse),
             limits: args.limits.clone(),
             compute: args.compute.clone(),
+            placement: args.placement.clone(),
             cache: args.cache.clone(),
         }
     }
@@ -214,7 +218,7 @@ impl ModelArgs {
 struct Models {
     names: Vec<Named>,
     args: ModelArgs,
-    device: OnceLock<Arc<Chosen>>,
+    device: OnceLock<Opened>,
 }
 
 impl Loader for Models {
@@ -224,11 +228,11 @@ impl Loader for Models {
 }
 
 impl Models {
-    fn device(&self) -> Result<Arc<Chosen>> {
+    fn device(&self) -> Result<Opened> {
         if let Some(device) = self.device.get() {
             return Ok(device.clone());
         }
-        let device = device::open(&self.args.compute)?;
+        let device = Opened::open(&self.args.compute, &self.args.placement)?;
         Ok(self.device.get_or_init(|| device).clone())
     }
 
@@ -257,7 +261,7 @@ impl Models {
         }
         ui::note(&format!(
             "{name}: {}; cache of {} tokens reserved, {}; {} of a request at most, {} requests at once",
-            device::name(&device),
+            device.name(),
             reserved.0,
             ui::size(reserved.1 as u64),
             engine.context(),
@@ -267,10 +271,10 @@ impl Models {
         Ok(Loaded {
             engine: EngineHandle::start(engine).context("no thread for the engine")?,
             template,
-            device: device::name(&device),
+            device: device.name(),
             kernel: Box::new(move |rows| {
-                let plan = largest.and_then(|shape| device::plan(&device, &shape, rows));
-                plan.map_or_else(|| "none".to_owned(), |plan| plan.name)
+                let kernel = largest.and_then(|shape| device.kernel(&shape, rows));
+                kernel.unwrap_or_else(|| "none".to_owned())
             }),
         })
     }
@@ -293,7 +297,7 @@ impl Models {
         models::check_architecture(checkpoint)?;
         let options = LoadOptions { context: Some(self.args.limits.cache_tokens), kv_format: self.args.cache.format };
         let bar = ui::bytes_bar("loading", checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
-        let model = models::load(checkpoint, self.device()?, &options, &mut |progress| {
+        let model = self.device()?.load(checkpoint, &options, &mut |progress| {
             bar.set_position(progress.bytes_done);
         });
         bar.finish_and_clear();

@@ -41,6 +41,12 @@ pub trait LanguageModel: Send {
     /// Bytes of the cache.
     fn cache_bytes(&self) -> usize;
 
+    /// Whether it computes rows of prompts and of replies alike ([`Device::roles_agree`]): if not, what is cached of one cannot
+    /// stand for the other.
+    fn roles_agree(&self) -> bool {
+        true
+    }
+
     /// Runs one step and leaves the logits of the wanted rows, (rows, vocabulary), in `logits`.
     ///
     /// # Errors
@@ -185,6 +191,10 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
 
     fn cache_bytes(&self) -> usize {
         self.pages * self.page_bytes
+    }
+
+    fn roles_agree(&self) -> bool {
+        self.device.roles_agree()
     }
 
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {

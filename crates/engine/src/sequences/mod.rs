@@ -93,6 +93,11 @@ impl Sequences {
         self.model.config()
     }
 
+    /// Whether rows of prompts and of replies are computed alike.
+    pub fn roles_agree(&self) -> bool {
+        self.model.roles_agree()
+    }
+
     /// Bytes of the cache.
     pub fn cache_bytes(&self) -> usize {
         self.model.cache_bytes()

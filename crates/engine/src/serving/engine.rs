@@ -63,7 +63,8 @@ pub struct Engine {
 impl Engine {
     /// An engine for a model whose sequences are all free, with prompt lookup for speculation.
     pub fn new(sequences: Sequences, tokenizer: Arc<Tokenizer>, options: Options, clock: Box<dyn Clock>) -> Engine {
-        let options = options.sound();
+        let mut options = options.sound();
+        options.share_replies &= sequences.roles_agree();
         let room = sequences.total_pages() * tessera_ops::PAGE_TOKENS;
         let context = options.context.unwrap_or(sequences.config().context).min(room);
         Engine {

@@ -16,8 +16,8 @@ pub struct Options {
     pub stall: f64,
     /// The longest sequence, prompt and reply; none: what the model was trained for. Never more than the cache holds.
     pub context: Option<usize>,
-    /// Whether pages with tokens of a reply may serve another request's prompt. Only right on devices that compute both
-    /// roles with the same arithmetic, as the CPU does.
+    /// Whether pages with tokens of a reply may serve another request's prompt. Never where both roles are not computed
+    /// alike ([`crate::LanguageModel::roles_agree`]).
     pub share_replies: bool,
     /// How embeddings are made; none: as the model was trained, if it was.
     pub pooling: Option<Pooling>,

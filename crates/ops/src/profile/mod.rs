@@ -103,6 +103,10 @@ impl<D: Device> Device for Profiled<D> {
         self.device.name()
     }
 
+    fn roles_agree(&self) -> bool {
+        self.device.roles_agree()
+    }
+
     fn load_matrix(&self, source: &MatrixSource) -> Result<Self::Matrix, Error> {
         Ok(Weights::new(self.device.load_matrix(source)?, (self.label)(&source.name), 1, source))
     }

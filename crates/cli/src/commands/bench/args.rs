@@ -3,10 +3,7 @@
 use clap::{Args, Subcommand, builder::RangedU64ValueParser};
 use tessera_formats::DType;
 
-use crate::{
-    args::{Cache, Compute, Threads, weight_formats},
-    device::{Numerics, Place},
-};
+use crate::args::{Cache, Compute, Placement, Threads, weight_formats};
 
 /// Measure speed, with a check of the result in every row.
 #[derive(Debug, Args)]
@@ -43,6 +40,8 @@ pub(crate) struct Prefill {
     #[arg(long, value_name = "TOKENS,…", value_delimiter = ',', default_value = "512", value_parser = tokens())]
     pub(crate) prompt: Vec<usize>,
     #[command(flatten)]
+    pub(crate) placement: Placement,
+    #[command(flatten)]
     pub(crate) common: Common,
 }
 
@@ -58,12 +57,8 @@ pub(crate) struct Decode {
     /// Steps
     #[arg(long, value_name = "STEPS", default_value_t = 32, value_parser = tokens())]
     pub(crate) tokens: usize,
-    /// Device: cpu, cuda (or cuda:N, an NVIDIA card), or auto: a card if there is one
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub(crate) device: Place,
-    /// Arithmetic of prompt rows on a card: role (of 16-bit operands, fast), or uniform (the same as of decoded rows)
-    #[arg(long, value_name = "NUMERICS", default_value = "role")]
-    pub(crate) numerics: Numerics,
+    #[command(flatten)]
+    pub(crate) placement: Placement,
     #[command(flatten)]
     pub(crate) common: Common,
 }
@@ -92,6 +87,8 @@ pub(crate) struct Batch {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
     #[command(flatten)]
+    pub(crate) placement: Placement,
+    #[command(flatten)]
     pub(crate) common: Common,
 }
 
@@ -117,6 +114,8 @@ pub(crate) struct Sweep {
     /// Draw the speeds into this file
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    pub(crate) placement: Placement,
     #[command(flatten)]
     pub(crate) common: Common,
 }

@@ -26,7 +26,7 @@ pub(super) fn main(args: &Batch) -> Result<()> {
         let message = format!("{count} sequences never fill a batch of {widest}");
         return Err(Failure::new(message, "raise --sequences, or lower --batch").into());
     }
-    let subject = Subject::open(&args.common)?;
+    let subject = Subject::open(&args.common, &args.placement)?;
     let mut sequences = subject.load(vec![args.prompt + args.tokens; widest])?;
     let mut report = Report::new(&args.common.output, subject.facts(), report::SLOTS);
     let requests = requests(&subject, args, count);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tessera_engine::{Part, SequenceId, Sequences};
-use tessera_ops::{Device, Role};
+use tessera_ops::Role;
 
 use super::{
     args::Decode,
@@ -18,18 +18,11 @@ use crate::device;
 
 /// Measures and prints.
 pub(super) fn main(args: &Decode) -> Result<()> {
-    let subject = Subject::open(&args.common)?;
+    let subject = Subject::open(&args.common, &args.placement)?;
     let widest = args.width.iter().copied().max().unwrap_or(1);
     let lengths = vec![args.depth + args.tokens; widest];
-    let (mut facts, card) = (subject.facts(), device::open_card(args.device, args.numerics)?);
-    let mut sequences = match card {
-        Some(card) => {
-            facts.machine = format!("{}, {}", facts.machine, card.name());
-            subject.load_on(card, lengths)?
-        }
-        None => subject.load(lengths)?,
-    };
-    let mut report = Report::new(&args.common.output, facts, report::MODEL);
+    let mut sequences = subject.load(lengths)?;
+    let mut report = Report::new(&args.common.output, subject.facts(), report::MODEL);
     let tokens: Vec<_> = (0..widest).map(|i| subject.tokens(i, args.depth + args.tokens)).collect();
     let ids: Vec<_> = tokens.iter().map(|_| sequences.open()).collect();
     for (id, tokens) in ids.iter().zip(&tokens) {

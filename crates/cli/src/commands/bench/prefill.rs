@@ -16,7 +16,7 @@ use crate::device;
 
 /// Measures and prints.
 pub(super) fn main(args: &Prefill) -> Result<()> {
-    let (subject, chunk) = (Subject::open(&args.common)?, args.common.chunk);
+    let (subject, chunk) = (Subject::open(&args.common, &args.placement)?, args.common.chunk);
     let longest = args.prompt.iter().copied().max().unwrap_or(1);
     let mut sequences = subject.load([longest])?;
     let mut report = Report::new(&args.common.output, subject.facts(), report::MODEL);

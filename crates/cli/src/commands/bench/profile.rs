@@ -17,7 +17,10 @@ use tessera_ops::{
 };
 
 use super::{args::Common, row::Facts, subject::Subject, times::Times};
-use crate::device::{self, Chosen};
+use crate::{
+    args::Placement,
+    device::{self, Chosen},
+};
 
 /// Show where the time of a step goes: its stages, in sum and in each layer.
 #[derive(Debug, Args)]
@@ -58,7 +61,7 @@ const SAMPLING: Label = Label { layer: None, stage: "sampling" };
 
 /// Measures and prints.
 pub(crate) fn main(args: &Profile) -> Result<()> {
-    let subject = Subject::open(&args.common)?;
+    let subject = Subject::open(&args.common, &Placement::default())?;
     let device = device::profiled(&args.common.compute)?;
     let lengths = vec![args.depth + args.tokens; args.width];
     let sequences = subject.load_on(device.clone(), lengths.into_iter().chain([args.prompt]))?;

@@ -3,20 +3,23 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Result;
-use tessera_engine::{Checkpoint, Config, LoadOptions, Sequences, models};
+use tessera_engine::{Checkpoint, Config, LanguageModel, LoadOptions, Sequences, models, weights::Progress};
 use tessera_formats::Tensor;
 use tessera_ops::{Device, KvFormat, PAGE_TOKENS};
 
 use super::{args::Common, machine, row::Facts};
 use crate::{
-    device::{self, Chosen},
+    args::Placement,
+    device::{self, Chosen, Opened, Projection, Shape},
     model, ui,
 };
 
 /// An opened model and the device it will run on.
 pub(super) struct Subject {
     pub(super) config: Config,
+    /// What it runs on, if that is the CPU; where it does not, this names the kernels of none.
     pub(super) device: Arc<Chosen>,
+    opened: Opened,
     kv_format: KvFormat,
     checkpoint: Checkpoint,
     name: String,
@@ -27,13 +30,14 @@ impl Subject {
     ///
     /// # Errors
     /// Where the model cannot be read, or the device lacks what is asked for.
-    pub(super) fn open(common: &Common) -> Result<Subject> {
+    pub(super) fn open(common: &Common, placement: &Placement) -> Result<Subject> {
         let device = device::open(&common.compute)?;
+        let opened = Opened::card(placement)?.unwrap_or_else(|| Opened::Cpu(device.clone()));
         let checkpoint = model::open_checkpoint(&common.model)?;
         models::check_architecture(&checkpoint)?;
         let config = Config::read(&checkpoint)?;
         let name = common.model.rsplit(['/', '\\']).next().unwrap_or(&common.model).to_owned();
-        Ok(Subject { config, device, kv_format: common.cache.format, checkpoint, name })
+        Ok(Subject { config, device, opened, kv_format: common.cache.format, checkpoint, name })
     }
 
     /// Loads it with room for sequences of these lengths.
@@ -41,7 +45,7 @@ impl Subject {
     /// # Errors
     /// Where weights are not sound, or too large for the memory.
     pub(super) fn load(&self, lengths: impl IntoIterator<Item = usize>) -> Result<Sequences> {
-        self.load_on(self.device.clone(), lengths)
+        self.loaded(lengths, |options, report| self.opened.load(&self.checkpoint, options, report))
     }
 
     /// As [`Subject::load`], on another device.
@@ -53,11 +57,18 @@ impl Subject {
         device: Arc<D>,
         lengths: impl IntoIterator<Item = usize>,
     ) -> Result<Sequences> {
+        self.loaded(lengths, |options, report| Ok(models::load(&self.checkpoint, device, options, report)?))
+    }
+
+    fn loaded(
+        &self,
+        lengths: impl IntoIterator<Item = usize>,
+        load: impl FnOnce(&LoadOptions, &mut dyn FnMut(Progress)) -> Result<Box<dyn LanguageModel>>,
+    ) -> Result<Sequences> {
         let context: usize = lengths.into_iter().map(|length| length.next_multiple_of(PAGE_TOKENS)).sum();
         let options = LoadOptions { context: Some(context), kv_format: self.kv_format };
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
-        let report = &mut |progress: tessera_engine::weights::Progress| bar.set_position(progress.bytes_done);
-        let model = models::load(&self.checkpoint, device, &options, report);
+        let model = load(&options, &mut |progress: Progress| bar.set_position(progress.bytes_done));
         bar.finish_and_clear();
         Ok(Sequences::new(model?))
     }
@@ -66,7 +77,10 @@ impl Subject {
     pub(super) fn facts(&self) -> Facts {
         Facts {
             commit: machine::COMMIT,
-            machine: machine::name(),
+            machine: match &self.opened {
+                Opened::Cpu(_) => machine::name(),
+                card @ Opened::Card(_) => format!("{}, {}", machine::name(), card.name()),
+            },
             isa: device::isa_name(&self.device),
             threads: self.device.threads(),
             tuning: device::tuned(&self.device),
@@ -77,10 +91,12 @@ impl Subject {
 
     /// The variants that compute the projections of its layers for this many tokens, each once.
     pub(super) fn variants(&self, tokens: usize) -> String {
+        let shape =
+            |t: &Tensor| Shape { projection: Projection::Dense, dtype: t.dtype, rows: t.rows(), depth: t.shape[0] };
         let mut names: Vec<_> = self
             .matrices()
             .filter(|t| t.name.starts_with("blk."))
-            .filter_map(|t| device::variant(&self.device, t.dtype, t.rows(), t.shape[0], tokens))
+            .filter_map(|t| self.opened.kernel(&shape(t), tokens))
             .collect();
         names.sort_unstable();
         names.dedup();

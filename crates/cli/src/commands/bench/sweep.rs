@@ -25,7 +25,7 @@ use crate::{device, ui::Failure};
 /// Measures and prints.
 pub(super) fn main(args: &Sweep) -> Result<()> {
     let frontiers = frontiers(args)?;
-    let subject = Subject::open(&args.common)?;
+    let subject = Subject::open(&args.common, &args.placement)?;
     let (chunk, repeat) = (args.common.chunk, args.common.output.repeat);
     let mut sequences = subject.load([frontiers[frontiers.len() - 1] + args.generate])?;
     let mut report = Report::new(&args.common.output, subject.facts(), report::MODEL);

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use tessera_engine::{Config, Error, LanguageModel};
-use tessera_ops::{Batch, PAGE_TOKENS};
+use tessera_ops::{Batch, PAGE_TOKENS, Role};
 
 use super::FakeClock;
 
@@ -15,6 +15,8 @@ pub(super) struct Paged {
     clock: FakeClock,
     /// Microseconds of a step by rows.
     cost: fn(usize) -> u64,
+    /// Whether the hash of a token depends on its role.
+    by_role: bool,
 }
 
 /// What a slot holds before anybody wrote to it.
@@ -24,7 +26,12 @@ impl Paged {
     pub(super) fn new(pages: usize, clock: FakeClock, cost: fn(usize) -> u64) -> Paged {
         let mut config = Config::read(&super::checkpoint("llama")).unwrap();
         config.context = usize::MAX;
-        Paged { config, pages: vec![[UNWRITTEN; PAGE_TOKENS]; pages], clock, cost }
+        Paged { config, pages: vec![[UNWRITTEN; PAGE_TOKENS]; pages], clock, cost, by_role: false }
+    }
+
+    /// As a device whose roles have arithmetics of their own.
+    pub(super) fn by_role(self) -> Paged {
+        Paged { by_role: true, ..self }
     }
 
     /// Logits after `last`: mostly what this token asks for, so that texts repeat, changed by all tokens before.
@@ -51,12 +58,19 @@ impl LanguageModel for Paged {
         8 * self.cache_tokens()
     }
 
+    fn roles_agree(&self) -> bool {
+        !self.by_role
+    }
+
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
         logits.clear();
         self.clock.advance(Duration::from_micros((self.cost)(batch.len())));
         for (row, token) in batch.tokens.iter().enumerate() {
             let at = batch.positions[row] as usize;
             let mut all = u64::from(*token);
+            if self.by_role && batch.roles[row] == Role::Decode {
+                all ^= 1 << 40;
+            }
             for position in 0..at {
                 let (page, slot) = batch.slot(row, position, None);
                 let before = self.pages[page as usize][slot];
