@@ -25,7 +25,7 @@ fn plain(prompt: Vec<u32>, tokens_max: usize) -> Job {
 fn a_long_prompt_stalls_nobody() {
     for running in [1, 3, 8] {
         let (mut engine, clock) = engine(60, Options::default(), cost);
-        let ids: Vec<_> = (0..running).map(|i| engine.submit(plain(tokens(i, 10), 400)).unwrap()).collect();
+        let ids: Vec<_> = (0..running).map(|i| engine.submit(plain(tokens(i, 10), 600)).unwrap()).collect();
         let mut told = HashMap::new();
         for _ in 0..5 {
             step(&mut engine, &mut told);
