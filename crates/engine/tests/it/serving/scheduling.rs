@@ -24,7 +24,7 @@ fn plain(prompt: Vec<u32>, tokens_max: usize) -> Job {
 #[test]
 fn a_long_prompt_stalls_nobody() {
     for running in [1, 3, 8] {
-        let (mut engine, clock) = engine(60, Options::default(), cost);
+        let (mut engine, clock) = engine(80, Options::default(), cost);
         let ids: Vec<_> = (0..running).map(|i| engine.submit(plain(tokens(i, 10), 600)).unwrap()).collect();
         let mut told = HashMap::new();
         for _ in 0..5 {
