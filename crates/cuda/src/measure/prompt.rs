@@ -127,6 +127,18 @@ impl<'a> PromptSubject<'a> {
     /// # Errors
     /// If the card fails.
     pub fn measure(&self, tokens: usize) -> Result<PromptMeasured, Error> {
+        self.step(tokens, true)
+    }
+
+    /// Computes a step, once: times are 0.
+    ///
+    /// # Errors
+    /// As [`PromptSubject::measure`].
+    pub fn check(&self, tokens: usize) -> Result<PromptMeasured, Error> {
+        self.step(tokens, false)
+    }
+
+    fn step(&self, tokens: usize, is_timed: bool) -> Result<PromptMeasured, Error> {
         let (device, gpu, depth) = (self.device, self.device.gpu(), self.source.depth);
         let input = numbers(tokens * depth, 7919, 2.0);
         let mut x = device.sent_rows(tokens, &input);
@@ -153,8 +165,11 @@ impl<'a> PromptSubject<'a> {
         let mut hash = DefaultHasher::new();
         got.iter().for_each(|v| v.to_bits().hash(&mut hash));
         drop(got);
-        let product_us = self.median(&|turn| product(gpu, &x, &operand, (matrix(turn), None), share, &y))?;
-        let halves_us = self.median(&|turn| drop(Operand::of(gpu, &x, &[matrix(turn)], share)))?;
+        let (mut product_us, mut halves_us) = (0.0, 0.0);
+        if is_timed {
+            product_us = self.median(&|turn| product(gpu, &x, &operand, (matrix(turn), None), share, &y))?;
+            halves_us = self.median(&|turn| drop(Operand::of(gpu, &x, &[matrix(turn)], share)))?;
+        }
         let operations = 2.0 * (tokens * slots * rows) as f64 * depth as f64;
         Ok(PromptMeasured { product_us, halves_us, operations, error, unwritten, hash: hash.finish() })
     }

@@ -32,10 +32,10 @@ fn every_tile_gives_the_same_bits_near_float64() {
     for (dtype, rows, depth, experts, widths) in CASES {
         let mut subject = PromptSubject::single(&device, dtype, rows, depth, experts).unwrap();
         for &tokens in widths {
-            let own = subject.measure(tokens).unwrap();
+            let own = subject.check(tokens).unwrap();
             for tile in subject.tiles().into_iter().filter(|t| subject.takes(*t)).collect::<Vec<_>>() {
                 subject.force_tile(Some(tile));
-                let PromptMeasured { error, unwritten, hash, .. } = subject.measure(tokens).unwrap();
+                let PromptMeasured { error, unwritten, hash, .. } = subject.check(tokens).unwrap();
                 let what = format!("{dtype} {rows} x {depth}, {tokens} tokens in {tile:?}: {error:e} from float64");
                 assert!(error < ERROR_MAX && unwritten == 0, "{what}, {unwritten} numbers left out");
                 assert_eq!(hash, own.hash, "{what}");
