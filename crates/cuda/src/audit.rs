@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tessera_ops::audit::{Scope, Variant};
 
 use crate::{
-    CudaDevice, Numerics, OpenError,
+    CudaDevice, OpenError,
     cache::Cache,
     matmul::{
         layout::Layout,
@@ -20,18 +20,14 @@ pub fn all_edges() -> BTreeSet<usize> {
     codes.chain(FloatsTile::ALL.map(|tile| tile.columns)).chain(prefill_tile::WIDTHS).collect()
 }
 
-/// The card, as what is audited: width alone picks a kernel, so there is one variant; and where prompt rows have an arithmetic of
-/// their own, another for that.
+/// The card, as what is audited: width alone picks a kernel, so there is one variant for each arithmetic.
 ///
 /// # Errors
 /// As [`CudaDevice::open`].
 pub fn variants(ordinal: usize, cache: Cache) -> Result<Vec<Variant<CudaDevice>>, OpenError> {
     let device = CudaDevice::under_audit(ordinal, cache.clone())?;
     let name = tessera_ops::Device::name(&device);
-    let mut all = vec![Variant { name: name.clone(), device, scope: Scope::All }];
-    if all[0].device.numerics() == Numerics::ByRole {
-        let device = CudaDevice::under_audit(ordinal, cache)?.for_prompts();
-        all.push(Variant { name: format!("{name}, prompt rows"), device, scope: Scope::Prompt });
-    }
-    Ok(all)
+    let prompts = CudaDevice::under_audit(ordinal, cache)?.for_prompts();
+    let prompts = Variant { name: format!("{name}, prompt rows"), device: prompts, scope: Scope::Prompt };
+    Ok(vec![Variant { name, device, scope: Scope::All }, prompts])
 }

@@ -65,13 +65,12 @@ impl CudaDevice {
         let shared = [Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route];
         let failed = |e: Error| OpenError::Driver { what: "load kernels", reason: e.to_string() };
         gpu.prepare(&shared).map_err(failed)?;
-        let role = (!Module::has_prefill(gpu.arch())).then_some(Role::Decode);
-        Ok(CudaDevice { gpu, steps: Steps::default(), role })
+        Ok(CudaDevice { gpu, steps: Steps::default(), role: None })
     }
 
     /// The same, prompt rows in the arithmetic of codes where `numerics` says so.
     pub fn with_numerics(self, numerics: Numerics) -> CudaDevice {
-        let role = if numerics == Numerics::Uniform { Some(Role::Decode) } else { self.role };
+        let role = (numerics == Numerics::Uniform).then_some(Role::Decode);
         CudaDevice { role, ..self }
     }
 
@@ -80,7 +79,7 @@ impl CudaDevice {
         CudaDevice { role: Some(Role::Prefill), ..self }
     }
 
-    /// Which arithmetic rows of a prompt run in: that of codes also where the card has no other kernels.
+    /// Which arithmetic rows of a prompt run in.
     pub fn numerics(&self) -> Numerics {
         if self.role == Some(Role::Decode) { Numerics::Uniform } else { Numerics::ByRole }
     }

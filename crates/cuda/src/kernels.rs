@@ -12,7 +12,7 @@ use crate::{
     matmul::{
         Packed,
         layout::{Float, Layout},
-        prefill_tile::{self, PrefillTile},
+        prefill_tile::{self, PrefillTile, warps},
         tile::{CodesTile, FloatsTile},
     },
     routes::LIST_THREADS,
@@ -31,6 +31,8 @@ pub enum Module {
     Halves,
     /// Products of prompt rows, of Hopper.
     Prefill(Packed, PrefillTile),
+    /// The same of other cards.
+    PrefillWarps(Packed),
     /// Root-mean-square norm.
     Norm,
     /// Rotary position embedding.
@@ -57,6 +59,9 @@ pub struct Pages {
     /// How they are kept.
     pub format: KvFormat,
 }
+
+/// Cards that have Hopper's own instructions.
+pub(crate) const HOPPER_ARCH: &str = "sm_90a";
 
 /// Threads of a block that makes f16 of a row.
 pub(crate) const HALVES_THREADS: usize = 256;
@@ -116,7 +121,7 @@ impl Module {
             all.extend(CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)));
         }
         for form in Layout::all().into_iter().map(Packed::Codes).chain(Float::forms()) {
-            all.extend(prefill_tile::all(form).into_iter().map(|tile| Module::Prefill(form, tile)));
+            all.extend(Module::prefill(form));
         }
         for float in Float::ALL {
             all.extend(FloatsTile::ALL.map(|tile| Module::Floats(float, tile)));
@@ -141,6 +146,7 @@ impl Module {
             Module::Floats(..) => "floats",
             Module::Halves => "halves",
             Module::Prefill(..) => "prefill",
+            Module::PrefillWarps(_) => "prefill_warps",
             Module::Norm => "norm",
             Module::Rope => "rope",
             Module::Elementwise => "elementwise",
@@ -160,6 +166,7 @@ impl Module {
             Module::Floats(..) => &["floats"],
             Module::Halves => &["halves"],
             Module::Prefill(..) => &["prefill", "add_parts"],
+            Module::PrefillWarps(_) => &["prefill_warps"],
             Module::Norm => &["rms_norm"],
             Module::Rope => &["rotate"],
             Module::Elementwise => {
@@ -173,14 +180,19 @@ impl Module {
         }
     }
 
-    /// Whether a card has kernels of its own for rows of a prompt.
-    pub(crate) fn has_prefill(arch: &str) -> bool {
-        arch == "sm_90a"
+    /// The kernels that multiply prompt rows by weights of a form, of all cards.
+    pub(crate) fn prefill(form: Packed) -> Vec<Module> {
+        let tiles = prefill_tile::all(form).into_iter().map(|tile| Module::Prefill(form, tile));
+        tiles.chain([Module::PrefillWarps(form)]).collect()
     }
 
-    /// Whether a card can run it: some use Hopper's own instructions.
+    /// Whether a card runs it: some use Hopper's own instructions, which others stand in for elsewhere.
     pub fn runs_on(self, arch: &str) -> bool {
-        !matches!(self, Module::Prefill(..)) || Module::has_prefill(arch)
+        match self {
+            Module::Prefill(..) => arch == HOPPER_ARCH,
+            Module::PrefillWarps(_) => arch != HOPPER_ARCH,
+            _ => true,
+        }
     }
 
     /// Bytes of dynamic shared memory for which the driver must be asked before a launch.
@@ -198,6 +210,7 @@ impl Module {
             Module::Floats(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/floats.cu")],
             Module::Halves => vec![COMMON, source!("quantize/halves.cu")],
             Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, EXPAND, source!("matmul/prefill.cu")],
+            Module::PrefillWarps(_) => vec![COMMON, EXPAND, source!("matmul/prefill_warps.cu")],
             Module::Norm => vec![COMMON, source!("norm/norm.cu")],
             Module::Rope => vec![COMMON, source!("rope/rope.cu")],
             Module::Elementwise => vec![COMMON, source!("elementwise/elementwise.cu")],
@@ -221,6 +234,7 @@ impl Module {
             Module::Floats(float, tile) => [float.constants(), tile.constants()].concat(),
             Module::Halves => vec![("THREADS", HALVES_THREADS), ("HELD", HALVES_HELD)],
             Module::Prefill(form, tile) => tile.constants(form),
+            Module::PrefillWarps(form) => warps::constants(form),
             Module::Store(pages) => pages.constants(),
             Module::Scores(pages, tile) => [pages.constants(), tile.scores_constants()].concat(),
             Module::Weights => vec![("THREADS", WEIGHTS_THREADS)],

@@ -83,24 +83,26 @@ fn a_model_says_on_the_card_what_it_says_on_the_cpu() {
         let path = path_of(model);
         let engine = ["run", &path, PROMPT, "--cache-format", cache, "--chunk", chunk];
         let args = [&engine[..], &flags].concat();
-        let ran = on_card(&home, "", &[&args[..], &["--device", "cuda"]].concat());
+        let ran = on_card(&home, "", &[&args[..], &["--device", "cuda", "--numerics", "uniform"]].concat());
         assert!(!ran.err.contains("emulation: "), "{}", ran.err);
         assert_eq!(said(ran), said(home.run(&args)), "{model}");
     }
 }
 
-/// Hopper's kernels take prompt rows in another arithmetic: near the CPU's, and the same whatever the chunks.
+/// Prompt rows have another arithmetic, on Hopper and before it: near the CPU's, and the same whatever the chunks.
 #[test]
-fn prompts_on_hopper_do_not_depend_on_chunks() {
+fn prompts_do_not_depend_on_chunks() {
     let home = Home::new();
     let flags = ["--raw", "-t", "0", "-n", "6", "--ignore-eos", "--json", "--logprobs", "3"];
-    for model in ["llama", "qwen3_moe", QUANTIZED] {
+    let hopper = "capability=9.0";
+    for (model, card) in
+        [("llama", hopper), ("qwen3_moe", hopper), (QUANTIZED, hopper), ("qwen3_moe", ""), (QUANTIZED, "")]
+    {
         let path = path_of(model);
         let args = |chunk| [&["run", &path, PROMPT, "--chunk", chunk][..], &flags].concat();
-        let on_hopper =
-            |chunk| said(on_card(&home, "capability=9.0", &[&args(chunk)[..], &["--device", "cuda"]].concat()));
-        let (whole, on_cpu) = (on_hopper("512"), said(home.run(&args("512"))));
-        assert_eq!(on_hopper("9"), whole, "{model}");
+        let of_card = |chunk| said(on_card(&home, card, &[&args(chunk)[..], &["--device", "cuda"]].concat()));
+        let (whole, on_cpu) = (of_card("512"), said(home.run(&args("512"))));
+        assert_eq!(of_card("9"), whole, "{model}");
         assert!(whole != on_cpu, "{model}: prompt rows have an arithmetic of their own");
         let chances = |said: &serde_json::Value| -> Vec<f64> {
             said["tokens"].as_array().unwrap().iter().map(|t| t["logprob"].as_f64().unwrap()).collect()
@@ -115,7 +117,7 @@ fn prompts_on_hopper_do_not_depend_on_chunks() {
 fn what_fails_is_said_with_a_remedy() {
     let home = Home::new();
     let model = path_of("llama");
-    let args = ["run", &model, PROMPT, "--raw", "-n", "2", "--device", "cuda"];
+    let args = ["run", &model, PROMPT, "--raw", "-n", "2", "--device", "cuda", "--numerics", "uniform"];
     for (card, words) in [
         ("cards=0", ["no CUDA-capable device is detected", "nvidia-smi"]),
         ("capability=7.5", ["compute capability 7.5", "use the CPU"]),

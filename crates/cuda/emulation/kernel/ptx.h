@@ -39,6 +39,12 @@ EMULATED void multiply_half(int (&c)[4], u32 a0, u32 a1, u32 b, const int (&star
     emulation_multiply(&part, here);
 }
 
+EMULATED void multiply_numbers(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, HERE) {
+    const u32 registers[2] = {b0, b1};
+    const emulation::Multiplication part = {emulation::Multiplication::F16Depth16, c, a, registers};
+    emulation_multiply(&part, here);
+}
+
 // Copies that go on by themselves. The machine makes them as late as it may, so that who does not wait sees NaN.
 EMULATED u32 shared_address(const void* at) { return emulation_shared_address(at); }
 EMULATED void copy_16(void* to, const void* from, HERE) { emulation_copy(to, from, 16, here); }

@@ -25,10 +25,35 @@ template <unsigned depth> static void multiply_codes(const u64 (&parts)[lanes]) 
     }
 }
 
+static float number_of_half(u32 bits) { return static_cast<float>(__builtin_bit_cast(_Float16, static_cast<unsigned short>(bits))); }
+
+// m16n8k16 of f16: exact products, their sum with the number before rounded once.
+static void multiply_numbers(const u64 (&parts)[lanes]) {
+    float a[16][16], b[8][16];
+    for (unsigned lane = 0; lane < lanes; lane++) {
+        const auto* part = reinterpret_cast<const Multiplication*>(parts[lane]);
+        unsigned g = lane / 4, t = lane % 4;
+        for (unsigned i = 0; i < 2; i++) {
+            for (unsigned r = 0; r < 4; r++) a[g + r % 2 * 8][t * 2 + i + r / 2 * 8] = number_of_half(part->a[r] >> (16 * i));
+            for (unsigned r = 0; r < 2; r++) b[g][t * 2 + i + r * 8] = number_of_half(part->b[r] >> (16 * i));
+        }
+    }
+    for (unsigned lane = 0; lane < lanes; lane++) {
+        float* sums = static_cast<float*>(reinterpret_cast<const Multiplication*>(parts[lane])->sums);
+        for (unsigned i = 0; i < 4; i++) {
+            const float *row = a[lane / 4 + i / 2 * 8], *column = b[lane % 4 * 2 + i % 2];
+            double sum = sums[i];
+            for (unsigned k = 0; k < 16; k++) sum += static_cast<double>(row[k]) * column[k];
+            sums[i] = static_cast<float>(sum);
+        }
+    }
+}
+
 void multiply(const u64 (&parts)[lanes]) {
     switch (reinterpret_cast<const Multiplication*>(parts[0])->kind) {
     case Multiplication::U8S8Depth32: return multiply_codes<32>(parts);
     case Multiplication::U8S8Depth16: return multiply_codes<16>(parts);
+    case Multiplication::F16Depth16: return multiply_numbers(parts);
     }
 }
 

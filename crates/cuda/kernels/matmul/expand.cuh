@@ -148,6 +148,11 @@ struct Unit {
 #endif
         }
     }
+    // As `load`, of `count` chunks; what lies behind them is zeros.
+    DEVICE_MEMBER void load_within(const u8* chunks, u32 unit, u32 lane, float up, u32 up_pair, u32 count) {
+        if (unit / UNITS < count) return load(chunks, unit, lane, up, up_pair);
+        *this = {};
+    }
     DEVICE_MEMBER void expand(Operands& out, float) const {
         constexpr int second = SUBS_PER_UNIT - 1;
 #if HAS_MIN
@@ -217,7 +222,10 @@ DEVICE void load_block(Unit (&units)[2], const u8* chunks, u32 block, u32 lane, 
 // As above; `chunks` begin at the first of the lane's 16 rows among 32.
 struct Unit {
     u32 words[2][2][VALUE_BYTES];
-    DEVICE_MEMBER void load(const u8* chunks, u32 unit, u32 lane, float, u32) {
+    DEVICE_MEMBER void load(const u8* chunks, u32 unit, u32 lane, float up, u32 up_pair) {
+        load_within(chunks, unit, lane, up, up_pair, 0xffffffffu);
+    }
+    DEVICE_MEMBER void load_within(const u8* chunks, u32 unit, u32 lane, float, u32, u32 count) {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             u32 feature = unit * 32 + half * 16 + lane % 4 * 4;
@@ -225,7 +233,8 @@ struct Unit {
 #pragma unroll
             for (int row = 0; row < 2; row++) {
 #pragma unroll
-                for (int i = 0; i < VALUE_BYTES; i++) words[half][row][i] = ((const u32*)(at + row * 128))[i];
+                for (int i = 0; i < VALUE_BYTES; i++)
+                    words[half][row][i] = feature / RUN < count ? ((const u32*)(at + row * 128))[i] : 0;
             }
         }
     }

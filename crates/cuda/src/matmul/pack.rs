@@ -14,7 +14,7 @@ use tessera_ops::{Error, MatrixSource};
 
 use super::{
     layout::{Float, Layout, Scale, Scales},
-    prefill_tile::{self, PrefillTile},
+    prefill_tile::PrefillTile,
     select::{Packed, select, units_at},
     tile::{CodesTile, FloatsTile, MMA_ROWS},
 };
@@ -55,8 +55,8 @@ impl PackedMatrix {
             remedy: "convert the model to a format of weights, such as Q8_0",
         })?;
         gpu.prepare(&form.modules())?;
-        let prefill = prefill_tile::all(form).into_iter().map(|tile| Module::Prefill(form, tile));
-        gpu.prepare(&prefill.filter(|m| m.runs_on(gpu.arch())).collect::<Vec<_>>())?;
+        let prefill = Module::prefill(form).into_iter().filter(|m| m.runs_on(gpu.arch()));
+        gpu.prepare(&prefill.collect::<Vec<_>>())?;
         let (tile_rows, tile_bytes) = (form.tile_rows(), form.tile_bytes(source.depth));
         let tiles = rows.div_ceil(tile_rows) * segments;
         let what = format!("tensor {}", source.name);

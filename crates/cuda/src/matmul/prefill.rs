@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use super::{
     pack::PackedMatrix,
-    prefill_tile::{self, BLOCK, PrefillTile},
+    prefill_tile::{self, BLOCK, PrefillTile, warps},
     project::{Share, rows_of},
     select::Packed,
 };
 use crate::{
     driver::{Arg, Gpu, Memory},
-    kernels::{HALVES_THREADS, Module},
+    kernels::{HALVES_THREADS, HOPPER_ARCH, Module},
     tensor::{Tensor, blocks, each},
 };
 
@@ -72,6 +72,9 @@ pub(crate) fn multiply(
 ) {
     let PackedMatrix { form, segments, rows, depth, up, .. } = *matrix;
     let columns = share.x.len() * share.places_each();
+    if gpu.arch() != HOPPER_ARCH {
+        return multiply_by_warps(gpu, x, matrix, bias, share, y);
+    }
     let shape = Shape { rows, depth, segments, columns, is_routed: share.places.is_some() };
     let plan = shape.plan(form, gpu.processors(), matrix.forced_prefill);
     let parts = plan.is_parted.then(|| gpu.take(plan.parts * columns * rows * size_of::<f32>()));
@@ -91,6 +94,26 @@ pub(crate) fn multiply(
         args.push(Arg::F32(up.recip()));
         gpu.launch(module, "add_parts", each(rows * columns), &args);
     }
+}
+
+/// The same on cards that are not Hopper.
+fn multiply_by_warps(
+    gpu: &Arc<Gpu>,
+    x: &Halves,
+    matrix: &PackedMatrix,
+    bias: Option<&Memory>,
+    share: &Share<'_>,
+    y: &Tensor,
+) {
+    let PackedMatrix { form, segments, rows, depth, up, .. } = *matrix;
+    let (tokens, parts) = (share.x.len(), prefill_tile::parts(rows, depth, segments));
+    let mut args = vec![Arg::Memory(&matrix.memory), Arg::Memory(&x.numbers), Arg::Memory(&x.scales)];
+    args.extend([rows_of(y, &share.y), bias.into()]);
+    args.extend(share.lists());
+    args.extend([rows, depth, tokens, x.eights, y.width, parts].map(Arg::U32));
+    args.extend([Arg::U32((share.is_sliced && segments > 1).into()), Arg::F32(up), Arg::F32(up.recip())]);
+    let launch = warps::launch(rows, share.columns_max(), segments);
+    gpu.launch(Module::PrefillWarps(form), "prefill_warps", launch, &args);
 }
 
 /// What is multiplied.

@@ -3,7 +3,7 @@
 use super::{
     layout::Float,
     select::Packed,
-    tile::{FloatsTile, Launch, MMA_ROWS},
+    tile::{FloatsTile, Launch, MMA_ROWS, WARP},
 };
 
 /// Features of a stage of activations: what one swizzled row of shared memory holds.
@@ -52,6 +52,14 @@ pub(crate) const fn span(form: Packed) -> usize {
         Packed::Codes(layout) if layout.units == 8 => 4,
         Packed::Codes(_) => 2,
         Packed::Float(_) => 1,
+    }
+}
+
+/// Of a form, and the rows that lie together in it.
+fn weights_constants(form: Packed) -> (Vec<(&'static str, usize)>, usize) {
+    match form {
+        Packed::Codes(layout) => (layout.constants(), MMA_ROWS),
+        Packed::Float(float) => (float.constants(), FloatsTile::ROWS),
     }
 }
 
@@ -170,10 +178,7 @@ impl PrefillTile {
         let PrefillTile { consumers, tokens, cluster, has_totals } = self;
         let (given, taken) = self.registers();
         let (stages, weight_stages) = self.stages(form);
-        let (mut constants, tile_rows) = match form {
-            Packed::Codes(layout) => (layout.constants(), MMA_ROWS),
-            Packed::Float(float) => (float.constants(), FloatsTile::ROWS),
-        };
+        let (mut constants, tile_rows) = weights_constants(form);
         constants.extend([
             ("CONSUMERS", consumers),
             ("GIVEN_REGISTERS", given),
@@ -224,5 +229,29 @@ impl Float {
     /// All forms of plain weights.
     pub fn forms() -> [Packed; 3] {
         Float::ALL.map(Packed::Float)
+    }
+}
+
+/// The tile of cards that are not Hopper: warps of 16 rows.
+pub(crate) mod warps {
+    use super::*;
+
+    /// Columns of a warp.
+    pub(crate) const TOKENS: usize = 64;
+
+    /// Warps of a block.
+    const WARPS: usize = 4;
+
+    /// The launch for `segments` matrices of `rows` rows, and at most `columns` columns each.
+    pub(crate) fn launch(rows: usize, columns: usize, segments: usize) -> Launch {
+        let grid = [rows.div_ceil(WARPS * MMA_ROWS), columns.div_ceil(TOKENS), segments];
+        Launch { grid, threads: WARPS * WARP, shared_bytes: 0, groups: 1 }
+    }
+
+    pub(crate) fn constants(form: Packed) -> Vec<(&'static str, usize)> {
+        let (mut constants, tile_rows) = weights_constants(form);
+        let own = [("TOKENS", TOKENS), ("SPAN", span(form)), ("TILE_ROWS", tile_rows), ("THREADS", WARPS * WARP)];
+        constants.extend(own);
+        constants
     }
 }
