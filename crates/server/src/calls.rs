@@ -8,7 +8,7 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 use tessera_engine::{
     ChatFormat, Tokenizer,
-    chat::{Calls, Mark, Typing},
+    chat::{Calls, Mark, Typing, referred},
 };
 
 use crate::{grammar::compact, tools::ToolUse};
@@ -154,7 +154,9 @@ impl Grammar<'_> {
             let rule = format!("argument_{index}_{at}");
             let _ = write!(arguments, " {rule}{}", if required { "" } else { "?" });
             let value = format!("value_{index}_{at}");
-            if is_text(kind) {
+            if let Some(texts) = texts(referred(kind, schema)) {
+                let _ = writeln!(rules, "{value}: {texts} {line} {value_close}");
+            } else if is_text(referred(kind, schema)) {
                 rules += &text_up_to(&value, self.format, self.tokenizer, Mark::ValueClose)?;
             } else {
                 let json = compact(moved_from_root(kind, schema));
@@ -164,7 +166,7 @@ impl Grammar<'_> {
             let between = match typing {
                 Typing::Schema if value_open.is_empty() => String::new(),
                 Typing::Schema => literal("\n"),
-                Typing::Flag(word) => literal(if is_text(kind) { word } else { NO_TEXT }),
+                Typing::Flag(word) => literal(if is_text(referred(kind, schema)) { word } else { NO_TEXT }),
             };
             let key = literal(&attribute(key, typing));
             let _ =
@@ -181,6 +183,10 @@ impl Grammar<'_> {
         let all = properties(schema);
         let (needed, optional): (Vec<_>, Vec<_>) = all.into_iter().partition(|(.., required)| *required);
         let pair = |(key, kind, _): &(&str, &Value, bool)| {
+            let kind = referred(kind, schema);
+            if let Some(texts) = texts(kind) {
+                return format!("{} {quote} {texts} {quote}", literal(&format!("{key}:")));
+            }
             let value = match kind.get("type").and_then(Value::as_str) {
                 Some("string") => "text",
                 Some("integer") => "WHOLE",
@@ -239,12 +245,20 @@ fn properties(schema: &Value) -> Vec<(&str, &Value, bool)> {
     all.map(|(key, kind)| (key.as_str(), kind, required(key))).collect()
 }
 
+/// The texts that a schema allows, if it names them all, as an alternative of literals.
+fn texts(schema: &Value) -> Option<String> {
+    let all = schema.get("enum").and_then(Value::as_array).map(Vec::as_slice);
+    let all = all.or(schema.get("const").map(std::slice::from_ref))?;
+    let texts: Option<Vec<String>> = all.iter().map(|one| one.as_str().map(literal)).collect();
+    Some(format!("({})", texts?.join(" | "))).filter(|_| !all.is_empty())
+}
+
 /// Whether a value of this schema is written as bare text.
 fn is_text(schema: &Value) -> bool {
     match schema.get("type") {
         Some(Value::String(kind)) => kind == "string",
         Some(_) => false,
-        None => schema["enum"].as_array().is_some_and(|all| all.iter().all(Value::is_string)) || schema == &json!({}),
+        None => texts(schema).is_some() || schema == &json!({}),
     }
 }
 

@@ -25,4 +25,4 @@ pub use message::{FunctionCall, Message, ToolCall};
 pub use parser::ReplyParser;
 pub use rendering::{PromptError, messages_for, prompt};
 pub use reply::Reply;
-pub use tools::{Tool, Tools};
+pub use tools::{Tool, Tools, referred};

@@ -58,9 +58,16 @@ impl Tools {
     /// What an argument may be, by the schema of its tool; anything where that does not say.
     pub(super) fn accepts(&self, name: &str, key: &str) -> Accepts {
         let tool = self.tools.iter().find(|tool| tool.name == name);
-        let schema = tool.and_then(|tool| tool.parameters.get("properties")?.get(key));
-        schema.map_or(Accepts::ANY, |schema| Accepts::of(schema, 0))
+        let found = tool.and_then(|tool| Some((tool.parameters.get("properties")?.get(key)?, &tool.parameters)));
+        found.map_or(Accepts::ANY, |(schema, root)| Accepts::of(schema, root, 0))
     }
+}
+
+/// What a schema's `$ref` stands for, where that is a place in `root`; else the schema itself.
+pub fn referred<'s>(schema: &'s Value, root: &'s Value) -> &'s Value {
+    const STEPS_MAX: usize = 8; // references may lead in a circle
+    let step = |schema: &&'s Value| root.pointer(schema.get("$ref")?.as_str()?.strip_prefix('#')?);
+    std::iter::successors(Some(schema), step).take(STEPS_MAX).last().unwrap_or(schema)
 }
 
 /// A set of JSON's types.
@@ -74,8 +81,10 @@ impl Accepts {
     pub(super) const TEXT: Accepts = Accepts(1);
     pub(super) const ANY: Accepts = Accepts(63);
 
-    /// By a schema's `type`, `enum`, `const`, `anyOf` and `oneOf`; one that says nothing of these allows all.
-    fn of(schema: &Value, depth: usize) -> Accepts {
+    /// By a schema's `type`, `enum`, `const`, `anyOf` and `oneOf`, or those of what it refers to; one that says nothing of
+    /// these allows all.
+    fn of(schema: &Value, root: &Value, depth: usize) -> Accepts {
+        let schema = referred(schema, root);
         let named = |value: &Value| TYPES.iter().find(|(n, _)| value.as_str() == Some(n)).map_or(63, |(_, bit)| *bit);
         let bits = match (schema.get("type"), schema.get("enum"), schema.get("const")) {
             (Some(Value::Array(all)), ..) => all.iter().fold(0, |bits, one| bits | named(one)),
@@ -85,7 +94,7 @@ impl Accepts {
             _ => {
                 let choices = ["anyOf", "oneOf"].iter().find_map(|key| schema.get(key)?.as_array());
                 let choices = choices.filter(|_| depth < 4).map_or(&[][..], Vec::as_slice);
-                choices.iter().fold(0, |bits, choice| bits | Accepts::of(choice, depth + 1).0)
+                choices.iter().fold(0, |bits, choice| bits | Accepts::of(choice, root, depth + 1).0)
             }
         };
         if bits == 0 { Accepts::ANY } else { Accepts(bits) }

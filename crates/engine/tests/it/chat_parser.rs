@@ -76,6 +76,12 @@ const WELL_FORMED: &[Case] = &[
         "<tool_call>now</tool_call><tool_call>f<arg_key>k</arg_key><arg_value>{\"a\": 1}</arg_value></tool_call>",
         &["call now: {}", "call f: {\"k\":{\"a\":1}}"],
     ),
+    // A type that a reference leads to; one in a circle is any.
+    (
+        "glm4",
+        "<tool_call>weather\n<arg_key>scale</arg_key>\n<arg_value>1</arg_value>\n<arg_key>circle</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
+        &["call weather: {\"scale\":\"1\",\"circle\":1}"],
+    ),
     (
         "qwen3-coder",
         "I look.\n<tool_call>\n<function=weather>\n<parameter=city>\n\nBern\n> 1\n</parameter>\n<parameter=exact>\nTrue\n</parameter>\n</function>\n</tool_call>",

@@ -12,10 +12,11 @@ fn weather() -> Value {
             "days": { "type": "integer", "minimum": 1, "maximum": 9 },
             "unit": { "$ref": "#/$defs/unit" },
             "rain": { "type": "boolean" },
+            "place": { "$ref": "#/$defs/place" },
         },
-        "required": ["days", "rain"],
+        "required": ["days", "rain", "place"],
         "additionalProperties": false,
-        "$defs": { "unit": { "enum": [1, 2] } },
+        "$defs": { "unit": { "enum": [1, 2] }, "place": { "enum": ["Bern", "a \"b\" | c"] } },
     });
     json!({ "type": "function", "function": { "name": "weather", "description": "How it is", "parameters": parameters } })
 }
@@ -36,8 +37,9 @@ fn assert_sound(call: &Value) {
         return assert!(arguments.is_object());
     }
     assert_eq!(call["function"]["name"], "weather");
-    assert!(arguments["days"].is_i64() && arguments["rain"].is_boolean(), "{arguments}");
-    assert!(arguments.as_object().unwrap().keys().all(|key| ["days", "unit", "rain"].contains(&key.as_str())));
+    let sound = arguments["days"].is_i64() && arguments["rain"].is_boolean();
+    assert!(sound && ["Bern", "a \"b\" | c"].map(Value::from).contains(&arguments["place"]), "{arguments}");
+    assert!(arguments.as_object().unwrap().keys().all(|key| ["days", "unit", "rain", "place"].contains(&key.as_str())));
 }
 
 #[test]

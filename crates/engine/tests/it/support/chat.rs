@@ -9,7 +9,7 @@ use tessera_engine::{
 };
 
 /// Tools that the tests call.
-pub(crate) const TOOLS: &str = r#"[
+pub(crate) const TOOLS: &str = r##"[
   {"type": "function", "function": {"name": "weather", "description": "The weather", "parameters": {
     "type": "object",
     "properties": {
@@ -19,10 +19,13 @@ pub(crate) const TOOLS: &str = r#"[
       "places": {"type": "array", "items": {"type": "string"}},
       "note": {"type": ["string", "null"]},
       "either": {"anyOf": [{"type": "number"}, {"type": "string"}]},
-      "unit": {"enum": ["C", "F"]}
-    }, "required": ["city"]}}},
+      "unit": {"enum": ["C", "F"]},
+      "scale": {"$ref": "#/$defs/scale"},
+      "circle": {"$ref": "#/$defs/circle"}
+    }, "required": ["city"],
+    "$defs": {"scale": {"anyOf": [{"$ref": "#/$defs/digits"}]}, "digits": {"enum": ["1", "2"]}, "circle": {"$ref": "#/$defs/circle"}}}}},
   {"name": "now", "input_schema": {"type": "object", "properties": {}}}
-]"#;
+]"##;
 
 pub(crate) fn tools() -> Arc<Tools> {
     Arc::new(Tools::parse(TOOLS).unwrap())
