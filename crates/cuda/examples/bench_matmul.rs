@@ -13,8 +13,9 @@ use tessera_formats::DType;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Row tiles of a warp, and blocks of a processor.
-const SHAPES: [(usize, usize); 8] = [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (4, 1), (4, 2)];
+/// Row tiles of a warp, blocks of a processor, and warps of a tile.
+const SHAPES: [(usize, usize, usize); 10] =
+    [(1, 2, 8), (1, 2, 2), (1, 3, 8), (1, 3, 2), (2, 2, 8), (2, 2, 4), (2, 2, 2), (4, 1, 8), (4, 1, 2), (2, 1, 2)];
 
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -44,17 +45,26 @@ fn tiles(subject: &mut Subject<'_>, dtype: DType, columns: usize) -> Outcome<()>
     let Some(Packed::Codes(layout)) = select(dtype) else { return Ok(()) };
     let own = CodesTile::for_columns(layout, columns);
     let mut tiles = vec![];
-    for (fold, row_tiles, blocks) in [1, 2, 4].into_iter().flat_map(|f| SHAPES.map(|(r, b)| (f, r, b))) {
-        let tile = CodesTile { row_tiles, column_tiles: columns.div_ceil(8 / fold), fold, blocks };
-        if tile.is_sound(layout) && (fold == 1 || columns <= 8 / fold) && tile != own {
-            tiles.push(tile);
+    for (fold, (row_tiles, blocks, warps)) in [1, 2, 4].into_iter().flat_map(|f| SHAPES.map(|s| (f, s))) {
+        // As many columns at once, or some.
+        for column_tiles in [1, 2, 4, 8].into_iter().filter(|t| *t <= columns.div_ceil(8 / fold)) {
+            let tile = CodesTile { row_tiles, column_tiles, fold, blocks, warps, stages: 2 }.with_ring(layout);
+            if tile.is_sound(layout)
+                && (fold == 1 || columns <= 8 / fold)
+                && 4 * tile.columns() >= columns
+                && tile != own
+            {
+                tiles.push(tile);
+            }
         }
     }
     subject.prepare(&tiles)?;
     for tile in tiles {
         subject.force_tile(tile)?;
-        let CodesTile { row_tiles, fold, blocks, .. } = tile;
-        let name = format!("{dtype} {columns}: rows {row_tiles} fold {fold} blocks {blocks}");
+        let CodesTile { row_tiles, column_tiles, fold, blocks, warps, stages } = tile;
+        let name = format!(
+            "{dtype} {columns}: {row_tiles}x{column_tiles} fold {fold} blocks {blocks} warps {warps} stages {stages}"
+        );
         line(&name, subject.measure(columns)?);
     }
     Ok(())
@@ -66,9 +76,9 @@ fn line(name: &str, measured: Option<Measured>) {
             let speed = |bytes: usize| bytes as f64 / product_us / 1e3;
             let (file, packed) = (speed(file_bytes), speed(packed_bytes));
             println!(
-                "{name:42} {product_us:9.1} us {file:7.0} GB/s (packed {packed:5.0}), quantize {quantize_us:5.1} us"
+                "{name:56} {product_us:9.1} us {file:7.0} GB/s (packed {packed:5.0}), quantize {quantize_us:5.1} us"
             );
         }
-        None => println!("{name:42} WRONG"),
+        None => println!("{name:56} WRONG"),
     }
 }

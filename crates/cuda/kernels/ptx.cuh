@@ -68,6 +68,10 @@ DEVICE void multiply_numbers(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+// An address as instructions of shared memory take it.
+DEVICE u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
+// Starts the way of a line of 128 bytes from memory into the L2 cache.
+DEVICE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" : : "l"(at)); }
 // A number that the compiler does not know, so that it stays in its register.
 DEVICE int opaque(int value) {
     int known;
@@ -75,16 +79,20 @@ DEVICE int opaque(int value) {
     return known;
 }
 
-// Copies from global to shared memory that go on by themselves; both places are multiples of the size. They end in groups.
-DEVICE u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
+// Copies from global to shared memory that go on by themselves; both places are multiples of the size. They end in groups, whose
+// ends alone are ordered with other reads and writes.
 DEVICE void copy_16(void* to, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(shared_address(to)), "l"(from) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(shared_address(to)), "l"(from));
+}
+// What passes once, in whole lines of L2.
+DEVICE void copy_16_once(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" : : "r"(shared_address(to)), "l"(from));
 }
 DEVICE void copy_8(void* to, const void* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" : : "r"(shared_address(to)), "l"(from) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" : : "r"(shared_address(to)), "l"(from));
 }
 DEVICE void copy_4(void* to, const void* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" : : "r"(shared_address(to)), "l"(from) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" : : "r"(shared_address(to)), "l"(from));
 }
 DEVICE void end_of_copies() { asm volatile("cp.async.commit_group;" : : : "memory"); }
 // Waits until at most so many groups of this thread are on their way.
@@ -110,4 +118,22 @@ DEVICE u32 pair_of_halves(float low, float high) {
     u32 pair;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
+}
+
+// A kernel may be started while earlier ones of the stream still run: `let_next_start` allows it to those behind, and
+// `after_earlier_work` waits for all that was enqueued before. Until then a kernel touches nothing but weights.
+DEVICE void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+DEVICE void after_earlier_work() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" : : : "memory");
+#endif
+}
+// The first line of a kernel.
+DEVICE void begin_in_turn() {
+    let_next_start();
+    after_earlier_work();
 }

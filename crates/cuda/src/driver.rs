@@ -1,7 +1,8 @@
 //! The card: context, stream, memory and launches. The only user of the driver.
 //!
-//! There is one stream, and all work of a device goes through it in order. So memory that is dropped may be handed out again at once:
-//! whoever writes it next stands behind whoever read it last. Nothing waits for the card but reading and loading.
+//! There is one stream, and all work of a device goes through it in order; launches by way of the queue (`queue.rs`). So memory that is
+//! dropped may be handed out again at once: whoever writes it next stands behind whoever read it last. Nothing waits for the card but
+//! reading and loading.
 //!
 //! Ops cannot fail in the middle of a step. The first failure is kept, later launches do nothing, and reading reports it.
 
@@ -16,7 +17,17 @@ use std::{
 use cudarc::driver::{result, sys};
 use tessera_ops::Error;
 
-use crate::{cache::Cache, compiler::Compiler, error::OpenError, kernels::Module, matmul::tile::Launch};
+use crate::{
+    cache::Cache,
+    compiler::Compiler,
+    error::OpenError,
+    kernels::Module,
+    matmul::tile::Launch,
+    queue::{ARGS_MAX, Call, Queue},
+};
+
+mod sending;
+mod timing;
 
 /// Memory is taken in multiples of this.
 const GRAIN: usize = 512;
@@ -39,6 +50,9 @@ pub(crate) struct Gpu {
     /// Free memory of steps, by size.
     free: Mutex<HashMap<usize, Vec<sys::CUdeviceptr>>>,
     failure: Mutex<Option<String>>,
+    queue: Mutex<Queue>,
+    /// Whether kernels that wait by themselves are started before those ahead of them have ended.
+    starts_early: bool,
 }
 
 // SAFETY: context, stream and functions are handles that the driver lets any thread use, once it has made the context current,
@@ -119,7 +133,7 @@ impl Gpu {
         unsafe { result::ctx::set_current(context) }.map_err(failed("open a card"))?;
         let stream =
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("open a stream"))?;
-        let (modules, free, failure) = Default::default();
+        let (modules, free, failure, queue) = Default::default();
         let gpu = Gpu {
             name,
             arch,
@@ -133,6 +147,8 @@ impl Gpu {
             modules,
             free,
             failure,
+            queue,
+            starts_early: major >= 9 && !is_audited,
         };
         Ok(Arc::new(gpu))
     }
@@ -212,14 +228,24 @@ impl Gpu {
             let name = CString::new(*entry).map_err(|e| e.to_string())?;
             // SAFETY: the module is loaded.
             let handle = unsafe { result::module::get_function(loaded.module, name) }.map_err(words)?;
-            if let Some(bytes) = module.shared_bytes() {
-                let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                // SAFETY: the function belongs to the module above.
-                unsafe { result::function::set_function_attribute(handle, most, bytes as i32) }.map_err(words)?;
-            }
+            self.allow_shared_memory(handle);
             loaded.functions.push((entry, Function { handle, parameters: parameters(handle) }));
         }
         Ok(loaded)
+    }
+
+    /// Lets a function have all shared memory that a block can have beside its own. Where that fails, so does its first launch.
+    fn allow_shared_memory(&self, function: sys::CUfunction) {
+        use sys::{CUdevice_attribute as Device, CUfunction_attribute as Attribute};
+        let most = Device::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        // SAFETY: the device is one that the driver gave.
+        let most = unsafe { result::device::get_attribute(self.device, most) }.unwrap_or(0);
+        let mut own = 0;
+        // SAFETY: the function belongs to a loaded module, and the number is written.
+        unsafe { sys::cuFuncGetAttribute(&mut own, Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function) };
+        let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: as above.
+        let _ = unsafe { sys::cuFuncSetAttribute(function, attribute, most - own) };
     }
 
     fn module(&self, module: Module) -> Option<Arc<Loaded>> {
@@ -240,32 +266,21 @@ impl Gpu {
         }
         let Some(loaded) = self.module(module) else { return };
         let found = loaded.functions.iter().find(|(name, _)| *name == entry);
-        let Some((_, function)) = found else { return self.fail(entry, "no such kernel") };
-        let mut values = [[0u8; 8]; 32];
+        let Some((name, function)) = found else { return self.fail(entry, "no such kernel") };
         assert_eq!(function.parameters.len(), args.len(), "{entry}: a kernel is called with all that it takes");
+        let mut values = [0u64; ARGS_MAX];
         for ((value, arg), bytes) in values.iter_mut().zip(args).zip(&function.parameters) {
-            assert_eq!(arg.put(value), *bytes, "{entry}: a parameter has its type's size");
+            let mut bits = [0; 8];
+            assert_eq!(arg.put(&mut bits), *bytes, "{entry}: a parameter has its type's size");
+            *value = u64::from_le_bytes(bits);
         }
-        let mut pointers = [std::ptr::null_mut(); 32];
-        pointers.iter_mut().zip(&mut values).for_each(|(p, v)| *p = v.as_mut_ptr().cast());
-        let [x, y, z] = launch.grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        let (threads, shared) = (launch.threads as u32, launch.shared_bytes as u32);
-        self.bind();
-        // SAFETY: the function belongs to a loaded module, which lives as long as this; it takes as many parameters, of these sizes.
-        // They are copied by the call. The memory behind them is on this card, and is handed out again only to work behind this in
-        // the stream. That the kernel stays within it: see above.
-        let launched = unsafe {
-            result::launch_kernel(
-                function.handle,
-                (x, y, z),
-                (threads, 1, 1),
-                shared,
-                self.stream,
-                &mut pointers[..args.len()],
-            )
-        };
-        if let Err(error) = launched {
-            self.fail(entry, words(error));
+        let grid = launch.grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        let (threads, shared_bytes) = (launch.threads as u32, launch.shared_bytes as u32);
+        let (entry, function, count) = (*name, function.handle, args.len());
+        let call = Call { module, entry, function, grid, threads, shared_bytes, args: values, count };
+        let mut queue = lock(&self.queue);
+        if queue.push(call) {
+            self.send_held(&mut queue);
         }
     }
 
@@ -312,6 +327,7 @@ impl Gpu {
     }
 
     fn empty_pool(&self) {
+        self.flush();
         for pointer in lock(&self.free).drain().flat_map(|(_, pointers)| pointers) {
             // SAFETY: nothing else names the pool's memory, and the driver waits for work that uses it.
             let _ = unsafe { result::free_sync(pointer) };
@@ -327,7 +343,7 @@ impl Gpu {
         if self.has_failed() {
             return;
         }
-        self.bind();
+        self.flush();
         // SAFETY: the memory has as many bytes, and the stream is the one that all its users stand in.
         let filled = unsafe { result::memset_d8_async(memory.pointer, byte, memory.bytes, self.stream) };
         filled.unwrap_or_else(|e| self.fail("fill memory", words(e)));
@@ -339,7 +355,7 @@ impl Gpu {
             return;
         }
         assert!(size_of_val(values) <= memory.bytes, "what is sent fits");
-        self.bind();
+        self.flush();
         // SAFETY: the memory has room; the driver has copied pageable memory when the call returns, so `values` may go.
         let sent = unsafe { result::memcpy_htod_async(memory.pointer, values, self.stream) };
         sent.unwrap_or_else(|e| self.fail("send numbers", words(e)));
@@ -348,7 +364,7 @@ impl Gpu {
     /// Copies bytes into memory from `at` on, and waits.
     pub(crate) fn upload(&self, memory: &Memory, at: usize, bytes: &[u8]) -> Result<(), Error> {
         assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= memory.bytes), "what is uploaded fits");
-        self.bind();
+        self.flush();
         // SAFETY: the memory has room, and `bytes` live until the stream has been waited for.
         let sent = unsafe { result::memcpy_htod_async(memory.pointer + at as u64, bytes, self.stream) };
         sent.map_err(|e| self.lost(words(e)))?;
@@ -367,30 +383,9 @@ impl Gpu {
         self.wait()
     }
 
-    /// Microseconds that the card takes for what `work` enqueues.
-    pub(crate) fn time(&self, work: impl FnOnce()) -> Result<f64, Error> {
-        self.wait()?;
-        let failed = |e: result::DriverError| self.lost(words(e));
-        let event = || result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(failed);
-        let (start, end) = (event()?, event()?);
-        // SAFETY: events and stream are alive.
-        unsafe { result::event::record(start, self.stream) }.map_err(failed)?;
-        work();
-        // SAFETY: as above.
-        unsafe { result::event::record(end, self.stream) }.map_err(failed)?;
-        self.wait()?;
-        // SAFETY: both events were recorded and have been waited for; each is let go of once.
-        let milliseconds = unsafe {
-            let elapsed = result::event::elapsed(start, end);
-            let _ = (result::event::destroy(start), result::event::destroy(end));
-            elapsed
-        };
-        Ok(f64::from(milliseconds.map_err(failed)?) * 1e3)
-    }
-
     /// Waits for all work.
     pub(crate) fn wait(&self) -> Result<(), Error> {
-        self.bind();
+        self.flush();
         // SAFETY: the stream lives as long as this.
         if let Err(error) = unsafe { result::stream::synchronize(self.stream) } {
             self.fail("run the step", words(error));
@@ -404,6 +399,7 @@ impl Drop for Gpu {
     fn drop(&mut self) {
         self.bind();
         self.empty_pool();
+        self.drop_graphs();
         let modules = std::mem::take(&mut *self.modules.write().unwrap_or_else(PoisonError::into_inner));
         // SAFETY: no memory is left, since each holds this; so no work is left that anybody waits for, and each handle is let go of
         // once. A failure changes nothing any more.
@@ -426,7 +422,7 @@ impl Drop for Memory {
         if self.is_pooled {
             return lock(&self.gpu.free).entry(self.bytes).or_default().push(self.pointer);
         }
-        self.gpu.bind();
+        self.gpu.flush();
         // SAFETY: this owns the memory, and the driver waits for work that uses it.
         let _ = unsafe { result::free_sync(self.pointer) };
     }

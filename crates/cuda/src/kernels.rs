@@ -104,6 +104,7 @@ const PTX: (&str, &str) = source!("ptx.cuh");
 const COMMON: (&str, &str) = source!("common.cuh");
 const COLUMNS: (&str, &str) = source!("matmul/columns.cuh");
 const SEGMENTS: (&str, &str) = source!("matmul/segments.cuh");
+const CODES: (&str, &str) = source!("quantize/blocks.cuh");
 const STEP: (&str, &str) = source!("attention/step.cuh");
 const HOPPER: (&str, &str) = source!("hopper/ptx.cuh");
 const WGMMA: (&str, &str) = source!("hopper/wgmma.cuh");
@@ -195,31 +196,28 @@ impl Module {
         }
     }
 
-    /// Bytes of dynamic shared memory for which the driver must be asked before a launch.
-    pub(crate) fn shared_bytes(self) -> Option<usize> {
-        match self {
-            Module::Prefill(form, tile) => Some(tile.shared_bytes(form)),
-            _ => None,
-        }
-    }
-
     fn parts(self) -> Vec<(&'static str, &'static str)> {
         match self {
-            Module::Quantize => vec![COMMON, source!("quantize/quantize.cu")],
+            Module::Quantize => vec![COMMON, CODES, source!("quantize/quantize.cu")],
             Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/codes.cu")],
             Module::Floats(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/floats.cu")],
             Module::Halves => vec![COMMON, source!("quantize/halves.cu")],
             Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, EXPAND, source!("matmul/prefill.cu")],
             Module::PrefillWarps(_) => vec![COMMON, EXPAND, source!("matmul/prefill_warps.cu")],
-            Module::Norm => vec![COMMON, source!("norm/norm.cu")],
+            Module::Norm => vec![COMMON, CODES, source!("norm/norm.cu")],
             Module::Rope => vec![COMMON, source!("rope/rope.cu")],
-            Module::Elementwise => vec![COMMON, source!("elementwise/elementwise.cu")],
+            Module::Elementwise => vec![COMMON, CODES, source!("elementwise/elementwise.cu")],
             Module::Route => vec![COMMON, source!("route/route.cu")],
             Module::Store(_) => vec![COMMON, STEP, PAGES, source!("attention/store.cu")],
             Module::Scores(..) => vec![COMMON, STEP, PAGES, TILES, source!("attention/scores.cu")],
             Module::Weights => vec![COMMON, STEP, source!("attention/weights.cu")],
             Module::Values(..) => vec![COMMON, STEP, PAGES, TILES, source!("attention/values.cu")],
         }
+    }
+
+    /// Whether its kernels wait for earlier work by themselves (`begin_in_turn` of `kernels/ptx.cuh`), so that they may be started early.
+    pub(crate) fn waits_by_itself(self) -> bool {
+        !matches!(self, Module::Prefill(..) | Module::PrefillWarps(_) | Module::Halves)
     }
 
     /// The whole text.
@@ -230,7 +228,7 @@ impl Module {
     /// What the source is compiled with.
     pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
         match self {
-            Module::Codes(layout, tile) => [layout.constants(), tile.constants()].concat(),
+            Module::Codes(layout, tile) => [layout.constants(), tile.constants(layout)].concat(),
             Module::Floats(float, tile) => [float.constants(), tile.constants()].concat(),
             Module::Halves => vec![("THREADS", HALVES_THREADS), ("HELD", HALVES_HELD)],
             Module::Prefill(form, tile) => tile.constants(form),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tessera_ops::{Batch, Error, KvLayout};
 
 use crate::{
-    attention,
+    attention::{self, AttentionTile},
     driver::{Arg, Gpu, Memory},
     kernels::{Module, Pages},
     matmul::tile::WARP,
@@ -19,6 +19,8 @@ const HEAD_DIM_MAX: usize = attention::HEAD_DIM_MAX;
 /// Pages of keys and values of all layers.
 pub struct KvPages {
     pub(crate) layers: Vec<Layer>,
+    /// Attended in this tile whatever the width, to measure it.
+    pub(crate) forced: Option<AttentionTile>,
 }
 
 pub(crate) struct Layer {
@@ -50,7 +52,7 @@ impl KvPages {
             let (keys, values) = (gpu.reserve(bytes, &what)?, gpu.reserve(bytes, &what)?);
             layers.push(Layer { heads: layer.heads, form, ring_pages: layer.ring_pages, pages, keys, values });
         }
-        Ok(KvPages { layers })
+        Ok(KvPages { layers, forced: None })
     }
 
     /// Appends a page's bytes: layer by layer, keys and then values; zeros where a ring has no such page.

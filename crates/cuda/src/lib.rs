@@ -21,7 +21,7 @@ pub mod kernels;
 mod kv;
 pub mod matmul;
 pub mod measure;
-pub mod measure_attention;
+mod queue;
 mod roles;
 mod routes;
 mod rowwise;

@@ -1,5 +1,6 @@
 //! Measurements of single kernels on the card, which hold the result to the reference in the same run.
 
+pub mod attention;
 pub mod prompt;
 
 use tessera_formats::{DType, codec::RandomBlocks};
@@ -106,7 +107,12 @@ impl<'a> Subject<'a> {
         Ok(Some(Measured { product_us, quantize_us, file_bytes, packed_bytes }))
     }
 
-    fn median(&self, launch: impl Fn(usize)) -> Result<f64, Error> {
+    fn median(&self, work: impl Fn(usize)) -> Result<f64, Error> {
+        // Each launch goes at once: the host's work is not measured.
+        let launch = |turn| {
+            work(turn);
+            self.device.gpu().flush();
+        };
         (0..LAUNCHES).for_each(&launch);
         let mut samples = vec![];
         for sample in 0..SAMPLES {

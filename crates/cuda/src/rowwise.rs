@@ -7,26 +7,37 @@ use tessera_ops::{Gate, RopeLayout};
 use crate::{
     driver::{Arg, Gpu, Memory},
     kernels::Module,
-    matmul::tile::WARP,
+    matmul::tile::{Launch, WARP},
     roles::Roles,
     routes::Routes,
     tensor::{Tensor, blocks, each},
 };
 
-/// Runs this long are scaled by several warps.
-const WIDE_RUN: usize = 1024;
+/// Numbers of a run for each thread that norms it.
+const NORMED_EACH: usize = 4;
+
+/// Threads of a block that norms, at most.
+const NORM_THREADS_MAX: usize = 1024;
+
+/// Runs up to this length are normed in shared memory.
+const SHARED_RUN_MAX: usize = 24 << 10;
 
 pub(crate) fn rms_norm(gpu: &Arc<Gpu>, x: &Tensor, weight: &Memory, width: usize, epsilon: f32) -> Tensor {
     assert!(width > 0 && x.width.is_multiple_of(width), "a row is whole runs of the weight's length");
-    let y = Tensor::like(gpu, x, x.width);
-    let threads = if width >= WIDE_RUN { 8 * WARP } else { WARP };
-    let args =
-        [Arg::Memory(&x.memory), Arg::Memory(weight), Arg::Memory(&y.memory), Arg::U32(width), Arg::F32(epsilon)];
-    gpu.launch(Module::Norm, "rms_norm", blocks([x.count() / width, 1, 1], threads), &args);
+    let y = if width == x.width { Tensor::coded_like(gpu, x, width) } else { Tensor::like(gpu, x, x.width) };
+    let threads = width.div_ceil(NORMED_EACH).next_multiple_of(WARP).min(NORM_THREADS_MAX);
+    let is_shared = width <= SHARED_RUN_MAX;
+    let mut args = vec![Arg::Memory(&x.memory), Arg::Null, Arg::Memory(weight), Arg::Memory(&y.memory)];
+    args.extend(y.code_args());
+    args.extend([Arg::U32(width), Arg::F32(epsilon), Arg::U32(is_shared.into())]);
+    let shared_bytes = if is_shared { width * size_of::<f32>() } else { 0 };
+    let launch = Launch { shared_bytes, ..blocks([x.count() / width, 1, 1], threads) };
+    gpu.launch(Module::Norm, "rms_norm", launch, &args);
     y
 }
 
 pub(crate) fn rotate(gpu: &Gpu, x: &mut Tensor, head_dim: usize, layout: RopeLayout, angles: &Tensor) {
+    x.codes = None;
     assert_eq!(x.rows, angles.rows, "each row has its angles");
     assert!(head_dim > 0 && x.width.is_multiple_of(head_dim) && angles.width <= head_dim, "angles fit into a head");
     let (heads, pairs) = (x.width / head_dim, angles.width / 2);
@@ -46,22 +57,16 @@ pub(crate) fn rotate(gpu: &Gpu, x: &mut Tensor, head_dim: usize, layout: RopeLay
 pub(crate) fn gate(gpu: &Arc<Gpu>, x: (&Tensor, usize), up: (&Tensor, usize), width: usize, gate: Gate) -> Tensor {
     assert_eq!(x.0.rows, up.0.rows, "gate and up have one shape");
     assert!(x.1 + width <= x.0.width && up.1 + width <= up.0.width, "columns of both");
-    let y = Tensor::like(gpu, x.0, width);
+    let y = Tensor::coded_like(gpu, x.0, width);
     let kind = match gate {
         Gate::Silu => 0,
         Gate::GeluTanh => 1,
         Gate::SwigluOai => 2,
     };
-    let args = [
-        Arg::From(&x.0.memory, x.1 * size_of::<f32>()),
-        Arg::From(&up.0.memory, up.1 * size_of::<f32>()),
-        Arg::Memory(&y.memory),
-        Arg::U32(y.rows),
-        Arg::U32(width),
-        Arg::U32(x.0.width),
-        Arg::U32(up.0.width),
-        Arg::U32(kind),
-    ];
+    let mut args: Vec<_> = [x, up].map(|(t, first)| Arg::From(&t.memory, first * size_of::<f32>())).into();
+    args.push(Arg::Memory(&y.memory));
+    args.extend(y.code_args());
+    args.extend([y.rows, width, x.0.width, up.0.width, kind].map(Arg::U32));
     gpu.launch(Module::Elementwise, "gate", each(y.count()), &args);
     y
 }
@@ -82,17 +87,20 @@ pub(crate) fn columns(gpu: &Arc<Gpu>, x: &Tensor, columns: Range<usize>) -> Tens
 }
 
 pub(crate) fn scale(gpu: &Gpu, x: &mut Tensor, factor: f32) {
+    x.codes = None;
     let args = [Arg::Memory(&x.memory), Arg::U64(x.count()), Arg::F32(factor)];
     gpu.launch(Module::Elementwise, "scale", each(x.count()), &args);
 }
 
 pub(crate) fn add(gpu: &Gpu, x: &mut Tensor, y: &Tensor) {
+    x.codes = None;
     assert_eq!((x.rows, x.width), (y.rows, y.width), "summands have one shape");
     let args = [Arg::Memory(&x.memory), Arg::Memory(&y.memory), Arg::U64(x.count())];
     gpu.launch(Module::Elementwise, "add", each(x.count()), &args);
 }
 
 pub(crate) fn soft_cap(gpu: &Gpu, x: &mut Tensor, cap: f32) {
+    x.codes = None;
     let args = [Arg::Memory(&x.memory), Arg::U64(x.count()), Arg::F32(cap)];
     gpu.launch(Module::Elementwise, "soft_cap", each(x.count()), &args);
 }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use tessera_ops::{Role, numerics::ACTIVATION_BLOCK};
+
 use crate::{
-    driver::{Gpu, Memory},
-    matmul::tile::Launch,
+    driver::{Arg, Gpu, Memory},
+    matmul::{Codes, tile::Launch},
     roles::Roles,
 };
 
@@ -15,17 +17,34 @@ pub struct Tensor {
     pub(crate) memory: Memory,
     /// Why each row is computed; what is made of a row takes it on.
     pub(crate) roles: Roles,
+    /// The same as codes, where whoever made it made them too. What changes a tensor takes them away.
+    pub(crate) codes: Option<Arc<Codes>>,
 }
 
 impl Tensor {
     /// A tensor whose numbers the caller has yet to write.
     pub(crate) fn new(gpu: &Arc<Gpu>, rows: usize, width: usize, roles: Roles) -> Tensor {
-        Tensor { rows, width, memory: gpu.take(rows * width * size_of::<f32>()), roles }
+        Tensor { rows, width, memory: gpu.take(rows * width * size_of::<f32>()), roles, codes: None }
     }
 
     /// The same of the rows of `x`, each of another width.
     pub(crate) fn like(gpu: &Arc<Gpu>, x: &Tensor, width: usize) -> Tensor {
         Tensor::new(gpu, x.rows, width, x.roles.clone())
+    }
+
+    /// As [`Tensor::like`], with room for its codes where a product may want them: all rows run in codes, and are whole blocks.
+    pub(crate) fn coded_like(gpu: &Arc<Gpu>, x: &Tensor, width: usize) -> Tensor {
+        let mut y = Tensor::like(gpu, x, width);
+        let are_decoded = y.roles.runs().iter().all(|r| r.role == Role::Decode);
+        if are_decoded && width.is_multiple_of(ACTIVATION_BLOCK) {
+            y.codes = Some(Arc::new(Codes::new(gpu, x.rows, width)));
+        }
+        y
+    }
+
+    /// Where a kernel writes its codes, if it shall.
+    pub(crate) fn code_args(&self) -> [Arg<'_>; 3] {
+        self.codes.as_ref().map_or([Arg::Null; 3], |codes| codes.args())
     }
 
     /// All its numbers.

@@ -5,7 +5,7 @@
 
 #define WARPS (THREADS / 32)
 // Numbers of a key that are on their way while as many are multiplied.
-#define STEP (HEAD_DIM % 16 == 0 ? 16 : HEAD_DIM % 8 == 0 ? 8 : HEAD_DIM % 4 == 0 ? 4 : 1)
+#define STEP (HEAD_DIM % 32 == 0 && COLUMNS < 16 ? 32 : HEAD_DIM % 16 == 0 ? 16 : HEAD_DIM % 8 == 0 ? 8 : HEAD_DIM % 4 == 0 ? 4 : 1)
 
 static_assert(COLUMNS % 4 == 0 && THREADS % 32 == 0, "columns go by fours");
 
@@ -78,6 +78,7 @@ static __device__ __noinline__ float soft_cap_apart(float score, float cap) { re
 KERNEL __launch_bounds__(THREADS) scores(const float* queries, const u8* key_pages, float* scores, float* highest, const u32* rows,
                                          const u32* lists, u32 first, u32 count, u32 heads, u32 kv_heads, u32 ring, u32 window,
                                          u32 stride, float scale, u32 capped, float cap) {
+    begin_in_turn();
     __shared__ float query[HEAD_DIM * COLUMNS];
     const Step step = {rows, lists};
     const Tile tile = tile_of(step, first, count, heads, kv_heads);
@@ -86,20 +87,26 @@ KERNEL __launch_bounds__(THREADS) scores(const float* queries, const u8* key_pag
     const u32 page = seen_by(step, tile.row, window).first_page() + blockIdx.y * WARPS + threadIdx.x / 32;
     const u32 end = seen_by(step, tile.row_of(tile.columns - 1), window).end;
     if ((page - threadIdx.x / 32) * PAGE >= end) return;
-    for (u32 i = threadIdx.x; i < HEAD_DIM * COLUMNS; i += THREADS) {
-        const u32 c = i % COLUMNS, d = i / COLUMNS;
-        float q = 0.0f;
-        if (c < tile.columns) q = queries[((u64)tile.row_of(c) * heads + tile.head_of(c)) * HEAD_DIM + d] * scale;
-        query[i] = q;
+    const bool plain = page * PAGE < end && step.is_plain(tile.row, page * PAGE + PAGE);
+    const u8* keys = key_pages;
+    if (plain) {
+        keys += ((u64)step.page(tile.row, page * PAGE, ring) * kv_heads + blockIdx.z) * HEAD_BYTES;
+        // All of the page at once: what is multiplied meanwhile is less than memory gives.
+        for (u32 i = lane * 128; i < HEAD_BYTES; i += 32 * 128) prefetch(keys + i);
     }
+    // All threads of a column, so that its row is found once; neighbours take neighbouring numbers.
+    const u32 column = threadIdx.x % COLUMNS, row = tile.row_of(column < tile.columns ? column : 0);
+    const float* from = queries + ((u64)row * heads + tile.head_of(column < tile.columns ? column : 0)) * HEAD_DIM;
+#pragma unroll 16
+    for (u32 d = threadIdx.x / COLUMNS; d < HEAD_DIM; d += THREADS / COLUMNS)
+        query[d * COLUMNS + column] = column < tile.columns ? from[d] * scale : 0.0f;
     __syncthreads();
     if (page * PAGE >= end) return;
 
     float sums[2][COLUMNS] = {};
     const u32 at = page * PAGE + 2 * lane;
-    if (step.is_plain(tile.row, page * PAGE + PAGE)) {
-        const u64 base = ((u64)step.page(tile.row, page * PAGE, ring) * kv_heads + blockIdx.z) * HEAD_BYTES;
-        multiply_pairs(sums, query, key_pages + base, 2 * lane);
+    if (plain) {
+        multiply_pairs(sums, query, keys, 2 * lane);
     } else {
         // A page that a draft's path reaches into: each position has a place of its own. A tree's tile is one row.
         const u8* head[2];

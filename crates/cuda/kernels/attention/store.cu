@@ -24,6 +24,7 @@ DEVICE void keep(u8* head, u32 at, u32 scale_at, float value, u32 d) {
 
 KERNEL store(const float* keys, const float* values, u8* key_pages, u8* value_pages, const u32* rows, const u32* lists, u32 heads,
              u32 ring) {
+    begin_in_turn();
     Step step = {rows, lists};
     u32 head = blockIdx.x, row = blockIdx.y;
     u32 place = step.place(row, step.position(row));

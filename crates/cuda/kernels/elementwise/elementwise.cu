@@ -14,39 +14,51 @@ DEVICE float gated(float x, float up, u32 gate) {
     return x / (1.0f + canonical_exp(-(1.702f * x))) * (up + 1.0f);
 }
 
-// y (rows, width) of two tensors whose rows begin `x_stride` and `up_stride` apart.
-KERNEL gate(const float* x, const float* up, float* y, u32 rows, u32 width, u32 x_stride, u32 up_stride, u32 kind) {
+// y (rows, width) of two tensors whose rows begin `x_stride` and `up_stride` apart. With `codes`, those of y as quantize.cu gives them:
+// a warp is a block then.
+KERNEL gate(const float* x, const float* up, float* y, u8* codes, uint2* scales, float4* minima, u32 rows, u32 width, u32 x_stride,
+            u32 up_stride, u32 kind) {
+    begin_in_turn();
     u64 at = index();
     if (at >= (u64)rows * width) return;
     u64 row = at / width, column = at % width;
-    y[at] = gated(x[row * x_stride + column], up[row * up_stride + column], kind);
+    const float v = gated(x[row * x_stride + column], up[row * up_stride + column], kind);
+    y[at] = v;
+    const CodesOut out = {codes, scales, minima};
+    if (codes) put_codes(quantized(v), threadIdx.x % 32, codes_place(row, column / 32, width / 32), out);
 }
 
 KERNEL columns(const float* x, float* y, u32 rows, u32 width, u32 x_stride, u32 first) {
+    begin_in_turn();
     u64 at = index();
     if (at < (u64)rows * width) y[at] = x[at / width * x_stride + first + at % width];
 }
 
 KERNEL scale(float* x, u64 count, float factor) {
+    begin_in_turn();
     if (index() < count) x[index()] = x[index()] * factor;
 }
 
 KERNEL add(float* x, const float* y, u64 count) {
+    begin_in_turn();
     if (index() < count) x[index()] = x[index()] + y[index()];
 }
 
 KERNEL soft_cap(float* x, u64 count, float cap) {
+    begin_in_turn();
     if (index() < count) x[index()] = canonical_soft_cap(x[index()], cap);
 }
 
 // The rows `wanted` of x.
 KERNEL gather_rows(const float* x, const u32* wanted, float* y, u32 rows, u32 width) {
+    begin_in_turn();
     u64 at = index();
     if (at < (u64)rows * width) y[at] = x[(u64)wanted[at / width] * width + at % width];
 }
 
 // A fine product: row r and row rows + r of `parts` together, and the bias.
 KERNEL add_fine(const float* parts, const float* bias, float* y, u32 rows, u32 width) {
+    begin_in_turn();
     u64 at = index();
     if (at >= (u64)rows * width) return;
     float sum = parts[at] + parts[at + (u64)rows * width];
@@ -55,6 +67,7 @@ KERNEL add_fine(const float* parts, const float* bias, float* y, u32 rows, u32 w
 
 // The way back from the experts: slots in order, from 0.
 KERNEL combine(const float* parts, const float* weights, float* y, u32 rows, u32 width, u32 slots) {
+    begin_in_turn();
     u64 at = index();
     if (at >= (u64)rows * width) return;
     u64 row = at / width, column = at % width;

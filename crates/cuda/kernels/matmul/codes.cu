@@ -2,8 +2,11 @@
 //
 // One warp holds ROW_TILES x 16 weight rows and COLUMN_TILES x 8 columns, and walks one segment of the depth: the matrix
 // instruction gives the exact integer sum of a sub-block for 16 rows and 8 columns at once; scales are applied in f32 by the fused
-// multiply-adds that numerics.rs names. The segments of a tile are warps of one block, added in order through shared memory.
-// So no bit depends on the width: a column is computed by the same operations wherever it stands.
+// multiply-adds that numerics.rs names. The segments of a tile are shared out among the warps of one block, and added in order through
+// shared memory. So no bit depends on the width: a column is computed by the same operations wherever it stands.
+//
+// Each warp has a ring of STAGES steps of weights in shared memory, filled by copies that go on by themselves: what memory gives
+// depends on the bytes that are on their way, and registers do not hold as many.
 //
 // Scales cost more instructions than products do. So FOLD row tiles may share the eight columns of an instruction where there are
 // few: tile p of them multiplies columns that are zero but for its own 8 / FOLD, all into one set of sums, and each thread
@@ -44,17 +47,17 @@ template <int BYTES> struct Plane {
         if constexpr (BYTES % 16 == 0) {
 #pragma unroll
             for (int i = 0; i < BYTES / 16; i++) {
-                uint4 v = load_once((const uint4*)(at + (i * 32 + lane) * 16));
+                const uint4 v = *(const uint4*)(at + (i * 32 + lane) * 16);
                 words[4 * i] = v.x; words[4 * i + 1] = v.y; words[4 * i + 2] = v.z; words[4 * i + 3] = v.w;
             }
         } else if constexpr (BYTES == 8) {
-            uint2 v = load_once((const uint2*)(at + lane * 8));
+            const uint2 v = *(const uint2*)(at + lane * 8);
             words[0] = v.x; words[1] = v.y;
         } else if constexpr (BYTES == 4) {
-            words[0] = load_once((const u32*)(at + lane * 4));
+            words[0] = *(const u32*)(at + lane * 4);
         } else {
             static_assert(BYTES == 2, "planes are 2, 4, 8 or whole 16 bytes a lane");
-            words[0] = load_once((const u16*)(at + lane * 2));
+            words[0] = *(const u16*)(at + lane * 2);
         }
     }
 };
@@ -117,68 +120,58 @@ struct Codes {
 };
 
 // The scales of a sub-block of this thread's rows g and g + 8, and the minima where there are any.
-struct __align__(HAS_MIN ? 16 : 8) RowScales {
+struct RowScales {
     float scale[2];
 #if HAS_MIN
     float minimum[2];
 #endif
 };
 
-#if SCALES == SUPER_SCALES
-// Scales of a chunk on their way: each thread of four works out a quarter of its rows' sub-blocks, and shared memory gives them to all.
+// Scales, and minima, of this thread's rows in a chunk of one row tile.
 struct Scales {
-    u32 units[1 + HAS_MIN];
-    u32 factors[1 + HAS_MIN][2][(SUBS + 15) / 16];
+#if SCALES == SUPER_SCALES
+    // What 2^15 and the bias of a factor make of a unit, to be taken off.
+    float units[1 + HAS_MIN][2];
+    float excess[1 + HAS_MIN][2];
+    u32 factors[1 + HAS_MIN][2 * SUBS / 4];
 
-    DEVICE_MEMBER void load(const u8* at, u32 lane) {
-        const u32 g = lane / 4, t = lane % 4;
+    DEVICE_MEMBER void load(const u8* at, u32 g) {
 #pragma unroll
         for (int m = 0; m < 1 + HAS_MIN; m++) {
             const u8* part = at + m * SCALE_PART;
-            units[m] = load_once((const u32*)(part + g * 4));
+            const u32 unit = *(const u32*)(part + g * 4);
 #pragma unroll
             for (int row = 0; row < 2; row++) {
-                const u8* quarter = part + 32 + (g * 2 + row) * SUBS + t * (SUBS / 4);
-                if constexpr (SUBS == 16) factors[m][row][0] = load_once((const u32*)quarter);
-                else factors[m][row][0] = load_once((const u16*)quarter);
+                units[m][row] = half_to_float(unit >> (row * 16));
+                excess[m][row] = -32896.0f * units[m][row];
+            }
+#pragma unroll
+            for (int i = 0; i < 2 * SUBS / 16; i++) {
+                const uint4 v = *(const uint4*)(part + 32 + g * 2 * SUBS + i * 16);
+                factors[m][4 * i] = v.x; factors[m][4 * i + 1] = v.y; factors[m][4 * i + 2] = v.z; factors[m][4 * i + 3] = v.w;
             }
         }
     }
     // unit * (byte - 128), exact: 2^15 + byte is put together as a float, and the rest of it taken off by one fused multiply-add.
-    DEVICE_MEMBER float get(int m, int row, int i) const {
-        const float unit = half_to_float(units[m] >> (row * 16));
-        const float biased = __uint_as_float(__byte_perm(factors[m][row][0], 0x47000000u, 0x7404 + i * 16));
-        return fma(biased, unit, -32896.0f * unit);
+    DEVICE_MEMBER float get(int m, int row, int sub) const {
+        const u32 biased = __byte_perm(factors[m][(row * SUBS + sub) / 4], 0x47000000u, 0x7404 + sub % 4 * 16);
+        return fma(__uint_as_float(biased), units[m][row], excess[m][row]);
     }
-    DEVICE_MEMBER void share(RowScales* of_tile, u32 lane) const {
-#pragma unroll
-        for (int i = 0; i < SUBS / 4; i++) {
-            RowScales* at = of_tile + (lane % 4 * (SUBS / 4) + i) * 8 + lane / 4;
-#if HAS_MIN
-            *at = {{get(0, 0, i), get(0, 1, i)}, {get(1, 0, i), get(1, 1, i)}};
 #else
-            *at = {{get(0, 0, i), get(0, 1, i)}};
-#endif
-        }
-    }
-};
-#else
-// Scales of a chunk of this thread's row tile.
-struct Scales {
     u32 values[1 + HAS_MIN][SUBS][SCALES == F32_SCALES ? 2 : 1];
 
-    DEVICE_MEMBER void load(const u8* at, u32 lane) {
+    DEVICE_MEMBER void load(const u8* at, u32 g) {
 #pragma unroll
         for (int m = 0; m < 1 + HAS_MIN; m++)
 #pragma unroll
             for (int i = 0; i < SUBS; i++) {
-                const u8* pair = at + m * SCALE_PART + (lane / 4 * SUBS + i) * 2 * SCALE_VALUE_BYTES;
+                const u8* pair = at + m * SCALE_PART + (g * SUBS + i) * 2 * SCALE_VALUE_BYTES;
 #if SCALES == F32_SCALES
-                const uint2 v = load_once((const uint2*)pair);
+                const uint2 v = *(const uint2*)pair;
                 values[m][i][0] = v.x;
                 values[m][i][1] = v.y;
 #else
-                values[m][i][0] = load_once((const u32*)pair);
+                values[m][i][0] = *(const u32*)pair;
 #endif
             }
     }
@@ -189,7 +182,8 @@ struct Scales {
         return half_to_float(values[m][sub][0] >> (row * 16));
 #endif
     }
-    DEVICE_MEMBER RowScales scales(int sub) const {
+#endif
+    DEVICE_MEMBER RowScales of(int sub) const {
 #if HAS_MIN
         return {{get(0, 0, sub), get(0, 1, sub)}, {get(1, 0, sub), get(1, 1, sub)}};
 #else
@@ -197,7 +191,6 @@ struct Scales {
 #endif
     }
 };
-#endif
 
 // What the sums of this thread's two columns need of a block of activations, beside its codes.
 struct ColumnScales {
@@ -279,32 +272,27 @@ struct ColumnBlocks {
     u32 results[2];
 };
 
-// Weights and scales of CHUNKS chunks of all row tiles.
-template <int CHUNKS> struct Step {
-    Codes codes[CHUNKS][ROW_TILES];
-#if SCALES == SUPER_SCALES
-    Scales scales[ROW_TILES];
-#else
-    Scales scales[CHUNKS][SETS];
-#endif
+// A step of weights in shared memory: STEP_CHUNKS chunks of each row tile.
+#define STEP_BYTES (STEP_CHUNKS * CHUNK)
+#define SCALES_AT (32 * (LOW_BYTES + HIGH_BYTES))
 
-    // `base` are the row tiles, `own` those whose scales this thread applies.
-    DEVICE_MEMBER void load(const u8* const (&base)[ROW_TILES], const u8* const (&own)[SETS], u32 at, u32 lane) {
-        const u32 scales_at = 32 * (LOW_BYTES + HIGH_BYTES);
+static_assert(ROW_TILES * STEP_BYTES == STAGE_BYTES && STAGES >= 2, "the ring is as the host reckons it");
+
+// Starts copies of `chunks` chunks of all row tiles.
+DEVICE void bring(u8* stage, const u8* const (&base)[ROW_TILES], u32 at, u32 chunks, u32 lane) {
 #pragma unroll
-        for (int k = 0; k < CHUNKS; k++) {
+    for (int r = 0; r < ROW_TILES; r++) {
+        const u8* from = base[r] + (u64)at * CHUNK;
+        if (chunks == STEP_CHUNKS) {
 #pragma unroll
-            for (int r = 0; r < ROW_TILES; r++) codes[k][r].load(base[r] + (u64)at * CHUNK + k * CHUNK, lane);
-#if SCALES == SUPER_SCALES
-#pragma unroll
-            for (int r = 0; r < ROW_TILES; r++) scales[r].load(base[r] + (u64)at * CHUNK + scales_at, lane);
-#else
-#pragma unroll
-            for (int s = 0; s < SETS; s++) scales[k][s].load(own[s] + (u64)at * CHUNK + k * CHUNK + scales_at, lane);
-#endif
+            for (int i = 0; i < STEP_BYTES; i += 512)
+                if (i + 512 <= STEP_BYTES || i + lane * 16 < STEP_BYTES)
+                    copy_16_once(stage + r * STEP_BYTES + i + lane * 16, from + i + lane * 16);
+        } else {
+            for (u32 i = lane * 16; i < chunks * CHUNK; i += 512) copy_16_once(stage + r * STEP_BYTES + i, from + i);
         }
     }
-};
+}
 
 // The activations' codes, scales and minima, the codes from this thread's part of a block on.
 struct Activations {
@@ -317,20 +305,22 @@ struct Activations {
 struct Sums {
     float acc[SETS][COLUMN_TILES][4];
     int magic[SUBS_PER_UNIT][4];
-    RowScales* shared;
     // Of the row tiles that share columns: the one whose columns this thread brings, and the one whose sums it scales.
     u32 brought;
     u32 scaled;
     u32 lane;
 
-    template <int CHUNKS> DEVICE_MEMBER void take(const Step<CHUNKS>& step, u32 at, const Activations& x,
+    // Takes CHUNKS chunks of a stage of weights.
+    template <int CHUNKS> DEVICE_MEMBER void take(const u8* stage, u32 at, const Activations& x,
                                                   const ColumnBlocks (&blocks)[COLUMN_TILES]) {
-#if SCALES == SUPER_SCALES
-        __syncwarp();
+        Codes weights[CHUNKS][ROW_TILES];
 #pragma unroll
-        for (int r = 0; r < ROW_TILES; r++) step.scales[r].share(shared + r * SUBS * 8, lane);
-        __syncwarp();
-#endif
+        for (int i = 0; i < CHUNKS * ROW_TILES; i++)
+            weights[i / ROW_TILES][i % ROW_TILES].load(stage + i % ROW_TILES * STEP_BYTES + i / ROW_TILES * CHUNK, lane);
+        Scales row_scales[CHUNKS][SETS];
+#pragma unroll
+        for (int i = 0; i < CHUNKS * SETS; i++)
+            row_scales[i / SETS][i % SETS].load(stage + (i % SETS * FOLD + scaled) * STEP_BYTES + i / SETS * CHUNK + SCALES_AT, lane / 4);
         // Within a step, blocks are found by constants from where its first one is.
         const u32 first = at * UNITS * 8;
         const u8* codes[COLUMN_TILES];
@@ -350,19 +340,13 @@ struct Sums {
             const int k = unit / UNITS, u = unit % UNITS;
             u32 a[ROW_TILES][4];
 #pragma unroll
-            for (int r = 0; r < ROW_TILES; r++) step.codes[k][r].registers(u, a[r]);
+            for (int r = 0; r < ROW_TILES; r++) weights[k][r].registers(u, a[r]);
             RowScales rows[SETS][SUBS_PER_UNIT];
 #pragma unroll
-            for (int s = 0; s < SETS; s++)
-#pragma unroll
-                for (int h = 0; h < SUBS_PER_UNIT; h++) {
-                    const int sub = u * SUBS_PER_UNIT + h;
-#if SCALES == SUPER_SCALES
-                    rows[s][h] = shared[((s * FOLD + scaled) * SUBS + sub) * 8 + lane / 4];
-#else
-                    rows[s][h] = step.scales[k][s].scales(sub);
-#endif
-                }
+            for (int i = 0; i < SETS * SUBS_PER_UNIT; i++) {
+                const int s = i / SUBS_PER_UNIT, h = i % SUBS_PER_UNIT;
+                rows[s][h] = row_scales[k][s].of(u * SUBS_PER_UNIT + h);
+            }
 #pragma unroll
             for (int c = 0; c < COLUMN_TILES; c++) {
                 const uint2 b = __ldg((const uint2*)(codes[c] + unit * 8 * 32));
@@ -377,39 +361,64 @@ struct Sums {
 };
 
 // weights [segments of blockIdx.z][row tiles][depth / (32 UNITS)][CHUNK]; codes, scales and minima as quantize.cu leaves them, rows of
-// `row_blocks` blocks; y rows of `y_stride`. `split` is how many segments the depth has, `groups` how many tiles a block takes.
-KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* x_codes, const uint2* x_scales, const float4* x_minima,
-                                                float* y, const float* bias, const u32* starts, const u32* order, u32 rows, u32 depth,
-                                                u32 tokens, u32 slots, u32 row_blocks, u32 y_stride, u32 split, u32 groups, u32 sliced) {
-    DYNAMIC_SHARED(float4, shared4);
+// `row_blocks` blocks; y [columns][segments, where each has its slice][rows]. `split` is how many segments the depth has, `groups` how
+// many tiles a block takes, each by an equal part of its warps. Up to three matrices share an input: blocks `from1 ..` are the
+// second's, `from2 ..` the third's.
+KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* weights1, const u8* weights2, const u8* x_codes,
+                                                const uint2* x_scales, const float4* x_minima, float* y, float* y1, float* y2,
+                                                const float* bias, const float* bias1, const float* bias2, const u32* starts,
+                                                const u32* order, u32 rows, u32 rows1, u32 rows2, u32 from1, u32 from2, u32 depth,
+                                                u32 tokens, u32 slots, u32 row_blocks, u32 split, u32 groups, u32 sliced) {
+    DYNAMIC_SHARED(uint4, dynamic);
+    let_next_start();
+    u32 block = blockIdx.x;
+    if (block >= from2) {
+        weights = weights2, y = y2, bias = bias2, rows = rows2, block -= from2;
+    } else if (block >= from1) {
+        weights = weights1, y = y1, bias = bias1, rows = rows1, block -= from1;
+    }
     const u32 width = COLUMN_TILES * FOLD_COLUMNS, height = ROW_TILES * 16;
+    // Routed columns are earlier work's result. Others wait only where they are read: weights are on their way by then.
+    if (starts) after_earlier_work();
     Columns columns = columns_of_tile(starts, order, tokens, slots, width);
     if (columns.first >= columns.count) return;
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const u32 tiles = (rows + 15) / 16, tile = (blockIdx.x * groups + warp / split) * ROW_TILES;
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    const u32 warps_each = warps / groups, group = warp / warps_each, part = warp % warps_each;
+    const u32 tiles = (rows + 15) / 16, tile = (block * groups + group) * ROW_TILES;
     const u64 tile_bytes = (u64)(depth / (32 * UNITS)) * CHUNK;
     const u32 slice = sliced ? blockIdx.z : 0;
+
+    // Shared memory: the warps' rings, and the sums of all segments, [group][segment][row][column], columns padded by one. Where each
+    // warp has one segment, its sums take the place of weights that are done with.
+    u8* rings = (u8*)dynamic;
+    u8* ring = rings + warp * STAGES * STAGE_BYTES;
+    float* partial = (float*)(ONE_SEGMENT ? rings : rings + warps * STAGES * STAGE_BYTES);
+    auto write_sums = [&](Sums& sums, u32 segment) {
+        float* out = partial + (group * split + segment) * height * (width + 1);
+#pragma unroll
+        for (int i = 0; i < SETS * COLUMN_TILES * 4; i++) {
+            const u32 s = i / (4 * COLUMN_TILES), c = i / 4 % COLUMN_TILES, cell = i % 4;
+            const u32 row = (s * FOLD + sums.scaled) * 16 + lane / 4 + cell / 2 * 8;
+            const u32 column = c * FOLD_COLUMNS + (lane % 4 * 2 + cell % 2) % FOLD_COLUMNS;
+            out[row * (width + 1) + column] = sums.acc[s][c][cell];
+            sums.acc[s][c][cell] = 0.0f;
+        }
+    };
+
     Sums sums = {};
     sums.lane = lane;
     sums.brought = lane / 4 / FOLD_COLUMNS;
     sums.scaled = lane % 4 * 2 / FOLD_COLUMNS;
-    sums.shared = (RowScales*)shared4 + warp * ROW_TILES * SUBS * 8;
 #pragma unroll
     for (int i = 0; i < 4 * SUBS_PER_UNIT; i++) sums.magic[i / 4][i % 4] = opaque(MAGIC_BITS_OF(shift_of(i % 4 / 2, i / 4)));
 
-    u32 start, end;
-    segment_of(depth, split, warp % split, start, end);
-    if (tile < tiles) {
+    u32 segment = split * part / warps_each;
+    const u32 segments_end = split * (part + 1) / warps_each;
+    if (tile < tiles && segment < segments_end) {
         const u8* base[ROW_TILES];
-        const u8* own[SETS];
-        auto row_tile = [&](u32 r) {
-            u32 t = tile + r < tiles ? tile + r : tiles - 1;
-            return weights + (blockIdx.z * (u64)tiles + t) * tile_bytes;
-        };
 #pragma unroll
-        for (int r = 0; r < ROW_TILES; r++) base[r] = row_tile(r);
-#pragma unroll
-        for (int s = 0; s < SETS; s++) own[s] = row_tile(s * FOLD + sums.scaled);
+        for (int r = 0; r < ROW_TILES; r++)
+            base[r] = weights + (blockIdx.z * (u64)tiles + (tile + r < tiles ? tile + r : tiles - 1)) * tile_bytes;
         ColumnBlocks blocks[COLUMN_TILES];
         auto first_block = [&](u32 column) {
             u32 row = columns.row(column);
@@ -422,52 +431,61 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* x_c
             for (int i = 0; i < 2; i++) blocks[c].results[i] = first_block(c * FOLD_COLUMNS + (lane % 4 * 2 + i) % FOLD_COLUMNS);
         }
         const Activations x = {x_codes + lane % 4 * 8, x_scales, x_minima};
-        u32 at = start / (32 * UNITS);
-        const u32 last = end / (32 * UNITS), whole = at + (last - at) / STEP_CHUNKS * STEP_CHUNKS;
-        // While one step is taken, the next is on its way.
-        Step<STEP_CHUNKS> even, odd;
-        if (at < whole) even.load(base, own, at, lane);
-        while (at < whole) {
-            if (at + STEP_CHUNKS < whole) odd.load(base, own, at + STEP_CHUNKS, lane);
-            sums.take(even, at, x, blocks);
-            at += STEP_CHUNKS;
-            if (at >= whole) break;
-            if (at + STEP_CHUNKS < whole) even.load(base, own, at + STEP_CHUNKS, lane);
-            sums.take(odd, at, x, blocks);
-            at += STEP_CHUNKS;
-        }
-        if constexpr (STEP_CHUNKS > 1) {
-#pragma unroll 1
-            for (; at < last; at++) {
-                Step<1> rest;
-                rest.load(base, own, at, lane);
-                sums.take(rest, at, x, blocks);
+
+        u32 start, end, last;
+        segment_of(depth, split, segments_end - 1, start, last);
+        segment_of(depth, split, segment, start, end);
+        // Segments of a warp follow each other, so that its ring runs on through all of them.
+        u32 brought = start / (32 * UNITS), at = brought, slot = 0, slot_brought = 0;
+        last /= 32 * UNITS;
+        auto bring_next = [&]() {
+            if (brought < last) {
+                const u32 chunks = last - brought < STEP_CHUNKS ? last - brought : STEP_CHUNKS;
+                bring(ring + slot_brought * STAGE_BYTES, base, brought, chunks, lane);
+                brought += STEP_CHUNKS;
             }
+            slot_brought = slot_brought + 1 < STAGES ? slot_brought + 1 : 0;
+            end_of_copies();
+        };
+#pragma unroll 1
+        for (int i = 0; i < STAGES - 1; i++) bring_next();
+        if (!starts) after_earlier_work();
+#pragma unroll 1
+        for (; segment < segments_end; segment++) {
+            segment_of(depth, split, segment, start, end);
+            end /= 32 * UNITS;
+#pragma unroll 1
+            for (; at < end; at += STEP_CHUNKS) {
+                wait_for_copies<STAGES - 2>();
+                __syncwarp();
+                bring_next();
+                const u8* stage = ring + slot * STAGE_BYTES;
+                slot = slot + 1 < STAGES ? slot + 1 : 0;
+                if (STEP_CHUNKS == 1 || end - at >= STEP_CHUNKS) {
+                    sums.take<STEP_CHUNKS>(stage, at, x, blocks);
+                } else {
+#pragma unroll 1
+                    for (u32 k = 0; at + k < end; k++) sums.take<1>(stage + k * CHUNK, at + k, x, blocks);
+                }
+            }
+            if (!ONE_SEGMENT) write_sums(sums, segment);
         }
     }
 
-    // The segments of a tile are neighbours: [warp][row][column], the columns padded by one.
-    float* shared = (float*)shared4;
     __syncthreads();
-#pragma unroll
-    for (int s = 0; s < SETS; s++)
-#pragma unroll
-        for (int c = 0; c < COLUMN_TILES; c++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const u32 row = (s * FOLD + sums.scaled) * 16 + lane / 4 + i / 2 * 8;
-                const u32 column = c * FOLD_COLUMNS + (lane % 4 * 2 + i % 2) % FOLD_COLUMNS;
-                shared[(warp * height + row) * (width + 1) + column] = sums.acc[s][c][i];
-            }
-    __syncthreads();
+    if (ONE_SEGMENT) {
+        write_sums(sums, part);
+        __syncthreads();
+    }
+    const u64 stride = (u64)rows * (sliced ? gridDim.z : 1);
     for (u32 cell = threadIdx.x; cell < groups * height * width; cell += blockDim.x) {
-        u32 row_here = cell % height, column = cell / height % width, group = cell / (height * width);
-        u32 row = (blockIdx.x * groups + group) * height + row_here;
+        const u32 row_here = cell % height, column = cell / height % width, of_group = cell / (height * width);
+        const u32 row = (block * groups + of_group) * height + row_here;
         if (row >= rows || !columns.has(column)) continue;
-        const float* part = shared + (group * split * height + row_here) * (width + 1) + column;
-        float sum = part[0];
-        for (u32 s = 1; s < split; s++) sum = sum + part[s * height * (width + 1)];
+        const float* in = partial + (of_group * split * height + row_here) * (width + 1) + column;
+        float sum = in[0];
+        for (u32 s = 1; s < split; s++) sum = sum + in[s * height * (width + 1)];
         if (bias) sum = sum + bias[blockIdx.z * rows + row];
-        y[(u64)columns.place(column) * y_stride + slice * rows + row] = sum;
+        y[(u64)columns.place(column) * stride + slice * rows + row] = sum;
     }
 }

@@ -21,6 +21,7 @@ DEVICE float value_of(const uint4& v, int i) {
 KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const float* x, float* y, const float* bias, const u32* starts,
                                          const u32* order, u32 rows, u32 depth, u32 tokens, u32 slots, u32 x_width, u32 y_stride,
                                          u32 split, u32 groups, u32 sliced) {
+    begin_in_turn();
     DYNAMIC_SHARED(float, shared);
     Columns columns = columns_of_tile(starts, order, tokens, slots, COLUMNS);
     if (columns.first >= columns.count) return;

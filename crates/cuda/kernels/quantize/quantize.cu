@@ -1,63 +1,16 @@
-// Activations to 8-bit codes, each block of 32 features by itself; numerics.rs, `quantize_block`. One warp a block.
-//
-// Rows go by eights, as the matrix instruction takes columns: [rows / 8][blocks][8], so that a tile of neighbours is read in one
-// piece, and any other row is found all the same.
-//
-// Codes of a block lie as the second operand of the matrix instruction wants them (matmul/codes.cu): the thread with index t
-// of 4 reads 8 bytes, the features 4t .. 4t+3 of each half. Beside each block lie its scale and the sums of its halves' codes, and for
-// weights with minima (scale, scale * sum of all codes, scale * sum of each half's).
-
-struct Block {
-    u32 code;
-    float scale;
-};
-
-DEVICE Block quantized(float x) {
-    u32 largest = __float_as_uint(x) & 0x7fffffffu;
-#pragma unroll
-    for (int width = 16; width > 0; width /= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, width));
-    float amax = __uint_as_float(largest);
-    Block block = {0, amax / 127.0f};
-    if (largest >= 0x7f800000u) {
-        block.scale = not_a_number();
-    } else if (amax > 0.0f) {
-        float inverse = 127.0f / amax;
-        if (inverse < __uint_as_float(0x7f800000u)) block.code = (u32)__float2int_rn(x * inverse);
-    }
-    return block;
-}
-
-// Where codes go.
-struct Out {
-    u8* codes;
-    uint2* scales;
-    float4* minima;
-};
-
-DEVICE void put(Block block, u32 lane, u64 at, const Out& out) {
-    out.codes[at * 32 + (lane & 15) / 4 * 8 + lane / 16 * 4 + lane % 4] = (u8)block.code;
-    int sum = (int)block.code;
-#pragma unroll
-    for (int width = 8; width > 0; width /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, width);
-    int second = __shfl_sync(0xffffffffu, sum, 16);
-    if (lane != 0) return;
-    out.scales[at] = make_uint2(__float_as_uint(block.scale), ((u32)sum & 0xffffu) | ((u32)second << 16));
-    const float weighed[3] = {block.scale * (float)(sum + second), block.scale * (float)sum, block.scale * (float)second};
-    out.minima[at] = make_float4(block.scale, weighed[0], weighed[1], weighed[2]);
-}
-
-DEVICE u64 place(u64 row, u64 block, u64 blocks) { return (row / 8 * blocks + block) * 8 + row % 8; }
+// Activations to 8-bit codes, each block of 32 features by itself; blocks.cuh. One warp a block.
 
 // x (rows, blocks * 32). With `fine`, rows `rows ..` of the output are the codes of what the first codes leave.
 KERNEL quantize(const float* x, u8* codes, uint2* scales, float4* minima, u32 rows, u32 blocks, u32 fine) {
+    begin_in_turn();
     u64 at = (u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     u32 lane = threadIdx.x % 32;
     if (at >= (u64)rows * blocks) return;
-    const Out out = {codes, scales, minima};
+    const CodesOut out = {codes, scales, minima};
     float value = x[at * 32 + lane];
-    Block block = quantized(value);
-    put(block, lane, place(at / blocks, at % blocks, blocks), out);
+    CodeBlock block = quantized(value);
+    put_codes(block, lane, codes_place(at / blocks, at % blocks, blocks), out);
     if (!fine) return;
     float rest = block.scale != block.scale ? 0.0f : fma(-block.scale, (float)(int)block.code, value);
-    put(quantized(rest), lane, place(rows + at / blocks, at % blocks, blocks), out);
+    put_codes(quantized(rest), lane, codes_place(rows + at / blocks, at % blocks, blocks), out);
 }

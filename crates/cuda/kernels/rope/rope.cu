@@ -1,6 +1,7 @@
 // Turns the heads of each row by its angles (cosines first); numerics.rs, `rotate`. One thread a pair.
 
 KERNEL rotate(float* x, const float* angles, u32 rows, u32 heads, u32 head_dim, u32 pairs, u32 interleaved) {
+    begin_in_turn();
     u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= (u64)rows * heads * pairs) return;
     u32 pair = (u32)(at % pairs);

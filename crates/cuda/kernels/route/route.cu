@@ -78,6 +78,7 @@ DEVICE void keep_groups(const float* choice, u8* taken, u32 experts, u32 count, 
 // logits (tokens, experts); score: 0 softmax, 1 sigmoid, 2 softmax of the chosen. Shared: scores, choice (f32), taken (bytes).
 KERNEL route(const float* logits, const float* bias, const float* factors, u32* chosen, float* weights, u32 experts, u32 slots,
              u32 score, u32 groups, u32 kept, u32 judged_by, u32 normalise, float factor) {
+    begin_in_turn();
     DYNAMIC_SHARED(float, scores);
     float* choice = scores + experts;
     u8* taken = (u8*)(choice + experts);
@@ -118,6 +119,7 @@ KERNEL route(const float* logits, const float* bias, const float* factors, u32* 
 // The places of each expert, ascending: order[starts[e] .. starts[e + 1]]. One block an expert, which counts the places of those before.
 // `columns` is the way back: which column of the launch a place is, where each expert's begin at a multiple of eight (matmul/prefill.cu).
 KERNEL __launch_bounds__(THREADS) list_places(const u32* chosen, u32* starts, u32* order, u32* columns, u32 places) {
+    begin_in_turn();
     __shared__ u32 of_warps[2][THREADS / 32];
     const u32 expert = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 before = 0, own = 0;

@@ -9,5 +9,5 @@ mod select;
 pub mod tile;
 
 pub use pack::PackedMatrix;
-pub(crate) use project::{Columns, Operand, product, project, project_fine};
+pub(crate) use project::{Codes, Columns, NO_BLOCK, Operand, product, project, project_fine};
 pub use select::{Packed, select};

@@ -32,6 +32,9 @@ const SCALE_BYTES: usize = 8;
 /// Bytes of what weights with minima take of a block.
 const MINIMA_BYTES: usize = 16;
 
+/// No block of a launch.
+pub(crate) const NO_BLOCK: usize = u32::MAX as usize;
+
 /// Rows of a tensor as codes: (rows, width / 32) blocks, rows by eights.
 pub(crate) struct Codes {
     rows: usize,
@@ -130,29 +133,29 @@ pub(crate) fn rows_of<'a>(tensor: &'a Tensor, rows: &Range<usize>) -> Arg<'a> {
     Arg::From(&tensor.memory, rows.start * tensor.width * size_of::<f32>())
 }
 
+impl Codes {
+    /// Room for rows of `width` numbers.
+    pub(crate) fn new(gpu: &Arc<Gpu>, rows: usize, width: usize) -> Codes {
+        assert!(width.is_multiple_of(ACTIVATION_BLOCK), "quantized weights have whole blocks of inputs");
+        let (padded, blocks) = (rows.next_multiple_of(MMA_COLUMNS), width / ACTIVATION_BLOCK);
+        assert!(u32::try_from(padded * blocks).is_ok(), "kernels count blocks in 32 bits");
+        let take = |bytes: usize| gpu.take(padded * blocks * bytes);
+        Codes { rows, blocks, codes: take(ACTIVATION_BLOCK), scales: take(SCALE_BYTES), minima: take(MINIMA_BYTES) }
+    }
+
+    /// As kernels take them.
+    pub(crate) fn args(&self) -> [Arg<'_>; 3] {
+        [&self.codes, &self.scales, &self.minima].map(Arg::Memory)
+    }
+}
+
 /// Quantizes rows of a tensor; fine ones to twice as many rows, the second half being what the first codes leave.
 fn quantize(gpu: &Arc<Gpu>, x: &Tensor, of: Range<usize>, is_fine: bool) -> Codes {
-    assert!(x.width.is_multiple_of(ACTIVATION_BLOCK), "quantized weights have whole blocks of inputs");
-    let (rows, blocks) = (if is_fine { 2 * of.len() } else { of.len() }, x.width / ACTIVATION_BLOCK);
-    assert!(u32::try_from(rows.next_multiple_of(MMA_COLUMNS) * blocks).is_ok(), "kernels count blocks in 32 bits");
-    let padded = rows.next_multiple_of(MMA_COLUMNS);
-    let codes = Codes {
-        rows,
-        blocks,
-        codes: gpu.take(padded * blocks * ACTIVATION_BLOCK),
-        scales: gpu.take(padded * blocks * SCALE_BYTES),
-        minima: gpu.take(padded * blocks * MINIMA_BYTES),
-    };
-    let args = [
-        rows_of(x, &of),
-        Arg::Memory(&codes.codes),
-        Arg::Memory(&codes.scales),
-        Arg::Memory(&codes.minima),
-        Arg::U32(of.len()),
-        Arg::U32(blocks),
-        Arg::U32(is_fine.into()),
-    ];
-    let grid = [(of.len() * blocks).div_ceil(QUANTIZE_WARPS), 1, 1];
+    let codes = Codes::new(gpu, if is_fine { 2 * of.len() } else { of.len() }, x.width);
+    let mut args = vec![rows_of(x, &of)];
+    args.extend(codes.args());
+    args.extend([of.len(), codes.blocks, is_fine.into()].map(Arg::U32));
+    let grid = [(of.len() * codes.blocks).div_ceil(QUANTIZE_WARPS), 1, 1];
     let launch = Launch { grid, threads: QUANTIZE_WARPS * WARP, shared_bytes: 0, groups: 1 };
     gpu.launch(Module::Quantize, "quantize", launch, &args);
     codes
@@ -185,7 +188,7 @@ pub(crate) fn project<const N: usize>(
 /// Rows of an input in the form that their arithmetic multiplies.
 pub(crate) enum Operand {
     Halves(Halves),
-    Codes(Codes),
+    Codes(Arc<Codes>),
     /// As they are, by plain weights.
     Floats,
 }
@@ -196,7 +199,10 @@ impl Operand {
         let wants_codes = matrices.iter().any(|m| matches!(m.form, Packed::Codes(_)));
         match (share.role, matrices.first()) {
             (Role::Prefill, Some(first)) => Operand::Halves(halves(gpu, x, first, share)),
-            _ if wants_codes => Operand::Codes(quantize(gpu, x, share.x.clone(), false)),
+            _ if wants_codes => {
+                let ready = x.codes.clone().filter(|_| share.x == (0..x.rows));
+                Operand::Codes(ready.unwrap_or_else(|| Arc::new(quantize(gpu, x, share.x.clone(), false))))
+            }
             _ => Operand::Floats,
         }
     }
@@ -271,14 +277,27 @@ fn multiply(
             (Module::Floats(float, tile), tile.launch(rows, columns_max, segments, split), x.width)
         }
     };
-    let mut args = vec![Arg::Memory(&matrix.memory)];
+    let (y_rows, weights) = (rows_of(y, &share.y), Arg::Memory(&matrix.memory));
+    let (groups, is_sliced) = (launch.groups, usize::from(share.is_sliced && segments > 1));
+    let mut args;
     match &input {
-        Input::Codes(_, codes) => args.extend([&codes.codes, &codes.scales, &codes.minima].map(Arg::Memory)),
-        Input::Floats(x) => args.push(rows_of(x, &share.x)),
+        Input::Codes(_, codes) => {
+            // The driver's queue puts further matrices of the same input into the places left free.
+            args = vec![weights, Arg::Null, Arg::Null];
+            args.extend(codes.args());
+            args.extend([y_rows, Arg::Null, Arg::Null, bias.into(), Arg::Null, Arg::Null]);
+            args.extend(share.lists());
+            args.extend([rows, 0, 0, NO_BLOCK, NO_BLOCK].map(Arg::U32));
+            args.extend(
+                [depth, share.x.len(), share.places_each(), row_length, split, groups, is_sliced].map(Arg::U32),
+            );
+        }
+        Input::Floats(x) => {
+            args = vec![weights, rows_of(x, &share.x), y_rows, bias.into()];
+            args.extend(share.lists());
+            args.extend([rows, depth, share.x.len(), share.places_each(), row_length, y.width, split].map(Arg::U32));
+            args.extend([groups, is_sliced].map(Arg::U32));
+        }
     }
-    args.extend([rows_of(y, &share.y), bias.into()]);
-    args.extend(share.lists());
-    args.extend([rows, depth, share.x.len(), share.places_each(), row_length, y.width, split].map(Arg::U32));
-    args.extend([launch.groups, usize::from(share.is_sliced && segments > 1)].map(Arg::U32));
     gpu.launch(module, module.entries()[0], launch, &args);
 }

@@ -2,7 +2,7 @@
 
 use tessera_ops::numerics::SEGMENTS_MAX;
 
-use super::layout::{Layout, Scales};
+use super::layout::Layout;
 
 /// Weight rows of the matrix instruction.
 pub const MMA_ROWS: usize = 16;
@@ -13,8 +13,20 @@ pub const WARP: usize = 32;
 /// Threads of a block, at most: a warp for each segment of the depth.
 pub const THREADS_MAX: usize = SEGMENTS_MAX * WARP;
 
-/// Limit of shared memory without asking the driver for more.
-const SHARED_BYTES_MAX: usize = 48 << 10;
+/// Warps of a block of quantized products.
+const BLOCK_WARPS: usize = SEGMENTS_MAX;
+
+/// Shared memory of a block that every card has.
+const SHARED_BYTES_MAX: usize = 99 << 10;
+
+/// Shared memory that the blocks of a processor take together; the rest serves as cache.
+const PROCESSOR_SHARED_BYTES: usize = 168 << 10;
+
+/// Blocks that keep a card busy.
+const BLOCKS_WANTED: usize = 264;
+
+/// Beyond this, more bytes on their way make nothing faster.
+const STAGES_MAX: usize = 8;
 
 /// The shape of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,31 +52,49 @@ pub struct CodesTile {
     pub fold: usize,
     /// Blocks that a processor shall hold at once: what bounds the registers of a thread.
     pub blocks: usize,
+    /// Warps that share the segments of a tile's depth: 1, 2, 4 or 8. Where that makes too few blocks, there are more.
+    pub warps: usize,
+    /// Steps of weights in a warp's ring.
+    pub stages: usize,
 }
+
+/// Features of a step of a ring, at least.
+const STEP_FEATURES: usize = 4 * super::layout::UNIT;
 
 impl CodesTile {
     /// Every tile of a layout, from the narrowest to the widest, which serves all above it by several tiles. Measured on an H200: more
     /// rows share the reading of activations, as long as their sums and weights fit into registers; where scaling the sums costs
     /// most, a few columns are folded.
     pub fn all(layout: Layout) -> impl Iterator<Item = CodesTile> {
-        let is_light = layout.units == 1 && layout.sub == 32 && !layout.has_min && matches!(layout.scales, Scales::F16);
-        let is_wide = layout.units == 8;
-        let folded = (is_wide && layout.sub == 16).then_some((2, 1, 2, 1));
+        let shape = |row_tiles, column_tiles, fold, warps| {
+            CodesTile { row_tiles, column_tiles, fold, blocks: 2, warps, stages: 0 }.with_ring(layout)
+        };
         let by_width = [
-            match (is_wide, layout.sub) {
-                (true, 32) => (1, 1, 1, 2),
-                (true, _) => (2, 1, 1, 1),
-                (false, _) => (4, 1, 1, 1),
-            },
-            (1, 2, 1, 2),
-            if is_wide || is_light { (2, 4, 1, 1) } else { (1, 4, 1, 2) },
-            (1, 8, 1, 1),
+            // Of a bulky layout two row tiles have no room.
+            [shape(2, 1, 2, 4), shape(2, 1, 2, 8), shape(1, 1, 1, 2)],
+            [shape(2, 1, 1, 4), shape(1, 1, 1, 2), shape(1, 1, 1, 2)],
+            [shape(1, 2, 1, 2), shape(1, 2, 1, 4), shape(1, 2, 1, 8)],
+            [shape(1, 4, 1, 4), shape(1, 4, 1, 8), shape(1, 4, 1, 8)],
+            [CodesTile { blocks: 1, ..shape(1, 8, 1, 8) }.with_ring(layout); 3],
         ];
-        folded.into_iter().chain(by_width).map(move |(row_tiles, column_tiles, fold, blocks)| {
-            let tile = CodesTile { row_tiles, column_tiles, fold, blocks };
-            assert!(tile.is_sound(layout), "a tile of the table can be launched");
-            tile
-        })
+        let tiles = by_width.into_iter().map(|tiles| {
+            let sound = tiles.into_iter().find(|t| t.is_sound(layout));
+            sound.unwrap_or_else(|| panic!("no tile of {tiles:?} can be launched for {layout:?}"))
+        });
+        let mut tiles: Vec<CodesTile> = tiles.collect();
+        tiles.dedup();
+        tiles.into_iter()
+    }
+
+    /// With as many stages as its share of a processor's shared memory holds.
+    #[must_use]
+    pub fn with_ring(self, layout: Layout) -> CodesTile {
+        let share = (PROCESSOR_SHARED_BYTES / self.blocks).min(SHARED_BYTES_MAX);
+        let rest = CodesTile { stages: 0, ..self }.most_shared_bytes(layout);
+        let sums = if self.has_one_segment() { SEGMENTS_MAX * self.rows() * (self.columns() + 1) * 4 } else { 0 };
+        let left = share.saturating_sub(rest - sums);
+        let stages = left / (BLOCK_WARPS * self.stage_bytes(layout));
+        CodesTile { stages: stages.clamp(2, STAGES_MAX), ..self }
     }
 
     /// The narrowest tile that takes so many columns at once, or the widest.
@@ -74,14 +104,22 @@ impl CodesTile {
     }
 
     /// Whether a launch can have it: it holds something, its sums fit into registers and shared memory.
-    pub const fn is_sound(self, layout: Layout) -> bool {
+    pub fn is_sound(self, layout: Layout) -> bool {
         let sums = self.row_tiles * self.column_tiles * 4 / self.fold;
         let is_folded = matches!(self.fold, 1 | 2 | 4) && self.row_tiles.is_multiple_of(self.fold);
+        let is_shared = matches!(self.warps, 1 | 2 | 4 | 8) && self.stages >= 2;
         is_folded
+            && is_shared
             && self.blocks > 0
             && sums > 0
             && sums <= 64
-            && self.shared_bytes(layout, SEGMENTS_MAX) <= SHARED_BYTES_MAX
+            && self.most_shared_bytes(layout) <= SHARED_BYTES_MAX
+    }
+
+    /// Shared memory of a block, whatever the depth.
+    fn most_shared_bytes(self, layout: Layout) -> usize {
+        let bytes = (1..=SEGMENTS_MAX).map(|split| self.shared_bytes(layout, split, self.warps.min(split)));
+        bytes.max().unwrap_or(0)
     }
 
     /// Rows of a warp.
@@ -94,35 +132,59 @@ impl CodesTile {
         self.column_tiles * MMA_COLUMNS / self.fold
     }
 
-    /// Sums of all warps, whose rows of cells are padded by one; before them the scales of a chunk, where they are worked out together.
-    const fn shared_bytes(self, layout: Layout, warps: usize) -> usize {
-        let sums = self.rows() * (self.columns() + 1) * size_of::<f32>();
-        let scales = match layout.scales {
-            Scales::Super => self.rows() * layout.subs() * size_of::<f32>() * if layout.has_min { 2 } else { 1 },
-            Scales::F16 | Scales::F32 => 0,
-        };
-        warps * if sums > scales { sums } else { scales }
+    /// Whether each warp has one segment of the depth.
+    const fn has_one_segment(self) -> bool {
+        self.warps == BLOCK_WARPS
+    }
+
+    /// Bytes of a step of a ring.
+    const fn stage_bytes(self, layout: Layout) -> usize {
+        let chunks = STEP_FEATURES.div_ceil(layout.chunk_features());
+        self.row_tiles * chunks * layout.chunk_bytes()
+    }
+
+    /// Rings of all warps, and the sums of all segments of each tile, whose rows of cells are padded by one.
+    const fn shared_bytes(self, layout: Layout, split: usize, warps_each: usize) -> usize {
+        let groups = BLOCK_WARPS / warps_each;
+        let sums = groups * split * self.rows() * (self.columns() + 1) * size_of::<f32>();
+        let ring = groups * warps_each * self.stages * self.stage_bytes(layout);
+        // Where each warp has one segment, its sums take the place of weights that are done with.
+        if !self.has_one_segment() {
+            ring + sums
+        } else if ring > sums {
+            ring
+        } else {
+            sums
+        }
     }
 
     /// The launch for `segments` matrices of some rows and columns each, their depth cut into `split`.
     pub fn launch(self, layout: Layout, (rows, columns): (usize, usize), segments: usize, split: usize) -> Launch {
-        let groups = SEGMENTS_MAX / split;
-        Launch {
-            grid: [rows.div_ceil(self.rows() * groups), columns.div_ceil(self.columns()), segments],
-            threads: groups * split * WARP,
-            shared_bytes: self.shared_bytes(layout, groups * split),
-            groups,
+        let shape = |warps_each: usize| {
+            let groups = BLOCK_WARPS / warps_each;
+            let grid = [rows.div_ceil(self.rows() * groups), columns.div_ceil(self.columns()), segments];
+            (grid, groups)
+        };
+        let mut warps_each = self.warps.min(split);
+        while warps_each < split && shape(warps_each).0.iter().product::<usize>() < BLOCKS_WANTED {
+            warps_each = (2 * warps_each).min(split);
         }
+        let (grid, groups) = shape(warps_each);
+        let shared_bytes = self.shared_bytes(layout, split, warps_each);
+        Launch { grid, threads: groups * warps_each * WARP, shared_bytes, groups }
     }
 
-    pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
-        let CodesTile { row_tiles, column_tiles, fold, blocks } = self;
+    pub(crate) fn constants(self, layout: Layout) -> Vec<(&'static str, usize)> {
+        let CodesTile { row_tiles, column_tiles, fold, blocks, warps: _, stages } = self;
         vec![
             ("ROW_TILES", row_tiles),
             ("COLUMN_TILES", column_tiles),
             ("FOLD", fold),
             ("BLOCKS", blocks),
-            ("THREADS", THREADS_MAX),
+            ("THREADS", BLOCK_WARPS * WARP),
+            ("STAGES", stages),
+            ("STAGE_BYTES", self.stage_bytes(layout)),
+            ("ONE_SEGMENT", self.has_one_segment().into()),
         ]
     }
 }
@@ -179,7 +241,7 @@ mod tests {
                 let height = tile.rows() * launch.groups;
                 prop_assert!(launch.grid[0] * height >= rows && (launch.grid[0] - 1) * height < rows);
                 prop_assert!(launch.grid[1] * tile.columns() >= columns && (launch.grid[1] - 1) * tile.columns() < columns);
-                prop_assert!(launch.threads <= THREADS_MAX && launch.threads == launch.groups * split * WARP);
+                prop_assert!(launch.threads <= THREADS_MAX && launch.threads.is_multiple_of(launch.groups * WARP));
                 prop_assert!(launch.shared_bytes <= SHARED_BYTES_MAX);
             }
             let tile = FloatsTile::for_columns(columns);

@@ -6,7 +6,11 @@ use tessera_ops::{
     reference::{self, ReferenceDevice},
 };
 
-use crate::{CudaDevice, KvPages};
+use crate::{
+    CudaDevice, KvPages,
+    attention::AttentionTile,
+    kernels::{Module, Pages},
+};
 
 /// Bytes of keys and values that are gone through before some are read again: several times the L2 cache of any card.
 const COLD_BYTES: usize = 400 << 20;
@@ -83,6 +87,17 @@ impl<'a> AttentionSubject<'a> {
         Ok(AttentionSubject { device, spec, layers, cache })
     }
 
+    /// Attends in a tile from now on.
+    ///
+    /// # Errors
+    /// If its kernels do not compile.
+    pub fn force_tile(&mut self, tile: AttentionTile) -> Result<(), Error> {
+        let pages = Pages { head_dim: self.spec.head_dim, format: KvFormat::F16 };
+        self.device.gpu().prepare(&[Module::Scores(pages, tile), Module::Values(pages, tile)])?;
+        self.cache.forced = Some(tile);
+        Ok(())
+    }
+
     /// Measures `rows` decode rows of one sequence that sees `tokens` tokens; none where it is not the reference's result, bit for bit,
     /// at a shorter length.
     ///
@@ -98,6 +113,7 @@ impl<'a> AttentionSubject<'a> {
         let attend = |turn: usize| {
             let spec = Attention { layer: turn % self.layers, ..self.spec };
             drop(device.attention(&queries, &self.cache, &spec, None, &batch));
+            device.gpu().flush();
         };
         (0..LAUNCHES).for_each(attend);
         let mut samples = vec![];
