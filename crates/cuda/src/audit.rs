@@ -14,10 +14,14 @@ use crate::{
     },
 };
 
-/// Every width in tokens at which some kernel changes its way.
-pub fn all_edges() -> BTreeSet<usize> {
+/// Every width in tokens at which some kernel of these variants changes its way.
+pub fn all_edges(variants: &[Variant<CudaDevice>]) -> BTreeSet<usize> {
     let codes = Layout::all().into_iter().flat_map(CodesTile::all).map(CodesTile::columns);
-    codes.chain(FloatsTile::ALL.map(|tile| tile.columns)).chain(prefill_tile::WIDTHS).collect()
+    let mut edges: BTreeSet<usize> = codes.chain(FloatsTile::ALL.map(|tile| tile.columns)).collect();
+    if variants.iter().any(|v| v.scope == Scope::Prompt) {
+        edges.extend(prefill_tile::WIDTHS);
+    }
+    edges
 }
 
 /// The card, as what is audited: width alone picks a kernel, so there is one variant for each arithmetic.

@@ -84,7 +84,7 @@ pub(crate) fn main(args: &Audit) -> Result<()> {
     if args.kernels.is_some() {
         return Err(Failure::new("switches of kernels are the CPU's", "leave out --kernels or --device").into());
     }
-    run(args, tessera_cuda::audit::all_edges(), &variants)
+    run(args, tessera_cuda::audit::all_edges(&variants), &variants)
 }
 
 fn run<D: Device>(args: &Audit, edges: BTreeSet<usize>, variants: &[Variant<D>]) -> Result<()> {

@@ -14,7 +14,7 @@ fn a_card_gives_the_reference_s_bits_or_is_missed_in_words() {
             return;
         }
     };
-    let settings = Settings { edges: audit::all_edges(), ..Settings::default() };
+    let settings = Settings { edges: audit::all_edges(&variants), ..Settings::default() };
     let report = tessera_ops::audit::audit(&settings, &variants, &mut |_| {});
     for (row, failure) in report.failures() {
         println!("{} {}: {} of {} cases, first {failure:?}", row.op, row.format, row.failed, row.cases);
