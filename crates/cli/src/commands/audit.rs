@@ -43,7 +43,7 @@ pub(crate) struct Audit {
     /// Every width from 1 to 64, every cap on tiles, more shapes: minutes rather than seconds
     #[arg(long)]
     pub(crate) full: bool,
-    /// Fewer shapes and steps of attention: for a machine that computes slowly, as an emulated card does
+    /// No wide steps, and fewer shapes of attention: for a machine that computes slowly, as an emulated card does
     #[arg(long, conflicts_with = "full")]
     pub(crate) brief: bool,
     /// Audit this op alone

@@ -175,7 +175,7 @@ pub struct Settings {
     pub edges: BTreeSet<usize>,
     /// Every width from 1 to 64, every format on every variant and at every width, and more shapes.
     pub full: bool,
-    /// Fewer shapes and steps of attention, by far the longest of all: for a machine that computes slowly.
+    /// No step wider than [`BRIEF_TOKENS`], and fewer shapes and steps of attention: for a machine that computes slowly.
     pub brief: bool,
     /// This op alone.
     pub op: Option<Op>,
@@ -185,6 +185,9 @@ pub struct Settings {
 
 /// Widths up to this one are all audited in a full audit.
 pub const SWEPT_TOKENS: usize = 64;
+
+/// The widest step of a brief audit.
+pub const BRIEF_TOKENS: usize = SWEPT_TOKENS + 2;
 
 /// Wider steps are audited with every format in a full audit, else with one of each kind.
 pub const WIDE_TOKENS: usize = SWEPT_TOKENS + 1;
@@ -196,6 +199,9 @@ impl Settings {
         let mut widths: BTreeSet<usize> = self.edges.iter().flat_map(around).chain([0, 1]).collect();
         if self.full {
             widths.extend(1..=SWEPT_TOKENS);
+        }
+        if self.brief {
+            widths.retain(|w| *w <= BRIEF_TOKENS);
         }
         widths.into_iter().collect()
     }
@@ -263,6 +269,8 @@ mod tests {
         assert_eq!(settings.widths(), [0, 1, 3, 4, 5, 8, 9, 31, 32, 33, 64, 65]);
         let full = Settings { full: true, ..settings };
         assert_eq!(full.widths(), (0..=65).collect::<Vec<_>>());
+        let brief = Settings { edges: [64, 256].into(), brief: true, ..Settings::default() };
+        assert_eq!(brief.widths(), [0, 1, 63, 64, 65]);
     }
 
     #[test]
