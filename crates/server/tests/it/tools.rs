@@ -72,7 +72,9 @@ fn every_family_calls_when_it_must() {
             let object = server.post("/v1/chat/completions", &ask(model, more)).fine();
             let calls = object["choices"][0]["message"]["tool_calls"].as_array().unwrap();
             assert!(!calls.is_empty(), "{model}: {object}");
-            calls.iter().for_each(assert_sound);
+            // Where a reply that calls and calls was cut off, its last call may not be whole.
+            let cut = usize::from(object["choices"][0]["finish_reason"] == "length");
+            calls[..calls.len() - cut].iter().for_each(assert_sound);
         }
     }
 }
