@@ -8,6 +8,7 @@ use tessera_ops::{Device, Error, Linear, MatrixSource, reference};
 
 use crate::{
     CudaDevice,
+    driver::Gpu,
     kernels::Module,
     matmul::{Columns, Operand, Packed, PackedMatrix, product, project, tile::CodesTile},
     tensor::Tensor,
@@ -24,6 +25,14 @@ const LAUNCHES: usize = 12;
 
 /// Rows at both ends of the matrix that are held to the reference.
 const CHECKED_ROWS: usize = 24;
+
+/// The median of `samples`, each of so many launches in turn: microseconds of a launch.
+fn median(gpu: &Gpu, samples: usize, launches: usize, launch: &dyn Fn(usize)) -> Result<f64, Error> {
+    let sample = |first: usize| Ok(gpu.time(|| (first..first + launches).for_each(launch))? / launches as f64);
+    let mut times = (0..samples).map(|i| sample(i * launches)).collect::<Result<Vec<f64>, Error>>()?;
+    times.sort_by(f64::total_cmp);
+    Ok(times[samples / 2])
+}
 
 /// A matrix of random weights to be multiplied.
 pub struct Subject<'a> {
@@ -114,14 +123,7 @@ impl<'a> Subject<'a> {
             self.device.gpu().flush();
         };
         (0..LAUNCHES).for_each(&launch);
-        let mut samples = vec![];
-        for sample in 0..SAMPLES {
-            let first = sample * LAUNCHES;
-            let time = self.device.gpu().time(|| (first..first + LAUNCHES).for_each(&launch))?;
-            samples.push(time / LAUNCHES as f64);
-        }
-        samples.sort_by(f64::total_cmp);
-        Ok(samples[SAMPLES / 2])
+        median(self.device.gpu(), SAMPLES, LAUNCHES, &launch)
     }
 
     /// Holds the first and the last rows to the reference.

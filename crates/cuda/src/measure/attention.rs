@@ -6,6 +6,7 @@ use tessera_ops::{
     reference::{self, ReferenceDevice},
 };
 
+use super::median;
 use crate::{
     CudaDevice, KvPages,
     attention::AttentionTile,
@@ -116,13 +117,8 @@ impl<'a> AttentionSubject<'a> {
             device.gpu().flush();
         };
         (0..LAUNCHES).for_each(attend);
-        let mut samples = vec![];
-        for sample in 0..SAMPLES {
-            let first = sample * LAUNCHES;
-            samples.push(device.gpu().time(|| (first..first + LAUNCHES).for_each(attend))? / LAUNCHES as f64);
-        }
-        samples.sort_by(f64::total_cmp);
-        Ok(Some(MeasuredAttention { us: samples[SAMPLES / 2], kv_bytes: kv_bytes(&self.spec, tokens) }))
+        let us = median(device.gpu(), SAMPLES, LAUNCHES, &attend)?;
+        Ok(Some(MeasuredAttention { us, kv_bytes: kv_bytes(&self.spec, tokens) }))
     }
 
     fn is_right(&self, tokens: usize, rows: usize) -> Result<bool, Error> {
