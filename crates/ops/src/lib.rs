@@ -11,6 +11,7 @@
 //! - [`numerics`]: the canonical order of every sum, so that a row's bits never depend on its neighbours.
 //! - [`math`]: our own exp, sine and cosine, equal on every device.
 //! - [`routing`]: the choice of experts.
+//! - [`rounding`]: rows rounded to 8-bit and 4-bit floats.
 //! - [`profile`]: a device that measures another.
 //! - [`reference`]: the plainest implementation of every op. It is the specification, and a device of its own.
 //! - [`audit`]: every op of a device, at every edge, against it and against float64.
@@ -28,6 +29,7 @@ pub mod matrix;
 pub mod numerics;
 pub mod profile;
 pub mod reference;
+pub mod rounding;
 pub mod routing;
 
 pub use batch::{Batch, Role};
@@ -36,4 +38,5 @@ pub use error::Error;
 pub use kv::{KvFormat, KvLayout, PAGE_TOKENS};
 pub use matrix::{MatrixView, Numbers};
 pub use profile::Profiled;
+pub use rounding::Rounding;
 pub use routing::{ExpertGroups, Routing, Score};
