@@ -7,7 +7,6 @@
 //! Ops cannot fail in the middle of a step. The first failure is kept, later launches do nothing, and reading reports it.
 
 use std::{
-    collections::HashMap,
     ffi::CString,
     fmt::Display,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
@@ -21,6 +20,7 @@ use crate::{
     cache::Cache,
     compiler::Compiler,
     error::OpenError,
+    hash::HashMap,
     kernels::Module,
     matmul::tile::Launch,
     queue::{ARGS_MAX, Call, Queue},

@@ -17,6 +17,7 @@ pub mod compiler;
 mod device;
 mod driver;
 mod error;
+mod hash;
 pub mod kernels;
 mod kv;
 pub mod matmul;

@@ -3,11 +3,13 @@
 //!
 //! Nothing is reordered. Whatever else goes to the stream, or frees memory, sends the held launches first.
 
-use std::collections::HashMap;
-
 use cudarc::driver::sys;
 
-use crate::{kernels::Module, matmul::NO_BLOCK};
+use crate::{
+    hash::{HashMap, Quick},
+    kernels::Module,
+    matmul::NO_BLOCK,
+};
 
 /// Launches that are held back at most: the card begins with the first while the host prepares the next.
 const HELD_MAX: usize = 24;
@@ -122,7 +124,7 @@ impl Call {
     fn hash(&self, hash: u64) -> u64 {
         let words = [self.function as u64, self.threads.into(), self.shared_bytes.into()].into_iter();
         let words = words.chain(self.grid.map(u64::from)).chain(self.args[..self.count].iter().copied());
-        words.fold(hash, |hash, word| (hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95))
+        words.fold(hash, Quick::with)
     }
 }
 

@@ -33,8 +33,10 @@ pub struct PackedMatrix {
     pub(super) rows: usize,
     pub(super) depth: usize,
     pub(super) memory: Memory,
+    /// The tiles of its layout, from the narrowest; of plain weights, none. Each launch looks.
+    tiles: Vec<CodesTile>,
     /// Multiplied in this tile whatever the width, to measure it.
-    pub(super) forced: Option<CodesTile>,
+    forced: Option<CodesTile>,
     /// The same of prompt rows.
     pub(super) forced_prefill: Option<PrefillTile>,
     /// The power of two that brings the largest weight near the largest f16, for prefill's operands.
@@ -70,7 +72,12 @@ impl PackedMatrix {
             largest = largest.max(part.largest);
         }
         let up = form.up(largest);
-        Ok(PackedMatrix { form, segments, rows, depth: source.depth, memory, forced: None, forced_prefill: None, up })
+        let tiles = match form {
+            Packed::Codes(layout) => CodesTile::all(layout).collect(),
+            Packed::Float(_) => vec![],
+        };
+        let depth = source.depth;
+        Ok(PackedMatrix { form, segments, rows, depth, memory, tiles, forced: None, forced_prefill: None, up })
     }
 }
 
@@ -78,6 +85,12 @@ impl PackedMatrix {
     /// How it lies on the card.
     pub fn form(&self) -> Packed {
         self.form
+    }
+
+    /// The tile for so many columns: the narrowest that takes them at once, or the widest.
+    pub(super) fn tile(&self, columns: usize) -> Option<CodesTile> {
+        let fits = || self.tiles.iter().find(|t| t.columns() >= columns).or(self.tiles.last()).copied();
+        self.forced.or_else(fits)
     }
 
     /// Multiplies in this tile from now on, whatever the width: no bit depends on it.

@@ -12,7 +12,7 @@ use super::{
     pack::PackedMatrix,
     prefill::{self, Halves, halves},
     select::Packed,
-    tile::{CodesTile, FloatsTile, Launch, MMA_COLUMNS, WARP},
+    tile::{FloatsTile, Launch, MMA_COLUMNS, WARP},
 };
 use crate::{
     driver::{Arg, Gpu, Memory},
@@ -267,7 +267,7 @@ fn multiply(
     let (columns_max, split) = (share.columns_max(), segment_count(depth));
     let (module, launch, row_length) = match &input {
         Input::Codes(layout, codes) => {
-            let tile = matrix.forced.unwrap_or_else(|| CodesTile::for_columns(*layout, columns_max));
+            let tile = matrix.tile(columns_max).expect("a layout has tiles");
             (Module::Codes(*layout, tile), tile.launch(*layout, (rows, columns_max), segments, split), codes.blocks)
         }
         Input::Floats(x) => {
