@@ -7,8 +7,8 @@ use std::{
 };
 
 use tessera_ops::{
-    Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router,
-    numerics::quantization_rest,
+    Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
+    Rope, RopeLayout, Router, Selector, numerics::quantization_rest, reference::Selection,
 };
 
 use crate::{
@@ -25,6 +25,9 @@ use crate::{
     tensor::{Pool, Tensor},
     threads::{Threads, default_thread_count},
 };
+
+/// A cache of rows that are no keys and values is refused when it is made, so no op meets one.
+const NO_ROWS: &str = "the cache has keys and values alone";
 
 /// The CPU.
 pub struct CpuDevice {
@@ -109,6 +112,7 @@ impl Device for CpuDevice {
     type Vector = Vec<f32>;
     type Tensor = Tensor;
     type KvCache = KvPages;
+    type Selection = Selection;
     type Routes = Routes;
 
     fn name(&self) -> String {
@@ -135,8 +139,8 @@ impl Device for CpuDevice {
         Ok(values.to_vec())
     }
 
-    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvPages, Error> {
-        KvPages::new(layout, pages, &self.workers.pool)
+    fn kv_cache(&self, layout: &KvLayout, pages: usize, rings: usize) -> Result<KvPages, Error> {
+        KvPages::new(layout, pages, rings, &self.workers.pool)
     }
 
     fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Tensor {
@@ -252,6 +256,30 @@ impl Device for CpuDevice {
         attention::attention(workers, pool, &self.attention, forced, queries, cache, (spec, sinks), batch)
     }
 
+    fn store_rows(&self, _: &mut KvPages, _: usize, _: &Tensor, _: &Batch) {
+        panic!("{NO_ROWS}");
+    }
+
+    fn compress(&self, _: &mut KvPages, _: &Compressor<Self>, _: &Batch) {
+        panic!("{NO_ROWS}");
+    }
+
+    fn select(&self, _: &Tensor, _: &Tensor, _: &KvPages, _: &Selector, _: &Batch) -> Selection {
+        panic!("{NO_ROWS}");
+    }
+
+    fn attend_latent(
+        &self,
+        _: &Tensor,
+        _: &KvPages,
+        _: &LatentAttention,
+        _: Option<&Selection>,
+        _: &Vec<f32>,
+        _: &Batch,
+    ) -> Tensor {
+        panic!("{NO_ROWS}");
+    }
+
     fn gate(&self, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {
         gate::gate(&self.workers, &self.pool, x, up, gate)
     }
@@ -299,6 +327,20 @@ impl Device for CpuDevice {
 
     fn write_page(&self, cache: &mut KvPages, page: u32, bytes: &[u8]) -> Result<(), Error> {
         cache.write_page(page, bytes)
+    }
+
+    fn read_ring(&self, cache: &KvPages, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        cache.read_ring(ring, out);
+        Ok(())
+    }
+
+    fn write_ring(&self, cache: &mut KvPages, ring: u32, bytes: &[u8]) -> Result<(), Error> {
+        cache.write_ring(ring, bytes)
+    }
+
+    fn read_selection(&self, selection: &Selection, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {
+        rows.clone_from(&selection.rows);
+        Ok(())
     }
 
     fn read_routes(&self, routes: &Routes, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error> {

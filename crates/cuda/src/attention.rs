@@ -146,7 +146,7 @@ pub(crate) fn attend(
 ) -> Tensor {
     spec.check();
     let layer = &cache.layers[spec.layer];
-    check_ring(spec, layer.ring_pages, batch);
+    check_ring(spec.window, layer.ring_pages, batch);
     let shape = (layer.heads, layer.form.head_dim);
     assert_eq!((spec.kv_heads, spec.head_dim), shape, "the cache entry has the layer's shape");
     assert_eq!((queries.rows, queries.width), (batch.len(), spec.heads * spec.head_dim), "queries fill all heads");

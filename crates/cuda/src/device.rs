@@ -4,8 +4,8 @@ use std::{ops::Range, sync::Arc};
 
 use tessera_formats::codec;
 use tessera_ops::{
-    Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Role, Rope, RopeLayout, Router,
-    math,
+    Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
+    Role, Rope, RopeLayout, Router, Selector, math, reference::Selection,
 };
 
 use crate::{
@@ -22,6 +22,9 @@ use crate::{
     steps::{Step, Steps},
     tensor::Tensor,
 };
+
+/// A cache of rows that are no keys and values is refused when it is made, so no op meets one.
+const NO_ROWS: &str = "the cache has keys and values alone";
 
 /// An NVIDIA card.
 pub struct CudaDevice {
@@ -144,6 +147,7 @@ impl Device for CudaDevice {
     type Vector = Vector;
     type Tensor = Tensor;
     type KvCache = KvPages;
+    type Selection = Selection;
     type Routes = Routes;
 
     fn name(&self) -> String {
@@ -179,8 +183,8 @@ impl Device for CudaDevice {
         Ok(Vector { length: values.len(), memory })
     }
 
-    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvPages, Error> {
-        KvPages::new(&self.gpu, layout, pages)
+    fn kv_cache(&self, layout: &KvLayout, pages: usize, rings: usize) -> Result<KvPages, Error> {
+        KvPages::new(&self.gpu, layout, pages, rings)
     }
 
     fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Tensor {
@@ -265,6 +269,30 @@ impl Device for CudaDevice {
         attend(&self.gpu, queries, cache, spec, sinks.map(|s| &s.memory), batch, &self.step(batch))
     }
 
+    fn store_rows(&self, _: &mut KvPages, _: usize, _: &Tensor, _: &Batch) {
+        panic!("{NO_ROWS}");
+    }
+
+    fn compress(&self, _: &mut KvPages, _: &Compressor<Self>, _: &Batch) {
+        panic!("{NO_ROWS}");
+    }
+
+    fn select(&self, _: &Tensor, _: &Tensor, _: &KvPages, _: &Selector, _: &Batch) -> Selection {
+        panic!("{NO_ROWS}");
+    }
+
+    fn attend_latent(
+        &self,
+        _: &Tensor,
+        _: &KvPages,
+        _: &LatentAttention,
+        _: Option<&Selection>,
+        _: &Vector,
+        _: &Batch,
+    ) -> Tensor {
+        panic!("{NO_ROWS}");
+    }
+
     fn gate(&self, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {
         assert_eq!((x.rows, x.width), (up.rows, up.width), "gate and up have one shape");
         rowwise::gate(&self.gpu, (x, 0), (up, 0), x.width, gate)
@@ -308,6 +336,19 @@ impl Device for CudaDevice {
 
     fn write_page(&self, cache: &mut KvPages, page: u32, bytes: &[u8]) -> Result<(), Error> {
         cache.write_page(&self.gpu, page, bytes)
+    }
+
+    fn read_ring(&self, cache: &KvPages, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        cache.read_ring(&self.gpu, ring, out)
+    }
+
+    fn write_ring(&self, cache: &mut KvPages, ring: u32, bytes: &[u8]) -> Result<(), Error> {
+        cache.write_ring(&self.gpu, ring, bytes)
+    }
+
+    fn read_selection(&self, selection: &Selection, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {
+        rows.clone_from(&selection.rows);
+        Ok(())
     }
 
     fn read_routes(&self, routes: &Routes, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error> {

@@ -9,11 +9,11 @@ use tessera_ops::Batch;
 
 use crate::driver::{Gpu, Memory};
 
-/// Numbers of a row: position, start of its page table, committed tokens, start of its places, and the rows that can be taken together
-/// with it, from and to.
-const ROW_NUMBERS: usize = 6;
+/// Numbers of a row: position, start of its page table, committed tokens, start of its places, the rows that can be taken together
+/// with it, from and to, and its ring.
+const ROW_NUMBERS: usize = 7;
 
-/// A step on the card: `rows` (rows, 6), and `lists` that they point into.
+/// A step on the card: `rows` (rows, 7), and `lists` that they point into.
 pub(crate) struct Step {
     batch: Batch,
     pub(crate) rows: Memory,
@@ -47,9 +47,9 @@ impl Steps {
 
 /// Whether kernels see the same; tokens and roles are nothing to them.
 fn is_same(a: &Batch, b: &Batch) -> bool {
-    let Batch { tokens: _, positions, sequences, roles: _, parents, page_tables, logit_rows } = a;
-    (positions, sequences, parents, page_tables, logit_rows)
-        == (&b.positions, &b.sequences, &b.parents, &b.page_tables, &b.logit_rows)
+    let Batch { tokens: _, positions, sequences, roles: _, parents, page_tables, rings, logit_rows } = a;
+    (positions, sequences, parents, page_tables, rings, logit_rows)
+        == (&b.positions, &b.sequences, &b.parents, &b.page_tables, &b.rings, &b.logit_rows)
 }
 
 /// Rows and lists, as `kernels/attention/step.cuh` reads them.
@@ -66,7 +66,8 @@ fn numbers(batch: &Batch) -> (Vec<u32>, Vec<u32>) {
         let committed = if batch.is_tree(row) { batch.committed(row) as u32 } else { u32::MAX };
         let run = run_of(batch, row);
         let table = tables[batch.sequences[row] as usize];
-        rows.extend([position, table, committed, lists.len() as u32, run.start as u32, run.end as u32]);
+        let ring = batch.rings[batch.sequences[row] as usize];
+        rows.extend([position, table, committed, lists.len() as u32, run.start as u32, run.end as u32, ring]);
         lists.extend((committed..=position).map(|p| batch.place(row, p as usize) as u32));
     }
     (rows, lists)
@@ -85,25 +86,39 @@ mod tests {
     use super::*;
 
     /// What `Step` of step.cuh computes.
-    fn place(rows: &[u32], lists: &[u32], row: usize, position: u32) -> (u32, u32) {
-        let [_, table, committed, places, ..] = rows[row * ROW_NUMBERS..][..ROW_NUMBERS] else { panic!("six numbers") };
+    fn place(rows: &[u32], lists: &[u32], row: usize, position: u32, ring_pages: u32) -> (u32, u32) {
+        let [_, table, committed, places, _, _, ring] = rows[row * ROW_NUMBERS..][..ROW_NUMBERS] else {
+            panic!("seven numbers")
+        };
         let place = if position < committed { position } else { lists[(places + position - committed) as usize] };
-        (lists[(table + place / PAGE_TOKENS as u32) as usize], place % PAGE_TOKENS as u32)
+        let index = place / PAGE_TOKENS as u32;
+        let page = match ring_pages {
+            0 => lists[(table + index) as usize],
+            pages => ring * pages + index % pages,
+        };
+        (page, place % PAGE_TOKENS as u32)
     }
 
     proptest! {
         #[test]
-        fn rows_find_what_they_see(start in 0usize..200, parents in prop::collection::vec(0usize..6, 1..12), before in 1usize..9) {
+        fn rows_find_what_they_see(
+            start in 0usize..200,
+            parents in prop::collection::vec(0usize..6, 1..12),
+            before in 1usize..9,
+            ring_pages in 0u32..4,
+        ) {
             let mut batch = Batch::default();
             batch.push(&vec![0; before], 7, &[3, 9], Role::Prefill, 1);
+            batch.in_ring(5);
             let parents: Vec<Option<u32>> =
                 parents.iter().enumerate().map(|(i, p)| (*p < i).then(|| (i - 1 - p) as u32)).collect();
             batch.push_tree(&vec![1; parents.len()], &parents, start, &[5, 1, 0, 8, 2, 4], Role::Decode, 0);
             let (rows, lists) = numbers(&batch);
             for row in 0..batch.len() {
                 for position in 0..=batch.positions[row] {
-                    let (page, slot) = batch.slot(row, position as usize, None);
-                    prop_assert_eq!(place(&rows, &lists, row, position), (page, slot as u32));
+                    let ring = (ring_pages > 0).then_some(ring_pages as usize);
+                    let (page, slot) = batch.slot(row, position as usize, ring);
+                    prop_assert_eq!(place(&rows, &lists, row, position, ring_pages), (page, slot as u32));
                 }
             }
         }

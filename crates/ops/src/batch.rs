@@ -30,6 +30,9 @@ pub struct Batch {
     /// For each sequence of the step, the pages of its keys and values: position `p` lies in page
     /// `page_tables[s][p / PAGE_TOKENS]`.
     pub page_tables: Vec<Vec<u32>>,
+    /// For each sequence of the step, its ring: what entries that keep the last positions alone have of it ([`crate::mask`]). No two
+    /// sequences of a step have one.
+    pub rings: Vec<u32>,
     /// The rows whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
 }
@@ -47,22 +50,23 @@ impl Batch {
 
     /// Takes all rows out, to fill it again.
     pub fn clear(&mut self) {
-        let Batch { tokens, positions, sequences, roles, parents, page_tables, logit_rows } = self;
+        let Batch { tokens, positions, sequences, roles, parents, page_tables, rings, logit_rows } = self;
         parents.clear();
-        for numbers in [tokens, positions, sequences, logit_rows] {
+        for numbers in [tokens, positions, sequences, rings, logit_rows] {
             numbers.clear();
         }
         roles.clear();
         page_tables.clear();
     }
 
-    /// Adds `tokens` of a new sequence with this page table, the first at position `start`.
-    /// Logits are wanted of the last `logits` rows.
+    /// Adds `tokens` of a new sequence with this page table, the first at position `start`. Its ring is its index in the step,
+    /// unless [`Batch::in_ring`] says otherwise. Logits are wanted of the last `logits` rows.
     pub fn push(&mut self, tokens: &[u32], start: usize, pages: &[u32], role: Role, logits: usize) {
         assert!(start + tokens.len() <= pages.len() * PAGE_TOKENS, "the page table ends before the rows do");
         assert!(logits <= tokens.len(), "more logits than rows");
         let sequence = self.page_tables.len() as u32;
         self.page_tables.push(pages.to_vec());
+        self.rings.push(sequence);
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((start..start + tokens.len()).map(|p| p as u32));
         self.sequences.extend(tokens.iter().map(|_| sequence));
@@ -73,6 +77,14 @@ impl Batch {
         }
         let end = self.tokens.len();
         self.logit_rows.extend((end - logits..end).map(|r| r as u32));
+    }
+
+    /// The sequence that was added last has this ring.
+    ///
+    /// # Panics
+    /// Where there is no sequence yet.
+    pub fn in_ring(&mut self, ring: u32) {
+        *self.rings.last_mut().expect("a sequence was added") = ring;
     }
 
     /// As [`Batch::push`], of drafts that branch: token `i` follows token `parents[i] < i`, or where there is none the

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use tessera_formats::{Bytes, DType};
 
-use crate::{Batch, Error, KvLayout, Routing};
+use crate::{Batch, Compressor, Error, KvLayout, LatentAttention, Routing, Selector};
 
 /// One weight matrix as a file holds it: `rows` output features of `depth` inputs each, row by row.
 #[derive(Clone, Debug)]
@@ -177,8 +177,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     type Vector: Send + Sync;
     /// Activations: (rows, width) of f32.
     type Tensor: Send;
-    /// Pages of keys and values.
+    /// Pages and rings of keys and values.
     type KvCache: Send;
+    /// Which compressed rows each row of a step attends to.
+    type Selection: Send;
     /// Which experts each token of a step goes to, and with what weights: (rows, slots).
     type Routes: Send;
 
@@ -215,11 +217,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// No memory.
     fn load_vector(&self, values: &[f32]) -> Result<Self::Vector, Error>;
 
-    /// A cache of `pages` pages, all its memory taken now.
+    /// A cache of `pages` pages and `rings` rings, all its memory taken now.
     ///
     /// # Errors
-    /// No memory.
-    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<Self::KvCache, Error>;
+    /// No memory; entries without a kernel.
+    fn kv_cache(&self, layout: &KvLayout, pages: usize, rings: usize) -> Result<Self::KvCache, Error>;
 
     /// Rows of the table for the batch's tokens, times `scale`: (rows, table width). Ids are below the table's rows.
     fn embed(&self, table: &Self::Embedding, batch: &Batch, scale: f32) -> Self::Tensor;
@@ -288,6 +290,38 @@ pub trait Device: Send + Sync + Sized + 'static {
         batch: &Batch,
     ) -> Self::Tensor;
 
+    /// Writes `rows` (rows, width) of the batch into an entry of latent rows or of inputs: each where [`Batch::slot`] says.
+    fn store_rows(&self, cache: &mut Self::KvCache, entry: usize, rows: &Self::Tensor, batch: &Batch);
+
+    /// Makes the compressed rows that the batch's tokens complete, from inputs that are stored already, theirs among them. No
+    /// sequence of the batch branches.
+    fn compress(&self, cache: &mut Self::KvCache, compressor: &Compressor<Self>, batch: &Batch);
+
+    /// For each row of the batch, the compressed rows that its attention is to read: all that are complete, or where these are more
+    /// than `top_k`, as many of the highest scores. `queries` are (rows, heads · head_dim), `head_weights` (rows, heads).
+    /// Equal scores go by the lowest row, and NaN comes before every number.
+    fn select(
+        &self,
+        queries: &Self::Tensor,
+        head_weights: &Self::Tensor,
+        cache: &Self::KvCache,
+        selector: &Selector,
+        batch: &Batch,
+    ) -> Self::Selection;
+
+    /// Softmax attention of `queries` (rows, heads · head_dim) over latent rows, which are keys and values at once: those of the
+    /// window, and then compressed ones, all that are complete or, of a `selection`, those selected. The same shape.
+    /// `sinks` (heads) are as in [`Device::attention`]. No sequence of the batch branches.
+    fn attend_latent(
+        &self,
+        queries: &Self::Tensor,
+        cache: &Self::KvCache,
+        spec: &LatentAttention,
+        selection: Option<&Self::Selection>,
+        sinks: &Self::Vector,
+        batch: &Batch,
+    ) -> Self::Tensor;
+
     /// `gate(x) * up`, element by element.
     fn gate(&self, x: &Self::Tensor, up: &Self::Tensor, gate: Gate) -> Self::Tensor;
 
@@ -316,9 +350,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// The device failed somewhere in the step.
     fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>) -> Result<(), Error>;
 
-    /// Appends the keys and values of one page, of all layers, to `out`, waiting for all work before it. The bytes are as the
-    /// device lays them out, always as many: they fit a cache of the same layout on a device of the same kind. Where a
-    /// ring has no such page they are zeros. A ring's pages change as the sequence grows: they are copied together.
+    /// Appends what one page holds, of all entries that are no rings, to `out`, waiting for all work before it. The bytes are as the
+    /// device lays them out, always as many: they fit a cache of the same layout on a device of the same kind.
     ///
     /// # Errors
     /// As [`Device::read`].
@@ -329,6 +362,25 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// # Errors
     /// Bytes that are no page of this cache.
     fn write_page(&self, cache: &mut Self::KvCache, page: u32, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Appends what one ring holds, of all entries that are rings, as [`Device::read_page`].
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    fn read_ring(&self, cache: &Self::KvCache, ring: u32, out: &mut Vec<u8>) -> Result<(), Error>;
+
+    /// Writes what [`Device::read_ring`] gave into a ring, whichever it came from.
+    ///
+    /// # Errors
+    /// Bytes that are no ring of this cache.
+    fn write_ring(&self, cache: &mut Self::KvCache, ring: u32, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Copies a selection out, waiting for all work before it: for each row of the step the compressed rows, ascending. For tests
+    /// and statistics.
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    fn read_selection(&self, selection: &Self::Selection, rows: &mut Vec<Vec<u32>>) -> Result<(), Error>;
 
     /// Copies routes out, waiting for all work before them: (tokens, slots) of experts and of weights. For tests and
     /// statistics.

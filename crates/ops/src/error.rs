@@ -63,10 +63,10 @@ pub enum Error {
     },
     /// Saved keys and values are of another cache.
     #[error(
-        "a saved page of {found} bytes does not fit a cache with pages of {expected}; compute its tokens again with this model"
+        "a saved page or ring of {found} bytes does not fit a cache where it has {expected}; compute its tokens again with this model"
     )]
     Page {
-        /// Bytes of a page of the cache.
+        /// Bytes of a page of the cache, or of a ring.
         expected: usize,
         /// Bytes that were given.
         found: usize,

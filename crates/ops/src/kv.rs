@@ -1,4 +1,5 @@
-//! How keys and values are kept: in pages of a fixed number of tokens, so that sequences share and free them.
+//! How keys and values are kept: in pages of a fixed number of tokens, so that sequences share and free them, and in rings of
+//! pages that belong to one sequence each.
 
 use half::f16;
 
@@ -63,56 +64,194 @@ impl KvFormat {
     }
 }
 
-/// Width of one layer's keys and values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KvLayer {
-    /// Heads of keys and values.
-    pub heads: usize,
-    /// Numbers in a head.
-    pub head_dim: usize,
-    /// The entry is a ring of this many pages of each sequence ([`crate::mask`]); none: all positions are kept.
-    pub ring_pages: Option<usize>,
+/// What a cache keeps for a layer, or for a part of one. Everything is addressed by position: nothing of a sequence is ever
+/// "partial", so chunks, rewinding, drafts and copies need no special cases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvEntry {
+    /// A key and a value of each token, in heads.
+    Pairs {
+        /// Heads of keys and values.
+        heads: usize,
+        /// Numbers in a head.
+        head_dim: usize,
+        /// The entry is a ring of this many pages of each sequence ([`crate::mask`]); none: all positions are kept.
+        ring_pages: Option<usize>,
+    },
+    /// A row of each token that is key and value at once, of one head.
+    Latent {
+        /// Numbers in a row.
+        head_dim: usize,
+        /// As of pairs.
+        ring_pages: Option<usize>,
+    },
+    /// A row for each `ratio` tokens that is key and value at once, of one head. Row c, of the tokens from `c · ratio` on, lies in the
+    /// page of its last token ([`KvEntry::compressed_place`]).
+    Compressed {
+        /// Numbers in a row.
+        head_dim: usize,
+        /// Tokens of a row: a divisor or a multiple of [`PAGE_TOKENS`].
+        ratio: usize,
+    },
+    /// A row of each token that later rows are made of. Never rounded, and always a ring.
+    Inputs {
+        /// Numbers in a row.
+        width: usize,
+        /// As of pairs.
+        ring_pages: usize,
+    },
 }
 
-impl KvLayer {
-    /// An entry that keeps all positions.
-    pub const fn new(heads: usize, head_dim: usize) -> KvLayer {
-        KvLayer { heads, head_dim, ring_pages: None }
+impl KvEntry {
+    /// Keys and values that are kept at all positions.
+    pub const fn pairs(heads: usize, head_dim: usize) -> KvEntry {
+        KvEntry::Pairs { heads, head_dim, ring_pages: None }
+    }
+
+    /// The same entry as a ring of so many pages, or as none. Compressed rows have no ring.
+    #[must_use]
+    pub const fn in_ring(self, ring_pages: Option<usize>) -> KvEntry {
+        match self {
+            KvEntry::Pairs { heads, head_dim, .. } => KvEntry::Pairs { heads, head_dim, ring_pages },
+            KvEntry::Latent { head_dim, .. } => KvEntry::Latent { head_dim, ring_pages },
+            KvEntry::Compressed { .. } | KvEntry::Inputs { .. } => self,
+        }
+    }
+
+    /// The pages of its ring, where it is one.
+    pub const fn ring_pages(&self) -> Option<usize> {
+        match *self {
+            KvEntry::Pairs { ring_pages, .. } | KvEntry::Latent { ring_pages, .. } => ring_pages,
+            KvEntry::Compressed { .. } => None,
+            KvEntry::Inputs { ring_pages, .. } => Some(ring_pages),
+        }
+    }
+
+    /// Rows of a page: its tokens, or fewer where a row stands for several.
+    pub const fn page_rows(&self) -> usize {
+        match *self {
+            KvEntry::Compressed { ratio, .. } if ratio >= PAGE_TOKENS => 1,
+            KvEntry::Compressed { ratio, .. } if ratio > 0 => PAGE_TOKENS / ratio,
+            _ => PAGE_TOKENS,
+        }
+    }
+
+    /// Numbers of a row, of keys and values together.
+    pub const fn row_numbers(&self) -> usize {
+        match *self {
+            KvEntry::Pairs { heads, head_dim, .. } => 2 * heads * head_dim,
+            KvEntry::Latent { head_dim, .. } | KvEntry::Compressed { head_dim, .. } => head_dim,
+            KvEntry::Inputs { width, .. } => width,
+        }
+    }
+
+    /// Bytes of a page.
+    pub const fn page_bytes(&self, format: KvFormat) -> usize {
+        let row = match *self {
+            KvEntry::Pairs { heads, head_dim, .. } => 2 * heads * format.head_bytes(head_dim),
+            KvEntry::Latent { head_dim, .. } | KvEntry::Compressed { head_dim, .. } => format.head_bytes(head_dim),
+            KvEntry::Inputs { width, .. } => KvFormat::F32.head_bytes(width),
+        };
+        self.page_rows() * row
+    }
+
+    /// Pages that the entry has room for, in a cache of so many pages and rings.
+    pub const fn pages_of(&self, pages: usize, rings: usize) -> usize {
+        match self.ring_pages() {
+            Some(ring) => ring.saturating_mul(rings),
+            None => pages,
+        }
+    }
+
+    /// Where row `index` of compressed rows lies: the index of its page in the sequence, and its slot there.
+    pub const fn compressed_place(ratio: usize, index: usize) -> (usize, usize) {
+        let slots = if ratio >= PAGE_TOKENS { 1 } else { PAGE_TOKENS / ratio };
+        ((index * ratio + ratio - 1) / PAGE_TOKENS, index % slots)
+    }
+
+    /// Holds what must be true of every entry.
+    ///
+    /// # Panics
+    /// Where rows of compressed tokens do not fit into pages: a model's loader has to refuse these.
+    pub fn check(&self) {
+        if let KvEntry::Compressed { ratio, .. } = *self {
+            let fits = ratio > 0 && (PAGE_TOKENS.is_multiple_of(ratio) || ratio.is_multiple_of(PAGE_TOKENS));
+            assert!(fits, "the tokens of compressed rows divide a page, or fill whole ones");
+        }
     }
 }
 
 /// What a cache must hold for a model. Layers that share keys and values share an entry.
+///
+/// A cache has pages and rings. A page holds the rows of 64 positions of a sequence, of all entries that are no rings; a ring holds
+/// the last positions of a sequence, of all entries that are. A sequence has as many pages as it needs and one ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvLayout {
-    /// One entry for each layer that writes keys and values.
-    pub layers: Vec<KvLayer>,
+    /// Its entries, which ops name by their index.
+    pub entries: Vec<KvEntry>,
     /// How numbers are stored.
     pub format: KvFormat,
-    /// The cache serves one sequence at a time, whose page table is 0, 1, 2, …: a ring then takes no more memory than its
-    /// own pages. Otherwise any page may be in a ring, and a ring's entry has room for all.
-    pub is_single: bool,
 }
 
 impl KvLayout {
-    /// A cache for any number of sequences.
-    pub fn new(layers: Vec<KvLayer>, format: KvFormat) -> KvLayout {
-        KvLayout { layers, format, is_single: false }
+    /// A layout of these entries.
+    pub fn new(entries: Vec<KvEntry>, format: KvFormat) -> KvLayout {
+        KvLayout { entries, format }
     }
 
-    /// Pages that a layer's entry has room for, in a cache of `pages`.
-    pub fn pages_of(&self, layer: &KvLayer, pages: usize) -> usize {
-        layer.ring_pages.filter(|_| self.is_single).map_or(pages, |ring| ring.min(pages))
+    /// Bytes of a cache of `pages` pages and `rings` rings.
+    pub fn cache_bytes(&self, pages: usize, rings: usize) -> usize {
+        let bytes = |e: &KvEntry| e.page_bytes(self.format).saturating_mul(e.pages_of(pages, rings));
+        self.entries.iter().map(bytes).fold(0, usize::saturating_add)
     }
 
-    /// Bytes of a cache of `pages` pages.
-    pub fn cache_bytes(&self, pages: usize) -> usize {
-        let bytes = |l: &KvLayer| 2 * PAGE_TOKENS * l.heads * self.format.head_bytes(l.head_dim);
-        self.layers.iter().map(|l| bytes(l).saturating_mul(self.pages_of(l, pages))).fold(0, usize::saturating_add)
-    }
-
-    /// Bytes of one page over all layers, keys and values.
+    /// Bytes of one page over all entries that are no rings.
     pub fn page_bytes(&self) -> usize {
-        let heads = self.layers.iter().map(|l| l.heads * self.format.head_bytes(l.head_dim));
-        heads.map(|bytes| 2 * PAGE_TOKENS * bytes).sum()
+        self.cache_bytes(1, 0)
+    }
+
+    /// Bytes of one ring over all entries that are.
+    pub fn ring_bytes(&self) -> usize {
+        self.cache_bytes(0, 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compressed_rows_lie_with_their_last_tokens() {
+        for ratio in [1, 2, 4, 32, 64, 128, 256] {
+            let entry = KvEntry::Compressed { head_dim: 8, ratio };
+            entry.check();
+            let mut before = None;
+            for index in 0..300 {
+                let (page, slot) = KvEntry::compressed_place(ratio, index);
+                assert_eq!(page, (index * ratio + ratio - 1) / PAGE_TOKENS);
+                assert!(slot < entry.page_rows() && before < Some((page, slot)), "{ratio}: row {index}");
+                before = Some((page, slot));
+            }
+        }
+        for ratio in [0, 3, 48, 65, 96] {
+            let entry = KvEntry::Compressed { head_dim: 8, ratio };
+            assert!(std::panic::catch_unwind(|| entry.check()).is_err(), "{ratio}");
+        }
+    }
+
+    #[test]
+    fn pages_and_rings_make_a_cache() {
+        let entries = vec![
+            KvEntry::pairs(2, 8),
+            KvEntry::pairs(2, 8).in_ring(Some(3)),
+            KvEntry::Latent { head_dim: 8, ring_pages: Some(2) },
+            KvEntry::Compressed { head_dim: 8, ratio: 4 },
+            KvEntry::Compressed { head_dim: 8, ratio: 128 },
+            KvEntry::Inputs { width: 10, ring_pages: 1 },
+        ];
+        let layout = KvLayout::new(entries, KvFormat::F16);
+        assert_eq!(layout.page_bytes(), 64 * 2 * 2 * 16 + 16 * 16 + 16);
+        assert_eq!(layout.ring_bytes(), 3 * 64 * 2 * 2 * 16 + 2 * 64 * 16 + 64 * 40);
+        assert_eq!(layout.cache_bytes(5, 7), 5 * layout.page_bytes() + 7 * layout.ring_bytes());
+        assert_eq!(layout.cache_bytes(usize::MAX, 1), usize::MAX);
     }
 }

@@ -6,6 +6,7 @@
 //! - [`device`]: the ops themselves, one trait.
 //! - [`batch`]: what one step computes: tokens, positions, sequences, roles.
 //! - [`kv`]: how keys and values are paged.
+//! - [`latent`]: what attention over rows that are key and value at once is given.
 //! - [`mask`]: which positions a row sees, and where these are kept.
 //! - [`matrix`]: views of matrices of numbers, the second operand of a dense product.
 //! - [`numerics`]: the canonical order of every sum, so that a row's bits never depend on its neighbours.
@@ -23,6 +24,7 @@ pub mod batch;
 pub mod device;
 pub mod error;
 pub mod kv;
+pub mod latent;
 pub mod mask;
 pub mod math;
 pub mod matrix;
@@ -35,7 +37,8 @@ pub mod routing;
 pub use batch::{Batch, Role};
 pub use device::{Attention, Device, Gate, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router};
 pub use error::Error;
-pub use kv::{KvFormat, KvLayout, PAGE_TOKENS};
+pub use kv::{KvEntry, KvFormat, KvLayout, PAGE_TOKENS};
+pub use latent::{CompressedRows, Compressor, LatentAttention, Selector};
 pub use matrix::{MatrixView, Numbers};
 pub use profile::Profiled;
 pub use rounding::Rounding;

@@ -7,10 +7,11 @@
 //!
 //! Where a position is kept follows from the sequence's page table and two more kinds:
 //!
-//! - *ring*: an entry of the cache whose rows see a window may keep a ring of `n` pages: the page of positions from `64 i` on
-//!   is the table's page `i mod n`. A step stores its rows before any of them reads, so the newest row must not take
-//!   the place of what the oldest still sees: `window + rows <= 64 n`, for the rows of one sequence in a step. Whoever builds
-//!   steps keeps to [`ring_rows_max`]; a device refuses others ([`check_ring`]).
+//! - *ring*: an entry of the cache whose rows see a window may keep `n` pages for each sequence, whatever its page table: with ring
+//!   `r` ([`Batch::rings`]), positions from `64 i` on lie in page `r · n + i mod n` of the entry. A step stores its rows before
+//!   any of them reads, so the newest row must not take the place of what the oldest still sees: `window + rows <= 64 n`, for
+//!   the rows of one sequence in a step. Whoever builds steps keeps to [`ring_rows_max`]; a device refuses others
+//!   ([`check_ring`]). For the same reason a sequence can forget some of the rows of its last step and go on, but no more.
 //! - *tree*: the rows of a sequence may be drafts that branch ([`Batch::parents`]). All of them follow the same `L` committed
 //!   tokens, and the i-th row of the sequence in the step is kept where position `L + i` would be. A row sees the committed
 //!   positions and its ancestors, the ancestor at each position in that position's turn. So sums run in the order of
@@ -20,7 +21,7 @@
 
 use std::ops::Range;
 
-use crate::{Attention, Batch, PAGE_TOKENS};
+use crate::{Attention, Batch, KvEntry, PAGE_TOKENS};
 
 /// The most rows of a sequence that a step may have, where a ring of `ring_pages` serves a window; 0 where even one would
 /// overwrite what it sees.
@@ -37,14 +38,34 @@ pub const fn ring_pages_min(window: usize, rows: usize) -> usize {
 ///
 /// # Panics
 /// Where it does, or where a ring serves rows that see everything.
-pub fn check_ring(spec: &Attention, ring_pages: Option<usize>, batch: &Batch) {
+pub fn check_ring(window: Option<usize>, ring_pages: Option<usize>, batch: &Batch) {
     let Some(ring_pages) = ring_pages else { return };
-    let window = spec.window.expect("a ring serves layers with a window");
+    let window = window.expect("a ring serves rows with a window");
     let (most, mut rows) = (ring_rows_max(window, ring_pages), 0);
     for row in 0..batch.len() {
         rows = if row > 0 && batch.sequences[row] == batch.sequences[row - 1] { rows + 1 } else { 1 };
         assert!(rows <= most, "a window of {window} in a ring of {ring_pages} pages allows {most} rows of a sequence");
     }
+}
+
+/// Holds that an entry of the cache keeps a layer's keys and values.
+///
+/// # Panics
+/// Where it has another shape.
+pub fn check_entry(spec: &Attention, entry: KvEntry) {
+    let KvEntry::Pairs { heads, head_dim, .. } = entry else { panic!("attention over keys and values, not {entry:?}") };
+    assert_eq!((heads, head_dim), (spec.kv_heads, spec.head_dim), "the cache entry has the layer's shape");
+}
+
+/// Holds that no sequence of a step branches, for ops that have no trees.
+///
+/// # Panics
+/// Where one does.
+pub fn check_line(batch: &Batch) {
+    assert!(
+        batch.parents.is_empty() || (0..batch.len()).all(|r| !batch.is_tree(r)),
+        "no sequence of the step branches"
+    );
 }
 
 impl Attention {
@@ -110,8 +131,11 @@ impl Batch {
 
     /// The page of an entry of the cache that holds places from `64 · index` on of a row's sequence.
     pub fn page(&self, row: usize, index: usize, ring_pages: Option<usize>) -> u32 {
-        let table = &self.page_tables[self.sequences[row] as usize];
-        table[ring_pages.map_or(index, |ring| index % ring)]
+        let sequence = self.sequences[row] as usize;
+        match ring_pages {
+            Some(ring) => (self.rings[sequence] as usize * ring + index % ring) as u32,
+            None => self.page_tables[sequence][index],
+        }
     }
 }
 
@@ -176,7 +200,7 @@ mod tests {
             for rows in [1, most, most + 1] {
                 let mut batch = Batch::default();
                 batch.push(&vec![0; rows], 0, &vec![0; rows.div_ceil(64)], Role::Prefill, 0);
-                let check = || check_ring(&spec(Some(window)), Some(ring), &batch);
+                let check = || check_ring(Some(window), Some(ring), &batch);
                 assert_eq!(std::panic::catch_unwind(check).is_ok(), rows <= most, "{window} {ring} {rows}");
             }
         }
@@ -191,13 +215,14 @@ mod tests {
             let mut batch = Batch::default();
             let table: Vec<u32> = (0..(start + rows).div_ceil(64) as u32).collect();
             batch.push(&vec![0; rows], start, &table, Role::Prefill, 0);
+            batch.in_ring(3);
             let first = spec(Some(window)).visible(start).start;
             let mut places: Vec<_> = (first..start + rows).map(|p| batch.slot(0, p, Some(ring))).collect();
             let count = places.len();
             places.sort_unstable();
             places.dedup();
             prop_assert_eq!(places.len(), count);
-            prop_assert!(places.iter().all(|(page, _)| (*page as usize) < ring));
+            prop_assert!(places.iter().all(|(page, _)| (3 * ring..4 * ring).contains(&(*page as usize))));
         }
     }
 }

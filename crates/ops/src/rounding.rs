@@ -234,7 +234,7 @@ mod tests {
             let mut turned = row.clone();
             hadamard(&mut turned);
             for (i, got) in turned.iter().enumerate() {
-                let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = |j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                 let want: f64 = row.iter().enumerate().map(|(j, v)| sign(j) * f64::from(*v)).sum();
                 assert!((f64::from(*got) - want / (width as f64).sqrt()).abs() < 1e-4, "{width}, {i}");
             }

@@ -77,6 +77,11 @@ fn ahead<T: Copy + PartialOrd>(a: T, b: T) -> bool {
     a > b || (a != a && b == b)
 }
 
+/// The order of choice of two values, whatever their ids.
+pub(crate) fn order<T: Copy + PartialOrd>(a: T, b: T) -> std::cmp::Ordering {
+    ahead(b, a).cmp(&ahead(a, b))
+}
+
 /// Puts `id` into the sorted list `best[..found]` if it belongs there; gives how many there are now. Ids come ascending,
 /// so an equal value stays behind the earlier id.
 #[inline(always)]

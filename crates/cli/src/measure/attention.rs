@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use tessera_cpu::{KvPages, tensor::Tensor};
-use tessera_ops::{Attention as Spec, Batch, Device, KvFormat, KvLayout, PAGE_TOKENS, Role, kv::KvLayer};
+use tessera_ops::{Attention as Spec, Batch, Device, KvEntry, KvFormat, KvLayout, PAGE_TOKENS, Role};
 
 use super::input::Table;
 use crate::device::Chosen;
@@ -44,10 +44,10 @@ impl Attention {
         let &Heads { heads, kv_heads, head_dim, window, format } = heads;
         let page_count = tokens.div_ceil(PAGE_TOKENS);
         let pages: Vec<u32> = (0..page_count as u32).collect();
-        let layer = KvLayer::new(kv_heads, head_dim);
-        let layer_bytes = KvLayout::new(vec![layer], format).cache_bytes(page_count).max(1);
+        let layer = KvEntry::pairs(kv_heads, head_dim);
+        let layer_bytes = KvLayout::new(vec![layer], format).cache_bytes(page_count, 0).max(1);
         let layers = (cold_bytes / layer_bytes + 1).min(LAYERS_MAX);
-        let mut cache = device.kv_cache(&KvLayout::new(vec![layer; layers], format), page_count)?;
+        let mut cache = device.kv_cache(&KvLayout::new(vec![layer; layers], format), page_count, 0)?;
         let scale = (head_dim as f32).sqrt().recip();
         let spec = Spec { layer: 0, heads, kv_heads, head_dim, scale, window, soft_cap: None };
         let table = |width: usize, seed| Table::new(device, tokens, width, seed);

@@ -64,7 +64,7 @@ pub(crate) fn attention(
 ) -> Tensor {
     spec.check();
     let layer = &cache.layers[spec.layer];
-    check_ring(spec, layer.ring_pages, batch);
+    check_ring(spec.window, layer.ring_pages, batch);
     assert!(sinks.is_none_or(|sinks| sinks.len() == spec.heads), "each query head has a sink");
     assert_eq!((layer.heads, layer.head_dim), (spec.kv_heads, spec.head_dim), "the cache entry has the layer's shape");
     assert_eq!(queries.width(), spec.heads * spec.head_dim, "queries fill all heads");

@@ -9,7 +9,7 @@ mod store;
 
 use std::ops::Range;
 
-use tessera_ops::{Error, KvFormat, KvLayout, kv::KvLayer};
+use tessera_ops::{Error, KvEntry, KvFormat, KvLayout};
 
 use self::cells::{Cells, head_bytes};
 use crate::{memory::Buffer, simd::LANES, threads::Threads};
@@ -37,15 +37,22 @@ pub(crate) struct Layer {
 }
 
 impl KvPages {
-    /// `pages` pages, their memory taken now.
+    /// `pages` pages and `rings` rings, their memory taken now.
     ///
     /// # Errors
     /// The system has no room.
-    pub(crate) fn new(layout: &KvLayout, pages: usize, pool: &Threads) -> Result<KvPages, Error> {
+    pub(crate) fn new(layout: &KvLayout, pages: usize, rings: usize, pool: &Threads) -> Result<KvPages, Error> {
         let what = format!("keys and values of {pages} pages");
-        let mut layers = Vec::with_capacity(layout.layers.len());
-        for layer in &layout.layers {
-            let (&KvLayer { heads, head_dim, ring_pages }, pages) = (layer, layout.pages_of(layer, pages));
+        let mut layers = Vec::with_capacity(layout.entries.len());
+        for entry in &layout.entries {
+            let &KvEntry::Pairs { heads, head_dim, ring_pages } = entry else {
+                return Err(Error::Unsupported {
+                    device: "the CPU".to_owned(),
+                    what: format!("a cache with {entry:?}"),
+                    remedy: "use another model",
+                });
+            };
+            let pages = entry.pages_of(pages, rings);
             let bytes = |width: usize| head_bytes(layout.format, width).unwrap_or(usize::MAX);
             let (key_bytes, value_bytes) = (bytes(head_dim), bytes(head_dim.next_multiple_of(LANES)));
             // A product that overflows is more than any system has.
@@ -61,34 +68,44 @@ impl KvPages {
         Ok(KvPages { format: layout.format, layers })
     }
 
-    /// Appends the bytes of a page: layer by layer, keys and then values.
+    /// Appends the bytes of a page: layer by layer, but for those that are rings, keys and then values.
     pub(crate) fn read_page(&self, page: u32, out: &mut Vec<u8>) {
-        for layer in &self.layers {
-            if page as usize >= layer.pages {
-                out.resize(out.len() + layer.page_bytes(), 0);
-                continue;
-            }
-            let (keys, values) = layer.page(page);
-            out.extend_from_slice(&layer.keys.as_slice()[keys]);
-            out.extend_from_slice(&layer.values.as_slice()[values]);
+        for layer in self.layers.iter().filter(|l| l.ring_pages.is_none()) {
+            layer.read(page as usize..page as usize + 1, out);
         }
+    }
+
+    /// Appends the bytes of a ring: of the layers that are rings.
+    pub(crate) fn read_ring(&self, ring: u32, out: &mut Vec<u8>) {
+        self.layers.iter().for_each(|layer| layer.read(layer.ring(ring), out));
     }
 
     /// Writes what [`KvPages::read_page`] gave.
     ///
     /// # Errors
     /// Another number of bytes than a page has.
-    pub(crate) fn write_page(&mut self, page: u32, mut bytes: &[u8]) -> Result<(), Error> {
-        let (expected, found) = (self.layers.iter().map(Layer::page_bytes).sum(), bytes.len());
+    pub(crate) fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error> {
+        let one = page as usize..page as usize + 1;
+        self.write(bytes, |layer| if layer.ring_pages.is_none() { one.clone() } else { 0..0 })
+    }
+
+    /// Writes what [`KvPages::read_ring`] gave.
+    ///
+    /// # Errors
+    /// Another number of bytes than a ring has.
+    pub(crate) fn write_ring(&mut self, ring: u32, bytes: &[u8]) -> Result<(), Error> {
+        self.write(bytes, |layer| layer.ring(ring))
+    }
+
+    /// Writes bytes into some pages of each layer.
+    fn write(&mut self, mut bytes: &[u8], pages: impl Fn(&Layer) -> Range<usize>) -> Result<(), Error> {
+        let size = |layer: &Layer| pages(layer).len() * layer.page_bytes();
+        let (expected, found) = (self.layers.iter().map(size).sum(), bytes.len());
         if found != expected {
             return Err(Error::Page { expected, found });
         }
         for layer in &mut self.layers {
-            if page as usize >= layer.pages {
-                bytes = &bytes[layer.page_bytes()..];
-                continue;
-            }
-            let (keys, values) = layer.page(page);
+            let (keys, values) = layer.bytes(pages(layer));
             let (to_keys, rest) = bytes.split_at(keys.len());
             let (to_values, rest) = rest.split_at(values.len());
             layer.keys.as_mut_slice()[keys].copy_from_slice(to_keys);
@@ -115,11 +132,24 @@ impl Layer {
         (self.key_bytes, self.value_bytes)
     }
 
-    /// Where a page's bytes lie among those of the keys, and among those of the values.
-    fn page(&self, page: u32) -> (Range<usize>, Range<usize>) {
-        let first = self.block(page, 0);
-        let range = |bytes: usize| first * bytes..(first + self.heads) * bytes;
+    /// The pages of a ring; none where the layer keeps all positions.
+    fn ring(&self, ring: u32) -> Range<usize> {
+        let pages = self.ring_pages.unwrap_or(0);
+        ring as usize * pages..(ring as usize + 1) * pages
+    }
+
+    /// Where pages lie among the bytes of keys, and among those of values.
+    fn bytes(&self, pages: Range<usize>) -> (Range<usize>, Range<usize>) {
+        assert!(pages.end <= self.pages, "pages of this cache");
+        let range = |bytes: usize| pages.start * self.heads * bytes..pages.end * self.heads * bytes;
         (range(self.key_bytes), range(self.value_bytes))
+    }
+
+    /// Appends the bytes of pages: keys and then values.
+    fn read(&self, pages: Range<usize>, out: &mut Vec<u8>) {
+        let (keys, values) = self.bytes(pages);
+        out.extend_from_slice(&self.keys.as_slice()[keys]);
+        out.extend_from_slice(&self.values.as_slice()[values]);
     }
 
     /// Index of a page's head among all.

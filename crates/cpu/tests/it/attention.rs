@@ -1,6 +1,6 @@
 //! Attention: every instruction set, number of threads, chunk and neighbour gives the reference's bits.
 
-use tessera_ops::{Attention, Batch, Device, KvFormat, KvLayout, Role, kv::KvLayer, reference::ReferenceDevice};
+use tessera_ops::{Attention, Batch, Device, KvEntry, KvFormat, KvLayout, Role, reference::ReferenceDevice};
 
 use crate::{
     tensors::{devices, read, same, tensor},
@@ -35,9 +35,9 @@ impl Case {
     /// A cache in which the pages this case does not use hold NaN, as do the slots behind its tokens.
     fn cache<D: Device>(&self, device: &D, pages: &[u32]) -> D::KvCache {
         let Attention { kv_heads, head_dim, .. } = self.spec;
-        let layer = KvLayer::new(kv_heads, head_dim);
-        let layout = KvLayout::new(vec![KvLayer::new(1, 3), layer], self.format);
-        let mut cache = device.kv_cache(&layout, pages.len() + 1).unwrap();
+        let layer = KvEntry::pairs(kv_heads, head_dim);
+        let layout = KvLayout::new(vec![KvEntry::pairs(1, 3), layer], self.format);
+        let mut cache = device.kv_cache(&layout, pages.len() + 1, 0).unwrap();
         let mut all = Batch::default();
         let tokens = 64 * (pages.len() + 1);
         all.push(&vec![0; tokens], 0, &(0..=pages.len() as u32).collect::<Vec<_>>(), Role::Prefill, 0);
@@ -145,9 +145,9 @@ fn sequences_of_all_lengths_share_a_step() {
         batch.push(&vec![0; length], 0, &table, Role::Decode, 0);
     }
     fn run<D: Device>(device: &D, spec: &Attention, batch: &Batch, pages: usize, kvq: [&[f32]; 3]) -> Vec<f32> {
-        let layer = KvLayer::new(2, 16);
+        let layer = KvEntry::pairs(2, 16);
         let layout = KvLayout::new(vec![layer, layer], KvFormat::F16);
-        let mut cache = device.kv_cache(&layout, pages).unwrap();
+        let mut cache = device.kv_cache(&layout, pages, 0).unwrap();
         let [keys, values, queries] = kvq.map(|x| tensor(device, batch.len(), x.len() / batch.len(), x));
         device.store_kv(&mut cache, 1, &keys, &values, batch);
         read(device, &device.attention(&queries, &cache, spec, None, batch))

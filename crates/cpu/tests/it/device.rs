@@ -3,7 +3,7 @@
 use tessera_cpu::CpuDevice;
 use tessera_formats::DType;
 use tessera_ops::{
-    Device, Error, Gate, KvFormat, KvLayout, Linear, Rope, RopeLayout, kv::KvLayer, reference::ReferenceDevice,
+    Device, Error, Gate, KvFormat, KvLayout, Linear, Rope, RopeLayout, kv::KvEntry, reference::ReferenceDevice,
 };
 
 use crate::{
@@ -126,8 +126,8 @@ fn fine_and_plain_projections_give_the_reference_s_bits() {
 fn steps_without_rows_are_fine() {
     for device in devices() {
         let x = tensor(&device, 0, 32, &[]);
-        let layer = KvLayer::new(1, 32);
-        let mut cache = device.kv_cache(&KvLayout::new(vec![layer], KvFormat::F16), 0).unwrap();
+        let layer = KvEntry::pairs(1, 32);
+        let mut cache = device.kv_cache(&KvLayout::new(vec![layer], KvFormat::F16), 0, 0).unwrap();
         device.store_kv(&mut cache, 0, &x, &x, &batch(&[], 0));
         let weight = device.load_vector(&[1.0; 32]).unwrap();
         assert!(read(&device, &device.rms_norm(&x, &weight, 1e-5)).is_empty());
@@ -138,10 +138,10 @@ fn steps_without_rows_are_fine() {
 #[test]
 fn what_cannot_be_is_a_typed_error() {
     let device = CpuDevice::new(None, None).unwrap();
-    let layer = KvLayer::new(8, 128);
+    let layer = KvEntry::pairs(8, 128);
     for pages in [1 << 44, usize::MAX / 100] {
         let layout = KvLayout::new(vec![layer, layer], KvFormat::F16);
-        let error = device.kv_cache(&layout, pages).err().unwrap();
+        let error = device.kv_cache(&layout, pages, 0).err().unwrap();
         assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
     }
     let error = device.load_embedding(&source(2, 2, &[0.0, 1.0, f32::NAN, 3.0])).err().unwrap();

@@ -10,7 +10,7 @@ use tessera_cpu::{CpuDevice, isa::Isa};
 use tessera_formats::DType;
 use tessera_ops::{
     Attention, Batch, Device, Gate, KvFormat, KvLayout, Linear, LinearStack, Role, Rope, RopeLayout, Router, Routing,
-    Score, kv::KvLayer, reference::ReferenceDevice,
+    Score, kv::KvEntry, reference::ReferenceDevice,
 };
 
 use crate::{
@@ -108,7 +108,7 @@ impl<D: Device> Layer<D> {
             },
             spec: Attention { layer: 0, heads, kv_heads, head_dim: HEAD_DIM, scale: 0.2, window: None, soft_cap: None },
             cache: device
-                .kv_cache(&KvLayout::new(vec![KvLayer::new(kv_heads, HEAD_DIM)], KvFormat::F16), pages)
+                .kv_cache(&KvLayout::new(vec![KvEntry::pairs(kv_heads, HEAD_DIM)], KvFormat::F16), pages, 0)
                 .unwrap(),
         }
     }

@@ -11,9 +11,7 @@ use tessera_cpu::{
     isa::Isa,
     matmul::{Kernels, Overrides},
 };
-use tessera_ops::{
-    Batch, Device, KvFormat, KvLayout, Role, kv::KvLayer, mask::ring_rows_max, reference::ReferenceDevice,
-};
+use tessera_ops::{Batch, Device, KvEntry, KvFormat, KvLayout, Role, mask::ring_rows_max, reference::ReferenceDevice};
 
 use crate::{
     tensors::{read, same, tensor},
@@ -81,8 +79,8 @@ fn rings_give_what_the_whole_cache_gives() {
         let table = [0, 1, 2, 3, 4, 5, 6];
         script.line(0, 0..tokens, tokens, &table);
         let want = script.run(&ReferenceDevice, 0);
-        for (is_single, chunk) in [(true, ring_rows_max(window, ring)), (false, 29)] {
-            (script.ring_pages, script.is_single) = (Some(ring), is_single);
+        for chunk in [ring_rows_max(window, ring), 29] {
+            script.ring_pages = Some(ring);
             script.steps.clear();
             script.line(0, 0..tokens, chunk, &table);
             check(&script, &want, 2, &format!("a ring of {ring} in chunks of {chunk}"));
@@ -95,7 +93,7 @@ fn a_step_that_overwrites_what_it_sees_is_refused() {
     for (window, ring) in [(64, 2), (100, 2)] {
         for rows in [ring_rows_max(window, ring), ring_rows_max(window, ring) + 1] {
             let mut script = Script::new((2, 1, 16), KvFormat::F16, 2);
-            (script.spec.window, script.ring_pages, script.is_single) = (Some(window), Some(ring), true);
+            (script.spec.window, script.ring_pages) = (Some(window), Some(ring));
             script.line(0, 0..rows, rows, &[0, 1]);
             let run = || script.run(&CpuDevice::with_kernels(NonZero::new(1), Kernels::new(Isa::best())), 0);
             let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
@@ -104,32 +102,30 @@ fn a_step_that_overwrites_what_it_sees_is_refused() {
     }
 }
 
-/// A copy of a ring's pages goes on as the original does; pages that it has not are zeros.
+/// A copy of a ring goes on as the original does.
 #[test]
-fn pages_of_a_ring_are_copied() {
+fn rings_are_copied() {
     let device = CpuDevice::with_kernels(NonZero::new(2), Kernels::new(Isa::best()));
     for format in KvFormat::ALL {
-        let layers = vec![KvLayer { heads: 2, head_dim: 20, ring_pages: Some(2) }, KvLayer::new(1, 16)];
-        let layout = KvLayout { layers, format, is_single: true };
-        let mut cache = device.kv_cache(&layout, 4).unwrap();
+        let entries = vec![KvEntry::pairs(2, 20).in_ring(Some(2)), KvEntry::pairs(1, 16)];
+        let layout = KvLayout::new(entries, format);
+        let mut cache = device.kv_cache(&layout, 4, 2).unwrap();
         let x = tensor(&device, 50, 40, &numbers(50, 40, 1));
         for start in (0..200).step_by(50) {
             let mut batch = Batch::default();
             batch.push(&[0; 50], start, &[0, 1, 2, 3], Role::Prefill, 0);
+            batch.in_ring(1);
             device.store_kv(&mut cache, 0, &x, &x, &batch);
         }
-        let mut copy = device.kv_cache(&layout, 4).unwrap();
-        let pages = |cache: &_| {
-            (0..4)
-                .map(|page| {
-                    let mut bytes = vec![];
-                    device.read_page(cache, page, &mut bytes).map(|()| bytes).unwrap()
-                })
-                .collect::<Vec<_>>()
+        let mut copy = device.kv_cache(&layout, 1, 3).unwrap();
+        let ring = |cache: &_, ring: u32| {
+            let mut bytes = vec![];
+            device.read_ring(cache, ring, &mut bytes).map(|()| bytes).unwrap()
         };
-        let all = pages(&cache);
-        assert!(all[1].iter().any(|b| *b != 0) && all[2].iter().all(|b| *b == 0), "{format:?}");
-        (0..4).for_each(|page| device.write_page(&mut copy, page, &all[page as usize]).unwrap());
-        assert_eq!(pages(&copy), all);
+        let (unused, used) = (ring(&cache, 0), ring(&cache, 1));
+        assert!(used.iter().any(|b| *b != 0) && unused.iter().all(|b| *b == 0), "{format:?}");
+        device.write_ring(&mut copy, 2, &used).unwrap();
+        assert_eq!((ring(&copy, 2), ring(&copy, 1)), (used, unused));
+        assert!(device.write_ring(&mut copy, 0, &[0; 7]).is_err());
     }
 }

@@ -1,11 +1,11 @@
 // What kernels know of a step: where its rows stand, and what they see.
 
 #define PAGE 64
-#define ROW_NUMBERS 6
+#define ROW_NUMBERS 7
 
 // What is known of a step's rows, one array after another (crates/cuda/src/steps.rs): for each row its position, where its
 // sequence's page table begins, how many positions stand where they are counted, where the places of later ones are listed, and the
-// rows that can be taken together with it: from, to.
+// rows that can be taken together with it: from, to; and its ring.
 struct Step {
     const u32* rows;
     const u32* lists;
@@ -22,7 +22,7 @@ struct Step {
     }
     DEVICE_MEMBER u32 page(u32 row, u32 place, u32 ring) const {
         u32 index = place / PAGE;
-        return lists[rows[row * ROW_NUMBERS + 1] + (ring ? index % ring : index)];
+        return ring ? rows[row * ROW_NUMBERS + 6] * ring + index % ring : lists[rows[row * ROW_NUMBERS + 1] + index];
     }
 };
 

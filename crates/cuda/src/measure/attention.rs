@@ -1,8 +1,7 @@
 //! Measurements of attention on the card, held to the reference in the same run.
 
 use tessera_ops::{
-    Attention, Batch, Device, Error, KvFormat, KvLayout, PAGE_TOKENS, Role,
-    kv::KvLayer,
+    Attention, Batch, Device, Error, KvEntry, KvFormat, KvLayout, PAGE_TOKENS, Role,
     reference::{self, ReferenceDevice},
 };
 
@@ -63,8 +62,8 @@ fn fill<D: Device>(
     (spec, layers): (&Attention, usize),
     tokens: usize,
 ) -> Result<D::KvCache, Error> {
-    let layout = KvLayout::new(vec![KvLayer::new(spec.kv_heads, spec.head_dim); layers], KvFormat::F16);
-    let mut cache = device.kv_cache(&layout, tokens.div_ceil(PAGE_TOKENS))?;
+    let layout = KvLayout::new(vec![KvEntry::pairs(spec.kv_heads, spec.head_dim); layers], KvFormat::F16);
+    let mut cache = device.kv_cache(&layout, tokens.div_ceil(PAGE_TOKENS), 0)?;
     let width = spec.kv_heads * spec.head_dim;
     for first in (0..tokens).step_by(STORED_ROWS) {
         let rows = STORED_ROWS.min(tokens - first);

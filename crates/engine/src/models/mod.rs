@@ -10,7 +10,7 @@ mod qwen;
 
 use std::sync::Arc;
 
-use tessera_ops::{Batch, Device, KvFormat, KvLayout, PAGE_TOKENS, kv::KvLayer};
+use tessera_ops::{Batch, Device, KvEntry, KvFormat, KvLayout, PAGE_TOKENS};
 
 use crate::{
     Checkpoint, Config, Error,
@@ -100,8 +100,8 @@ impl LoadOptions {
 
 /// What a model of this shape keeps of every token.
 pub fn kv_layout(config: &Config, format: KvFormat) -> KvLayout {
-    let layer = |layer: usize| KvLayer::new(config.layers[layer].kv_heads, config.layers[layer].head_dim);
-    KvLayout::new(config.kv_layers().map(layer).collect(), format)
+    let entry = |layer: usize| KvEntry::pairs(config.layers[layer].kv_heads, config.layers[layer].head_dim);
+    KvLayout::new(config.kv_layers().map(entry).collect(), format)
 }
 
 /// The names of all architectures.
@@ -151,7 +151,7 @@ struct Loaded<D: Device, A> {
     model: A,
     cache: D::KvCache,
     pages: usize,
-    page_bytes: usize,
+    cache_bytes: usize,
 }
 
 impl<D: Device, A: Architecture<D> + 'static> Loaded<D, A> {
@@ -164,8 +164,8 @@ impl<D: Device, A: Architecture<D> + 'static> Loaded<D, A> {
         let config = Config::read(checkpoint)?;
         let model = A::load(&mut Loader::new(checkpoint, &config, &*device, report))?;
         let (layout, pages) = (kv_layout(&config, options.kv_format), options.pages(&config));
-        let cache = device.kv_cache(&layout, pages)?;
-        Ok(Box::new(Loaded { device, config, model, cache, pages, page_bytes: layout.page_bytes() }))
+        let (cache, cache_bytes) = (device.kv_cache(&layout, pages, 0)?, layout.cache_bytes(pages, 0));
+        Ok(Box::new(Loaded { device, config, model, cache, pages, cache_bytes }))
     }
 }
 
@@ -190,7 +190,7 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
     }
 
     fn cache_bytes(&self) -> usize {
-        self.pages * self.page_bytes
+        self.cache_bytes
     }
 
     fn roles_agree(&self) -> bool {

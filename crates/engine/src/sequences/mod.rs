@@ -225,6 +225,8 @@ impl Sequences {
         for part in parts {
             let Sequence { tokens, pages } = self.open[part.sequence.0].as_ref().expect(OPEN);
             self.batch.push(part.tokens, tokens.len(), pages, part.role, part.logits);
+            // As many rings as there were ever sequences open at a time.
+            self.batch.in_ring(part.sequence.0 as u32);
         }
         forward(&mut *self.model, &self.batch, &mut self.logits, &mut self.hidden)?;
         for part in parts {

@@ -3,7 +3,7 @@
 //! Rows are the tokens of several sequences, named one after another. Whatever the steps, a row's result is the same:
 //! all sequences whole in one step; one by one; chunk by chunk, token by token. Pages of sequences are mixed, and what
 //! lies in slots that nothing was written to is NaN. The ends of some subjects' sequences are drafts that branch. Some keep a
-//! ring, in steps that are narrow enough; in others, and so in the reference's own, they keep all pages.
+//! ring each, in steps that are narrow enough; in others, and so in the reference's own, they keep all pages.
 
 use super::{
     Op, Settings,
@@ -12,8 +12,7 @@ use super::{
     subject::{Arrangement, Facts, Job, Subject},
 };
 use crate::{
-    Attention, Batch, Device, Error, KvFormat, KvLayout, PAGE_TOKENS, Role,
-    kv::KvLayer,
+    Attention, Batch, Device, Error, KvEntry, KvFormat, KvLayout, PAGE_TOKENS, Role,
     mask::{ring_pages_min, ring_rows_max},
 };
 
@@ -191,6 +190,11 @@ impl Sequences {
         trunk(self.lengths[sequence], self.drafts)
     }
 
+    /// The ring of a sequence.
+    fn ring(&self, sequence: usize) -> u32 {
+        (self.lengths.len() - 1 - sequence) as u32
+    }
+
     /// Whether a ring keeps what rows of these steps see.
     fn fits_ring(&self, steps: &[Vec<u32>], ring_pages: usize) -> bool {
         let rows_of =
@@ -203,10 +207,18 @@ impl Sequences {
     fn cache<D: Device>(&self, device: &D, poison: &Table<D>, ring_pages: Option<usize>) -> Result<D::KvCache, Error> {
         let Attention { kv_heads, head_dim, .. } = self.spec;
         let pages = 1 + self.page_tables().concat().len();
-        let layers = vec![KvLayer::new(1, 32), KvLayer { heads: kv_heads, head_dim, ring_pages }];
-        let mut cache = device.kv_cache(&KvLayout::new(layers, self.format), pages)?;
+        let layers = vec![KvEntry::pairs(1, 32), KvEntry::pairs(kv_heads, head_dim).in_ring(ring_pages)];
+        let rings = if ring_pages.is_some() { self.lengths.len() } else { 0 };
+        let mut cache = device.kv_cache(&KvLayout::new(layers, self.format), pages, rings)?;
         let mut all = Batch::default();
-        (0..pages as u32).for_each(|page| all.push(&[0; PAGE_TOKENS], 0, &[page], Role::Prefill, 0));
+        for ring in 0..rings as u32 {
+            let pages = vec![0; ring_pages.unwrap_or(0)];
+            all.push(&vec![0; pages.len() * PAGE_TOKENS], 0, &pages, Role::Prefill, 0);
+            all.in_ring(ring);
+        }
+        if rings == 0 {
+            (0..pages as u32).for_each(|page| all.push(&[0; PAGE_TOKENS], 0, &[page], Role::Prefill, 0));
+        }
         let mut nothing = poison.rows(device, &all);
         all.tokens.fill(1);
         device.add(&mut nothing, &poison.rows(device, &all));
@@ -227,6 +239,7 @@ impl Sequences {
             };
             if first + rows.len() <= trunk || trunk == self.lengths[sequence] {
                 step.push(&rows, first, table, Role::Decode, 0);
+                step.in_ring(self.ring(sequence));
                 continue;
             }
             // The drafts' parents, counted from the first row of the step; those of the trunk follow one another.
@@ -234,6 +247,7 @@ impl Sequences {
             let trunk = (0..before).map(|row| row.checked_sub(1));
             let drafts = self.drafts.iter().map(|parent| parent.map_or(before.checked_sub(1), |p| Some(before + p)));
             step.push_tree(&rows, &trunk.chain(drafts).collect::<Vec<_>>(), first, table, Role::Decode, 0);
+            step.in_ring(self.ring(sequence));
         }
         step
     }

@@ -98,6 +98,7 @@ pub(super) fn batch(ids: &[u32]) -> Batch {
         roles: vec![Role::Decode; ids.len()],
         parents: vec![],
         page_tables: vec![vec![]; ids.len()],
+        rings: (0..ids.len() as u32).collect(),
         logit_rows: vec![],
     }
 }

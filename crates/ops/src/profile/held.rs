@@ -6,7 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use super::{Label, Profiled};
-use crate::{Device, KvLayout, Linear, LinearStack, PAGE_TOKENS, Router};
+use crate::{Compressor, Device, KvLayout, Linear, LinearStack, Router};
 
 /// Something that is lent to one op at a time.
 #[derive(Debug)]
@@ -93,21 +93,27 @@ impl<T> Tensor<T> {
 #[derive(Debug)]
 pub struct Cache<T> {
     pub(super) inner: T,
-    /// Bytes over numbers of a page.
-    page_bytes: usize,
-    page_numbers: usize,
+    layout: KvLayout,
 }
 
 impl<T> Cache<T> {
     pub(super) fn new(inner: T, layout: &KvLayout) -> Cache<T> {
-        let page_numbers = layout.layers.iter().map(|l| 2 * l.heads * l.head_dim * PAGE_TOKENS).sum();
-        Cache { inner, page_bytes: layout.page_bytes(), page_numbers }
+        Cache { inner, layout: layout.clone() }
     }
 
-    /// Bytes that this many numbers take in it.
-    pub(super) fn bytes(&self, numbers: usize) -> usize {
-        numbers * self.page_bytes / self.page_numbers.max(1)
+    /// Bytes that this many rows of an entry take in it.
+    pub(super) fn bytes(&self, entry: usize, rows: usize) -> usize {
+        let entry = &self.layout.entries[entry];
+        rows * entry.page_bytes(self.layout.format) / entry.page_rows()
     }
+}
+
+/// Which compressed rows are read.
+#[derive(Debug)]
+pub struct Selected<T> {
+    pub(super) inner: T,
+    /// How many of a row, at most.
+    pub(super) top_k: usize,
 }
 
 /// Where tokens go.
@@ -156,6 +162,20 @@ pub(super) fn with_router<D: Device, R>(router: &Router<Profiled<D>>, run: impl 
     let result = run(&lent);
     give_back(router.bias.as_ref(), lent.bias);
     give_back(router.factors.as_ref(), lent.factors);
+    result
+}
+
+/// Runs an op with the compressor inside.
+pub(super) fn with_compressor<D: Device, R>(
+    compressor: &Compressor<Profiled<D>>,
+    run: impl FnOnce(&Compressor<D>) -> R,
+) -> R {
+    let &Compressor { inputs, output, ratio, overlap, head_dim, epsilon, rounding, .. } = compressor;
+    let (ape, norm, rope) = (compressor.ape.held.lend(), compressor.norm.held.lend(), compressor.rope.clone());
+    let lent = Compressor { inputs, output, ratio, overlap, head_dim, ape, norm, epsilon, rope, rounding };
+    let result = run(&lent);
+    compressor.ape.held.give_back(lent.ape);
+    compressor.norm.held.give_back(lent.norm);
     result
 }
 

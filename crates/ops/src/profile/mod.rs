@@ -6,17 +6,20 @@
 
 mod held;
 mod log;
+mod work;
 
-pub use held::{Cache, Routed, Table, Tensor, Vector, Weights};
+pub use held::{Cache, Routed, Selected, Table, Tensor, Vector, Weights};
 pub use log::{Entry, Label};
 
 use std::ops::Range;
 
 use crate::{
-    Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router,
+    Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
+    Rope, RopeLayout, Router, Selector,
 };
-use held::{with_linears, with_router, with_stacks, with_vector};
-use log::{Log, Place, Work};
+use held::{with_compressor, with_linears, with_router, with_stacks, with_vector};
+use log::{Log, Place};
+use work::{attention_work, latent_work, moves, projection, selection_work, sum};
 
 /// The stage of all norms.
 pub const NORM: &str = "norm";
@@ -56,40 +59,6 @@ fn tensor<T>(inner: T, rows: usize, width: usize) -> Tensor<T> {
     Tensor { inner, rows, width }
 }
 
-/// A projection of `tokens` rows with `count` matrices' worth of `weights`.
-fn projection<T>(weights: &Weights<T>, count: usize, tokens: usize) -> Work {
-    let bytes = weights.bytes / weights.count.max(1) * count + tokens * weights.rows * F32;
-    Work { bytes, operations: 2 * tokens * weights.rows * weights.depth }
-}
-
-fn sum(input: usize, works: impl IntoIterator<Item = Work>) -> Work {
-    works.into_iter().fold(Work { bytes: input, operations: 0 }, |sum, work| Work {
-        bytes: sum.bytes + work.bytes,
-        operations: sum.operations + work.operations,
-    })
-}
-
-/// An op that touches activations only.
-fn moves(bytes: usize) -> Work {
-    Work { bytes, operations: 0 }
-}
-
-/// Keys and values are read once for each sequence, as far as its rows see.
-fn attention_work<T>(cache: &Cache<T>, spec: &Attention, batch: &Batch, queries: usize) -> Work {
-    let (mut pairs, mut keys) = (0, 0);
-    let mut span = 0..0;
-    for row in 0..batch.len() {
-        let visible = spec.visible(batch.positions[row] as usize);
-        pairs += visible.len();
-        let goes_on = row > 0 && batch.sequences[row] == batch.sequences[row - 1];
-        span = if goes_on { span.start.min(visible.start)..visible.end } else { visible };
-        let ends = batch.sequences.get(row + 1) != Some(&batch.sequences[row]);
-        keys += if ends { span.len() } else { 0 };
-    }
-    let bytes = cache.bytes(2 * keys * spec.kv_heads * spec.head_dim) + 2 * queries;
-    Work { bytes, operations: 4 * pairs * spec.heads * spec.head_dim }
-}
-
 impl<D: Device> Device for Profiled<D> {
     type Matrix = Weights<D::Matrix>;
     type Stack = Weights<D::Stack>;
@@ -97,6 +66,7 @@ impl<D: Device> Device for Profiled<D> {
     type Vector = Vector<D::Vector>;
     type Tensor = Tensor<D::Tensor>;
     type KvCache = Cache<D::KvCache>;
+    type Selection = Selected<D::Selection>;
     type Routes = Routed<D::Routes>;
 
     fn name(&self) -> String {
@@ -124,8 +94,8 @@ impl<D: Device> Device for Profiled<D> {
         Ok(Vector::new(self.device.load_vector(values)?, values.len()))
     }
 
-    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<Self::KvCache, Error> {
-        Ok(Cache::new(self.device.kv_cache(layout, pages)?, layout))
+    fn kv_cache(&self, layout: &KvLayout, pages: usize, rings: usize) -> Result<Self::KvCache, Error> {
+        Ok(Cache::new(self.device.kv_cache(layout, pages, rings)?, layout))
     }
 
     fn embed(&self, table: &Self::Embedding, batch: &Batch, scale: f32) -> Self::Tensor {
@@ -229,8 +199,7 @@ impl<D: Device> Device for Profiled<D> {
         values: &Self::Tensor,
         batch: &Batch,
     ) {
-        let numbers = keys.rows * keys.width + values.rows * values.width;
-        let work = moves(keys.bytes() + values.bytes() + cache.bytes(numbers));
+        let work = moves(keys.bytes() + values.bytes() + cache.bytes(layer, keys.rows));
         self.log.time(Place::Here, "store k/v", work, || {
             self.device.store_kv(&mut cache.inner, layer, &keys.inner, &values.inner, batch);
         });
@@ -248,6 +217,56 @@ impl<D: Device> Device for Profiled<D> {
         let y = with_vector(sinks, |sinks| {
             self.log.time(Place::Here, "attention", work, || {
                 self.device.attention(&queries.inner, &cache.inner, spec, sinks, batch)
+            })
+        });
+        tensor(y, queries.rows, queries.width)
+    }
+
+    fn store_rows(&self, cache: &mut Self::KvCache, entry: usize, rows: &Self::Tensor, batch: &Batch) {
+        let work = moves(rows.bytes() + cache.bytes(entry, rows.rows));
+        self.log.time(Place::Here, "store k/v", work, || {
+            self.device.store_rows(&mut cache.inner, entry, &rows.inner, batch);
+        });
+    }
+
+    fn compress(&self, cache: &mut Self::KvCache, compressor: &Compressor<Self>, batch: &Batch) {
+        let completed = batch.positions.iter().filter(|p| compressor.completed_by(**p as usize).is_some()).count();
+        let inputs = cache.bytes(compressor.inputs, completed * compressor.window());
+        let work = moves(inputs + cache.bytes(compressor.output, completed));
+        with_compressor(compressor, |inner| {
+            self.log.time(Place::Here, "compress", work, || self.device.compress(&mut cache.inner, inner, batch));
+        });
+    }
+
+    fn select(
+        &self,
+        queries: &Self::Tensor,
+        head_weights: &Self::Tensor,
+        cache: &Self::KvCache,
+        selector: &Selector,
+        batch: &Batch,
+    ) -> Self::Selection {
+        let work = selection_work(cache, selector, batch, queries.bytes() + head_weights.bytes());
+        let inner = self.log.time(Place::Here, "select", work, || {
+            self.device.select(&queries.inner, &head_weights.inner, &cache.inner, selector, batch)
+        });
+        Selected { inner, top_k: selector.top_k }
+    }
+
+    fn attend_latent(
+        &self,
+        queries: &Self::Tensor,
+        cache: &Self::KvCache,
+        spec: &LatentAttention,
+        selection: Option<&Self::Selection>,
+        sinks: &Self::Vector,
+        batch: &Batch,
+    ) -> Self::Tensor {
+        let work = latent_work(cache, spec, selection.map(|s| s.top_k), batch, queries.bytes());
+        let selection = selection.map(|s| &s.inner);
+        let y = sinks.with(|sinks| {
+            self.log.time(Place::Here, "attention", work, || {
+                self.device.attend_latent(&queries.inner, &cache.inner, spec, selection, sinks, batch)
             })
         });
         tensor(y, queries.rows, queries.width)
@@ -303,6 +322,18 @@ impl<D: Device> Device for Profiled<D> {
 
     fn write_page(&self, cache: &mut Self::KvCache, page: u32, bytes: &[u8]) -> Result<(), Error> {
         self.device.write_page(&mut cache.inner, page, bytes)
+    }
+
+    fn read_ring(&self, cache: &Self::KvCache, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.device.read_ring(&cache.inner, ring, out)
+    }
+
+    fn write_ring(&self, cache: &mut Self::KvCache, ring: u32, bytes: &[u8]) -> Result<(), Error> {
+        self.device.write_ring(&mut cache.inner, ring, bytes)
+    }
+
+    fn read_selection(&self, selection: &Self::Selection, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {
+        self.device.read_selection(&selection.inner, rows)
     }
 
     fn read_routes(&self, routes: &Self::Routes, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error> {

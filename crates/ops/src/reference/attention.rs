@@ -6,12 +6,17 @@
 //! that it is kept; then it is two dense products and a softmax. A score of NaN never becomes the maximum, but its weight is NaN, and so
 //! is the output: it cannot vanish.
 
+use std::ops::Range;
+
 use super::{
     KvPages, Tensor,
     dense::dense,
     softmax::{Softmax, finish, weigh_page},
 };
-use crate::{Attention, Batch, MatrixView, Numbers, PAGE_TOKENS, mask::check_ring};
+use crate::{
+    Attention, Batch, MatrixView, Numbers, PAGE_TOKENS,
+    mask::{check_entry, check_ring},
+};
 
 pub(super) fn attention(
     queries: &Tensor,
@@ -22,8 +27,8 @@ pub(super) fn attention(
 ) -> Tensor {
     spec.check();
     assert!(sinks.is_none_or(|sinks| sinks.len() == spec.heads), "each query head has a sink");
-    check_ring(spec, cache.ring_pages(spec.layer), batch);
-    assert_eq!(cache.shape(spec.layer), (spec.kv_heads, spec.head_dim), "the cache entry has the layer's shape");
+    check_ring(spec.window, cache.ring_pages(spec.layer), batch);
+    check_entry(spec, cache.entry(spec.layer));
     assert_eq!(queries.width, spec.heads * spec.head_dim, "queries fill all heads");
     let mut y = Tensor::zeros(queries.rows, queries.width);
     for row in 0..queries.rows {
@@ -49,7 +54,7 @@ struct Keys<'a> {
 fn one_head(query: &[f32], keys: &Keys<'_>, sink: Option<f32>, out: &mut [f32]) {
     let Keys { cache, spec, batch, row, kv_head } = *keys;
     let query: Vec<f32> = query.iter().map(|v| v * spec.scale).collect();
-    let (visible, head_dim) = (spec.visible(batch.positions[row] as usize), spec.head_dim);
+    let visible = spec.visible(batch.positions[row] as usize);
     let mut state = sink.map(Softmax::of_sink);
     for page in visible.start / PAGE_TOKENS..visible.end.div_ceil(PAGE_TOKENS) {
         let first = page * PAGE_TOKENS;
@@ -57,23 +62,34 @@ fn one_head(query: &[f32], keys: &Keys<'_>, sink: Option<f32>, out: &mut [f32]) 
         let (mut keys, mut values) = (vec![], vec![]);
         for position in slots.clone().map(|slot| first + slot) {
             let (page, slot) = batch.slot(row, position, cache.ring_pages(spec.layer));
-            let (key, value) = cache.get(spec.layer, page, slot, kv_head);
+            let (key, value) = cache.pair(spec.layer, page, slot, kv_head);
             keys.extend_from_slice(key);
             values.extend_from_slice(value);
         }
-        let view = |numbers, shape, turned| {
-            MatrixView::new(Numbers::F32(numbers), shape, 0, head_dim, turned).expect("as many as were gathered")
-        };
-        let (keys, values) =
-            (view(&keys, (head_dim, slots.len()), true), view(&values, (slots.len(), head_dim), false));
-
-        let mut weights = [0.0f32; PAGE_TOKENS];
-        dense(1, (&query, head_dim), &keys, (&mut weights[slots.clone()], PAGE_TOKENS), false);
-        let (now, keep) = weigh_page(&mut weights, slots.clone(), state, spec.soft_cap);
-        state = Some(now);
-        out.iter_mut().for_each(|o| *o *= keep);
-        dense(1, (&weights[slots], PAGE_TOKENS), &values, (&mut *out, head_dim), true);
+        state = Some(fold_page(&query, (&keys, &values), slots, state, spec.soft_cap, out));
     }
     let total = state.map_or(0.0, |s| s.total);
     out.iter_mut().for_each(|o| *o = finish(*o, total));
+}
+
+/// Folds what is seen of a page, keys and values (slots, head_dim), into a head's softmax and sum. The query is scaled already.
+pub(super) fn fold_page(
+    query: &[f32],
+    (keys, values): (&[f32], &[f32]),
+    slots: Range<usize>,
+    state: Option<Softmax>,
+    soft_cap: Option<f32>,
+    out: &mut [f32],
+) -> Softmax {
+    let head_dim = query.len();
+    let view = |numbers, shape, turned| {
+        MatrixView::new(Numbers::F32(numbers), shape, 0, head_dim, turned).expect("as many as were gathered")
+    };
+    let (keys, values) = (view(keys, (head_dim, slots.len()), true), view(values, (slots.len(), head_dim), false));
+    let mut weights = [0.0f32; PAGE_TOKENS];
+    dense(1, (query, head_dim), &keys, (&mut weights[slots.clone()], PAGE_TOKENS), false);
+    let (now, keep) = weigh_page(&mut weights, slots.clone(), state, soft_cap);
+    out.iter_mut().for_each(|o| *o *= keep);
+    dense(1, (&weights[slots], PAGE_TOKENS), &values, (&mut *out, head_dim), true);
+    now
 }

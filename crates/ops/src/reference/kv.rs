@@ -1,9 +1,9 @@
-//! Keys and values in pages, as plain as can be: [layer][page][token in page][head][feature].
+//! The cache as plain as can be: [entry][page][row in page], a pair's row being keys [head][feature] and then values.
 
 use std::ops::Range;
 
 use super::Tensor;
-use crate::{Batch, Error, KvFormat, KvLayout, PAGE_TOKENS, kv::KvLayer};
+use crate::{Batch, Error, KvEntry, KvFormat, KvLayout};
 
 /// A number as a cache keeps it.
 pub(super) trait Number: Copy {
@@ -40,29 +40,32 @@ impl Number for f64 {
     }
 }
 
-/// Keys and values of one layer.
+/// Pages of one entry.
 #[derive(Clone, Debug)]
-struct Layer<T> {
-    heads: usize,
-    head_dim: usize,
-    ring_pages: Option<usize>,
+struct Pages<T> {
+    entry: KvEntry,
     /// Pages that there are.
-    pages: usize,
-    keys: Vec<T>,
-    values: Vec<T>,
+    count: usize,
+    numbers: Vec<T>,
 }
 
 /// The cache; numbers are kept as `T`, rounded as the format says.
 #[derive(Clone, Debug)]
 pub struct KvPages<T> {
     format: KvFormat,
-    layers: Vec<Layer<T>>,
+    entries: Vec<Pages<T>>,
+    rings: usize,
 }
 
 impl<T: Copy> KvPages<T> {
-    /// `pages` pages, each number `fill`.
-    pub(super) fn new(device: &str, layout: &KvLayout, pages: usize, fill: T) -> Result<KvPages<T>, Error> {
-        let bytes = layout.cache_bytes(pages);
+    /// `pages` pages and `rings` rings, each number `fill`.
+    pub(super) fn new(
+        device: &str,
+        layout: &KvLayout,
+        (pages, rings): (usize, usize),
+        fill: T,
+    ) -> Result<KvPages<T>, Error> {
+        let bytes = layout.cache_bytes(pages, rings);
         let filled = |numbers: Option<usize>| {
             let mut v = Vec::new();
             let full = Error::OutOfMemory { device: device.to_owned(), what: "keys and values".to_owned(), bytes };
@@ -72,56 +75,62 @@ impl<T: Copy> KvPages<T> {
             }
             Ok(v)
         };
-        let mut layers = Vec::new();
-        for layer in &layout.layers {
-            let &KvLayer { heads, head_dim, ring_pages } = layer;
-            let pages = layout.pages_of(layer, pages);
-            let numbers = (heads * head_dim * PAGE_TOKENS).checked_mul(pages);
-            let (keys, values) = (filled(numbers)?, filled(numbers)?);
-            layers.push(Layer { heads, head_dim, ring_pages, pages, keys, values });
+        let mut entries = Vec::new();
+        for &entry in &layout.entries {
+            entry.check();
+            let count = entry.pages_of(pages, rings);
+            let numbers = filled((entry.page_rows() * entry.row_numbers()).checked_mul(count))?;
+            entries.push(Pages { entry, count, numbers });
         }
-        Ok(KvPages { format: layout.format, layers })
+        Ok(KvPages { format: layout.format, entries, rings })
     }
 
-    /// (heads, head_dim) of a layer.
-    pub(super) fn shape(&self, layer: usize) -> (usize, usize) {
-        (self.layers[layer].heads, self.layers[layer].head_dim)
+    /// What an entry keeps.
+    pub(super) fn entry(&self, entry: usize) -> KvEntry {
+        self.entries[entry].entry
     }
 
-    /// How many pages of a sequence a layer keeps, where that is a ring.
-    pub(super) fn ring_pages(&self, layer: usize) -> Option<usize> {
-        self.layers[layer].ring_pages
+    /// How the numbers are stored.
+    pub(super) fn format(&self) -> KvFormat {
+        self.format
     }
 
-    /// The key and the value (head_dim each) of slot `slot` of page `page`.
-    pub(super) fn get(&self, layer: usize, page: u32, slot: usize, head: usize) -> (&[T], &[T]) {
-        let l = &self.layers[layer];
-        let at = ((page as usize * PAGE_TOKENS + slot) * l.heads + head) * l.head_dim;
-        (&l.keys[at..][..l.head_dim], &l.values[at..][..l.head_dim])
+    /// How many pages of a sequence an entry keeps, where that is a ring.
+    pub(super) fn ring_pages(&self, entry: usize) -> Option<usize> {
+        self.entries[entry].entry.ring_pages()
     }
 
-    /// Writes keys and values (heads · head_dim each) of one token.
-    pub(super) fn put(&mut self, layer: usize, page: u32, slot: usize, key: &[T], value: &[T]) {
-        let l = &mut self.layers[layer];
-        let width = l.heads * l.head_dim;
-        let at = (page as usize * PAGE_TOKENS + slot) * width;
-        l.keys[at..][..width].copy_from_slice(key);
-        l.values[at..][..width].copy_from_slice(value);
+    /// The numbers of slot `slot` of page `page`.
+    pub(super) fn row(&self, entry: usize, page: u32, slot: usize) -> &[T] {
+        let pages = &self.entries[entry];
+        &pages.numbers[pages.row(page, slot)]
     }
 
-    /// Appends the numbers of a page: layer by layer, keys and then values.
+    /// The key and the value (head_dim each) of one head there, of pairs.
+    pub(super) fn pair(&self, entry: usize, page: u32, slot: usize, head: usize) -> (&[T], &[T]) {
+        let KvEntry::Pairs { heads, head_dim, .. } = self.entry(entry) else { panic!("an entry of keys and values") };
+        let (keys, values) = self.row(entry, page, slot).split_at(heads * head_dim);
+        (&keys[head * head_dim..][..head_dim], &values[head * head_dim..][..head_dim])
+    }
+
+    /// Writes a slot: the parts of its row, one after another.
+    pub(super) fn put(&mut self, entry: usize, page: u32, slot: usize, parts: &[&[T]]) {
+        let pages = &mut self.entries[entry];
+        let mut range = pages.row(page, slot);
+        for part in parts {
+            pages.numbers[range.start..][..part.len()].copy_from_slice(part);
+            range.start += part.len();
+        }
+        assert!(range.is_empty(), "a row is filled");
+    }
+
+    /// Appends the numbers of a page: entry by entry, but for those that are rings.
     pub(super) fn read_page(&self, page: u32, out: &mut Vec<u8>)
     where
         T: Number,
     {
-        for layer in &self.layers {
-            let range = layer.page(page);
-            if page as usize >= layer.pages {
-                out.resize(out.len() + 2 * range.len() * T::BYTES, 0);
-                continue;
-            }
-            let numbers = layer.keys[range.clone()].iter().chain(&layer.values[range]);
-            numbers.for_each(|n| n.write(out));
+        for pages in self.entries.iter().filter(|p| p.entry.ring_pages().is_none()) {
+            pages.numbers[pages.pages(page as usize..page as usize + 1)].iter().for_each(|n| n.write(out));
         }
     }
 
@@ -130,34 +139,73 @@ impl<T: Copy> KvPages<T> {
     where
         T: Number,
     {
-        let expected = self.layers.iter().map(|l| 2 * l.page(0).len() * T::BYTES).sum();
+        self.write(bytes, |entry| match entry.ring_pages() {
+            Some(_) => 0..0,
+            None => page as usize..page as usize + 1,
+        })
+    }
+
+    /// Appends the numbers of a ring: entry by entry, of those that are rings.
+    pub(super) fn read_ring(&self, ring: u32, out: &mut Vec<u8>)
+    where
+        T: Number,
+    {
+        for pages in &self.entries {
+            let range = pages.pages(ring_range(&pages.entry, ring));
+            pages.numbers[range].iter().for_each(|n| n.write(out));
+        }
+    }
+
+    /// Writes what `read_ring` gave.
+    pub(super) fn write_ring(&mut self, ring: u32, bytes: &[u8]) -> Result<(), Error>
+    where
+        T: Number,
+    {
+        assert!((ring as usize) < self.rings, "a ring of this cache");
+        self.write(bytes, |entry| ring_range(entry, ring))
+    }
+
+    /// Writes numbers into some pages of each entry.
+    fn write(&mut self, bytes: &[u8], range: impl Fn(&KvEntry) -> Range<usize>) -> Result<(), Error>
+    where
+        T: Number,
+    {
+        let expected = self.entries.iter().map(|p| p.pages(range(&p.entry)).len() * T::BYTES).sum();
         if bytes.len() != expected {
             return Err(Error::Page { expected, found: bytes.len() });
         }
         let mut numbers = bytes.chunks_exact(T::BYTES).map(T::read);
-        for layer in &mut self.layers {
-            let range = layer.page(page);
-            if page as usize >= layer.pages {
-                numbers.by_ref().take(2 * range.len()).for_each(drop);
-                continue;
-            }
-            let slots = layer.keys[range.clone()].iter_mut().chain(&mut layer.values[range]);
-            slots.zip(numbers.by_ref()).for_each(|(slot, n)| *slot = n);
+        for pages in &mut self.entries {
+            let range = pages.pages(range(&pages.entry));
+            pages.numbers[range].iter_mut().zip(numbers.by_ref()).for_each(|(slot, n)| *slot = n);
         }
         Ok(())
     }
 }
 
-impl<T> Layer<T> {
-    /// Where a page lies among the keys, and among the values.
-    fn page(&self, page: u32) -> Range<usize> {
-        let numbers = PAGE_TOKENS * self.heads * self.head_dim;
-        page as usize * numbers..(page as usize + 1) * numbers
+/// The pages of a ring in an entry; none where it is no ring.
+fn ring_range(entry: &KvEntry, ring: u32) -> Range<usize> {
+    let pages = entry.ring_pages().unwrap_or(0);
+    ring as usize * pages..(ring as usize + 1) * pages
+}
+
+impl<T> Pages<T> {
+    /// Where pages lie.
+    fn pages(&self, pages: Range<usize>) -> Range<usize> {
+        let numbers = self.entry.page_rows() * self.entry.row_numbers();
+        pages.start * numbers..pages.end * numbers
+    }
+
+    /// Where a slot of a page lies.
+    fn row(&self, page: u32, slot: usize) -> Range<usize> {
+        assert!((page as usize) < self.count && slot < self.entry.page_rows(), "a page of this entry");
+        let at = (page as usize * self.entry.page_rows() + slot) * self.entry.row_numbers();
+        at..at + self.entry.row_numbers()
     }
 }
 
-pub(super) fn store(cache: &mut KvPages<f32>, layer: usize, keys: &Tensor, values: &Tensor, batch: &Batch) {
-    let (heads, head_dim) = cache.shape(layer);
+pub(super) fn store_kv(cache: &mut KvPages<f32>, entry: usize, keys: &Tensor, values: &Tensor, batch: &Batch) {
+    let KvEntry::Pairs { heads, head_dim, .. } = cache.entry(entry) else { panic!("an entry of keys and values") };
     assert_eq!((keys.width, values.width), (heads * head_dim, heads * head_dim), "keys and values fill all heads");
     let round = |row: &[f32]| -> Vec<f32> {
         let mut row = row.to_vec();
@@ -166,7 +214,22 @@ pub(super) fn store(cache: &mut KvPages<f32>, layer: usize, keys: &Tensor, value
     };
     let rows: Vec<_> = (0..batch.len()).map(|r| (round(keys.row(r)), round(values.row(r)))).collect();
     for (row, (key, value)) in rows.iter().enumerate() {
-        let (page, slot) = batch.slot(row, batch.positions[row] as usize, cache.ring_pages(layer));
-        cache.put(layer, page, slot, key, value);
+        let (page, slot) = batch.slot(row, batch.positions[row] as usize, cache.ring_pages(entry));
+        cache.put(entry, page, slot, &[key, value]);
+    }
+}
+
+pub(super) fn store_rows(cache: &mut KvPages<f32>, entry: usize, rows: &Tensor, batch: &Batch) {
+    let format = match cache.entry(entry) {
+        KvEntry::Latent { .. } => cache.format,
+        KvEntry::Inputs { .. } => KvFormat::F32,
+        other => panic!("rows of tokens are no {other:?}"),
+    };
+    assert_eq!(rows.width, cache.entry(entry).row_numbers(), "a row fills its slot");
+    for row in 0..batch.len() {
+        let mut numbers = rows.row(row).to_vec();
+        format.round(&mut numbers);
+        let (page, slot) = batch.slot(row, batch.positions[row] as usize, cache.ring_pages(entry));
+        cache.put(entry, page, slot, &[&numbers]);
     }
 }

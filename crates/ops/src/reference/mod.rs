@@ -12,6 +12,7 @@ mod embed;
 pub mod float64;
 mod gate;
 mod kv;
+mod latent;
 mod matmul;
 mod norm;
 mod rope;
@@ -20,6 +21,7 @@ mod segments;
 pub mod softmax;
 
 pub use kv::KvPages;
+pub use latent::Selection;
 pub use matmul::Matrix;
 pub use route::Routes;
 pub use segments::Stack;
@@ -27,7 +29,8 @@ pub use segments::Stack;
 use std::ops::Range;
 
 use crate::{
-    Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router,
+    Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
+    Rope, RopeLayout, Router, Selector,
 };
 
 /// Activations of the reference: (rows, width).
@@ -77,6 +80,7 @@ impl Device for ReferenceDevice {
     type Vector = Vec<f32>;
     type Tensor = Tensor;
     type KvCache = KvPages<f32>;
+    type Selection = Selection;
     type Routes = Routes<f32>;
 
     fn name(&self) -> String {
@@ -99,8 +103,8 @@ impl Device for ReferenceDevice {
         Ok(values.to_vec())
     }
 
-    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvPages<f32>, Error> {
-        KvPages::new(&self.name(), layout, pages, f32::NAN)
+    fn kv_cache(&self, layout: &KvLayout, pages: usize, rings: usize) -> Result<KvPages<f32>, Error> {
+        KvPages::new(&self.name(), layout, (pages, rings), f32::NAN)
     }
 
     fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Tensor {
@@ -149,7 +153,7 @@ impl Device for ReferenceDevice {
     }
 
     fn store_kv(&self, cache: &mut KvPages<f32>, layer: usize, keys: &Tensor, values: &Tensor, batch: &Batch) {
-        kv::store(cache, layer, keys, values, batch);
+        kv::store_kv(cache, layer, keys, values, batch);
     }
 
     fn attention(
@@ -161,6 +165,37 @@ impl Device for ReferenceDevice {
         batch: &Batch,
     ) -> Tensor {
         attention::attention(queries, cache, spec, sinks.map(Vec::as_slice), batch)
+    }
+
+    fn store_rows(&self, cache: &mut KvPages<f32>, entry: usize, rows: &Tensor, batch: &Batch) {
+        kv::store_rows(cache, entry, rows, batch);
+    }
+
+    fn compress(&self, cache: &mut KvPages<f32>, compressor: &Compressor<Self>, batch: &Batch) {
+        latent::compress(cache, compressor, batch);
+    }
+
+    fn select(
+        &self,
+        queries: &Tensor,
+        head_weights: &Tensor,
+        cache: &KvPages<f32>,
+        selector: &Selector,
+        batch: &Batch,
+    ) -> Selection {
+        latent::select(queries, head_weights, cache, selector, batch)
+    }
+
+    fn attend_latent(
+        &self,
+        queries: &Tensor,
+        cache: &KvPages<f32>,
+        spec: &LatentAttention,
+        selection: Option<&Selection>,
+        sinks: &Vec<f32>,
+        batch: &Batch,
+    ) -> Tensor {
+        latent::attend(queries, cache, spec, selection, sinks, batch)
     }
 
     fn gate(&self, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {
@@ -204,6 +239,20 @@ impl Device for ReferenceDevice {
 
     fn write_page(&self, cache: &mut KvPages<f32>, page: u32, bytes: &[u8]) -> Result<(), Error> {
         cache.write_page(page, bytes)
+    }
+
+    fn read_ring(&self, cache: &KvPages<f32>, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        cache.read_ring(ring, out);
+        Ok(())
+    }
+
+    fn write_ring(&self, cache: &mut KvPages<f32>, ring: u32, bytes: &[u8]) -> Result<(), Error> {
+        cache.write_ring(ring, bytes)
+    }
+
+    fn read_selection(&self, selection: &Selection, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {
+        rows.clone_from(&selection.rows);
+        Ok(())
     }
 
     fn read_routes(&self, routes: &Routes<f32>, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error> {

@@ -7,14 +7,30 @@ pub(super) fn angles(rope: &Rope, batch: &Batch) -> Tensor {
     let pairs = rope.frequencies.len();
     let mut y = Tensor::zeros(batch.len(), 2 * pairs);
     for (row, position) in batch.positions.iter().enumerate() {
-        let (cosines, sines) = y.row_mut(row).split_at_mut(pairs);
-        for (i, frequency) in rope.frequencies.iter().enumerate() {
-            let (sin, cos) = math::sin_cos(f64::from(*position) * frequency);
-            cosines[i] = cos * rope.magnitude;
-            sines[i] = sin * rope.magnitude;
-        }
+        let (cosines, sines) = angles_at(rope, *position);
+        y.row_mut(row)[..pairs].copy_from_slice(&cosines);
+        y.row_mut(row)[pairs..].copy_from_slice(&sines);
     }
     y
+}
+
+/// The cosines and the sines of a position.
+pub(super) fn angles_at(rope: &Rope, position: u32) -> (Vec<f32>, Vec<f32>) {
+    let angle = |frequency: &f64| {
+        let (sin, cos) = math::sin_cos(f64::from(position) * frequency);
+        (cos * rope.magnitude, sin * rope.magnitude)
+    };
+    rope.frequencies.iter().map(angle).unzip()
+}
+
+/// Turns these features, a pair for each cosine.
+pub(super) fn turn(features: &mut [f32], layout: RopeLayout, cosines: &[f32], sines: &[f32]) {
+    for (pair, (cos, sin)) in cosines.iter().zip(sines).enumerate() {
+        let (first, second) = layout.pair(pair, cosines.len());
+        let (a, b) = (features[first], features[second]);
+        features[first] = a.mul_add(*cos, -(b * sin));
+        features[second] = b.mul_add(*cos, a * sin);
+    }
 }
 
 pub(super) fn rotate(x: &mut Tensor, head_dim: usize, layout: RopeLayout, angles: &Tensor) {
@@ -24,12 +40,7 @@ pub(super) fn rotate(x: &mut Tensor, head_dim: usize, layout: RopeLayout, angles
     for row in 0..x.rows {
         let (cosines, sines) = angles.row(row).split_at(pairs);
         for head in x.row_mut(row).chunks_exact_mut(head_dim) {
-            for pair in 0..pairs {
-                let (first, second) = layout.pair(pair, pairs);
-                let (a, b) = (head[first], head[second]);
-                head[first] = a.mul_add(cosines[pair], -(b * sines[pair]));
-                head[second] = b.mul_add(cosines[pair], a * sines[pair]);
-            }
+            turn(head, layout, cosines, sines);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Attention of the reference: against f64, at page edges, and each row against itself alone.
 
 use tessera_ops::reference::{ReferenceDevice, float64::Float64Device};
-use tessera_ops::{Attention, Batch, Device, Error, KvFormat, KvLayout, Role, kv::KvLayer};
+use tessera_ops::{Attention, Batch, Device, Error, KvEntry, KvFormat, KvLayout, Role};
 
 use crate::support::{Random, bits, close, read, tensor};
 
@@ -28,10 +28,10 @@ impl Case {
     /// Stores and attends `chunk` rows at a time, in pages handed out backwards; the outputs of all rows.
     fn run<D: Device>(&self, device: &D, format: KvFormat, chunk: usize) -> Vec<f32> {
         let Attention { heads, kv_heads, head_dim, layer, .. } = self.spec;
-        let kv_layer = KvLayer::new(kv_heads, head_dim);
+        let kv_layer = KvEntry::pairs(kv_heads, head_dim);
         let pages: Vec<u32> = (0..self.tokens.div_ceil(64) as u32).rev().collect();
-        let layout = KvLayout::new(vec![KvLayer::new(1, 1), kv_layer], format);
-        let mut cache = device.kv_cache(&layout, pages.len()).unwrap();
+        let layout = KvLayout::new(vec![KvEntry::pairs(1, 1), kv_layer], format);
+        let mut cache = device.kv_cache(&layout, pages.len(), 0).unwrap();
         let sinks = self.sinks.as_ref().map(|s| device.load_vector(s).unwrap());
         let mut out = vec![];
         for start in (0..self.tokens).step_by(chunk) {
@@ -88,9 +88,9 @@ fn chunks_do_not_change_a_bit() {
 fn neighbours_do_not_change_a_bit() {
     let device = ReferenceDevice;
     let (a, b) = (Case::new(8, 70, (2, 1, 8)), Case::new(9, 30, (2, 1, 8)));
-    let layer = KvLayer::new(1, 8);
+    let layer = KvEntry::pairs(1, 8);
     let layout = KvLayout::new(vec![layer, layer], KvFormat::F16);
-    let mut cache = device.kv_cache(&layout, 3).unwrap();
+    let mut cache = device.kv_cache(&layout, 3, 0).unwrap();
     let mut batch = Batch::default();
     batch.push(&[0; 30], 0, &[1], Role::Decode, 0);
     batch.push(&[0; 70], 0, &[2, 0], Role::Prefill, 0);
@@ -172,7 +172,7 @@ fn not_a_number_does_not_vanish() {
 
 #[test]
 fn a_cache_that_cannot_be_is_a_typed_error() {
-    let layout = KvLayout::new(vec![KvLayer::new(8, 128)], KvFormat::F16);
-    let error = ReferenceDevice.kv_cache(&layout, usize::MAX / (1 << 18)).unwrap_err();
+    let layout = KvLayout::new(vec![KvEntry::pairs(8, 128)], KvFormat::F16);
+    let error = ReferenceDevice.kv_cache(&layout, usize::MAX / (1 << 18), 0).unwrap_err();
     assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
 }

@@ -4,7 +4,7 @@
 mod scripts;
 
 use tessera_ops::reference::{ReferenceDevice, float64::Float64Device};
-use tessera_ops::{Batch, Device, KvFormat, KvLayout, Role, kv::KvLayer, mask::ring_rows_max};
+use tessera_ops::{Batch, Device, KvEntry, KvFormat, KvLayout, Role, mask::ring_rows_max};
 
 use crate::support::{Random, bits, close, read, tensor};
 use scripts::{Script, TREE, kinds, tree};
@@ -67,7 +67,7 @@ fn a_ring_gives_what_the_whole_cache_gives() {
         whole.line(0, 0..tokens, tokens, &table);
         let want = bits(&whole.run(&ReferenceDevice, 0));
         for chunk in [1, 17, ring_rows_max(window, ring)] {
-            let mut script = Script { ring_pages: Some(ring), is_single: true, steps: vec![], ..whole };
+            let mut script = Script { ring_pages: Some(ring), steps: vec![], ..whole };
             script.line(0, 0..tokens, chunk, &table);
             assert_eq!(bits(&script.run(&ReferenceDevice, 0)), want, "window {window}, chunks of {chunk}");
             let wide = ring_rows_max(window, ring) + 1;
@@ -75,29 +75,55 @@ fn a_ring_gives_what_the_whole_cache_gives() {
             script.line(0, 0..wide, wide, &table);
             let refused = || script.run(&ReferenceDevice, 0);
             assert!(std::panic::catch_unwind(refused).is_err(), "{wide} rows");
-            whole = Script { ring_pages: None, is_single: false, ..script };
+            whole = Script { ring_pages: None, ..script };
         }
     }
 }
 
+/// Two sequences with rings and pages of their own, which are then exchanged.
 #[test]
-fn pages_that_a_ring_has_not_are_zeros() {
+fn rings_and_pages_are_copied_apart() {
     let device = ReferenceDevice;
-    let layers = vec![KvLayer { heads: 1, head_dim: 2, ring_pages: Some(2) }, KvLayer::new(1, 2)];
-    let layout = KvLayout { layers, format: KvFormat::F16, is_single: true };
-    assert_eq!(layout.cache_bytes(5), (2 + 5) * 2 * 64 * 2 * 2);
-    assert_eq!(layout.cache_bytes(1), 2 * 2 * 64 * 2 * 2);
-    let mut cache = device.kv_cache(&layout, 5).unwrap();
-    let (mut in_ring, mut behind) = (vec![], vec![]);
-    device.read_page(&cache, 1, &mut in_ring).unwrap();
-    device.read_page(&cache, 2, &mut behind).unwrap();
-    assert_eq!(in_ring.len(), behind.len());
-    assert!(behind[..behind.len() / 2].iter().all(|b| *b == 0), "the ring has two pages");
-    device.write_page(&mut cache, 4, &in_ring).unwrap();
-    device.write_page(&mut cache, 0, &behind).unwrap();
-    let (mut fourth, mut first) = (vec![], vec![]);
-    device.read_page(&cache, 4, &mut fourth).unwrap();
-    device.read_page(&cache, 0, &mut first).unwrap();
-    assert_eq!(fourth[in_ring.len() / 2..], in_ring[in_ring.len() / 2..]);
-    assert_eq!(first, behind);
+    let entries = vec![
+        KvEntry::pairs(1, 2).in_ring(Some(2)),
+        KvEntry::pairs(1, 2),
+        KvEntry::Latent { head_dim: 3, ring_pages: Some(1) },
+        KvEntry::Inputs { width: 5, ring_pages: 1 },
+    ];
+    let layout = KvLayout::new(entries, KvFormat::F32);
+    assert_eq!(layout.page_bytes(), 2 * 64 * 2 * 4);
+    assert_eq!(layout.ring_bytes(), 2 * layout.page_bytes() + 64 * 8 * 4);
+    let mut cache = device.kv_cache(&layout, 2, 2).unwrap();
+    for sequence in 0..2 {
+        let mut batch = Batch::default();
+        batch.push(&[0; 64], 64, &[9, sequence], Role::Prefill, 0);
+        batch.in_ring(1 - sequence);
+        let rows =
+            |width: usize| tensor(&device, 64, width, &numbers(64, width, 7 * width as u64 + u64::from(sequence)));
+        for layer in 0..2 {
+            device.store_kv(&mut cache, layer, &rows(2), &rows(2), &batch);
+        }
+        device.store_rows(&mut cache, 2, &rows(3), &batch);
+        device.store_rows(&mut cache, 3, &rows(5), &batch);
+    }
+    let copies = |cache: &_| {
+        let copy = |index: u32| {
+            let (mut page, mut ring) = (vec![], vec![]);
+            device.read_page(cache, index, &mut page).unwrap();
+            device.read_ring(cache, index, &mut ring).unwrap();
+            (page, ring)
+        };
+        [copy(0), copy(1)]
+    };
+    let before = copies(&cache);
+    assert_eq!((before[0].0.len(), before[0].1.len()), (layout.page_bytes(), layout.ring_bytes()));
+    assert!(before[0].0 != before[1].0 && before[0].1 != before[1].1);
+    for (index, (page, ring)) in before.iter().rev().enumerate() {
+        device.write_page(&mut cache, index as u32, page).unwrap();
+        device.write_ring(&mut cache, index as u32, ring).unwrap();
+    }
+    let [first, second] = copies(&cache);
+    assert_eq!([second, first], before);
+    assert!(device.write_ring(&mut cache, 0, &before[0].0).is_err());
+    assert!(device.write_page(&mut cache, 0, &before[0].1).is_err());
 }

@@ -3,9 +3,12 @@
 
 use std::ops::Range;
 
-use tessera_ops::{Attention, Batch, Device, KvFormat, KvLayout, Role, kv::KvLayer};
+use tessera_ops::{Attention, Batch, Device, KvEntry, KvFormat, KvLayout, Role};
 
 use super::{numbers, read, tensor};
+
+/// Rings of a cache: lines have the last.
+const RINGS: usize = 3;
 
 /// Steps over one layer, whose rows are named by ids: an id's query, key and value are the same wherever it stands.
 pub(super) struct Script {
@@ -13,7 +16,6 @@ pub(super) struct Script {
     pub(super) sinks: Option<Vec<f32>>,
     pub(super) format: KvFormat,
     pub(super) ring_pages: Option<usize>,
-    pub(super) is_single: bool,
     pub(super) pages: usize,
     pub(super) steps: Vec<(Batch, Vec<usize>)>,
 }
@@ -22,7 +24,7 @@ impl Script {
     pub(super) fn new((heads, kv_heads, head_dim): (usize, usize, usize), format: KvFormat, pages: usize) -> Script {
         let scale = 2.0 / (head_dim as f32).sqrt();
         let spec = Attention { layer: 1, heads, kv_heads, head_dim, scale, window: None, soft_cap: None };
-        Script { spec, sinks: None, format, ring_pages: None, is_single: false, pages, steps: vec![] }
+        Script { spec, sinks: None, format, ring_pages: None, pages, steps: vec![] }
     }
 
     /// `count` rows of one sequence from `start` on, at most `chunk` a step; their ids are their positions and `first_id`.
@@ -31,6 +33,7 @@ impl Script {
             let rows = chunk.min(range.end - start);
             let mut batch = Batch::default();
             batch.push(&vec![0; rows], start, table, Role::Prefill, 0);
+            batch.in_ring(RINGS as u32 - 1);
             self.steps.push((batch, (first_id + start..first_id + start + rows).collect()));
         }
     }
@@ -38,10 +41,10 @@ impl Script {
     /// The outputs of all rows of the steps from `from` on, in order.
     pub(super) fn run<D: Device>(&self, device: &D, from: usize) -> Vec<f32> {
         let Attention { heads, kv_heads, head_dim, layer, .. } = self.spec;
-        let entry = KvLayer { heads: kv_heads, head_dim, ring_pages: self.ring_pages };
-        let layers = vec![KvLayer::new(1, 3), entry];
-        let layout = KvLayout { layers, format: self.format, is_single: self.is_single };
-        let mut cache = device.kv_cache(&layout, self.pages).unwrap();
+        let entry = KvEntry::pairs(kv_heads, head_dim).in_ring(self.ring_pages);
+        let layers = vec![KvEntry::pairs(1, 3), entry];
+        let layout = KvLayout::new(layers, self.format);
+        let mut cache = device.kv_cache(&layout, self.pages, RINGS).unwrap();
         let sinks = self.sinks.as_ref().map(|s| device.load_vector(s).unwrap());
         let ids = 1 + self.steps.iter().flat_map(|s| &s.1).max().unwrap();
         let mut out = vec![];

@@ -4,14 +4,15 @@
 //! in order; at 53 bits their rounding is far below anything that is measured against them.
 
 mod gate;
+mod latent;
 mod segments;
 
 use std::ops::Range;
 
-use super::{KvPages, Routes, Stack, embed};
+use super::{KvPages, Routes, Selection, Stack, embed};
 use crate::{
-    Attention, Batch, Device, Error, Gate, KvLayout, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router,
-    mask::check_ring,
+    Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
+    Rope, RopeLayout, Router, Selector, mask::check_ring,
 };
 
 /// Numbers in f64: (rows, width).
@@ -51,6 +52,7 @@ impl Device for Float64Device {
     type Vector = Vec<f64>;
     type Tensor = Tensor64;
     type KvCache = KvPages<f64>;
+    type Selection = Selection;
     type Routes = Routes<f64>;
 
     fn name(&self) -> String {
@@ -74,8 +76,8 @@ impl Device for Float64Device {
         Ok(values.iter().copied().map(f64::from).collect())
     }
 
-    fn kv_cache(&self, layout: &KvLayout, pages: usize) -> Result<KvPages<f64>, Error> {
-        KvPages::new(&self.name(), layout, pages, f64::NAN)
+    fn kv_cache(&self, layout: &KvLayout, pages: usize, rings: usize) -> Result<KvPages<f64>, Error> {
+        KvPages::new(&self.name(), layout, (pages, rings), f64::NAN)
     }
 
     fn embed(&self, table: &Tensor64, batch: &Batch, scale: f32) -> Tensor64 {
@@ -168,7 +170,7 @@ impl Device for Float64Device {
     fn store_kv(&self, cache: &mut KvPages<f64>, layer: usize, keys: &Tensor64, values: &Tensor64, batch: &Batch) {
         for (row, position) in batch.positions.iter().enumerate() {
             let (page, slot) = batch.slot(row, *position as usize, cache.ring_pages(layer));
-            cache.put(layer, page, slot, keys.row(row), values.row(row));
+            cache.put(layer, page, slot, &[keys.row(row), values.row(row)]);
         }
     }
 
@@ -182,7 +184,7 @@ impl Device for Float64Device {
     ) -> Tensor64 {
         spec.check();
         let ring_pages = cache.ring_pages(spec.layer);
-        check_ring(spec, ring_pages, batch);
+        check_ring(spec.window, ring_pages, batch);
         let mut y = Tensor64::zeros(queries.rows, queries.width);
         for row in 0..queries.rows {
             let slots = spec.visible(batch.positions[row] as usize).map(|t| batch.slot(row, t, ring_pages));
@@ -195,6 +197,37 @@ impl Device for Float64Device {
             }
         }
         y
+    }
+
+    fn store_rows(&self, cache: &mut KvPages<f64>, entry: usize, rows: &Tensor64, batch: &Batch) {
+        latent::store_rows(cache, entry, rows, batch);
+    }
+
+    fn compress(&self, cache: &mut KvPages<f64>, compressor: &Compressor<Self>, batch: &Batch) {
+        latent::compress(cache, compressor, batch);
+    }
+
+    fn select(
+        &self,
+        queries: &Tensor64,
+        head_weights: &Tensor64,
+        cache: &KvPages<f64>,
+        selector: &Selector,
+        batch: &Batch,
+    ) -> Selection {
+        latent::select(queries, head_weights, cache, selector, batch)
+    }
+
+    fn attend_latent(
+        &self,
+        queries: &Tensor64,
+        cache: &KvPages<f64>,
+        spec: &LatentAttention,
+        selection: Option<&Selection>,
+        sinks: &Vec<f64>,
+        batch: &Batch,
+    ) -> Tensor64 {
+        latent::attend(queries, cache, spec, selection, sinks, batch)
     }
 
     fn gate(&self, x: &Tensor64, up: &Tensor64, gate: Gate) -> Tensor64 {
@@ -246,6 +279,20 @@ impl Device for Float64Device {
         cache.write_page(page, bytes)
     }
 
+    fn read_ring(&self, cache: &KvPages<f64>, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        cache.read_ring(ring, out);
+        Ok(())
+    }
+
+    fn write_ring(&self, cache: &mut KvPages<f64>, ring: u32, bytes: &[u8]) -> Result<(), Error> {
+        cache.write_ring(ring, bytes)
+    }
+
+    fn read_selection(&self, selection: &Selection, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {
+        rows.clone_from(&selection.rows);
+        Ok(())
+    }
+
     fn read_routes(&self, routes: &Routes<f64>, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error> {
         experts.clone_from(&routes.experts);
         weights.clear();
@@ -268,7 +315,7 @@ fn one_head(
     slots: &[(u32, usize)],
     out: &mut [f64],
 ) {
-    let at = |&(page, slot): &(u32, usize)| cache.get(spec.layer, page, slot, kv_head);
+    let at = |&(page, slot): &(u32, usize)| cache.pair(spec.layer, page, slot, kv_head);
     let mut weights: Vec<f64> = slots.iter().map(|s| f64::from(spec.scale) * dot(query, at(s).0)).collect();
     if let Some(cap) = spec.soft_cap.map(f64::from) {
         weights.iter_mut().for_each(|w| *w = cap * (*w / cap).tanh());
