@@ -8,7 +8,7 @@ use std::{
 
 use tessera_ops::{
     Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
-    Rope, RopeLayout, Router, Selector, numerics::quantization_rest, reference::Selection,
+    Rope, Rotation, Rounding, Router, Selector, StreamGates, numerics::quantization_rest, reference::Selection,
 };
 
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     norm, rope,
     routes::{self, Routes, RoutesPool},
     simd::LANES,
+    streams,
     tensor::{Pool, Tensor},
     threads::{Threads, default_thread_count},
 };
@@ -205,7 +206,12 @@ impl Device for CpuDevice {
 
     fn route(&self, logits: &Tensor, router: &Router<Self>) -> Routes {
         let (bias, factors) = (router.bias.as_deref(), router.factors.as_deref());
-        routes::route(&self.workers, &self.pool, &self.routes, logits, &router.routing, bias, factors)
+        routes::route(&self.workers, &self.pool, &self.routes, logits, &router.routing, bias, factors, None)
+    }
+
+    fn route_chosen(&self, logits: &Tensor, router: &Router<Self>, chosen: &[u32]) -> Routes {
+        let factors = router.factors.as_deref();
+        routes::route(&self.workers, &self.pool, &self.routes, logits, &router.routing, None, factors, Some(chosen))
     }
 
     fn project_routed<const N: usize>(
@@ -235,8 +241,12 @@ impl Device for CpuDevice {
         rope::angles(&self.workers, &self.pool, rope, batch)
     }
 
-    fn rotate(&self, x: &mut Tensor, head_dim: usize, layout: RopeLayout, angles: &Tensor) {
-        rope::rotate(&self.workers, x, head_dim, layout, angles);
+    fn rotate(&self, x: &mut Tensor, rotation: &Rotation, angles: &Tensor) {
+        rope::rotate(&self.workers, x, rotation, angles);
+    }
+
+    fn round(&self, x: &mut Tensor, head_dim: usize, rounding: Rounding) {
+        streams::round(&self.workers, x, head_dim, rounding);
     }
 
     fn store_kv(&self, cache: &mut KvPages, layer: usize, keys: &Tensor, values: &Tensor, batch: &Batch) {
@@ -286,6 +296,22 @@ impl Device for CpuDevice {
 
     fn gate_halves(&self, x: &Tensor, gate: Gate) -> Tensor {
         gate::gate_halves(&self.workers, &self.pool, x, gate)
+    }
+
+    fn copies(&self, x: &Tensor, count: usize) -> Tensor {
+        streams::copies(&self.workers, &self.pool, x, count)
+    }
+
+    fn stream_gates(&self, mix: &Tensor, scale: &Vec<f32>, base: &Vec<f32>, spec: &StreamGates) -> Tensor {
+        streams::gates(&self.workers, &self.pool, mix, scale, base, spec)
+    }
+
+    fn collapse_streams(&self, streams: &Tensor, gates: &Tensor, count: usize) -> Tensor {
+        streams::collapse(&self.workers, &self.pool, streams, gates, count)
+    }
+
+    fn spread_streams(&self, streams: &mut Tensor, y: &Tensor, gates: &Tensor, count: usize) {
+        streams::spread(&self.workers, streams, y, gates, count);
     }
 
     fn columns(&self, x: &Tensor, columns: Range<usize>) -> Tensor {

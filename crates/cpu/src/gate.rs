@@ -113,6 +113,13 @@ impl Kernel for GateKernel<'_> {
                     simd.mul(swish(simd, x, simd.mul(slope, x)), simd.add(up, one))
                 });
             }
+            Gate::SiluClamped(limit) => {
+                let (limit, least) = (simd.splat(limit), simd.splat(-limit));
+                zip_lanes!(simd, self.x, self.y, |x, up| {
+                    let (x, up) = (simd.min(limit, x), simd.min(limit, simd.max(least, up)));
+                    simd.mul(swish(simd, x, x), up)
+                });
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ mod norm;
 mod rope;
 pub mod routes;
 pub mod simd;
+mod streams;
 pub mod tensor;
 pub mod threads;
 

@@ -2,10 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tessera_ops::{
-    Routing, Score,
-    routing::{WEIGHT_SUM_MIN, choose},
-};
+use tessera_ops::{Routing, Score, math, routing::choose};
 
 use crate::{
     isa::Kernel,
@@ -125,12 +122,14 @@ pub(crate) fn route(
     routing: &Routing,
     bias: Option<&[f32]>,
     factors: Option<&[f32]>,
+    chosen: Option<&[u32]>,
 ) -> Routes {
     let (tokens, experts, slots) = (logits.rows(), logits.width(), routing.slots);
     routing.check(experts);
     for vector in [bias, factors].into_iter().flatten() {
         assert_eq!(vector.len(), experts, "there is a number for each expert");
     }
+    assert!(chosen.is_none_or(|c| c.len() == tokens * slots), "an expert for each slot");
     let mut lists = routes_pool.lists().pop().unwrap_or_default();
     lists.experts.clear();
     lists.experts.resize(tokens * slots, 0);
@@ -150,7 +149,9 @@ pub(crate) fn route(
                     unsafe { (scores.range(row.0, row.1), ids.range(slot.0, slot.1), weights.range(slot.0, slot.1)) };
                 scores.copy_from_slice(logits.row(token));
                 workers.isa.run(ScoreKernel { y: scores, score: routing.score });
-                if let (Some(choices), Some(bias)) = (&choices, bias) {
+                if let Some(chosen) = chosen {
+                    ids.copy_from_slice(&chosen[slot.0..slot.1]);
+                } else if let (Some(choices), Some(bias)) = (&choices, bias) {
                     // SAFETY: as above.
                     let choice = unsafe { choices.range(row.0, row.1) };
                     choice.iter_mut().zip(scores.iter().zip(bias)).for_each(|(c, (s, b))| *c = s + b);
@@ -185,7 +186,8 @@ fn weigh(
     }
     if routing.normalise {
         let total = weights.iter().fold(0.0, |total, w| total + w);
-        let total = if total < WEIGHT_SUM_MIN { WEIGHT_SUM_MIN } else { total };
+        let least = routing.score.sum_min();
+        let total = if total < least { least } else { total };
         weights.iter_mut().for_each(|w| *w /= total);
     }
     for (weight, id) in weights.iter_mut().zip(ids) {
@@ -212,8 +214,24 @@ impl Kernel for ScoreKernel<'_> {
             Score::Softmax => softmax(simd, self.y),
             Score::Sigmoid => map_lanes!(simd, self.y, |x| simd.div(one, simd.add(one, simd.exp(simd.neg(x))))),
             Score::SoftmaxOfChosen => {}
+            Score::SqrtSoftplus => map_lanes!(simd, self.y, |x| simd.sqrt(softplus(simd, x))),
         }
     }
+}
+
+/// [`math::softplus`] in each lane.
+#[inline(always)]
+fn softplus<S: Simd>(simd: S, x: S::F32) -> S::F32 {
+    let (zero, two) = (simd.splat(0.0), simd.splat(2.0));
+    let size = simd.max(x, simd.neg(x));
+    let e = simd.exp(simd.neg(size));
+    let t = simd.div(e, simd.add(two, e));
+    let z = simd.mul(t, t);
+    let mut p = simd.splat(math::ATANH_COEFFICIENTS[0]);
+    for c in &math::ATANH_COEFFICIENTS[1..] {
+        p = simd.fma(p, z, simd.splat(*c));
+    }
+    simd.add(simd.max(x, zero), simd.mul(simd.add(t, t), p))
 }
 
 /// Softmax of a row: the sum in lanes, the lanes beyond the row zero.

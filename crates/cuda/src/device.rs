@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use tessera_formats::codec;
 use tessera_ops::{
     Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
-    Role, Rope, RopeLayout, Router, Selector, math, reference::Selection,
+    Role, Rope, Rotation, Rounding, Router, Selector, StreamGates, math, reference::Selection,
 };
 
 use crate::{
@@ -121,6 +121,20 @@ impl CudaDevice {
         }
     }
 
+    fn routed(
+        &self,
+        logits: &Tensor,
+        router: &Router<CudaDevice>,
+        bias: Option<&Vector>,
+        chosen: Option<&[u32]>,
+    ) -> Routes {
+        let factors = router.factors.as_ref();
+        let fits = |v: Option<&Vector>| v.is_none_or(|v| v.length == logits.width);
+        assert!(fits(bias) && fits(factors), "each expert has its number");
+        let (bias, factors) = (bias.map(|v| &v.memory), factors.map(|v| &v.memory));
+        Routes::new(&self.gpu, logits, &router.routing, bias, factors, chosen)
+    }
+
     /// Projections that share an input.
     fn project_all<const N: usize>(
         &self,
@@ -216,10 +230,11 @@ impl Device for CudaDevice {
     }
 
     fn route(&self, logits: &Tensor, router: &Router<Self>) -> Routes {
-        let (bias, factors) = (router.bias.as_ref(), router.factors.as_ref());
-        let fits = |v: Option<&Vector>| v.is_none_or(|v| v.length == logits.width);
-        assert!(fits(bias) && fits(factors), "each expert has its number");
-        Routes::new(&self.gpu, logits, &router.routing, bias.map(|v| &v.memory), factors.map(|v| &v.memory))
+        self.routed(logits, router, router.bias.as_ref(), None)
+    }
+
+    fn route_chosen(&self, logits: &Tensor, router: &Router<Self>, chosen: &[u32]) -> Routes {
+        self.routed(logits, router, None, Some(chosen))
     }
 
     fn project_routed<const N: usize>(
@@ -249,8 +264,12 @@ impl Device for CudaDevice {
         self.sent(batch.len(), 2 * pairs, &values, self.roles(batch))
     }
 
-    fn rotate(&self, x: &mut Tensor, head_dim: usize, layout: RopeLayout, angles: &Tensor) {
-        rowwise::rotate(&self.gpu, x, head_dim, layout, angles);
+    fn rotate(&self, x: &mut Tensor, rotation: &Rotation, angles: &Tensor) {
+        rowwise::rotate(&self.gpu, x, rotation, angles);
+    }
+
+    fn round(&self, x: &mut Tensor, head_dim: usize, rounding: Rounding) {
+        rowwise::round(&self.gpu, x, head_dim, rounding);
     }
 
     fn store_kv(&self, cache: &mut KvPages, layer: usize, keys: &Tensor, values: &Tensor, batch: &Batch) {
@@ -301,6 +320,25 @@ impl Device for CudaDevice {
     fn gate_halves(&self, x: &Tensor, gate: Gate) -> Tensor {
         assert!(x.width.is_multiple_of(2), "a row is two halves");
         rowwise::gate(&self.gpu, (x, 0), (x, x.width / 2), x.width / 2, gate)
+    }
+
+    fn copies(&self, x: &Tensor, count: usize) -> Tensor {
+        rowwise::copies(&self.gpu, x, count)
+    }
+
+    fn stream_gates(&self, mix: &Tensor, scale: &Vector, base: &Vector, spec: &StreamGates) -> Tensor {
+        spec.check();
+        let found = (mix.width, base.length, scale.length);
+        assert_eq!(found, (spec.width(), spec.width(), spec.parts()), "numbers for all gates");
+        rowwise::stream_gates(&self.gpu, mix, &scale.memory, &base.memory, spec)
+    }
+
+    fn collapse_streams(&self, streams: &Tensor, gates: &Tensor, count: usize) -> Tensor {
+        rowwise::collapse_streams(&self.gpu, streams, gates, count)
+    }
+
+    fn spread_streams(&self, streams: &mut Tensor, y: &Tensor, gates: &Tensor, count: usize) {
+        rowwise::spread_streams(&self.gpu, streams, y, gates, count);
     }
 
     fn columns(&self, x: &Tensor, columns: Range<usize>) -> Tensor {

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use sha2::{Digest, Sha256};
-use tessera_ops::{KvFormat, PAGE_TOKENS};
+use tessera_ops::{KvFormat, PAGE_TOKENS, streams::STREAMS_MAX};
 
 use crate::{
     attention::{AttentionTile, WEIGHTS_THREADS},
@@ -16,6 +16,7 @@ use crate::{
         tile::{CodesTile, FloatsTile},
     },
     routes::LIST_THREADS,
+    rowwise::ROUNDED_MAX,
 };
 
 /// A source with its constants.
@@ -37,6 +38,10 @@ pub enum Module {
     Norm,
     /// Rotary position embedding.
     Rope,
+    /// Heads to small floats.
+    Rounding,
+    /// Several residual streams.
+    Streams,
     /// What touches each number by itself.
     Elementwise,
     /// The choice of experts.
@@ -117,7 +122,7 @@ impl Module {
     pub fn all() -> Vec<Module> {
         let mut all =
             vec![Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route, Module::Weights];
-        all.push(Module::Halves);
+        all.extend([Module::Halves, Module::Rounding, Module::Streams]);
         for layout in Layout::all() {
             all.extend(CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)));
         }
@@ -150,6 +155,8 @@ impl Module {
             Module::PrefillWarps(_) => "prefill_warps",
             Module::Norm => "norm",
             Module::Rope => "rope",
+            Module::Rounding => "rounding",
+            Module::Streams => "streams",
             Module::Elementwise => "elementwise",
             Module::Route => "route",
             Module::Store(_) => "store",
@@ -170,6 +177,8 @@ impl Module {
             Module::PrefillWarps(_) => &["prefill_warps"],
             Module::Norm => &["rms_norm"],
             Module::Rope => &["rotate"],
+            Module::Rounding => &["round_fp8", "round_hadamard_fp4"],
+            Module::Streams => &["copies", "stream_gates", "collapse_streams", "spread_streams"],
             Module::Elementwise => {
                 &["gate", "columns", "scale", "add", "soft_cap", "gather_rows", "add_fine", "combine"]
             }
@@ -206,6 +215,8 @@ impl Module {
             Module::PrefillWarps(_) => vec![COMMON, EXPAND, source!("matmul/prefill_warps.cu")],
             Module::Norm => vec![COMMON, CODES, source!("norm/norm.cu")],
             Module::Rope => vec![COMMON, source!("rope/rope.cu")],
+            Module::Rounding => vec![COMMON, source!("rounding/rounding.cu")],
+            Module::Streams => vec![COMMON, source!("streams/streams.cu")],
             Module::Elementwise => vec![COMMON, CODES, source!("elementwise/elementwise.cu")],
             Module::Route => vec![COMMON, source!("route/route.cu")],
             Module::Store(_) => vec![COMMON, STEP, PAGES, source!("attention/store.cu")],
@@ -238,6 +249,8 @@ impl Module {
             Module::Weights => vec![("THREADS", WEIGHTS_THREADS)],
             Module::Values(pages, tile) => [pages.constants(), tile.values_constants(pages)].concat(),
             Module::Route => vec![("THREADS", LIST_THREADS)],
+            Module::Rounding => vec![("MOST", ROUNDED_MAX)],
+            Module::Streams => vec![("STREAMS_MAX", STREAMS_MAX)],
             Module::Quantize | Module::Norm | Module::Rope | Module::Elementwise => vec![],
         }
     }

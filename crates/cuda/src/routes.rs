@@ -43,18 +43,24 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Chooses and weighs experts.
+    /// Chooses experts, unless they are given, and weighs them.
     pub(crate) fn new(
         gpu: &Arc<Gpu>,
         logits: &Tensor,
         routing: &Routing,
         bias: Option<&Memory>,
         factors: Option<&Memory>,
+        given: Option<&[u32]>,
     ) -> Routes {
         let (tokens, experts, slots) = (logits.rows, logits.width, routing.slots);
         routing.check(experts);
         let numbers = |count: usize| gpu.take(count * size_of::<u32>());
         let (chosen, weights) = (numbers(tokens * slots), numbers(tokens * slots));
+        if let Some(given) = given {
+            assert!(given.len() == tokens * slots, "an expert for each slot");
+            assert!(given.iter().all(|e| (*e as usize) < experts), "experts that there are");
+            gpu.send(&chosen, given);
+        }
         let lists = logits.roles.runs().iter().map(|run| List {
             role: run.role,
             rows: run.rows.clone(),
@@ -69,6 +75,7 @@ impl Routes {
             Score::Softmax => 0,
             Score::Sigmoid => 1,
             Score::SoftmaxOfChosen => 2,
+            Score::SqrtSoftplus => 3,
         };
         let args = [
             Arg::Memory(&logits.memory),
@@ -83,7 +90,9 @@ impl Routes {
             Arg::U32(kept),
             Arg::U32(judged_by),
             Arg::U32(routing.normalise.into()),
+            Arg::F32(routing.score.sum_min()),
             Arg::F32(routing.scale),
+            Arg::U32(given.is_some().into()),
         ];
         // Scores and choices as numbers, and a byte for what is taken.
         let shared_bytes = experts * (2 * size_of::<f32>() + 1);

@@ -2,7 +2,9 @@
 
 use std::{ops::Range, sync::Arc};
 
-use tessera_ops::{Gate, RopeLayout};
+use tessera_ops::{
+    Gate, RopeLayout, Rotation, Rounding, StreamGates, math, rounding::hadamard_factor, streams::gates_width,
+};
 
 use crate::{
     driver::{Arg, Gpu, Memory},
@@ -36,21 +38,87 @@ pub(crate) fn rms_norm(gpu: &Arc<Gpu>, x: &Tensor, weight: &Memory, width: usize
     y
 }
 
-pub(crate) fn rotate(gpu: &Gpu, x: &mut Tensor, head_dim: usize, layout: RopeLayout, angles: &Tensor) {
+pub(crate) fn rotate(gpu: &Gpu, x: &mut Tensor, rotation: &Rotation, angles: &Tensor) {
     x.codes = None;
     assert_eq!(x.rows, angles.rows, "each row has its angles");
-    assert!(head_dim > 0 && x.width.is_multiple_of(head_dim) && angles.width <= head_dim, "angles fit into a head");
-    let (heads, pairs) = (x.width / head_dim, angles.width / 2);
+    rotation.check(x.width, angles.width);
+    let (heads, pairs) = (x.width / rotation.head_dim, angles.width / 2);
     let args = [
         Arg::Memory(&x.memory),
         Arg::Memory(&angles.memory),
         Arg::U32(x.rows),
         Arg::U32(heads),
-        Arg::U32(head_dim),
+        Arg::U32(rotation.head_dim),
+        Arg::U32(rotation.first),
         Arg::U32(pairs),
-        Arg::U32((layout == RopeLayout::Interleaved).into()),
+        Arg::U32((rotation.layout == RopeLayout::Interleaved).into()),
+        Arg::U32(rotation.inverse.into()),
     ];
     gpu.launch(Module::Rope, "rotate", each(x.rows * heads * pairs), &args);
+}
+
+/// Threads of a block that rounds a head, and so the most numbers in one.
+pub(crate) const ROUNDED_MAX: usize = 1024;
+
+pub(crate) fn round(gpu: &Gpu, x: &mut Tensor, head_dim: usize, rounding: Rounding) {
+    x.codes = None;
+    assert!(
+        head_dim > 0 && x.width.is_multiple_of(head_dim) && rounding.fits(head_dim),
+        "a row is whole heads that can be rounded"
+    );
+    assert!(head_dim <= ROUNDED_MAX, "heads of at most 1024 numbers are rounded");
+    let launch = blocks([x.count() / head_dim, 1, 1], head_dim.next_multiple_of(WARP));
+    let (memory, width) = (Arg::Memory(&x.memory), Arg::U32(head_dim));
+    match rounding {
+        Rounding::Fp8 { features } => {
+            gpu.launch(Module::Rounding, "round_fp8", launch, &[memory, width, Arg::U32(features)]);
+        }
+        Rounding::HadamardFp4 => {
+            let factor = Arg::F32(hadamard_factor(head_dim));
+            gpu.launch(Module::Rounding, "round_hadamard_fp4", launch, &[memory, width, factor]);
+        }
+    }
+}
+
+pub(crate) fn copies(gpu: &Arc<Gpu>, x: &Tensor, count: usize) -> Tensor {
+    let y = Tensor::like(gpu, x, count * x.width);
+    let args = [Arg::Memory(&x.memory), Arg::Memory(&y.memory), Arg::U32(x.rows), Arg::U32(x.width), Arg::U32(count)];
+    gpu.launch(Module::Streams, "copies", each(y.count()), &args);
+    y
+}
+
+pub(crate) fn stream_gates(gpu: &Arc<Gpu>, mix: &Tensor, scale: &Memory, base: &Memory, spec: &StreamGates) -> Tensor {
+    let y = Tensor::like(gpu, mix, mix.width);
+    let args = [
+        Arg::Memory(&mix.memory),
+        Arg::Memory(scale),
+        Arg::Memory(base),
+        Arg::Memory(&y.memory),
+        Arg::U32(spec.count),
+        Arg::U32(spec.rounds.unwrap_or(0)),
+        Arg::F32(spec.epsilon),
+    ];
+    gpu.launch(Module::Streams, "stream_gates", blocks([mix.rows, 1, 1], WARP), &args);
+    y
+}
+
+pub(crate) fn collapse_streams(gpu: &Arc<Gpu>, streams: &Tensor, gates: &Tensor, count: usize) -> Tensor {
+    let fits = streams.rows == gates.rows && streams.width.is_multiple_of(count) && gates.width >= count;
+    assert!(fits, "a gate a stream");
+    let y = Tensor::like(gpu, streams, streams.width / count);
+    let mut args = vec![Arg::Memory(&streams.memory), Arg::Memory(&gates.memory), Arg::Memory(&y.memory)];
+    args.extend([y.rows, y.width, count, gates.width].map(Arg::U32));
+    gpu.launch(Module::Streams, "collapse_streams", each(y.count()), &args);
+    y
+}
+
+pub(crate) fn spread_streams(gpu: &Gpu, streams: &mut Tensor, y: &Tensor, gates: &Tensor, count: usize) {
+    streams.codes = None;
+    assert!(streams.rows == y.rows && streams.width == count * y.width, "a row of streams for each row");
+    assert_eq!((gates.rows, gates.width), (y.rows, gates_width(count)), "gates for all streams");
+    let mut args = vec![Arg::Memory(&streams.memory), Arg::Memory(&y.memory), Arg::Memory(&gates.memory)];
+    args.extend([y.rows, y.width, count].map(Arg::U32));
+    gpu.launch(Module::Streams, "spread_streams", each(y.count()), &args);
 }
 
 /// `gate(x) * up`, where both begin at a column of tensors of the same rows.
@@ -58,15 +126,17 @@ pub(crate) fn gate(gpu: &Arc<Gpu>, x: (&Tensor, usize), up: (&Tensor, usize), wi
     assert_eq!(x.0.rows, up.0.rows, "gate and up have one shape");
     assert!(x.1 + width <= x.0.width && up.1 + width <= up.0.width, "columns of both");
     let y = Tensor::coded_like(gpu, x.0, width);
-    let kind = match gate {
-        Gate::Silu => 0,
-        Gate::GeluTanh => 1,
-        Gate::SwigluOai => 2,
+    let (kind, limit) = match gate {
+        Gate::Silu => (0, 0.0),
+        Gate::GeluTanh => (1, 0.0),
+        Gate::SwigluOai => (2, math::SWIGLU_LIMIT),
+        Gate::SiluClamped(limit) => (3, limit),
     };
     let mut args: Vec<_> = [x, up].map(|(t, first)| Arg::From(&t.memory, first * size_of::<f32>())).into();
     args.push(Arg::Memory(&y.memory));
     args.extend(y.code_args());
     args.extend([y.rows, width, x.0.width, up.0.width, kind].map(Arg::U32));
+    args.push(Arg::F32(limit));
     gpu.launch(Module::Elementwise, "gate", each(y.count()), &args);
     y
 }

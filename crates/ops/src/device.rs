@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use tessera_formats::{Bytes, DType};
 
-use crate::{Batch, Compressor, Error, KvLayout, LatentAttention, Routing, Selector};
+use crate::{Batch, Compressor, Error, KvLayout, LatentAttention, Rounding, Routing, Selector, StreamGates};
 
 /// One weight matrix as a file holds it: `rows` output features of `depth` inputs each, row by row.
 #[derive(Clone, Debug)]
@@ -84,7 +84,7 @@ pub struct Router<D: Device> {
 }
 
 /// The gate of a gated feed-forward layer: `gate(x) * up`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Gate {
     /// x · sigmoid(x)
     Silu,
@@ -92,11 +92,13 @@ pub enum Gate {
     GeluTanh,
     /// gpt-oss: `x · sigmoid(1.702 x) · (up + 1)`, where x is at most 7 and up from -7 to 7 ([`crate::math::swiglu_oai`]).
     SwigluOai,
+    /// DeepSeek V4: x · sigmoid(x) · up, where x is at most this limit and up from minus it to it ([`crate::math::swiglu_clamped`]).
+    SiluClamped(f32),
 }
 
 impl Gate {
-    /// All of them.
-    pub const ALL: [Gate; 3] = [Gate::Silu, Gate::GeluTanh, Gate::SwigluOai];
+    /// One of each kind.
+    pub const ALL: [Gate; 4] = [Gate::Silu, Gate::GeluTanh, Gate::SwigluOai, Gate::SiluClamped(0.75)];
 }
 
 /// Which features of a head a rotation pairs.
@@ -115,6 +117,45 @@ impl RopeLayout {
             RopeLayout::Interleaved => (2 * pair, 2 * pair + 1),
             RopeLayout::Halves => (pair, pair + pairs),
         }
+    }
+}
+
+/// Which features of each head turn, and which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// Numbers in a head.
+    pub head_dim: usize,
+    /// The first feature of a head that turns; as many follow as there are angles.
+    pub first: usize,
+    /// How they pair.
+    pub layout: RopeLayout,
+    /// Turns back: sines have the other sign.
+    pub inverse: bool,
+}
+
+impl Rotation {
+    /// Turns the first features of each head.
+    pub const fn new(head_dim: usize, layout: RopeLayout) -> Rotation {
+        Rotation { head_dim, first: 0, layout, inverse: false }
+    }
+
+    /// The same from another feature on.
+    pub const fn from(self, first: usize) -> Rotation {
+        Rotation { first, ..self }
+    }
+
+    /// The other way.
+    pub const fn inverted(self) -> Rotation {
+        Rotation { inverse: !self.inverse, ..self }
+    }
+
+    /// Holds what must be true of rows of `width` numbers and of `angles` cosines and sines.
+    ///
+    /// # Panics
+    /// Where rows are not whole heads, or the angles do not fit into one.
+    pub fn check(&self, width: usize, angles: usize) {
+        assert!(self.head_dim > 0 && width.is_multiple_of(self.head_dim), "a row is whole heads");
+        assert!(self.first + angles <= self.head_dim, "angles fit into a head");
     }
 }
 
@@ -246,6 +287,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Chooses and weighs the experts of each token from router logits (tokens, experts), as [`crate::routing`] says.
     fn route(&self, logits: &Self::Tensor, router: &Router<Self>) -> Self::Routes;
 
+    /// As [`Device::route`], to experts that are chosen already: `chosen` (tokens, slots), each below the number of experts.
+    /// Their weights follow from the logits; the router's bias and groups have no part in it.
+    fn route_chosen(&self, logits: &Self::Tensor, router: &Router<Self>, chosen: &[u32]) -> Self::Routes;
+
     /// Routed projections that share their input: for each stack, `x` (tokens, depth) becomes (tokens · slots, rows). Row
     /// `t · slots + s` is token t's row times the matrix of the expert in its slot s, plus that expert's bias.
     fn project_routed<const N: usize>(
@@ -264,7 +309,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Self::Tensor;
 
     /// Turns each head of `x` in place by the angles from [`Device::rope_angles`].
-    fn rotate(&self, x: &mut Self::Tensor, head_dim: usize, layout: RopeLayout, angles: &Self::Tensor);
+    fn rotate(&self, x: &mut Self::Tensor, rotation: &Rotation, angles: &Self::Tensor);
+
+    /// Rounds each head of `x` in place, as [`Rounding::apply`].
+    fn round(&self, x: &mut Self::Tensor, head_dim: usize, rounding: Rounding);
 
     /// Writes keys and values of the batch's rows, each (rows, kv_heads · head_dim), into the pages: each row where
     /// [`Batch::slot`] says.
@@ -328,6 +376,26 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// [`Device::gate`] of two halves of a row: `x` (rows, 2 · width), whose first half is the gate and whose second is up,
     /// becomes (rows, width).
     fn gate_halves(&self, x: &Self::Tensor, gate: Gate) -> Self::Tensor;
+
+    /// Each row `count` times, side by side: (rows, count · width). The beginning of several streams ([`crate::streams`]).
+    fn copies(&self, x: &Self::Tensor, count: usize) -> Self::Tensor;
+
+    /// The gates of each row from its mix (rows, [`StreamGates::width`]): the same shape. `scale` has a factor for each part of
+    /// the mix, `base` a summand for each number.
+    fn stream_gates(
+        &self,
+        mix: &Self::Tensor,
+        scale: &Self::Vector,
+        base: &Self::Vector,
+        spec: &StreamGates,
+    ) -> Self::Tensor;
+
+    /// The sum of `count` streams (rows, count · width), weighed by the first `count` gates of each row: (rows, width).
+    fn collapse_streams(&self, streams: &Self::Tensor, gates: &Self::Tensor, count: usize) -> Self::Tensor;
+
+    /// What a block gave, `y` (rows, width), goes to all `count` streams, and these mix, in place: stream k becomes
+    /// `out[k] · y + sum over j of matrix[j][k] · stream_j`, by the gates (rows, [`StreamGates::width`]).
+    fn spread_streams(&self, streams: &mut Self::Tensor, y: &Self::Tensor, gates: &Self::Tensor, count: usize);
 
     /// The numbers `columns` of each row: (rows, columns).
     fn columns(&self, x: &Self::Tensor, columns: Range<usize>) -> Self::Tensor;

@@ -13,6 +13,7 @@
 //! - [`math`]: our own exp, sine and cosine, equal on every device.
 //! - [`routing`]: the choice of experts.
 //! - [`rounding`]: rows rounded to 8-bit and 4-bit floats.
+//! - [`streams`]: the residual stream as several.
 //! - [`profile`]: a device that measures another.
 //! - [`reference`]: the plainest implementation of every op. It is the specification, and a device of its own.
 //! - [`audit`]: every op of a device, at every edge, against it and against float64.
@@ -33,9 +34,10 @@ pub mod profile;
 pub mod reference;
 pub mod rounding;
 pub mod routing;
+pub mod streams;
 
 pub use batch::{Batch, Role};
-pub use device::{Attention, Device, Gate, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Router};
+pub use device::{Attention, Device, Gate, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Rotation, Router};
 pub use error::Error;
 pub use kv::{KvEntry, KvFormat, KvLayout, PAGE_TOKENS};
 pub use latent::{CompressedRows, Compressor, LatentAttention, Selector};
@@ -43,3 +45,4 @@ pub use matrix::{MatrixView, Numbers};
 pub use profile::Profiled;
 pub use rounding::Rounding;
 pub use routing::{ExpertGroups, Routing, Score};
+pub use streams::StreamGates;

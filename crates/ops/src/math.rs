@@ -67,6 +67,36 @@ pub fn swiglu_oai(x: f32, up: f32) -> f32 {
     x / (1.0 + exp(-(SWIGLU_SLOPE * x))) * (up + 1.0)
 }
 
+/// The gate of DeepSeek V4: silu(x) · up, x at most `limit`, up from -`limit` to `limit`. NaN stays NaN.
+pub fn swiglu_clamped(x: f32, up: f32, limit: f32) -> f32 {
+    let x = if limit < x { limit } else { x };
+    let up = if -limit > up { -limit } else { up };
+    let up = if limit < up { limit } else { up };
+    silu(x) * up
+}
+
+/// Coefficients of atanh(t) / t in powers of t², highest first.
+pub const ATANH_COEFFICIENTS: [f32; 8] =
+    [1.0 / 15.0, 1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0, 1.0];
+
+/// ln(1 + x) for x from 0 to 1, by 2 atanh(x / (2 + x)): a relative error of 2e-7 at most.
+pub fn ln_1p(x: f32) -> f32 {
+    let t = x / (2.0 + x);
+    let z = t * t;
+    let mut p = ATANH_COEFFICIENTS[0];
+    for c in &ATANH_COEFFICIENTS[1..] {
+        p = p.mul_add(z, *c);
+    }
+    (t + t) * p
+}
+
+/// ln(1 + e^x), as max(x, 0) + ln(1 + e^-|x|).
+pub fn softplus(x: f32) -> f32 {
+    let size = if x > -x { x } else { -x };
+    let larger = if x > 0.0 { x } else { 0.0 };
+    larger + ln_1p(exp(-size))
+}
+
 /// c · tanh(x / c), the soft cap of logits and scores, by tanh u = 1 - 2 / (e^2u + 1).
 pub fn soft_cap(x: f32, cap: f32) -> f32 {
     cap * (1.0 - 2.0 / (exp(2.0 * (x / cap)) + 1.0))
@@ -132,12 +162,25 @@ mod tests {
         assert_eq!(swiglu_oai(2.0, -1e10), swiglu_oai(2.0, -7.0));
         assert_eq!(swiglu_oai(5.0, -1.0), 0.0);
         assert!(swiglu_oai(f32::NAN, 1.0).is_nan() && swiglu_oai(1.0, f32::NAN).is_nan());
+        assert_eq!(swiglu_clamped(1e10, 1e10, 10.0), silu(10.0) * 10.0);
+        assert_eq!(swiglu_clamped(2.0, -1e10, 10.0), silu(2.0) * -10.0);
+        assert_eq!(swiglu_clamped(-20.0, 3.0, 10.0), silu(-20.0) * 3.0, "no limit below");
+        assert!(swiglu_clamped(f32::NAN, 1.0, 2.0).is_nan() && swiglu_clamped(1.0, f32::NAN, 2.0).is_nan());
+        assert_eq!((softplus(100.0), softplus(-100.0)), (100.0, 0.0));
+        assert!(softplus(f32::NAN).is_nan() && softplus(f32::INFINITY) == f32::INFINITY);
     }
 
     proptest! {
         #[test]
         fn exp_is_close(x in EXP_MIN..EXP_MAX) {
             prop_assert!(relative(exp(x), f64::from(x).exp()) < 2e-7);
+        }
+
+        #[test]
+        fn softplus_is_close(x in -80f32..30.0) {
+            let v = f64::from(x);
+            prop_assert!(relative(softplus(x), v.exp().ln_1p()) < 4e-7);
+            prop_assert!(relative(ln_1p(v.sin().abs() as f32), f64::from(v.sin().abs() as f32).ln_1p()) < 3e-7);
         }
 
         #[test]

@@ -36,9 +36,14 @@
 //! embed      weight * scale
 //! rms_norm   inverse = 1 / sqrt(sum(x²) / n + epsilon);  (x * inverse) * weight
 //! angles     cos(position * frequency) * magnitude,      sin likewise
-//! rotate     a' = fma(a, cos, -(b * sin));               b' = fma(b, cos, a * sin)
+//! rotate     a' = fma(a, cos, -(b * sin));               b' = fma(b, cos, a * sin);  turned back, sin has the other sign
+//! round      as crate::rounding says
 //! bias       y + bias, after the segments
 //! gate       gate(x) * up
+//! gates      t = fma(mix, scale of the part, base);      into the block 1 / (1 + exp(-t)) + epsilon, out of it 2 * (1 / (1 + exp(-t)))
+//!            matrix: e = exp(t - m), m = max t of the row (NaN never becomes it); then as crate::streams says
+//! collapse   fma chain over streams in order, from 0, of gate * stream
+//! spread     fma chain over source streams in order, from out * y, of matrix * stream
 //! ```
 //!
 //! Segments of grouped and routed projections are products as above, each with its own matrix: which rows share a segment
@@ -47,8 +52,9 @@
 //! ```text
 //! softmax    m = max l (NaN never becomes it);  e = exp(l - m);  score = e / sum(e), the sum in lanes
 //! sigmoid    score = 1 / (1 + exp(-l))
+//! softplus   score = sqrt(max(l, 0) + ln_1p(exp(-|l|))), as crate::math has it
 //! choice     score + bias  (logit + bias, where weights are the softmax of the chosen, taken over slots in order)
-//! weight     score of the chosen;  w / max(total, 1e-20), total = sum over slots in order, where normalised;
+//! weight     score of the chosen;  w / max(total, least sum), total = sum over slots in order, where normalised;
 //!            w * scale;  w * factor of the expert
 //! combine    y = fma chain over slots in order, from 0, of weight * row of the slot
 //! ```

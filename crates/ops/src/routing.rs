@@ -11,8 +11,11 @@ use std::ops::{Add, Range};
 /// The most groups of experts.
 pub const EXPERT_GROUPS_MAX: usize = 64;
 
-/// The least sum that weights are divided by, so that scores which are all zero stay zero.
+/// The least sum that weights are divided by, so that scores which are all zero stay zero ([`Score::sum_min`]).
 pub const WEIGHT_SUM_MIN: f32 = 1e-20;
+
+/// That of [`Score::SqrtSoftplus`]: 2^-14, as its models were trained.
+pub const SQRT_SOFTPLUS_SUM_MIN: f32 = 6.103_515_6e-5;
 
 /// What logits become.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,6 +26,21 @@ pub enum Score {
     Sigmoid,
     /// The choice is made by logits, and the weights are the softmax over the chosen ones (gpt-oss).
     SoftmaxOfChosen,
+    /// The root of each logit's softplus (DeepSeek V4).
+    SqrtSoftplus,
+}
+
+impl Score {
+    /// All of them.
+    pub const ALL: [Score; 4] = [Score::Softmax, Score::Sigmoid, Score::SoftmaxOfChosen, Score::SqrtSoftplus];
+
+    /// The least sum that weights are divided by.
+    pub const fn sum_min(self) -> f32 {
+        match self {
+            Score::SqrtSoftplus => SQRT_SOFTPLUS_SUM_MIN,
+            Score::Softmax | Score::Sigmoid | Score::SoftmaxOfChosen => WEIGHT_SUM_MIN,
+        }
+    }
 }
 
 /// Experts in equal groups, of which a token may use a few (DeepSeek-AI 2024).

@@ -3,7 +3,8 @@
 use tessera_cpu::CpuDevice;
 use tessera_formats::DType;
 use tessera_ops::{
-    Device, Error, Gate, KvFormat, KvLayout, Linear, Rope, RopeLayout, kv::KvEntry, reference::ReferenceDevice,
+    Device, Error, Gate, KvFormat, KvLayout, Linear, Rope, RopeLayout, Rotation, kv::KvEntry,
+    reference::ReferenceDevice,
 };
 
 use crate::{
@@ -50,7 +51,7 @@ fn element_ops_give_the_reference_s_bits() {
         x[0] = f32::NAN;
         let last = x.len() - 1;
         x[last] = if last > 0 { -1e30 } else { f32::INFINITY };
-        for gate in [Gate::Silu, Gate::GeluTanh] {
+        for gate in Gate::ALL {
             on_all!(format!("{gate:?} {rows}x{width}"), device => {
                 let (x, y) = (tensor(device, rows, width, &x), tensor(device, rows, width, &y));
                 read(device, &device.gate(&x, &y, gate))
@@ -76,7 +77,7 @@ fn rotations_give_the_reference_s_bits() {
                 on_all!(format!("{layout:?} {head_dim}/{pairs} {rows}x{heads}"), device => {
                     let angles = device.rope_angles(&rope, &batch(&vec![0; rows], start));
                     let mut x = tensor(device, rows, heads * head_dim, &x);
-                    device.rotate(&mut x, head_dim, layout, &angles);
+                    device.rotate(&mut x, &Rotation::new(head_dim, layout), &angles);
                     [read(device, &angles), read(device, &x)].concat()
                 });
             }

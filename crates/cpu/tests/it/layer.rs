@@ -9,8 +9,8 @@ use std::{
 use tessera_cpu::{CpuDevice, isa::Isa};
 use tessera_formats::DType;
 use tessera_ops::{
-    Attention, Batch, Device, Gate, KvFormat, KvLayout, Linear, LinearStack, Role, Rope, RopeLayout, Router, Routing,
-    Score, kv::KvEntry, reference::ReferenceDevice,
+    Attention, Batch, Device, Gate, KvFormat, KvLayout, Linear, LinearStack, Role, Rope, RopeLayout, Rotation, Router,
+    Routing, Score, kv::KvEntry, reference::ReferenceDevice,
 };
 
 use crate::{
@@ -121,8 +121,9 @@ impl<D: Device> Layer<D> {
         let [q, k, v] = device.project(&normed, [query, key, value]);
         let mut q = device.rms_norm(&q, &self.norms[1], 1e-5);
         let mut k = device.rms_norm(&k, &self.norms[1], 1e-5);
-        device.rotate(&mut q, HEAD_DIM, self.rope.layout, &angles);
-        device.rotate(&mut k, HEAD_DIM, self.rope.layout, &angles);
+        let rotation = Rotation::new(HEAD_DIM, self.rope.layout);
+        device.rotate(&mut q, &rotation, &angles);
+        device.rotate(&mut k, &rotation, &angles);
         device.store_kv(&mut self.cache, 0, &k, &v, batch);
         let attended = device.attention(&q, &self.cache, &self.spec, None, batch);
         let [y] = device.project(&attended, [output]);

@@ -2,27 +2,28 @@
 
 DEVICE u64 index() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
 
-DEVICE float gated(float x, float up, u32 gate) {
+DEVICE float gated(float x, float up, u32 gate, float limit) {
     if (gate == 0) return x / (1.0f + canonical_exp(-x)) * up;
     if (gate == 1) {
         float cubic = fma(x * x, 0.044715f, 1.0f);
         return x / (1.0f + canonical_exp(-(1.595769f * x * cubic))) * up;
     }
-    x = 7.0f < x ? 7.0f : x;
-    up = -7.0f > up ? -7.0f : up;
-    up = 7.0f < up ? 7.0f : up;
+    x = limit < x ? limit : x;
+    up = -limit > up ? -limit : up;
+    up = limit < up ? limit : up;
+    if (gate == 3) return x / (1.0f + canonical_exp(-x)) * up;
     return x / (1.0f + canonical_exp(-(1.702f * x))) * (up + 1.0f);
 }
 
 // y (rows, width) of two tensors whose rows begin `x_stride` and `up_stride` apart. With `codes`, those of y as quantize.cu gives them:
 // a warp is a block then.
 KERNEL gate(const float* x, const float* up, float* y, u8* codes, uint2* scales, float4* minima, u32 rows, u32 width, u32 x_stride,
-            u32 up_stride, u32 kind) {
+            u32 up_stride, u32 kind, float limit) {
     begin_in_turn();
     u64 at = index();
     if (at >= (u64)rows * width) return;
     u64 row = at / width, column = at % width;
-    const float v = gated(x[row * x_stride + column], up[row * up_stride + column], kind);
+    const float v = gated(x[row * x_stride + column], up[row * up_stride + column], kind, limit);
     y[at] = v;
     const CodesOut out = {codes, scales, minima};
     if (codes) put_codes(quantized(v), threadIdx.x % 32, codes_place(row, column / 32, width / 32), out);

@@ -75,16 +75,38 @@ DEVICE void keep_groups(const float* choice, u8* taken, u32 experts, u32 count, 
     __syncwarp();
 }
 
-// logits (tokens, experts); score: 0 softmax, 1 sigmoid, 2 softmax of the chosen. Shared: scores, choice (f32), taken (bytes).
+// max(x, 0) + ln(1 + e^-|x|); math.rs, `softplus`.
+DEVICE float softplus(float x) {
+    float size = x > -x ? x : -x, larger = x > 0.0f ? x : 0.0f;
+    float e = canonical_exp(-size);
+    float t = e / (2.0f + e), z = t * t;
+    float p = 1.0f / 15.0f;
+    p = fma(p, z, 1.0f / 13.0f);
+    p = fma(p, z, 1.0f / 11.0f);
+    p = fma(p, z, 1.0f / 9.0f);
+    p = fma(p, z, 1.0f / 7.0f);
+    p = fma(p, z, 1.0f / 5.0f);
+    p = fma(p, z, 1.0f / 3.0f);
+    p = fma(p, z, 1.0f);
+    return larger + (t + t) * p;
+}
+
+DEVICE float scored(float logit, u32 score) {
+    if (score == 1) return 1.0f / (1.0f + canonical_exp(-logit));
+    return score == 3 ? __fsqrt_rn(softplus(logit)) : logit;
+}
+
+// logits (tokens, experts); score: 0 softmax, 1 sigmoid, 2 softmax of the chosen, 3 root of softplus. Where they are `given`, experts are
+// chosen already. Shared: scores, choice (f32), taken (bytes).
 KERNEL route(const float* logits, const float* bias, const float* factors, u32* chosen, float* weights, u32 experts, u32 slots,
-             u32 score, u32 groups, u32 kept, u32 judged_by, u32 normalise, float factor) {
+             u32 score, u32 groups, u32 kept, u32 judged_by, u32 normalise, float sum_min, float factor, u32 given) {
     begin_in_turn();
     DYNAMIC_SHARED(float, scores);
     float* choice = scores + experts;
     u8* taken = (u8*)(choice + experts);
     u32 lane = threadIdx.x;
     const float* in = logits + (u64)blockIdx.x * experts;
-    for (u32 i = lane; i < experts; i += 32) scores[i] = score == 1 ? 1.0f / (1.0f + canonical_exp(-in[i])) : in[i];
+    for (u32 i = lane; i < experts; i += 32) scores[i] = scored(in[i], score);
     __syncwarp();
     if (score == 0) softmax(scores, experts, lane);
     for (u32 i = lane; i < experts; i += 32) {
@@ -96,7 +118,7 @@ KERNEL route(const float* logits, const float* bias, const float* factors, u32* 
     u32* ids = chosen + (u64)blockIdx.x * slots;
     float* out = weights + (u64)blockIdx.x * slots;
     for (u32 s = 0; s < slots; s++) {
-        int best = first_left(choice, taken, experts, lane);
+        int best = given ? (int)ids[s] : first_left(choice, taken, experts, lane);
         if (lane == 0) {
             taken[best] = 1;
             ids[s] = (u32)best;
@@ -108,7 +130,7 @@ KERNEL route(const float* logits, const float* bias, const float* factors, u32* 
     if (lane > 0) return;
     float total = 0.0f;
     for (u32 s = 0; s < slots; s++) total = total + out[s];
-    total = total < 1e-20f ? 1e-20f : total;
+    total = total < sum_min ? sum_min : total;
     for (u32 s = 0; s < slots; s++) {
         float w = normalise ? out[s] / total : out[s];
         w = w * factor;

@@ -180,7 +180,7 @@ impl<'a> PromptSubject<'a> {
         let mut logits = self.device.sent_rows(tokens, &numbers(tokens * count, 104_729, 1.0));
         logits.roles = Roles::all(Role::Prefill, tokens);
         let routing = Routing { slots, score: Score::Softmax, groups: None, normalise: true, scale: 1.0 };
-        Some(Routes::new(self.device.gpu(), &logits, &routing, None, None))
+        Some(Routes::new(self.device.gpu(), &logits, &routing, None, None, None))
     }
 
     /// (tokens · slots) matrices; empty where there is one.

@@ -20,6 +20,7 @@ mod matmul;
 pub mod report;
 mod routed;
 mod rowwise;
+mod streams;
 mod subject;
 
 use std::{collections::BTreeSet, fmt, num::NonZero};
@@ -50,12 +51,16 @@ pub enum Op {
     Embed,
     /// [`Device::store_kv`] and [`Device::attention`]
     Attention,
-    /// [`Device::route`]
+    /// [`Device::route`] and [`Device::route_chosen`]
     Route,
     /// [`Device::rms_norm`]
     Norm,
     /// [`Device::rope_angles`] and [`Device::rotate`]
     Rope,
+    /// [`Device::round`]
+    Round,
+    /// [`Device::copies`], [`Device::stream_gates`], [`Device::collapse_streams`] and [`Device::spread_streams`]
+    Streams,
     /// [`Device::gate`] and [`Device::gate_halves`]
     Gate,
     /// [`Device::columns`]
@@ -72,7 +77,7 @@ pub enum Op {
 
 impl Op {
     /// Every op.
-    pub const ALL: [Op; 16] = [
+    pub const ALL: [Op; 18] = [
         Op::Dense,
         Op::Fine,
         Op::Grouped,
@@ -83,6 +88,8 @@ impl Op {
         Op::Route,
         Op::Norm,
         Op::Rope,
+        Op::Round,
+        Op::Streams,
         Op::Gate,
         Op::Columns,
         Op::Scale,
@@ -104,6 +111,8 @@ impl Op {
             Op::Route => "route",
             Op::Norm => "norm",
             Op::Rope => "rope",
+            Op::Round => "round",
+            Op::Streams => "streams",
             Op::Gate => "gate",
             Op::Columns => "columns",
             Op::Scale => "scale",
@@ -250,6 +259,7 @@ pub fn audit<D: Device>(
     attention::jobs(settings, &mut jobs);
     routed::route_jobs(settings, &mut jobs);
     rowwise::jobs(settings, &mut jobs);
+    streams::jobs(settings, &mut jobs);
     let total = NonZero::new(jobs.len()).map_or(1, NonZero::get);
     let mut report = Report::default();
     for (done, job) in jobs.into_iter().enumerate() {

@@ -163,13 +163,20 @@ pub(super) fn route_jobs<D: Device>(settings: &Settings, jobs: &mut Vec<Job<D>>)
         return;
     }
     let groups = Some(ExpertGroups { count: 6, kept: 2, judged_by: 2 });
-    for score in [Score::Softmax, Score::Sigmoid, Score::SoftmaxOfChosen] {
+    for score in Score::ALL {
         for (experts, slots, groups) in [(60, 1, None), (60, 8, None), (17, 17, None), (60, 4, groups)] {
-            for extra in [false, true] {
+            for (extra, chosen) in [(false, false), (true, false), (true, true)] {
                 let routing = Routing { score, slots, groups, normalise: slots > 1, scale: 0.7 };
                 let arrangements = all_widths(settings, IDS, false, 4 * super::SWEPT_TOKENS + 1);
                 let logits = Inputs::new("logits", IDS as usize, 0, experts);
-                jobs.push(Job::new(Op::Route, "-", move || Route { routing, experts, extra, logits, arrangements }));
+                jobs.push(Job::new(Op::Route, "-", move || Route {
+                    routing,
+                    experts,
+                    extra,
+                    chosen,
+                    logits,
+                    arrangements,
+                }));
             }
         }
     }
@@ -180,6 +187,8 @@ struct Route {
     routing: Routing,
     experts: usize,
     extra: bool,
+    /// The experts are given.
+    chosen: bool,
     logits: Inputs,
     arrangements: Vec<Arrangement>,
 }
@@ -191,10 +200,11 @@ impl Subject for Route {
         let Routing { score, slots, groups, .. } = self.routing;
         let groups = groups.map_or(String::new(), |g| format!(", {} of {} groups", g.kept, g.count));
         let extra = if self.extra { ", bias and factors" } else { "" };
+        let chosen = if self.chosen { ", given" } else { "" };
         Facts {
             op: Op::Route,
             format: "-",
-            shape: format!("{slots} of {} experts, {score:?}{groups}{extra}", self.experts),
+            shape: format!("{slots} of {} experts, {score:?}{groups}{extra}{chosen}", self.experts),
             ids: IDS,
             has_bad: false,
             arithmetic: Arithmetic::Rounded,
@@ -219,7 +229,15 @@ impl Subject for Route {
     ) -> Result<Vec<f32>, Error> {
         let (mut experts, mut weights, mut out) = (vec![], vec![], vec![]);
         for ids in steps {
-            let routes = device.route(&logits.rows(device, &batch(ids)), router);
+            let rows = logits.rows(device, &batch(ids));
+            let routes = if self.chosen {
+                // Strides that differ from token to token, so that slots differ.
+                let slots = |id: u32| (0..self.routing.slots as u32).map(move |s| id + s * (1 + id % 3));
+                let chosen: Vec<u32> = ids.iter().flat_map(|id| slots(*id)).map(|e| e % self.experts as u32).collect();
+                device.route_chosen(&rows, router, &chosen)
+            } else {
+                device.route(&rows, router)
+            };
             device.read_routes(&routes, &mut experts, &mut weights)?;
             // Ids of experts are small, so f32 holds them.
             let experts = experts.iter().map(|e| *e as f32).collect();

@@ -8,25 +8,46 @@ use super::{
     inputs::{IDS, IDS_FEW, Inputs, Table, batch, numbers, read, weights},
     subject::{Arrangement, Facts, Job, Subject, all_widths},
 };
-use crate::{Device, Error, Gate, MatrixSource, Rope, RopeLayout};
+use crate::{Device, Error, Gate, MatrixSource, Rope, RopeLayout, Rotation, Rounding};
 
 /// Widths around vectors, and one that is spread over threads at a few tokens.
 const WIDTHS: [usize; 8] = [1, 15, 16, 17, 31, 33, 576, 2049];
 
-/// Pairs that turn, and the numbers of the head that they turn in: whole heads and parts of them.
-const HEADS: [(usize, usize); 7] = [(1, 2), (32, 64), (10, 80), (40, 80), (48, 96), (64, 128), (128, 512)];
+/// The first feature that turns, pairs that do, and the numbers of the head that they turn in: whole heads and parts of them.
+const HEADS: [(usize, usize, usize); 9] = [
+    (0, 1, 2),
+    (0, 32, 64),
+    (0, 10, 80),
+    (0, 40, 80),
+    (0, 48, 96),
+    (0, 64, 128),
+    (0, 128, 512),
+    (448, 32, 512),
+    (3, 10, 30),
+];
+
+/// Heads that are rounded: blocks that are whole and not, matrices of every small size, and those of DeepSeek V4.
+const ROUNDED: [(Rounding, usize); 9] = [
+    (Rounding::Fp8 { features: 448 }, 512),
+    (Rounding::Fp8 { features: 100 }, 130),
+    (Rounding::Fp8 { features: 0 }, 3),
+    (Rounding::HadamardFp4, 1),
+    (Rounding::HadamardFp4, 16),
+    (Rounding::HadamardFp4, 32),
+    (Rounding::HadamardFp4, 64),
+    (Rounding::HadamardFp4, 128),
+    (Rounding::HadamardFp4, 1024),
+];
 
 /// What is computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum What {
     /// In runs of this many numbers.
     Norm(usize),
-    /// Heads of `head_dim`, of which `pairs` turn.
-    Rope {
-        layout: RopeLayout,
-        pairs: usize,
-        head_dim: usize,
-    },
+    /// This many pairs of each head.
+    Rope(Rotation, usize),
+    /// Heads of this many numbers.
+    Round(Rounding, usize),
     Gate(Gate),
     /// Of the row's halves.
     GateHalves(Gate),
@@ -42,7 +63,8 @@ impl What {
     fn op(self) -> Op {
         match self {
             What::Norm(_) => Op::Norm,
-            What::Rope { .. } => Op::Rope,
+            What::Rope(..) => Op::Rope,
+            What::Round(..) => Op::Round,
             What::Gate(_) | What::GateHalves(_) => Op::Gate,
             What::Columns(_) => Op::Columns,
             What::Add => Op::Add,
@@ -66,11 +88,13 @@ pub(super) fn jobs<D: Device>(settings: &Settings, jobs: &mut Vec<Job<D>>) {
                 .map(|what| (what, width)),
         );
     }
-    for (pairs, head_dim) in HEADS {
+    for (first, pairs, head_dim) in HEADS {
         for layout in [RopeLayout::Interleaved, RopeLayout::Halves] {
-            all.push((What::Rope { layout, pairs, head_dim }, 3 * head_dim));
+            let rotation = Rotation::new(head_dim, layout).from(first);
+            all.extend([rotation, rotation.inverted()].map(|r| (What::Rope(r, pairs), 3 * head_dim)));
         }
     }
+    all.extend(ROUNDED.map(|(rounding, head_dim)| (What::Round(rounding, head_dim), 3 * head_dim)));
     for (what, width) in all.into_iter().filter(|(what, _)| settings.wants(what.op())) {
         // Wide rows are spread over threads early.
         let (ids, widest) = if width < 100 { (IDS, usize::MAX) } else { (IDS_FEW, super::WIDE_TOKENS) };
@@ -94,9 +118,11 @@ impl Subject for Rowwise {
         let width = self.width;
         let shape = match self.what {
             What::Norm(run) => format!("{width} in runs of {run}"),
-            What::Rope { layout, pairs, head_dim } => {
-                format!("{width} in heads of {head_dim}, {pairs} pairs, {layout:?}")
+            What::Rope(Rotation { head_dim, first, layout, inverse }, pairs) => {
+                let back = if inverse { ", back" } else { "" };
+                format!("{width} in heads of {head_dim}, {pairs} pairs from {first}, {layout:?}{back}")
             }
+            What::Round(rounding, head_dim) => format!("{width} in heads of {head_dim}, {rounding:?}"),
             What::Gate(gate) => format!("{width}, {gate:?}"),
             What::GateHalves(gate) => format!("halves of {width}, {gate:?}"),
             What::Columns(first) => format!("{width} from {first}"),
@@ -128,11 +154,15 @@ impl Subject for Rowwise {
             let mut x = x.rows(device, &batch);
             let done = match self.what {
                 What::Norm(_) => device.rms_norm(&x, weight, 1e-6),
-                What::Rope { layout, pairs, head_dim } => {
+                What::Rope(rotation, pairs) => {
                     let base = 10_000f64;
                     let frequencies = (0..pairs).map(|i| base.powf(-(i as f64) / pairs as f64)).collect();
-                    let angles = device.rope_angles(&Rope { layout, frequencies, magnitude: 1.1 }, &batch);
-                    device.rotate(&mut x, head_dim, layout, &angles);
+                    let rope = Rope { layout: rotation.layout, frequencies, magnitude: 1.1 };
+                    device.rotate(&mut x, &rotation, &device.rope_angles(&rope, &batch));
+                    x
+                }
+                What::Round(rounding, head_dim) => {
+                    device.round(&mut x, head_dim, rounding);
                     x
                 }
                 What::Gate(gate) => device.gate(&x, &y.rows(device, &batch), gate),

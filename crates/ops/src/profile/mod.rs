@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use crate::{
     Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
-    Rope, RopeLayout, Router, Selector,
+    Rope, Rotation, Rounding, Router, Selector, StreamGates,
 };
 use held::{with_compressor, with_linears, with_router, with_stacks, with_vector};
 use log::{Log, Place};
@@ -23,6 +23,9 @@ use work::{attention_work, latent_work, moves, projection, selection_work, sum};
 
 /// The stage of all norms.
 pub const NORM: &str = "norm";
+
+/// The stage of what joins and mixes residual streams.
+pub const STREAMS: &str = "streams";
 
 const F32: usize = size_of::<f32>();
 
@@ -52,6 +55,25 @@ impl<D: Device> Profiled<D> {
 
     fn place<T>(weights: &Weights<T>) -> (Place, &'static str) {
         (Place::Of(weights.label.layer), weights.label.stage)
+    }
+
+    /// Routes that `run` makes of the logits and the router inside.
+    fn routed(
+        &self,
+        logits: &Tensor<D::Tensor>,
+        router: &Router<Self>,
+        run: impl Fn(&D::Tensor, &Router<D>) -> D::Routes,
+    ) -> Routed<D::Routes> {
+        let places = logits.rows * router.routing.slots;
+        let inner = with_router(router, |router| {
+            self.log.time(Place::Here, "router", moves(logits.bytes()), || run(&logits.inner, router))
+        });
+        let (mut experts, mut weights) = (Vec::new(), Vec::new());
+        // A device that failed says so when the step is read.
+        let _ = self.device.read_routes(&inner, &mut experts, &mut weights);
+        experts.sort_unstable();
+        experts.dedup();
+        Routed { inner, tokens: logits.rows, places, touched: experts.len() }
     }
 }
 
@@ -140,16 +162,11 @@ impl<D: Device> Device for Profiled<D> {
     }
 
     fn route(&self, logits: &Self::Tensor, router: &Router<Self>) -> Self::Routes {
-        let places = logits.rows * router.routing.slots;
-        let inner = with_router(router, |router| {
-            self.log.time(Place::Here, "router", moves(logits.bytes()), || self.device.route(&logits.inner, router))
-        });
-        let (mut experts, mut weights) = (Vec::new(), Vec::new());
-        // A device that failed says so when the step is read.
-        let _ = self.device.read_routes(&inner, &mut experts, &mut weights);
-        experts.sort_unstable();
-        experts.dedup();
-        Routed { inner, tokens: logits.rows, places, touched: experts.len() }
+        self.routed(logits, router, |logits, router| self.device.route(logits, router))
+    }
+
+    fn route_chosen(&self, logits: &Self::Tensor, router: &Router<Self>, chosen: &[u32]) -> Self::Routes {
+        self.routed(logits, router, |logits, router| self.device.route_chosen(logits, router, chosen))
     }
 
     fn project_routed<const N: usize>(
@@ -184,11 +201,14 @@ impl<D: Device> Device for Profiled<D> {
         tensor(y, batch.len(), width)
     }
 
-    fn rotate(&self, x: &mut Self::Tensor, head_dim: usize, layout: RopeLayout, angles: &Self::Tensor) {
+    fn rotate(&self, x: &mut Self::Tensor, rotation: &Rotation, angles: &Self::Tensor) {
         let work = moves(2 * x.bytes() + angles.bytes());
-        self.log.time(Place::Here, "rope", work, || {
-            self.device.rotate(&mut x.inner, head_dim, layout, &angles.inner);
-        });
+        self.log.time(Place::Here, "rope", work, || self.device.rotate(&mut x.inner, rotation, &angles.inner));
+    }
+
+    fn round(&self, x: &mut Self::Tensor, head_dim: usize, rounding: Rounding) {
+        let work = moves(2 * x.bytes());
+        self.log.time(Place::Here, "round", work, || self.device.round(&mut x.inner, head_dim, rounding));
     }
 
     fn store_kv(
@@ -282,6 +302,38 @@ impl<D: Device> Device for Profiled<D> {
         let (width, work) = (x.width / 2, moves(x.bytes() + x.bytes() / 2));
         let y = self.log.time(Place::Here, "gate", work, || self.device.gate_halves(&x.inner, gate));
         tensor(y, x.rows, width)
+    }
+
+    fn copies(&self, x: &Self::Tensor, count: usize) -> Self::Tensor {
+        let work = moves((1 + count) * x.bytes());
+        let y = self.log.time(Place::Here, STREAMS, work, || self.device.copies(&x.inner, count));
+        tensor(y, x.rows, count * x.width)
+    }
+
+    fn stream_gates(
+        &self,
+        mix: &Self::Tensor,
+        scale: &Self::Vector,
+        base: &Self::Vector,
+        spec: &StreamGates,
+    ) -> Self::Tensor {
+        let run = |scale: &_, base: &_| self.device.stream_gates(&mix.inner, scale, base, spec);
+        let work = moves(2 * mix.bytes());
+        let y = scale.with(|scale| base.with(|base| self.log.time(Place::Here, STREAMS, work, || run(scale, base))));
+        tensor(y, mix.rows, mix.width)
+    }
+
+    fn collapse_streams(&self, streams: &Self::Tensor, gates: &Self::Tensor, count: usize) -> Self::Tensor {
+        let (width, work) = (streams.width / count, moves(streams.bytes() + streams.bytes() / count));
+        let run = || self.device.collapse_streams(&streams.inner, &gates.inner, count);
+        tensor(self.log.time(Place::Here, STREAMS, work, run), streams.rows, width)
+    }
+
+    fn spread_streams(&self, streams: &mut Self::Tensor, y: &Self::Tensor, gates: &Self::Tensor, count: usize) {
+        let work = moves(2 * streams.bytes() + y.bytes());
+        self.log.time(Place::Here, STREAMS, work, || {
+            self.device.spread_streams(&mut streams.inner, &y.inner, &gates.inner, count);
+        });
     }
 
     fn columns(&self, x: &Self::Tensor, columns: Range<usize>) -> Self::Tensor {

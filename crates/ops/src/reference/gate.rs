@@ -13,6 +13,7 @@ pub(super) fn gate(x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {
             Gate::Silu => math::silu(*v) * u,
             Gate::GeluTanh => math::gelu_tanh(*v) * u,
             Gate::SwigluOai => math::swiglu_oai(*v, *u),
+            Gate::SiluClamped(limit) => math::swiglu_clamped(*v, *u, limit),
         };
     }
     y

@@ -31,7 +31,7 @@ pub(super) fn compress(cache: &mut KvPages<f32>, compressor: &Compressor<Referen
         let mut out = pool(cache, compressor, batch, row, index);
         norm_run(&mut out, &compressor.norm, compressor.epsilon);
         let (cosines, sines) = angles_at(&compressor.rope, (index * compressor.ratio) as u32);
-        turn(&mut out[compressor.rotated_from()..], compressor.rope.layout, &cosines, &sines);
+        turn(&mut out[compressor.rotated_from()..], compressor.rope.layout, &cosines, &sines, false);
         if let Some(rounding) = compressor.rounding {
             rounding.apply(&mut out);
         }

@@ -19,6 +19,7 @@ mod rope;
 mod route;
 mod segments;
 pub mod softmax;
+mod streams;
 
 pub use kv::KvPages;
 pub use latent::Selection;
@@ -30,7 +31,7 @@ use std::ops::Range;
 
 use crate::{
     Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
-    Rope, RopeLayout, Router, Selector,
+    Rope, Rotation, Rounding, Router, Selector, StreamGates,
 };
 
 /// Activations of the reference: (rows, width).
@@ -128,7 +129,11 @@ impl Device for ReferenceDevice {
     }
 
     fn route(&self, logits: &Tensor, router: &Router<Self>) -> Routes<f32> {
-        route::route(logits, &router.routing, router.bias.as_deref(), router.factors.as_deref())
+        route::route(logits, &router.routing, router.bias.as_deref(), router.factors.as_deref(), None)
+    }
+
+    fn route_chosen(&self, logits: &Tensor, router: &Router<Self>, chosen: &[u32]) -> Routes<f32> {
+        route::route(logits, &router.routing, None, router.factors.as_deref(), Some(chosen))
     }
 
     fn project_routed<const N: usize>(
@@ -148,8 +153,12 @@ impl Device for ReferenceDevice {
         rope::angles(rope, batch)
     }
 
-    fn rotate(&self, x: &mut Tensor, head_dim: usize, layout: RopeLayout, angles: &Tensor) {
-        rope::rotate(x, head_dim, layout, angles);
+    fn rotate(&self, x: &mut Tensor, rotation: &Rotation, angles: &Tensor) {
+        rope::rotate(x, rotation, angles);
+    }
+
+    fn round(&self, x: &mut Tensor, head_dim: usize, rounding: Rounding) {
+        streams::round(x, head_dim, rounding);
     }
 
     fn store_kv(&self, cache: &mut KvPages<f32>, layer: usize, keys: &Tensor, values: &Tensor, batch: &Batch) {
@@ -204,6 +213,22 @@ impl Device for ReferenceDevice {
 
     fn gate_halves(&self, x: &Tensor, gate: Gate) -> Tensor {
         gate::gate_halves(x, gate)
+    }
+
+    fn copies(&self, x: &Tensor, count: usize) -> Tensor {
+        streams::copies(x, count)
+    }
+
+    fn stream_gates(&self, mix: &Tensor, scale: &Vec<f32>, base: &Vec<f32>, spec: &StreamGates) -> Tensor {
+        streams::gates(mix, scale, base, spec)
+    }
+
+    fn collapse_streams(&self, streams: &Tensor, gates: &Tensor, count: usize) -> Tensor {
+        streams::collapse(streams, gates, count)
+    }
+
+    fn spread_streams(&self, streams: &mut Tensor, y: &Tensor, gates: &Tensor, count: usize) {
+        streams::spread(streams, y, gates, count);
     }
 
     fn columns(&self, x: &Tensor, columns: Range<usize>) -> Tensor {

@@ -1,7 +1,7 @@
 //! Rotary position embedding.
 
 use super::Tensor;
-use crate::{Batch, Rope, RopeLayout, math};
+use crate::{Batch, Rope, RopeLayout, Rotation, math};
 
 pub(super) fn angles(rope: &Rope, batch: &Batch) -> Tensor {
     let pairs = rope.frequencies.len();
@@ -24,8 +24,9 @@ pub(super) fn angles_at(rope: &Rope, position: u32) -> (Vec<f32>, Vec<f32>) {
 }
 
 /// Turns these features, a pair for each cosine.
-pub(super) fn turn(features: &mut [f32], layout: RopeLayout, cosines: &[f32], sines: &[f32]) {
+pub(super) fn turn(features: &mut [f32], layout: RopeLayout, cosines: &[f32], sines: &[f32], inverse: bool) {
     for (pair, (cos, sin)) in cosines.iter().zip(sines).enumerate() {
+        let sin = if inverse { -*sin } else { *sin };
         let (first, second) = layout.pair(pair, cosines.len());
         let (a, b) = (features[first], features[second]);
         features[first] = a.mul_add(*cos, -(b * sin));
@@ -33,14 +34,15 @@ pub(super) fn turn(features: &mut [f32], layout: RopeLayout, cosines: &[f32], si
     }
 }
 
-pub(super) fn rotate(x: &mut Tensor, head_dim: usize, layout: RopeLayout, angles: &Tensor) {
+pub(super) fn rotate(x: &mut Tensor, rotation: &Rotation, angles: &Tensor) {
     assert_eq!(x.rows, angles.rows, "each row has its angles");
-    assert!(head_dim > 0 && x.width.is_multiple_of(head_dim) && angles.width <= head_dim, "angles fit into a head");
+    rotation.check(x.width, angles.width);
     let pairs = angles.width / 2;
     for row in 0..x.rows {
         let (cosines, sines) = angles.row(row).split_at(pairs);
-        for head in x.row_mut(row).chunks_exact_mut(head_dim) {
-            turn(head, layout, cosines, sines);
+        for head in x.row_mut(row).chunks_exact_mut(rotation.head_dim) {
+            let features = &mut head[rotation.first..rotation.first + angles.width];
+            turn(features, rotation.layout, cosines, sines, rotation.inverse);
         }
     }
 }

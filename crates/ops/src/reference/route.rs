@@ -1,11 +1,7 @@
 //! Routing of tokens to experts, a row of logits at a time.
 
 use super::Tensor;
-use crate::{
-    Routing, Score, math,
-    numerics::sum,
-    routing::{WEIGHT_SUM_MIN, choose},
-};
+use crate::{Routing, Score, math, numerics::sum, routing::choose};
 
 /// Which experts each token goes to, and with what weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +14,13 @@ pub struct Routes<T> {
     pub weights: Vec<T>,
 }
 
-pub(super) fn route(logits: &Tensor, routing: &Routing, bias: Option<&[f32]>, factors: Option<&[f32]>) -> Routes<f32> {
+pub(super) fn route(
+    logits: &Tensor,
+    routing: &Routing,
+    bias: Option<&[f32]>,
+    factors: Option<&[f32]>,
+    chosen: Option<&[u32]>,
+) -> Routes<f32> {
     routing.check(logits.width);
     let count = logits.rows * routing.slots;
     let mut routes = Routes { slots: routing.slots, experts: vec![0; count], weights: vec![0.0; count] };
@@ -30,14 +32,18 @@ pub(super) fn route(logits: &Tensor, routing: &Routing, bias: Option<&[f32]>, fa
             Some(bias) => scores.iter().zip(bias).map(|(s, b)| s + b).collect(),
             None => scores.clone(),
         };
-        choose(&choice, routing, experts);
+        match chosen {
+            Some(chosen) => experts.copy_from_slice(&chosen[slots.clone()]),
+            None => choose(&choice, routing, experts),
+        }
         let mut weights: Vec<f32> = experts.iter().map(|e| scores[*e as usize]).collect();
         if routing.score == Score::SoftmaxOfChosen {
             softmax(&mut weights);
         }
         if routing.normalise {
             let total = weights.iter().fold(0.0, |total, w| total + w);
-            let total = if total < WEIGHT_SUM_MIN { WEIGHT_SUM_MIN } else { total };
+            let least = routing.score.sum_min();
+            let total = if total < least { least } else { total };
             weights.iter_mut().for_each(|w| *w /= total);
         }
         for (weight, expert) in weights.iter_mut().zip(experts) {
@@ -57,6 +63,7 @@ fn scores(logits: &[f32], score: Score) -> Vec<f32> {
         Score::Softmax => softmax(&mut scores),
         Score::Sigmoid => scores.iter_mut().for_each(|s| *s = 1.0 / (1.0 + math::exp(-*s))),
         Score::SoftmaxOfChosen => {}
+        Score::SqrtSoftplus => scores.iter_mut().for_each(|s| *s = math::softplus(*s).sqrt()),
     }
     scores
 }

@@ -6,4 +6,5 @@ mod pieces;
 mod profile;
 mod rowwise;
 mod segments;
+mod streams;
 mod support;

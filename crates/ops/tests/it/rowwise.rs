@@ -2,7 +2,7 @@
 
 use tessera_formats::DType;
 use tessera_ops::reference::{ReferenceDevice, float64::Float64Device};
-use tessera_ops::{Device, Error, Gate, Linear, Rope, RopeLayout};
+use tessera_ops::{Device, Error, Gate, Linear, Rope, RopeLayout, Rotation};
 
 use crate::support::{Random, batch, bits, close, read, source, tensor};
 
@@ -28,7 +28,7 @@ fn turned<D: Device>(device: &D, start: usize, rope: &Rope, head_dim: usize, x: 
     let rows = x.len() / (2 * head_dim);
     let angles = device.rope_angles(rope, &batch(&vec![0; rows], start));
     let mut x = tensor(device, rows, 2 * head_dim, x);
-    device.rotate(&mut x, head_dim, rope.layout, &angles);
+    device.rotate(&mut x, &Rotation::new(head_dim, rope.layout), &angles);
     read(device, &x)
 }
 
@@ -70,7 +70,7 @@ fn a_quarter_turn_by_hand() {
 fn elementwise<D: Device>(device: &D, x: &[f32], y: &[f32]) -> Vec<Vec<f32>> {
     let (a, b) = (tensor(device, 1, x.len(), x), tensor(device, 1, y.len(), y));
     let mut outs = vec![];
-    for gate in [Gate::Silu, Gate::GeluTanh] {
+    for gate in Gate::ALL {
         outs.push(read(device, &device.gate(&a, &b, gate)));
     }
     let mut sum = tensor(device, 1, x.len(), x);

@@ -1,6 +1,6 @@
 //! Causal self-attention with grouped query heads (Ainslie et al. 2023) and rotary positions.
 
-use tessera_ops::{Attention, Batch, Device, Linear, RopeLayout};
+use tessera_ops::{Attention, Batch, Device, Linear, RopeLayout, Rotation};
 
 use crate::{Error, weights::Loader};
 
@@ -15,7 +15,7 @@ pub(in crate::models) struct SelfAttention<D: Device> {
     value_norm: Option<D::Vector>,
     sinks: Option<D::Vector>,
     epsilon: f32,
-    layout: RopeLayout,
+    rotation: Rotation,
     spec: Attention,
 }
 
@@ -67,7 +67,7 @@ impl<D: Device> SelfAttention<D> {
             value_norm: None,
             sinks: loader.optional_vector(&format!("{}.weight", name("sinks")), &[c.heads])?,
             epsilon: c.epsilon,
-            layout,
+            rotation: Rotation::new(shape.head_dim, layout),
             spec: Attention {
                 layer: c.kv_entry(layer),
                 heads: c.heads,
@@ -122,11 +122,11 @@ impl<D: Device> SelfAttention<D> {
         };
         if let Some((key, value)) = written {
             let mut key = self.normed(ops, key, self.key_norm.as_ref());
-            ops.rotate(&mut key, self.spec.head_dim, self.layout, angles);
+            ops.rotate(&mut key, &self.rotation, angles);
             ops.store_kv(cache, self.spec.layer, &key, &value, batch);
         }
         let mut query = self.normed(ops, query, self.query_norm.as_ref());
-        ops.rotate(&mut query, self.spec.head_dim, self.layout, angles);
+        ops.rotate(&mut query, &self.rotation, angles);
         let mixed = ops.attention(&query, cache, &self.spec, self.sinks.as_ref(), batch);
         let [y] = ops.project(&mixed, [&self.output]);
         y

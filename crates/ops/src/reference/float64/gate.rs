@@ -20,6 +20,11 @@ pub(super) fn gate(x: &Tensor64, up: &Tensor64, gate: Gate) -> Tensor64 {
                 let x = if *v > limit { limit } else { *v };
                 x / (1.0 + (-slope * x).exp()) * (u.clamp(-limit, limit) + 1.0)
             }
+            Gate::SiluClamped(limit) => {
+                let limit = f64::from(limit);
+                let x = if *v > limit { limit } else { *v };
+                x / (1.0 + (-x).exp()) * u.clamp(-limit, limit)
+            }
         };
     }
     y

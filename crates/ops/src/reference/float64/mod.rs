@@ -6,13 +6,14 @@
 mod gate;
 mod latent;
 mod segments;
+mod streams;
 
 use std::ops::Range;
 
 use super::{KvPages, Routes, Selection, Stack, embed};
 use crate::{
     Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
-    Rope, RopeLayout, Router, Selector, mask::check_ring,
+    Rope, Rotation, Rounding, Router, Selector, StreamGates, mask::check_ring,
 };
 
 /// Numbers in f64: (rows, width).
@@ -123,7 +124,11 @@ impl Device for Float64Device {
     }
 
     fn route(&self, logits: &Tensor64, router: &Router<Self>) -> Routes<f64> {
-        segments::route(logits, router)
+        segments::route(logits, router, None)
+    }
+
+    fn route_chosen(&self, logits: &Tensor64, router: &Router<Self>, chosen: &[u32]) -> Routes<f64> {
+        segments::route(logits, router, Some(chosen))
     }
 
     fn project_routed<const N: usize>(
@@ -152,19 +157,25 @@ impl Device for Float64Device {
         y
     }
 
-    fn rotate(&self, x: &mut Tensor64, head_dim: usize, layout: RopeLayout, angles: &Tensor64) {
+    fn rotate(&self, x: &mut Tensor64, rotation: &Rotation, angles: &Tensor64) {
         let pairs = angles.width / 2;
         for row in 0..x.rows {
-            for head in x.row_mut(row).chunks_exact_mut(head_dim) {
+            for head in x.row_mut(row).chunks_exact_mut(rotation.head_dim) {
                 for pair in 0..pairs {
-                    let (first, second) = layout.pair(pair, pairs);
+                    let (first, second) = rotation.layout.pair(pair, pairs);
+                    let (first, second) = (rotation.first + first, rotation.first + second);
                     let (cos, sin) = (angles.row(row)[pair], angles.row(row)[pairs + pair]);
+                    let sin = if rotation.inverse { -sin } else { sin };
                     let (a, b) = (head[first], head[second]);
                     head[first] = a * cos - b * sin;
                     head[second] = b * cos + a * sin;
                 }
             }
         }
+    }
+
+    fn round(&self, x: &mut Tensor64, head_dim: usize, rounding: Rounding) {
+        streams::round(x, head_dim, rounding);
     }
 
     fn store_kv(&self, cache: &mut KvPages<f64>, layer: usize, keys: &Tensor64, values: &Tensor64, batch: &Batch) {
@@ -237,6 +248,22 @@ impl Device for Float64Device {
     fn gate_halves(&self, x: &Tensor64, gate: Gate) -> Tensor64 {
         let half = x.width / 2;
         gate::gate(&gate::columns(x, 0..half), &gate::columns(x, half..x.width), gate)
+    }
+
+    fn copies(&self, x: &Tensor64, count: usize) -> Tensor64 {
+        streams::copies(x, count)
+    }
+
+    fn stream_gates(&self, mix: &Tensor64, scale: &Vec<f64>, base: &Vec<f64>, spec: &StreamGates) -> Tensor64 {
+        streams::gates(mix, scale, base, spec)
+    }
+
+    fn collapse_streams(&self, streams: &Tensor64, gates: &Tensor64, count: usize) -> Tensor64 {
+        streams::collapse(streams, gates, count)
+    }
+
+    fn spread_streams(&self, streams: &mut Tensor64, y: &Tensor64, gates: &Tensor64, count: usize) {
+        streams::spread(streams, y, gates, count);
     }
 
     fn columns(&self, x: &Tensor64, columns: Range<usize>) -> Tensor64 {

@@ -1,11 +1,7 @@
 //! Grouped and routed projections, and routing, in f64.
 
 use super::{Float64Device, Tensor64, dot};
-use crate::{
-    LinearStack, Router, Score,
-    reference::Routes,
-    routing::{WEIGHT_SUM_MIN, choose},
-};
+use crate::{LinearStack, Router, Score, reference::Routes, routing::choose};
 
 /// Output `feature` of matrix `index` for a row.
 fn product(linear: &LinearStack<Float64Device>, index: usize, feature: usize, x: &[f64]) -> f64 {
@@ -53,7 +49,7 @@ fn softmax(values: &mut [f64]) {
     values.iter_mut().for_each(|v| *v /= total);
 }
 
-pub(super) fn route(logits: &Tensor64, router: &Router<Float64Device>) -> Routes<f64> {
+pub(super) fn route(logits: &Tensor64, router: &Router<Float64Device>, chosen: Option<&[u32]>) -> Routes<f64> {
     let routing = &router.routing;
     let mut routes = Routes { slots: routing.slots, experts: vec![], weights: vec![] };
     for token in 0..logits.rows {
@@ -62,16 +58,21 @@ pub(super) fn route(logits: &Tensor64, router: &Router<Float64Device>) -> Routes
             Score::Softmax => softmax(&mut scores),
             Score::Sigmoid => scores.iter_mut().for_each(|s| *s = 1.0 / (1.0 + (-*s).exp())),
             Score::SoftmaxOfChosen => {}
+            // Its own sum loses nothing where the exponential is small.
+            Score::SqrtSoftplus => scores.iter_mut().for_each(|s| *s = (s.max(0.0) + (-s.abs()).exp().ln_1p()).sqrt()),
         }
         let bias = |expert: usize| router.bias.as_ref().map_or(0.0, |b| b[expert]);
         let choice: Vec<f64> = scores.iter().enumerate().map(|(e, s)| s + bias(e)).collect();
         let mut experts = vec![0; routing.slots];
-        choose(&choice, routing, &mut experts);
+        match chosen {
+            Some(chosen) => experts.copy_from_slice(&chosen[token * routing.slots..][..routing.slots]),
+            None => choose(&choice, routing, &mut experts),
+        }
         let mut weights: Vec<f64> = experts.iter().map(|e| scores[*e as usize]).collect();
         if routing.score == Score::SoftmaxOfChosen {
             softmax(&mut weights);
         }
-        let total = weights.iter().sum::<f64>().max(f64::from(WEIGHT_SUM_MIN));
+        let total = weights.iter().sum::<f64>().max(f64::from(routing.score.sum_min()));
         for (weight, expert) in weights.iter_mut().zip(&experts) {
             let factor = router.factors.as_ref().map_or(1.0, |f| f[*expert as usize]);
             *weight *= f64::from(routing.scale) * factor / if routing.normalise { total } else { 1.0 };
