@@ -76,6 +76,28 @@
 //!     m   = m'
 //! y[d] = o[d] / l               0 where no key is visible and l is 0
 //! ```
+//!
+//! Latent rows are key and value at once ([`crate::latent`]). A compressed row is made feature by feature of the tokens of its block
+//! and, where there is overlap, of those of the block before it; of the first block there is none before, and what is absent takes
+//! no part, whatever lies there. Tokens come in the order of positions:
+//!
+//! ```text
+//! s_t = score_t + ape[position mod ratio]
+//! m   = max s_t (NaN never becomes it);  w_t = exp(s_t - m);  l = sum of w_t in order;  o = fma chain, from 0, of w_t * value_t
+//! row = o / l;  then rms_norm;  its last features rotate by the position of the block's first token;  then its rounding, and the
+//!       format of the cache
+//! ```
+//!
+//! A compressed row's score for the choice of rows, heads in order, and features in order for each:
+//!
+//! ```text
+//! d_h   = fma chain, from 0, of q_h[d] * k[d];   0 where that is less than 0 (NaN stays)
+//! score = fma chain, from 0, of d_h * (weight_h * scale)
+//! ```
+//!
+//! Attention over latent rows is attention with a sink, whose pages are first those of the window, cut at absolute positions, and then
+//! the compressed rows in runs of [`crate::PAGE_TOKENS`] of the list that the row sees: all that are complete, or those selected, ascending.
+//! A page's slots are places in the list, so its first slot is lane 0.
 
 use std::ops::Range;
 

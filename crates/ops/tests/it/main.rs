@@ -1,6 +1,7 @@
 //! The reference device, seen from the outside.
 
 mod attention;
+mod latent;
 mod masks;
 mod pieces;
 mod profile;
