@@ -7,12 +7,13 @@ use std::{
 };
 
 use tessera_ops::{
-    Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
-    Rope, Rotation, Rounding, Router, Selector, StreamGates, numerics::quantization_rest, reference::Selection,
+    Attention, Batch, Compressor, Device, Error, Gate, KvEntry, KvLayout, LatentAttention, Linear, LinearStack,
+    MatrixSource, Rope, Rotation, Rounding, Router, Selector, StreamGates, numerics::quantization_rest,
 };
 
 use crate::{
-    attention,
+    attention::{self, Selection, SelectionPool},
+    compress::compress,
     embed::{self, Embedding},
     gate,
     isa::Isa,
@@ -27,9 +28,6 @@ use crate::{
     threads::{Threads, default_thread_count},
 };
 
-/// A cache of rows that are no keys and values is refused when it is made, so no op meets one.
-const NO_ROWS: &str = "the cache has keys and values alone";
-
 /// The CPU.
 pub struct CpuDevice {
     workers: Workers,
@@ -38,6 +36,7 @@ pub struct CpuDevice {
     kernels: Kernels,
     activations: Mutex<Activations>,
     attention: attention::Means,
+    selections: Arc<SelectionPool>,
 }
 
 impl CpuDevice {
@@ -65,6 +64,7 @@ impl CpuDevice {
             kernels,
             activations: Mutex::new(Activations::new()),
             attention: attention::Means::default(),
+            selections: Arc::default(),
         }
     }
 
@@ -266,28 +266,41 @@ impl Device for CpuDevice {
         attention::attention(workers, pool, &self.attention, forced, queries, cache, (spec, sinks), batch)
     }
 
-    fn store_rows(&self, _: &mut KvPages, _: usize, _: &Tensor, _: &Batch) {
-        panic!("{NO_ROWS}");
+    fn store_rows(&self, cache: &mut KvPages, entry: usize, rows: &Tensor, batch: &Batch) {
+        let to = cache.rows_mut(entry);
+        let (kind, shape) = (to.kind(), (rows.rows(), rows.width()));
+        assert!(!matches!(kind, KvEntry::Compressed { .. }), "compressed rows are made, not stored");
+        assert_eq!(shape, (batch.len(), kind.row_numbers()), "each row fills its slot");
+        let place = |row: usize| batch.slot(row, batch.positions[row] as usize, kind.ring_pages());
+        kv::store_rows(&self.workers, to, rows.as_slice(), &place);
     }
 
-    fn compress(&self, _: &mut KvPages, _: &Compressor<Self>, _: &Batch) {
-        panic!("{NO_ROWS}");
+    fn compress(&self, cache: &mut KvPages, compressor: &Compressor<Self>, batch: &Batch) {
+        compress(&self.workers, &self.pool, cache, compressor, batch);
     }
 
-    fn select(&self, _: &Tensor, _: &Tensor, _: &KvPages, _: &Selector, _: &Batch) -> Selection {
-        panic!("{NO_ROWS}");
+    fn select(
+        &self,
+        queries: &Tensor,
+        head_weights: &Tensor,
+        cache: &KvPages,
+        selector: &Selector,
+        batch: &Batch,
+    ) -> Selection {
+        let (workers, pool, free) = (&self.workers, &self.pool, &self.selections);
+        attention::select(workers, pool, free, queries, head_weights, cache, selector, batch)
     }
 
     fn attend_latent(
         &self,
-        _: &Tensor,
-        _: &KvPages,
-        _: &LatentAttention,
-        _: Option<&Selection>,
-        _: &Vec<f32>,
-        _: &Batch,
+        queries: &Tensor,
+        cache: &KvPages,
+        spec: &LatentAttention,
+        selection: Option<&Selection>,
+        sinks: &Vec<f32>,
+        batch: &Batch,
     ) -> Tensor {
-        panic!("{NO_ROWS}");
+        attention::attend(&self.workers, &self.pool, queries, cache, spec, selection, sinks, batch)
     }
 
     fn gate(&self, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {
@@ -365,7 +378,7 @@ impl Device for CpuDevice {
     }
 
     fn read_selection(&self, selection: &Selection, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {
-        rows.clone_from(&selection.rows);
+        selection.read(rows);
         Ok(())
     }
 

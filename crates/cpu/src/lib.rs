@@ -4,6 +4,7 @@
 
 pub mod attention;
 pub mod audit;
+mod compress;
 pub mod device;
 mod embed;
 mod gate;

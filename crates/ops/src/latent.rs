@@ -173,17 +173,17 @@ pub const fn complete_rows(position: usize, ratio: usize) -> usize {
     (position + 1) / ratio
 }
 
-/// The places of the `count` highest scores, ascending. Equal scores go by the lowest place, and NaN comes before every number,
-/// so that it is selected and shows.
-pub fn select_rows<T: Copy + PartialOrd>(scores: &[T], count: usize) -> Vec<u32> {
-    let mut rows: Vec<u32> = (0..scores.len() as u32).collect();
+/// The places of the `count` highest scores, ascending, in `rows`. Equal scores go by the lowest place, and NaN comes before every
+/// number, so that it is selected and shows.
+pub fn select_rows<T: Copy + PartialOrd>(scores: &[T], count: usize, rows: &mut Vec<u32>) {
+    rows.clear();
+    rows.extend(0..scores.len() as u32);
     if count < rows.len() {
         let order = |a: &u32, b: &u32| order(scores[*a as usize], scores[*b as usize]).then(a.cmp(b));
         rows.select_nth_unstable_by(count, order);
         rows.truncate(count);
         rows.sort_unstable();
     }
-    rows
 }
 
 #[cfg(test)]
@@ -224,7 +224,9 @@ mod tests {
             });
             want.truncate(count);
             want.sort_unstable();
-            prop_assert_eq!(select_rows(&scores, count), want);
+            let mut got = vec![7; 3];
+            select_rows(&scores, count, &mut got);
+            prop_assert_eq!(got, want);
         }
     }
 }

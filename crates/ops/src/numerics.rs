@@ -96,7 +96,8 @@
 //! ```
 //!
 //! Attention over latent rows is attention with a sink, whose pages are first those of the window, cut at absolute positions, and then
-//! the compressed rows in runs of [`crate::PAGE_TOKENS`] of the list that the row sees: all that are complete, or those selected, ascending.
+//! the compressed rows in runs of [`crate::PAGE_TOKENS`] of the list that the row sees: all that are complete, or those selected,
+//! ascending.
 //! A page's slots are places in the list, so its first slot is lane 0.
 
 use std::ops::Range;

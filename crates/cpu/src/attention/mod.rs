@@ -8,6 +8,8 @@
 mod block;
 mod chain;
 mod dense;
+mod index;
+mod latent;
 mod run;
 pub mod select;
 mod shared;
@@ -32,6 +34,10 @@ use self::{
     block::{Block, Room},
     select::{Plan, Request, Way},
     sight::Sight,
+};
+pub(crate) use self::{
+    index::{Selection, SelectionPool, select},
+    latent::attend,
 };
 use crate::{
     kv::{
@@ -63,7 +69,7 @@ pub(crate) fn attention(
     batch: &Batch,
 ) -> Tensor {
     spec.check();
-    let layer = &cache.layers[spec.layer];
+    let layer = cache.pairs(spec.layer);
     check_ring(spec.window, layer.ring_pages, batch);
     assert!(sinks.is_none_or(|sinks| sinks.len() == spec.heads), "each query head has a sink");
     assert_eq!((layer.heads, layer.head_dim), (spec.kv_heads, spec.head_dim), "the cache entry has the layer's shape");

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Features that share a scale.
-const BLOCK: usize = tessera_ops::kv::CODE_BLOCK;
+pub(super) const BLOCK: usize = tessera_ops::kv::CODE_BLOCK;
 
 /// Bytes of 64 tokens of one head, `width` numbers each; none where that overflows.
 pub(super) fn head_bytes(format: KvFormat, width: usize) -> Option<usize> {
@@ -311,7 +311,7 @@ impl Cells for Codes {
 
 /// Codes and scale of at most 32 numbers, as [`KvFormat::round`] defines them.
 #[inline(always)]
-fn quantize<S: Simd>(simd: S, x: &[f32]) -> ([i8; BLOCK], f32) {
+pub(super) fn quantize<S: Simd>(simd: S, x: &[f32]) -> ([i8; BLOCK], f32) {
     let (low, high) = x.split_at(x.len().min(LANES));
     let mut codes = [0; BLOCK];
     // SAFETY: there is room for 32 codes.

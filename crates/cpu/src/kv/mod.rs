@@ -2,24 +2,33 @@
 //!
 //! A page of one head is `[head_dim][64 tokens]` keys: 16 tokens are 16 lanes, and a score needs no sum across lanes. Its
 //! values are `[64 tokens][stride]`, where the stride is `head_dim` rounded up to whole vectors. [`cells`] says how numbers
-//! are kept. All pages are mapped when the cache is made and never move.
+//! are kept; [`rows`] holds what is no key and value of heads. All pages are mapped when the cache is made and never move.
 
 pub(crate) mod cells;
+pub(crate) mod rows;
 mod store;
 
 use std::ops::Range;
 
 use tessera_ops::{Error, KvEntry, KvFormat, KvLayout};
 
-use self::cells::{Cells, head_bytes};
+use self::{
+    cells::{Cells, head_bytes},
+    rows::Rows,
+};
 use crate::{memory::Buffer, simd::LANES, threads::Threads};
 
-pub(crate) use store::store;
+pub(crate) use store::{store, store_rows};
 
-/// Pages of keys and values of all layers.
+/// Pages and rings of all entries.
 pub struct KvPages {
     pub(crate) format: KvFormat,
-    pub(crate) layers: Vec<Layer>,
+    entries: Vec<Entry>,
+}
+
+enum Entry {
+    Pairs(Layer),
+    Rows(Rows),
 }
 
 /// Pages of one layer.
@@ -42,42 +51,61 @@ impl KvPages {
     /// # Errors
     /// The system has no room.
     pub(crate) fn new(layout: &KvLayout, pages: usize, rings: usize, pool: &Threads) -> Result<KvPages, Error> {
-        let what = format!("keys and values of {pages} pages");
-        let mut layers = Vec::with_capacity(layout.entries.len());
-        for entry in &layout.entries {
-            let &KvEntry::Pairs { heads, head_dim, ring_pages } = entry else {
-                return Err(Error::Unsupported {
-                    device: "the CPU".to_owned(),
-                    what: format!("a cache with {entry:?}"),
-                    remedy: "use another model",
-                });
-            };
+        let what = format!("keys and values of {pages} pages and {rings} rings");
+        // A product that overflows is more than any system has.
+        let buffer = |bytes: Option<usize>| {
+            let mut buffer = Buffer::zeroed(bytes.unwrap_or(usize::MAX / 2), &what)?;
+            buffer.touch(pool);
+            Ok(buffer)
+        };
+        let entry = |entry: &KvEntry| {
+            entry.check();
             let pages = entry.pages_of(pages, rings);
-            let bytes = |width: usize| head_bytes(layout.format, width).unwrap_or(usize::MAX);
-            let (key_bytes, value_bytes) = (bytes(head_dim), bytes(head_dim.next_multiple_of(LANES)));
-            // A product that overflows is more than any system has.
-            let buffer = |bytes: usize| {
-                let all = heads.checked_mul(bytes).and_then(|bytes| bytes.checked_mul(pages));
-                Buffer::zeroed(all.unwrap_or(usize::MAX / 2), &what)
-            };
-            let (mut keys, mut values) = (buffer(key_bytes)?, buffer(value_bytes)?);
-            keys.touch(pool);
-            values.touch(pool);
-            layers.push(Layer { heads, head_dim, ring_pages, pages, key_bytes, value_bytes, keys, values });
-        }
-        Ok(KvPages { format: layout.format, layers })
+            match *entry {
+                KvEntry::Pairs { .. } => Layer::new(*entry, layout.format, pages, buffer).map(Entry::Pairs),
+                _ => Rows::new(*entry, layout.format, pages, buffer).map(Entry::Rows),
+            }
+        };
+        Ok(KvPages { format: layout.format, entries: layout.entries.iter().map(entry).collect::<Result<_, _>>()? })
     }
 
-    /// Appends the bytes of a page: layer by layer, but for those that are rings, keys and then values.
+    /// What an entry keeps.
+    pub(crate) fn entry(&self, entry: usize) -> KvEntry {
+        self.entries[entry].kind()
+    }
+
+    /// An entry of keys and values.
+    pub(crate) fn pairs(&self, entry: usize) -> &Layer {
+        let Entry::Pairs(layer) = &self.entries[entry] else { panic!("an entry of keys and values") };
+        layer
+    }
+
+    /// An entry of keys and values, to be written.
+    fn pairs_mut(&mut self, entry: usize) -> &mut Layer {
+        let Entry::Pairs(layer) = &mut self.entries[entry] else { panic!("an entry of keys and values") };
+        layer
+    }
+
+    /// An entry of rows.
+    pub(crate) fn rows(&self, entry: usize) -> &Rows {
+        let Entry::Rows(rows) = &self.entries[entry] else { panic!("an entry of rows") };
+        rows
+    }
+
+    /// An entry of rows, to be written.
+    pub(crate) fn rows_mut(&mut self, entry: usize) -> &mut Rows {
+        let Entry::Rows(rows) = &mut self.entries[entry] else { panic!("an entry of rows") };
+        rows
+    }
+
+    /// Appends the bytes of a page: entry by entry, but for those that are rings; of pairs keys and then values.
     pub(crate) fn read_page(&self, page: u32, out: &mut Vec<u8>) {
-        for layer in self.layers.iter().filter(|l| l.ring_pages.is_none()) {
-            layer.read(page as usize..page as usize + 1, out);
-        }
+        self.entries.iter().for_each(|entry| entry.read(entry.page(page), out));
     }
 
-    /// Appends the bytes of a ring: of the layers that are rings.
+    /// Appends the bytes of a ring: of the entries that are rings.
     pub(crate) fn read_ring(&self, ring: u32, out: &mut Vec<u8>) {
-        self.layers.iter().for_each(|layer| layer.read(layer.ring(ring), out));
+        self.entries.iter().for_each(|entry| entry.read(entry.ring(ring), out));
     }
 
     /// Writes what [`KvPages::read_page`] gave.
@@ -85,8 +113,7 @@ impl KvPages {
     /// # Errors
     /// Another number of bytes than a page has.
     pub(crate) fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error> {
-        let one = page as usize..page as usize + 1;
-        self.write(bytes, |layer| if layer.ring_pages.is_none() { one.clone() } else { 0..0 })
+        self.write(bytes, |entry| entry.page(page))
     }
 
     /// Writes what [`KvPages::read_ring`] gave.
@@ -94,37 +121,100 @@ impl KvPages {
     /// # Errors
     /// Another number of bytes than a ring has.
     pub(crate) fn write_ring(&mut self, ring: u32, bytes: &[u8]) -> Result<(), Error> {
-        self.write(bytes, |layer| layer.ring(ring))
+        self.write(bytes, |entry| entry.ring(ring))
     }
 
-    /// Writes bytes into some pages of each layer.
-    fn write(&mut self, mut bytes: &[u8], pages: impl Fn(&Layer) -> Range<usize>) -> Result<(), Error> {
-        let size = |layer: &Layer| pages(layer).len() * layer.page_bytes();
-        let (expected, found) = (self.layers.iter().map(size).sum(), bytes.len());
+    /// Writes bytes into some pages of each entry.
+    fn write(&mut self, mut bytes: &[u8], pages: impl Fn(&Entry) -> Range<usize>) -> Result<(), Error> {
+        let size = |entry: &Entry| pages(entry).len() * entry.page_bytes();
+        let (expected, found) = (self.entries.iter().map(size).sum(), bytes.len());
         if found != expected {
             return Err(Error::Page { expected, found });
         }
-        for layer in &mut self.layers {
-            let (keys, values) = layer.bytes(pages(layer));
-            let (to_keys, rest) = bytes.split_at(keys.len());
-            let (to_values, rest) = rest.split_at(values.len());
-            layer.keys.as_mut_slice()[keys].copy_from_slice(to_keys);
-            layer.values.as_mut_slice()[values].copy_from_slice(to_values);
-            bytes = rest;
+        for entry in &mut self.entries {
+            for (buffer, range) in entry.parts_mut(pages(entry)) {
+                let (part, rest) = bytes.split_at(range.len());
+                buffer.as_mut_slice()[range].copy_from_slice(part);
+                bytes = rest;
+            }
         }
         Ok(())
     }
 }
 
+impl Entry {
+    fn kind(&self) -> KvEntry {
+        match self {
+            Entry::Pairs(layer) => KvEntry::pairs(layer.heads, layer.head_dim).in_ring(layer.ring_pages),
+            Entry::Rows(rows) => rows.kind(),
+        }
+    }
+
+    /// Its part of a page; none where it is a ring.
+    fn page(&self, page: u32) -> Range<usize> {
+        let is_ring = self.kind().ring_pages().is_some();
+        page as usize..page as usize + usize::from(!is_ring)
+    }
+
+    /// The pages of a ring; none where it keeps all positions.
+    fn ring(&self, ring: u32) -> Range<usize> {
+        let pages = self.kind().ring_pages().unwrap_or(0);
+        ring as usize * pages..(ring as usize + 1) * pages
+    }
+
+    fn page_bytes(&self) -> usize {
+        match self {
+            Entry::Pairs(layer) => layer.heads * (layer.key_bytes + layer.value_bytes),
+            Entry::Rows(rows) => rows.page_bytes(),
+        }
+    }
+
+    /// Appends the bytes of pages.
+    fn read(&self, pages: Range<usize>, out: &mut Vec<u8>) {
+        if pages.is_empty() {
+            return;
+        }
+        match self {
+            Entry::Pairs(layer) => {
+                let (keys, values) = layer.bytes(pages);
+                out.extend_from_slice(&layer.keys.as_slice()[keys]);
+                out.extend_from_slice(&layer.values.as_slice()[values]);
+            }
+            Entry::Rows(rows) => out.extend_from_slice(rows.bytes(pages)),
+        }
+    }
+
+    /// Where the bytes of pages go, in the order in which they are read.
+    fn parts_mut(&mut self, pages: Range<usize>) -> Vec<(&mut Buffer, Range<usize>)> {
+        match self {
+            _ if pages.is_empty() => vec![],
+            Entry::Pairs(layer) => {
+                let (keys, values) = layer.bytes(pages);
+                vec![(&mut layer.keys, keys), (&mut layer.values, values)]
+            }
+            Entry::Rows(rows) => vec![rows.part_mut(pages)],
+        }
+    }
+}
+
 impl Layer {
+    fn new(
+        entry: KvEntry,
+        format: KvFormat,
+        pages: usize,
+        buffer: impl Fn(Option<usize>) -> Result<Buffer, Error>,
+    ) -> Result<Layer, Error> {
+        let KvEntry::Pairs { heads, head_dim, ring_pages } = entry else { panic!("an entry of keys and values") };
+        let bytes = |width: usize| head_bytes(format, width).unwrap_or(usize::MAX);
+        let (key_bytes, value_bytes) = (bytes(head_dim), bytes(head_dim.next_multiple_of(LANES)));
+        let all = |bytes: usize| heads.checked_mul(bytes).and_then(|bytes| bytes.checked_mul(pages));
+        let (keys, values) = (buffer(all(key_bytes))?, buffer(all(value_bytes))?);
+        Ok(Layer { heads, head_dim, ring_pages, pages, key_bytes, value_bytes, keys, values })
+    }
+
     /// Numbers from one token's value to the next.
     pub(crate) fn stride(&self) -> usize {
         self.head_dim.next_multiple_of(LANES)
-    }
-
-    /// Bytes of a page.
-    fn page_bytes(&self) -> usize {
-        self.heads * (self.key_bytes + self.value_bytes)
     }
 
     /// Bytes of a head's keys in a page, and of its values: multiples of 64.
@@ -132,24 +222,11 @@ impl Layer {
         (self.key_bytes, self.value_bytes)
     }
 
-    /// The pages of a ring; none where the layer keeps all positions.
-    fn ring(&self, ring: u32) -> Range<usize> {
-        let pages = self.ring_pages.unwrap_or(0);
-        ring as usize * pages..(ring as usize + 1) * pages
-    }
-
     /// Where pages lie among the bytes of keys, and among those of values.
     fn bytes(&self, pages: Range<usize>) -> (Range<usize>, Range<usize>) {
         assert!(pages.end <= self.pages, "pages of this cache");
         let range = |bytes: usize| pages.start * self.heads * bytes..pages.end * self.heads * bytes;
         (range(self.key_bytes), range(self.value_bytes))
-    }
-
-    /// Appends the bytes of pages: keys and then values.
-    fn read(&self, pages: Range<usize>, out: &mut Vec<u8>) {
-        let (keys, values) = self.bytes(pages);
-        out.extend_from_slice(&self.keys.as_slice()[keys]);
-        out.extend_from_slice(&self.values.as_slice()[values]);
     }
 
     /// Index of a page's head among all.

@@ -1,4 +1,6 @@
-//! Writing keys and values into the pages.
+//! Writing keys and values, and rows, into the pages.
+//!
+//! Threads share out features, not rows: whatever a page table says, no two of them write to one place.
 
 use std::marker::PhantomData;
 
@@ -8,6 +10,7 @@ use tessera_ops::{Batch, KvFormat};
 use super::{
     KvPages, Layer,
     cells::{Cells, Codes, Place},
+    rows::{self, GROUP, Rows},
 };
 use crate::{
     isa::Kernel,
@@ -25,14 +28,15 @@ pub(crate) fn store(
     values: &Tensor,
     batch: &Batch,
 ) {
-    let layer = &mut cache.layers[layer];
+    let format = cache.format;
+    let layer = cache.pairs_mut(layer);
     let width = layer.heads * layer.head_dim;
     assert_eq!((keys.width(), values.width()), (width, width), "keys and values fill all heads");
     assert_eq!((keys.rows(), values.rows()), (batch.len(), batch.len()), "each row has a key and a value");
     let to =
         Destination { keys: layer.keys.as_mut_slice().as_mut_ptr(), values: layer.values.as_mut_slice().as_mut_ptr() };
     let store = Store { layer, to: &to, keys, values, batch };
-    match cache.format {
+    match format {
         KvFormat::F32 => store.run_as::<f32>(workers),
         KvFormat::F16 => store.run_as::<f16>(workers),
         KvFormat::Q8_0 => store.run_as::<Codes>(workers),
@@ -103,6 +107,48 @@ impl<C: Cells> Kernel for Groups<'_, C> {
                 // SAFETY: `block` is inside the cache, whose format is this one's, the features are below head_dim, and a
                 // batch's slots are below 64. No other thread has these features.
                 unsafe { C::put(simd, &place, &keys.row(row)[part.clone()], &values.row(row)[part]) };
+            }
+        }
+    }
+}
+
+/// Writes rows (count, width) into an entry of rows: row i where `place(i)` says, a page and a slot.
+pub(crate) fn store_rows(
+    workers: &Workers,
+    to: &mut Rows,
+    rows: &[f32],
+    place: &(dyn Fn(usize) -> (u32, usize) + Sync),
+) {
+    let destination = to.destination();
+    let (groups, to) = (to.width().div_ceil(GROUP), &*to);
+    workers.items(groups, rows.len(), |from, end| {
+        workers.isa.run(RowGroups { to, destination: &destination, rows, place, from, end });
+    });
+}
+
+/// Groups of features of all rows.
+struct RowGroups<'a> {
+    to: &'a Rows,
+    destination: &'a rows::Destination,
+    rows: &'a [f32],
+    place: &'a (dyn Fn(usize) -> (u32, usize) + Sync),
+    from: usize,
+    end: usize,
+}
+
+impl Kernel for RowGroups<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let width = self.to.width();
+        for (index, row) in self.rows.chunks_exact(width).enumerate() {
+            let place = (self.place)(index);
+            for group in self.from..self.end {
+                let features = group * GROUP..width.min((group + 1) * GROUP);
+                // SAFETY: the destination is this entry's; nobody reads it until all is written, and no other thread has these
+                // groups.
+                unsafe { self.to.put(simd, self.destination, place, group, &row[features]) };
             }
         }
     }

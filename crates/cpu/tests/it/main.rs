@@ -2,6 +2,7 @@
 
 mod attention;
 mod device;
+mod latent;
 mod layer;
 mod masks;
 mod matmul;

@@ -259,7 +259,7 @@ fn trunk(length: usize, drafts: &[Option<u32>]) -> usize {
 }
 
 /// The sequence and the position of a row.
-fn place(lengths: &[usize], id: u32) -> (u32, u32) {
+pub(super) fn place(lengths: &[usize], id: u32) -> (u32, u32) {
     let (mut sequence, mut position) = (0, id as usize);
     while position >= lengths[sequence] {
         position -= lengths[sequence];
@@ -269,12 +269,12 @@ fn place(lengths: &[usize], id: u32) -> (u32, u32) {
 }
 
 /// The first row of a sequence.
-fn first(lengths: &[usize], sequence: usize) -> usize {
+pub(super) fn first(lengths: &[usize], sequence: usize) -> usize {
     lengths[..sequence].iter().sum()
 }
 
 /// Steps of at most `chunk` rows of each sequence, and its drafts with the last of them or, where they go `apart`, after all.
-fn chunked(lengths: &[usize], drafts: &[Option<u32>], chunk: usize, apart: bool) -> Vec<Vec<u32>> {
+pub(super) fn chunked(lengths: &[usize], drafts: &[Option<u32>], chunk: usize, apart: bool) -> Vec<Vec<u32>> {
     let trunk = |sequence: usize| trunk(lengths[sequence], drafts);
     let longest = (0..lengths.len()).map(trunk).max().unwrap_or(0);
     let part = |sequence: usize, from: usize| {

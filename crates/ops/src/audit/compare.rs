@@ -26,6 +26,9 @@ pub enum Arithmetic {
     KvHalf,
     /// Keys and values as 8-bit codes: wrong by 1.2e-2 as activations are, 86 times as much as halves.
     KvCodes,
+    /// What is chosen among numbers that were rounded: a choice has no distance. That it is the right one is seen where nothing is
+    /// rounded.
+    Choice,
 }
 
 impl Arithmetic {
@@ -38,6 +41,7 @@ impl Arithmetic {
             Arithmetic::Halves => 1e-3,
             Arithmetic::KvHalf => 1.5e-3,
             Arithmetic::KvCodes => 0.13,
+            Arithmetic::Choice => f64::MAX.sqrt(),
         };
         base * (1.0 + 4.0 / (outputs.max(1) as f64).sqrt())
     }

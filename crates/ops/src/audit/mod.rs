@@ -16,6 +16,7 @@
 mod attention;
 pub mod compare;
 mod inputs;
+mod latent;
 mod matmul;
 pub mod report;
 mod routed;
@@ -51,6 +52,12 @@ pub enum Op {
     Embed,
     /// [`Device::store_kv`] and [`Device::attention`]
     Attention,
+    /// [`Device::compress`], seen through attention
+    Compress,
+    /// [`Device::select`]
+    Select,
+    /// [`Device::store_rows`] and [`Device::attend_latent`]
+    Latent,
     /// [`Device::route`] and [`Device::route_chosen`]
     Route,
     /// [`Device::rms_norm`]
@@ -77,7 +84,7 @@ pub enum Op {
 
 impl Op {
     /// Every op.
-    pub const ALL: [Op; 18] = [
+    pub const ALL: [Op; 21] = [
         Op::Dense,
         Op::Fine,
         Op::Grouped,
@@ -85,6 +92,9 @@ impl Op {
         Op::Combine,
         Op::Embed,
         Op::Attention,
+        Op::Compress,
+        Op::Select,
+        Op::Latent,
         Op::Route,
         Op::Norm,
         Op::Rope,
@@ -108,6 +118,9 @@ impl Op {
             Op::Combine => "combine",
             Op::Embed => "embed",
             Op::Attention => "attention",
+            Op::Compress => "compress",
+            Op::Select => "select",
+            Op::Latent => "latent",
             Op::Route => "route",
             Op::Norm => "norm",
             Op::Rope => "rope",
@@ -257,6 +270,7 @@ pub fn audit<D: Device>(
         rowwise::embed_jobs(settings, dtype, &mut jobs);
     }
     attention::jobs(settings, &mut jobs);
+    latent::jobs(settings, &mut jobs);
     routed::route_jobs(settings, &mut jobs);
     rowwise::jobs(settings, &mut jobs);
     streams::jobs(settings, &mut jobs);

@@ -99,7 +99,9 @@ pub(super) fn select(
             }
             score
         };
-        select_rows(&(0..complete).map(score).collect::<Vec<_>>(), top_k)
+        let mut rows = vec![];
+        select_rows(&(0..complete).map(score).collect::<Vec<_>>(), top_k, &mut rows);
+        rows
     });
     Selection { rows: rows.collect() }
 }

@@ -86,7 +86,9 @@ pub(super) fn select(
             heads.map(|(query, weight)| dot(query, key).max(0.0) * weight * f64::from(scale)).sum()
         };
         let complete = complete_rows(batch.positions[row] as usize, ratio);
-        select_rows(&(0..complete).map(score).collect::<Vec<_>>(), top_k)
+        let mut rows = vec![];
+        select_rows(&(0..complete).map(score).collect::<Vec<_>>(), top_k, &mut rows);
+        rows
     });
     Selection { rows: rows.collect() }
 }
