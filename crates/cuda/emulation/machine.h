@@ -34,6 +34,18 @@ struct Multiplication {
     const u32* b;
 };
 
+// Sums of 16 rows, of this thread's warp, by `columns` columns, that go on by themselves (wgmma). Operands are where these words say: `a` in
+// registers, or where there are none in shared memory; turned or not. `group` is the machine's.
+struct Product {
+    float* sums;
+    u32 columns;
+    const u32* a;
+    u64 a_shared;
+    u64 b;
+    bool a_is_turned, b_is_turned;
+    u32 group;
+};
+
 // A kernel, as a module describes it; `cluster` blocks of it run together.
 struct Kernel {
     unsigned cluster;
@@ -85,8 +97,9 @@ void emulation_barrier_wait(emulation::u32 barrier, emulation::u32 parity, emula
 // To the same place in all blocks of a cluster that `blocks` has a bit for.
 void emulation_copy_bulk(emulation::u32 to, const void* from, emulation::u32 bytes, emulation::u32 barrier, emulation::u32 blocks,
                          emulation::Site site);
-// Sums of 16 rows, of this thread's warp, by `tokens` columns, which begin in shared memory where `b` says.
-void emulation_multiply_add(float* sums, emulation::u32 tokens, const emulation::u32* a, emulation::u64 b);
+void emulation_multiply_add(const emulation::Product* product);
+// Bytes to a place in shared memory by its name.
+void emulation_store(emulation::u32 to, const void* from, unsigned bytes, emulation::Site site);
 void emulation_products_commit();
 void emulation_products_wait(emulation::u32 groups, emulation::Site site);
 #pragma GCC visibility pop

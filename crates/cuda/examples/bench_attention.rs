@@ -1,10 +1,11 @@
-//! Times attention of decode rows on a card: `cargo run --release -p tessera-cuda --example bench_attention [HEADS KV_HEADS HEAD_DIM TOKENS
-//! ROWS [tiles]]`, TOKENS and ROWS with commas between. Keys and values are F16, random, and cold in the cache; every figure's result is
-//! held to the reference first, at a shorter length. GB/s are of the keys and values that are seen, each once. With `tiles`, tiles of
-//! other shapes are measured as well.
+//! Times attention on a card: `cargo run --release -p tessera-cuda --example bench_attention [HEADS KV_HEADS HEAD_DIM TOKENS ROWS
+//! [decode|prompt|tiles]]`, TOKENS and ROWS with commas between. Keys and values are F16, random, and cold in the cache. Beside each time stands
+//! the distance from float64, at a shorter length, and how many of five rows differ in a bit from what they are alone, which is none. GB/s
+//! are of the keys and values that are seen, each once; TFLOPS of the pairs that see each other. With `tiles`, decode rows are measured in
+//! tiles of other shapes as well.
 
-use tessera_cuda::{Cache, CudaDevice, attention::AttentionTile, measure::attention::AttentionSubject};
-use tessera_ops::Attention;
+use tessera_cuda::{Cache, CudaDevice, measure::attention::AttentionSubject};
+use tessera_ops::{Attention, Role};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -14,40 +15,29 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let [heads, kv_heads, head_dim] = [numbers(0, "16")?[0], numbers(1, "2")?[0], numbers(2, "512")?[0]];
     let (lengths, rows) = (numbers(3, "32768")?, numbers(4, "1,8")?);
+    let what = arguments.get(5).map_or("decode", String::as_str);
     let cache = std::env::var_os("TESSERA_CUDA_CACHE").map(Into::into);
     let device = CudaDevice::open(0, Cache::new(cache))?;
     let scale = (head_dim as f32).sqrt().recip();
     let spec = Attention { layer: 0, heads, kv_heads, head_dim, scale, window: None, soft_cap: None };
     let longest = lengths.iter().copied().max().unwrap_or(0);
-    println!("{}, {heads} heads over {kv_heads} of {head_dim}", tessera_ops::Device::name(&device));
+    println!("{}, {heads} heads over {kv_heads} of {head_dim}, {what}", tessera_ops::Device::name(&device));
+    let role = if what == "prompt" { Role::Prefill } else { Role::Decode };
     let mut subject = AttentionSubject::new(&device, spec, longest)?;
-    table(&subject, "", &lengths, &rows)?;
-    if arguments.get(5).is_some_and(|a| a == "tiles") {
-        for (columns, features, columns_each) in
-            [(4, 8, 1), (4, 16, 1), (8, 8, 1), (8, 16, 1), (8, 16, 2), (16, 16, 2), (16, 32, 2), (16, 32, 4)]
-        {
-            subject.force_tile(AttentionTile { columns, features, columns_each })?;
-            table(&subject, &format!("tile {columns} {features} {columns_each}:"), &lengths, &rows)?;
+    let table = |subject: &AttentionSubject<'_>, name: &str| -> Result<(), Box<dyn std::error::Error>> {
+        for (&tokens, &count) in lengths.iter().flat_map(|tokens| rows.iter().map(move |rows| (tokens, rows))) {
+            let m = subject.measure(tokens, count, role)?;
+            let (speed, operations) = (m.kv_bytes as f64 / m.us / 1e3, m.operations / m.us / 1e6);
+            print!("{name}{tokens:7} tokens {count:4} rows {:9.1} us {speed:6.0} GB/s {operations:6.1} TFLOPS", m.us);
+            println!("  error {:.1e}, {} rows differ", m.error, m.rows_differ);
         }
-    }
-    Ok(())
-}
-
-fn table(
-    subject: &AttentionSubject<'_>,
-    name: &str,
-    lengths: &[usize],
-    rows: &[usize],
-) -> Result<(), Box<dyn std::error::Error>> {
-    for &tokens in lengths {
-        for &count in rows {
-            match subject.measure(tokens, count)? {
-                Some(m) => {
-                    let speed = m.kv_bytes as f64 / m.us / 1e3;
-                    println!("{name} {tokens:7} tokens {count:3} rows {:9.1} us {speed:6.0} GB/s", m.us);
-                }
-                None => println!("{name} {tokens:7} tokens {count:3} rows WRONG"),
-            }
+        Ok(())
+    };
+    table(&subject, "")?;
+    if what == "tiles" {
+        for (columns, resident) in [(8, 1), (8, 2), (8, 3), (16, 1), (16, 2), (32, 1), (32, 2), (64, 1)] {
+            subject.force_tile(columns, resident)?;
+            table(&subject, &format!("{columns} columns, {resident} blocks: "))?;
         }
     }
     Ok(())

@@ -28,6 +28,13 @@ DEVICE u16 float_to_half(float value) {
     return bits;
 }
 
+// 2^x within a few units of the last place.
+DEVICE float exp2_near(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
+
 // Weights pass once: they go around L1 and come in whole lines of L2.
 DEVICE uint4 load_once(const uint4* at) {
     uint4 v;
@@ -70,6 +77,16 @@ DEVICE void multiply_numbers(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 }
 // An address as instructions of shared memory take it.
 DEVICE u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
+// Four 8 x 8 matrices of 16-bit numbers in shared memory, rows of 16 bytes, lane i naming row i % 8 of matrix i / 8: as operands, where a
+// lane has two neighbours of row lane / 4 of each; or turned, where it has those of column lane / 4.
+DEVICE void load_matrices(u32 (&out)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(shared_address(row)) : "memory");
+}
+DEVICE void load_turned(u32 (&out)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(shared_address(row)) : "memory");
+}
 // Starts the way of a line of 128 bytes from memory into the L2 cache.
 DEVICE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" : : "l"(at)); }
 // A number that the compiler does not know, so that it stays in its register.

@@ -1,137 +1,163 @@
-//! Attention over pages, in three launches: scores (`kernels/attention/scores.cu`), weights, values. The cut is where the canonical order
-//! leaves room: scores of all pages are independent, a page's weights need only the highest scores before it, and what is left is
-//! one chain a feature.
+//! Attention over pages. A row's tokens are cut into spans at fixed positions; blocks take a span each, and a second launch merges the
+//! spans of rows that have several (`kernels/attention/parts.cuh`). Which kernel takes a row follows from the card, the form of pages and
+//! the row's role.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use tessera_ops::{Attention, Batch, KvFormat, PAGE_TOKENS, mask::check_ring};
 
 use crate::{
     driver::{Arg, Gpu, Memory},
-    kernels::{Module, Pages},
-    kv::KvPages,
+    kernels::{HOPPER_ARCH, Module, Pages},
+    kv::{KvPages, Layer},
     matmul::tile::{Launch, WARP},
     steps::{Step, run_of},
     tensor::{Tensor, blocks},
 };
 
-/// Threads of a block of weights.
-pub(crate) const WEIGHTS_THREADS: usize = 256;
+/// Numbers of a head whose sums a thread of the plain kernel holds, at most.
+pub(crate) const HEAD_DIM_MAX: usize = 1024;
 
-/// Pages of a block of weights: one for each warp.
-const WEIGHTS_PAGES: usize = WEIGHTS_THREADS / WARP;
+/// Parts of a chunk of rows take no more memory than this, as long as one row's do.
+const SCRATCH_BYTES_MAX: usize = 256 << 20;
 
-/// Warps of a block of scores: a page each.
-const SCORES_WARPS: usize = 4;
+/// Threads, and numbers of a head, of a block that merges.
+const MERGE_THREADS: usize = 256;
+const MERGE_FEATURES: usize = 64;
 
-/// Shared memory of a block of scores.
-const SHARED_BYTES: usize = 48 << 10;
+/// Numbers of a head, and tokens, of a slab.
+const SLAB_FEATURES: usize = 64;
 
-/// Stages of a block of values: enough to be on their way while a few are summed up.
-const STAGES_MAX: usize = 6;
+/// Bytes of a slab of f16.
+const OPERAND_BYTES: usize = PAGE_TOKENS * SLAB_FEATURES * 2;
 
-/// Shared memory of a block of values.
-const VALUES_SHARED_BYTES: usize = 96 << 10;
+/// The widest head of slabs whose sums fit into registers.
+const SLAB_HEAD_DIM_MAX: usize = 512;
 
-/// The widest head whose queries fit into shared memory, as many as the narrowest tile has columns.
-pub(crate) const HEAD_DIM_MAX: usize = SHARED_BYTES / (AttentionTile::ALL[0].columns * size_of::<f32>());
+/// Sums of values that a thread holds, at most.
+const HELD_SUMS_MAX: usize = 128;
 
-/// Scores of a chunk of rows take no more memory than this, as long as one row's do.
-const SCRATCH_BYTES_MAX: usize = 64 << 20;
+/// Shared memory of a processor of Hopper's, less what the machine takes for each block.
+const PROCESSOR_SHARED_BYTES: usize = 226 << 10;
 
-/// How many queries share a read of keys and values, and how values are shared out.
+/// Beyond this, more slabs on their way make nothing faster.
+const STAGES_MAX: usize = 20;
+
+/// Columns whose blocks are two on a processor.
+const RESIDENT_COLUMNS: usize = 16;
+
+/// How a block of `spans.cu` takes columns, which are rows times heads of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct AttentionTile {
-    /// Rows times heads.
+pub struct SpansTile {
+    /// Columns that share a read of keys and values.
     pub columns: usize,
-    /// Features of a block of values.
-    pub features: usize,
-    /// Columns of a thread of it.
-    pub columns_each: usize,
+    /// Blocks that a processor shall hold.
+    pub resident: usize,
+    /// Slabs in a block's ring.
+    pub stages: usize,
 }
 
-/// The shared memory of a block of values.
-struct Ring {
-    /// Pages that are taken at a time.
-    stage_pages: usize,
-    stages: usize,
-    bytes: usize,
-}
-
-impl AttentionTile {
-    /// From the narrowest to the widest.
-    pub const ALL: [AttentionTile; 3] = [
-        AttentionTile { columns: 4, features: 8, columns_each: 1 },
-        AttentionTile { columns: 8, features: 8, columns_each: 1 },
-        AttentionTile { columns: 16, features: 16, columns_each: 2 },
-    ];
-
-    /// The tile for so many columns, of those whose queries fit into shared memory. Measured on an H200: a tile that half fills is as fast
-    /// as a narrower one, and many columns of short heads go faster by eights.
-    fn for_columns(columns: usize, head_dim: usize) -> AttentionTile {
-        let [few, eight, many] = AttentionTile::ALL;
-        let best = match columns {
-            ..=2 => few,
-            9.. if head_dim >= 256 => many,
-            _ => eight,
-        };
-        [best, eight].into_iter().find(|t| t.fits(head_dim)).unwrap_or(few)
+impl Pages {
+    /// Tokens of a span.
+    pub(crate) fn span(self) -> usize {
+        if self.head_dim >= 256 { 512 } else { 256 }
     }
 
-    /// Whether its queries fit into shared memory.
-    pub(crate) fn fits(self, head_dim: usize) -> bool {
-        head_dim * self.columns * size_of::<f32>() <= SHARED_BYTES
+    /// Whether heads lie in slabs that Hopper's matrix units take.
+    fn has_slabs(self) -> bool {
+        self.format != KvFormat::F32
+            && self.head_dim.is_multiple_of(SLAB_FEATURES)
+            && self.head_dim <= SLAB_HEAD_DIM_MAX
+    }
+
+    fn slabs(self) -> usize {
+        self.head_dim / SLAB_FEATURES
+    }
+
+    /// Bytes of a slab as it lies in a page.
+    fn slab_bytes(self) -> usize {
+        self.head_bytes() / self.slabs()
+    }
+
+    /// Warpgroups that share a page.
+    fn groups(self) -> usize {
+        if self.slabs().is_multiple_of(2) { 2 } else { 1 }
+    }
+}
+
+impl SpansTile {
+    /// From the narrowest to the widest, none where pages are not of slabs.
+    pub fn all(form: Pages) -> impl Iterator<Item = SpansTile> {
+        let widths = if form.has_slabs() { &[8, 16, 32, 64][..] } else { &[] };
+        let fits = move |columns: &usize| form.slabs() / form.groups() * columns / 2 <= HELD_SUMS_MAX;
+        widths.iter().copied().filter(fits).map(move |columns| {
+            let resident = if columns <= RESIDENT_COLUMNS { 2 } else { 1 };
+            SpansTile::with_ring(form, columns, resident)
+        })
+    }
+
+    /// With as many slabs as there is room for.
+    pub fn with_ring(form: Pages, columns: usize, resident: usize) -> SpansTile {
+        let none = SpansTile { columns, resident, stages: 0 };
+        let left = PROCESSOR_SHARED_BYTES / resident - none.shared_bytes(form);
+        SpansTile { stages: (left / (form.slab_bytes() + 16)).min(STAGES_MAX), ..none }
+    }
+
+    /// The narrowest that takes so many columns at once, or the widest.
+    fn for_columns(form: Pages, columns: usize) -> Option<SpansTile> {
+        SpansTile::all(form).find(|t| t.columns >= columns).or(SpansTile::all(form).last())
+    }
+
+    fn shared_bytes(self, form: Pages) -> usize {
+        let (queries, weights) = (form.slabs() * self.columns * 128, form.groups() * self.columns * 128);
+        let expanded = if form.format == KvFormat::Q8_0 { form.groups() * 2 * OPERAND_BYTES } else { 0 };
+        let ring = self.stages * (form.slab_bytes() + 16);
+        1024 + queries + weights + expanded + ring + form.groups() * 4 * self.columns * 8 + self.columns * 12
+    }
+
+    /// Warpgroups that multiply, and one that copies.
+    fn threads(form: Pages) -> usize {
+        (form.groups() + 1) * 4 * WARP
+    }
+
+    pub(crate) fn constants(self, form: Pages) -> Vec<(&'static str, usize)> {
+        vec![
+            ("COLUMNS", self.columns),
+            ("RESIDENT", self.resident),
+            ("STAGES", self.stages),
+            ("THREADS", SpansTile::threads(form)),
+            ("SHARED_BYTES", self.shared_bytes(form)),
+        ]
     }
 
     /// Rows of a run that a tile takes, and tiles for the heads of a row.
     fn rows_and_parts(self, group: usize) -> (usize, usize) {
         ((self.columns / group).max(1), group.div_ceil(self.columns))
     }
-
-    fn ring(self, pages: Pages) -> Ring {
-        let stage_pages = if pages.format == KvFormat::F32 { 1 } else { 2 };
-        let (tokens, f32s) = (stage_pages * PAGE_TOKENS, size_of::<f32>());
-        let (number, scales) = match pages.format {
-            KvFormat::F32 => (4, 0),
-            KvFormat::F16 => (2, 0),
-            KvFormat::Q8_0 => (1, f32s * tokens),
-        };
-        let row = (tokens + 4) * f32s;
-        let stage = tokens * self.features * number + self.columns * (row + stage_pages * 2 * f32s) + scales;
-        // Two stages of values as f32, and the columns' places.
-        let rest = 2 * self.features * row + self.columns * 16;
-        let stages = ((VALUES_SHARED_BYTES - rest) / stage).min(STAGES_MAX);
-        Ring { stage_pages, stages, bytes: stages * stage + rest }
-    }
-
-    pub(crate) fn scores_constants(self) -> Vec<(&'static str, usize)> {
-        vec![("COLUMNS", self.columns), ("THREADS", SCORES_WARPS * WARP)]
-    }
-
-    /// A thread for each feature and its columns, and three warps that serve them.
-    fn values_threads(self) -> usize {
-        self.features * self.columns / self.columns_each + 3 * WARP
-    }
-
-    pub(crate) fn values_constants(self, pages: Pages) -> Vec<(&'static str, usize)> {
-        let Ring { stage_pages, stages, bytes } = self.ring(pages);
-        vec![
-            ("COLUMNS", self.columns),
-            ("FEATURES", self.features),
-            ("COLUMNS_EACH", self.columns_each),
-            ("THREADS", self.values_threads()),
-            ("STAGE_PAGES", stage_pages),
-            ("STAGES", stages),
-            ("SHARED_BYTES", bytes),
-        ]
-    }
 }
 
-/// All kernels over pages of a form.
-pub(crate) fn modules(form: Pages) -> Vec<Module> {
-    let tiles = AttentionTile::ALL.into_iter().filter(|t| t.fits(form.head_dim));
-    let of_tiles = tiles.flat_map(|tile| [Module::Scores(form, tile), Module::Values(form, tile)]);
-    [Module::Store(form), Module::Weights].into_iter().chain(of_tiles).collect()
+/// All kernels over pages of a form, on a card.
+pub(crate) fn modules(form: Pages, arch: &str) -> Vec<Module> {
+    let own = SpansTile::all(form).map(|tile| Module::Spans(form, tile));
+    let mut all: Vec<Module> = own.filter(|m| m.runs_on(arch)).collect();
+    if all.is_empty() {
+        all.push(Module::Plain(form));
+    }
+    all.extend([Module::Store(form), Module::Merge(form)]);
+    all
+}
+
+/// What attention is asked for.
+struct Task<'a> {
+    gpu: &'a Arc<Gpu>,
+    queries: &'a Tensor,
+    y: &'a Tensor,
+    cache: &'a KvPages,
+    layer: &'a Layer,
+    spec: &'a Attention,
+    sinks: Option<&'a Memory>,
+    batch: &'a Batch,
+    step: &'a Step,
 }
 
 /// Attention of the rows' queries.
@@ -152,102 +178,126 @@ pub(crate) fn attend(
     assert_eq!((queries.rows, queries.width), (batch.len(), spec.heads * spec.head_dim), "queries fill all heads");
     layer.check(batch);
     let y = Tensor::like(gpu, queries, queries.width);
-    let pages = |row: usize| {
-        let seen = spec.visible(batch.positions[row] as usize);
-        seen.end.div_ceil(PAGE_TOKENS) - seen.start / PAGE_TOKENS
-    };
-    let most = (0..batch.len()).map(pages).max().unwrap_or(0);
-    let rows_max = (SCRATCH_BYTES_MAX / (most * PAGE_TOKENS * spec.heads * size_of::<f32>()).max(1)).max(1);
-    for first in (0..batch.len()).step_by(rows_max) {
-        let count = rows_max.min(batch.len() - first);
-        let run = (first..first + count).map(|row| {
-            let run = run_of(batch, row);
-            run.end.min(first + count) - run.start.max(first)
-        });
-        let columns = run.max().unwrap_or(1) * spec.group();
-        let tile = cache.forced.unwrap_or_else(|| AttentionTile::for_columns(columns, spec.head_dim));
-        let chunk = Chunk { first, count, stride: most, tile };
-        attend_chunk(gpu, (queries, &y), (layer, spec, sinks), &chunk, step);
+    let task = Task { gpu, queries, y: &y, cache, layer, spec, sinks, batch, step };
+    for run in queries.roles.runs() {
+        task.attend_in_spans(run.rows.clone());
     }
     y
 }
 
-/// Rows that are taken at once.
-struct Chunk {
-    first: usize,
-    count: usize,
-    /// Pages that a row sees, at most.
-    stride: usize,
-    tile: AttentionTile,
-}
+impl Task<'_> {
+    /// Spans that a row's tokens are in.
+    fn spans(&self, row: usize) -> usize {
+        let (seen, span) = (self.spec.visible(self.batch.positions[row] as usize), self.layer.form.span());
+        (seen.end - 1) / span - seen.start / span + 1
+    }
 
-fn attend_chunk(
-    gpu: &Arc<Gpu>,
-    (queries, y): (&Tensor, &Tensor),
-    (layer, spec, sinks): (&crate::kv::Layer, &Attention, Option<&Memory>),
-    chunk: &Chunk,
-    step: &Step,
-) {
-    let Chunk { first, count, stride, tile } = *chunk;
-    let cells = count * spec.heads * stride;
-    let weights = gpu.take(cells * PAGE_TOKENS * size_of::<f32>());
-    let (highest, pages) = (gpu.take(cells * size_of::<f32>()), gpu.take(cells * 2 * size_of::<f32>()));
-    let (step_rows, lists) = (Arg::Memory(&step.rows), Arg::Memory(&step.lists));
-    let window = Arg::U32(spec.window.unwrap_or(0).min(u32::MAX as usize));
-    let rows = [Arg::U32(first), Arg::U32(count), Arg::U32(spec.heads), Arg::U32(spec.kv_heads)];
-    let (ring, stride) = (Arg::U32(layer.ring_pages.unwrap_or(0)), Arg::U32(stride));
-    let parts = tile.rows_and_parts(spec.group()).1;
-    // A tile's rows may begin a page apart, and see one more together.
-    let page_blocks = (chunk.stride + 1).div_ceil(SCORES_WARPS);
+    fn attend_in_spans(&self, rows: Range<usize>) {
+        let most = rows.clone().map(|row| self.spans(row)).max().unwrap_or(1);
+        let bytes = self.spec.heads * most * (self.spec.head_dim + 2) * size_of::<f32>();
+        let rows_max = if most > 1 { (SCRATCH_BYTES_MAX / bytes).max(1) } else { rows.len() };
+        for first in rows.clone().step_by(rows_max) {
+            self.attend_chunk(first..(first + rows_max).min(rows.end), most);
+        }
+    }
 
-    let mut args = vec![Arg::Memory(&queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&weights)];
-    args.extend([Arg::Memory(&highest), step_rows, lists]);
-    args.extend(rows);
-    args.extend([ring, window, stride, Arg::F32(spec.scale)]);
-    args.extend([Arg::U32(spec.soft_cap.is_some().into()), Arg::F32(spec.soft_cap.unwrap_or(1.0))]);
-    let launch = blocks([count * parts, page_blocks, spec.kv_heads], SCORES_WARPS * WARP);
-    gpu.launch(Module::Scores(layer.form, tile), "scores", launch, &args);
+    /// Rows that are taken at once, each of at most `stride` spans.
+    fn attend_chunk(&self, rows: Range<usize>, stride: usize) {
+        let Task { gpu, layer, spec, .. } = *self;
+        let (form, cells) = (layer.form, rows.len() * spec.heads * if stride > 1 { stride } else { 0 });
+        let parts = gpu.take(cells * spec.head_dim * size_of::<f32>());
+        let stats = gpu.take(cells * 2 * size_of::<f32>());
+        let (step_rows, lists) = (Arg::Memory(&self.step.rows), Arg::Memory(&self.step.lists));
+        let (ring, window) = (Arg::U32(layer.ring_pages.unwrap_or(0)), Arg::U32(self.window()));
+        let (first, heads, strides) = (Arg::U32(rows.start), Arg::U32(spec.heads), Arg::U32(stride));
+        let mut args = vec![Arg::Memory(&self.queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&layer.values)];
+        args.extend([Arg::Memory(&parts), Arg::Memory(&stats), self.sinks.into(), Arg::Memory(&self.y.memory)]);
+        args.extend([step_rows, lists, first]);
+        let tile = self.tile(&rows);
+        if tile.is_some() {
+            args.push(Arg::U32(rows.len()));
+        }
+        args.extend([heads, Arg::U32(spec.kv_heads), ring, window, strides]);
+        args.extend(self.score_args());
+        match tile {
+            Some(tile) => {
+                let parts = tile.rows_and_parts(spec.group()).1;
+                // A tile's rows may begin a span apart, and see one more together.
+                let spans = stride + usize::from(spec.window.is_some());
+                let grid = [rows.len() * parts, spans, spec.kv_heads];
+                let shared_bytes = tile.shared_bytes(form);
+                let launch = Launch { shared_bytes, ..blocks(grid, SpansTile::threads(form)) };
+                gpu.launch(Module::Spans(form, tile), "spans", launch, &args);
+            }
+            None => {
+                let launch = blocks([rows.len() * spec.heads, stride, 1], WARP);
+                gpu.launch(Module::Plain(form), "plain", launch, &args);
+            }
+        }
+        if stride > 1 {
+            let args = [Arg::Memory(&parts), Arg::Memory(&stats), self.sinks.into(), Arg::Memory(&self.y.memory)];
+            let args = [&args[..], &[step_rows, lists, first, heads, window, strides]].concat();
+            let grid = [rows.len() * spec.heads, spec.head_dim.div_ceil(MERGE_FEATURES), 1];
+            gpu.launch(Module::Merge(form), "merge", blocks(grid, MERGE_THREADS), &args);
+        }
+    }
 
-    let args = [Arg::Memory(&weights), Arg::Memory(&highest), Arg::Memory(&pages), sinks.into(), step_rows, lists];
-    let args = [&args[..], &[Arg::U32(first), Arg::U32(spec.heads), window, stride]].concat();
-    let launch = blocks([count * spec.heads, chunk.stride.div_ceil(WEIGHTS_PAGES), 1], WEIGHTS_THREADS);
-    gpu.launch(Module::Weights, "weights", launch, &args);
+    /// The tile for the columns of these rows, where the card has the instructions and pages have the form for one.
+    fn tile(&self, rows: &Range<usize>) -> Option<SpansTile> {
+        if self.gpu.arch() != HOPPER_ARCH {
+            return None;
+        }
+        let taken = |row| {
+            let run = run_of(self.batch, row);
+            run.end.min(rows.end) - run.start.max(rows.start)
+        };
+        let columns = rows.clone().map(taken).max().unwrap_or(1) * self.spec.group();
+        self.cache.forced.or_else(|| SpansTile::for_columns(self.layer.form, columns))
+    }
 
-    let mut args = vec![Arg::Memory(&layer.values), Arg::Memory(&weights), Arg::Memory(&pages), sinks.into()];
-    args.extend([Arg::Memory(&y.memory), step_rows, lists]);
-    args.extend(rows);
-    args.extend([ring, window, stride]);
-    let grid = [count * parts, spec.head_dim.div_ceil(tile.features), spec.kv_heads];
-    let launch = Launch { shared_bytes: tile.ring(layer.form).bytes, ..blocks(grid, tile.values_threads()) };
-    gpu.launch(Module::Values(layer.form, tile), "values", launch, &args);
+    fn window(&self) -> usize {
+        self.spec.window.unwrap_or(0).min(u32::MAX as usize)
+    }
+
+    /// What scores are multiplied with, and capped at.
+    fn score_args(&self) -> [Arg<'static>; 3] {
+        let cap = self.spec.soft_cap;
+        [Arg::F32(self.spec.scale), Arg::U32(cap.is_some().into()), Arg::F32(cap.unwrap_or(1.0))]
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A ring holds what it must: a stage that is summed up, one that is turned, and one that is on its way.
+    fn forms() -> impl Iterator<Item = Pages> {
+        let heads = (1..=HEAD_DIM_MAX / 16).map(|n| n * 16);
+        KvFormat::ALL.into_iter().flat_map(move |format| heads.clone().map(move |head_dim| Pages { head_dim, format }))
+    }
+
+    /// Enough slabs for a page of each warpgroup to be multiplied while others come, in no more than a processor has.
     #[test]
     fn rings_fit_into_shared_memory() {
-        for (format, tile) in KvFormat::ALL.into_iter().flat_map(|f| AttentionTile::ALL.map(|t| (f, t))) {
-            let ring = tile.ring(Pages { head_dim: 128, format });
-            assert!(
-                ring.stages >= 3 && ring.bytes <= VALUES_SHARED_BYTES && ring.bytes % 16 == 0,
-                "{format:?} {tile:?}"
-            );
-            assert!(tile.values_threads() % WARP == 0 && tile.columns.is_multiple_of(tile.columns_each));
+        for form in forms() {
+            for tile in SpansTile::all(form) {
+                assert!(tile.shared_bytes(form) * tile.resident <= PROCESSOR_SHARED_BYTES, "{form:?} {tile:?}");
+                assert!(tile.stages >= 6, "{form:?} {tile:?}");
+            }
         }
     }
 
     #[test]
     fn tiles_take_all_heads_of_a_group() {
-        for (tile, group) in AttentionTile::ALL.into_iter().flat_map(|t| (1..70).map(move |g| (t, g))) {
-            let (rows, parts) = tile.rows_and_parts(group);
-            assert!(rows * group <= tile.columns || rows == 1 && parts * tile.columns >= group);
+        for form in forms() {
+            for (tile, group) in SpansTile::all(form).flat_map(|t| (1..70).map(move |g| (t, g))) {
+                let (rows, parts) = tile.rows_and_parts(group);
+                assert!(rows * group <= tile.columns || rows == 1 && parts * tile.columns >= group);
+            }
         }
-        assert_eq!(AttentionTile::for_columns(3, 128).columns, 8);
-        assert_eq!(AttentionTile::for_columns(1, 128).columns, 4);
-        assert_eq!(AttentionTile::for_columns(99, 512).columns, 16);
-        assert_eq!(AttentionTile::for_columns(99, 2048).columns, 4);
+        let columns = |head_dim, columns| {
+            SpansTile::for_columns(Pages { head_dim, format: KvFormat::F16 }, columns).map(|t| t.columns)
+        };
+        assert_eq!((columns(128, 3), columns(128, 9), columns(512, 99)), (Some(8), Some(16), Some(64)));
+        assert_eq!((columns(80, 3), columns(320, 64)), (None, Some(32)));
     }
 }

@@ -33,5 +33,5 @@ pub fn variants(ordinal: usize, cache: Cache) -> Result<Vec<Variant<CudaDevice>>
     let name = tessera_ops::Device::name(&device);
     let prompts = CudaDevice::under_audit(ordinal, cache)?.for_prompts();
     let prompts = Variant { name: format!("{name}, prompt rows"), device: prompts, scope: Scope::Prompt };
-    Ok(vec![Variant { name, device, scope: Scope::All }, prompts])
+    Ok(vec![Variant { name, device, scope: Scope::Card }, prompts])
 }

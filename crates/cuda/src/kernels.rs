@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tessera_ops::{KvFormat, PAGE_TOKENS, streams::STREAMS_MAX};
 
 use crate::{
-    attention::{AttentionTile, WEIGHTS_THREADS},
+    attention::SpansTile,
     matmul::{
         Packed,
         layout::{Float, Layout},
@@ -48,12 +48,12 @@ pub enum Module {
     Route,
     /// Keys and values into pages.
     Store(Pages),
-    /// Attention: scores with the keys of pages.
-    Scores(Pages, AttentionTile),
-    /// Attention: weights from scores.
-    Weights,
-    /// Attention: values of pages, weighed.
-    Values(Pages, AttentionTile),
+    /// Attention of spans, of Hopper.
+    Spans(Pages, SpansTile),
+    /// The same in f32, of all cards.
+    Plain(Pages),
+    /// Attention: spans of a row into one.
+    Merge(Pages),
 }
 
 /// How a head's keys, or values, lie in a page.
@@ -94,7 +94,8 @@ impl Pages {
             KvFormat::F16 => 1,
             KvFormat::Q8_0 => 2,
         };
-        vec![("HEAD_DIM", self.head_dim), ("FORMAT", format), ("HEAD_PAGE_BYTES", self.head_bytes())]
+        let (head, span) = (("HEAD_DIM", self.head_dim), ("SPAN", self.span()));
+        vec![head, ("FORMAT", format), ("HEAD_PAGE_BYTES", self.head_bytes()), span]
     }
 }
 
@@ -116,12 +117,13 @@ const WGMMA: (&str, &str) = source!("hopper/wgmma.cuh");
 const EXPAND: (&str, &str) = source!("matmul/expand.cuh");
 const PAGES: (&str, &str) = source!("attention/pages.cuh");
 const TILES: (&str, &str) = source!("attention/tiles.cuh");
+const PARTS: (&str, &str) = source!("attention/parts.cuh");
+const SLABS: (&str, &str) = source!("attention/slabs.cuh");
 
 impl Module {
     /// Every module that a table of this crate names: all layouts with all tiles, all formats of pages with all known heads.
     pub fn all() -> Vec<Module> {
-        let mut all =
-            vec![Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route, Module::Weights];
+        let mut all = vec![Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route];
         all.extend([Module::Halves, Module::Rounding, Module::Streams]);
         for layout in Layout::all() {
             all.extend(CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)));
@@ -135,10 +137,8 @@ impl Module {
         for format in KvFormat::ALL {
             for head_dim in HEADS {
                 let pages = Pages { head_dim, format };
-                all.push(Module::Store(pages));
-                all.extend(
-                    AttentionTile::ALL.iter().flat_map(|t| [Module::Scores(pages, *t), Module::Values(pages, *t)]),
-                );
+                all.extend([Module::Store(pages), Module::Plain(pages), Module::Merge(pages)]);
+                all.extend(SpansTile::all(pages).map(|tile| Module::Spans(pages, tile)));
             }
         }
         all
@@ -160,9 +160,9 @@ impl Module {
             Module::Elementwise => "elementwise",
             Module::Route => "route",
             Module::Store(_) => "store",
-            Module::Scores(..) => "scores",
-            Module::Weights => "weights",
-            Module::Values(..) => "values",
+            Module::Spans(..) => "spans",
+            Module::Plain(_) => "plain",
+            Module::Merge(_) => "merge",
         }
     }
 
@@ -184,9 +184,9 @@ impl Module {
             }
             Module::Route => &["route", "list_places"],
             Module::Store(_) => &["store"],
-            Module::Scores(..) => &["scores"],
-            Module::Weights => &["weights"],
-            Module::Values(..) => &["values"],
+            Module::Spans(..) => &["spans"],
+            Module::Plain(_) => &["plain"],
+            Module::Merge(_) => &["merge"],
         }
     }
 
@@ -199,7 +199,7 @@ impl Module {
     /// Whether a card runs it: some use Hopper's own instructions, which others stand in for elsewhere.
     pub fn runs_on(self, arch: &str) -> bool {
         match self {
-            Module::Prefill(..) => arch == HOPPER_ARCH,
+            Module::Prefill(..) | Module::Spans(..) => arch == HOPPER_ARCH,
             Module::PrefillWarps(_) => arch != HOPPER_ARCH,
             _ => true,
         }
@@ -220,9 +220,12 @@ impl Module {
             Module::Elementwise => vec![COMMON, CODES, source!("elementwise/elementwise.cu")],
             Module::Route => vec![COMMON, source!("route/route.cu")],
             Module::Store(_) => vec![COMMON, STEP, PAGES, source!("attention/store.cu")],
-            Module::Scores(..) => vec![COMMON, STEP, PAGES, TILES, source!("attention/scores.cu")],
-            Module::Weights => vec![COMMON, STEP, source!("attention/weights.cu")],
-            Module::Values(..) => vec![COMMON, STEP, PAGES, TILES, source!("attention/values.cu")],
+            Module::Spans(..) => {
+                let attention = [STEP, PAGES, TILES, PARTS, SLABS, source!("attention/spans.cu")];
+                [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
+            }
+            Module::Plain(_) => vec![COMMON, STEP, PAGES, PARTS, source!("attention/plain.cu")],
+            Module::Merge(_) => vec![COMMON, STEP, PARTS, source!("attention/merge.cu")],
         }
     }
 
@@ -245,9 +248,8 @@ impl Module {
             Module::Prefill(form, tile) => tile.constants(form),
             Module::PrefillWarps(form) => warps::constants(form),
             Module::Store(pages) => pages.constants(),
-            Module::Scores(pages, tile) => [pages.constants(), tile.scores_constants()].concat(),
-            Module::Weights => vec![("THREADS", WEIGHTS_THREADS)],
-            Module::Values(pages, tile) => [pages.constants(), tile.values_constants(pages)].concat(),
+            Module::Spans(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
+            Module::Plain(pages) | Module::Merge(pages) => pages.constants(),
             Module::Route => vec![("THREADS", LIST_THREADS)],
             Module::Rounding => vec![("MOST", ROUNDED_MAX)],
             Module::Streams => vec![("STREAMS_MAX", STREAMS_MAX)],
@@ -286,7 +288,10 @@ mod tests {
             for entry in module.entries() {
                 let begins = |text: &str| source.contains(&format!("{text} {entry}("));
                 assert!(
-                    begins("KERNEL") || ["BLOCKS)", "(THREADS)", "(THREADS, 1)"].iter().any(|t| begins(t)),
+                    begins("KERNEL")
+                        || ["BLOCKS)", "(THREADS)", "(THREADS, 1)", "(THREADS, RESIDENT)", "32)"]
+                            .iter()
+                            .any(|t| begins(t)),
                     "{module}: {entry}"
                 );
             }

@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use tessera_ops::{Batch, Error, KvEntry, KvLayout};
 
 use crate::{
-    attention::{self, AttentionTile},
+    attention::{self, SpansTile},
     driver::{Arg, Gpu, Memory},
     kernels::{Module, Pages},
     matmul::tile::WARP,
@@ -13,14 +13,14 @@ use crate::{
     tensor::{Tensor, blocks},
 };
 
-/// The widest head whose queries fit into a block's shared memory: as many columns as the narrowest tile has.
+/// The widest head that attention takes.
 const HEAD_DIM_MAX: usize = attention::HEAD_DIM_MAX;
 
 /// Pages of keys and values of all layers.
 pub struct KvPages {
     pub(crate) layers: Vec<Layer>,
     /// Attended in this tile whatever the width, to measure it.
-    pub(crate) forced: Option<AttentionTile>,
+    pub(crate) forced: Option<SpansTile>,
 }
 
 pub(crate) struct Layer {
@@ -49,7 +49,7 @@ impl KvPages {
             if head_dim > HEAD_DIM_MAX {
                 return unsupported(format!("attention with heads of {head_dim} numbers"));
             }
-            gpu.prepare(&attention::modules(form))?;
+            gpu.prepare(&attention::modules(form, gpu.arch()))?;
             let bytes = (heads * form.head_bytes()).saturating_mul(pages);
             let (keys, values) = (gpu.reserve(bytes, &what)?, gpu.reserve(bytes, &what)?);
             layers.push(Layer { heads, form, ring_pages, pages, keys, values });

@@ -32,6 +32,47 @@ EMULATED void products_begin() {}
 EMULATED void products_commit() { emulation_products_commit(); }
 template <int GROUPS> EMULATED void products_wait(HERE) { emulation_products_wait(GROUPS, here); }
 EMULATED u64 operand_of(u32 address) { return (u64)(address >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62; }
-template <int TOKENS_HERE> EMULATED void multiply_add(float* sums, const u32 (&a)[4], u64 b) {
-    emulation_multiply_add(sums, TOKENS_HERE, a, b);
+EMULATED u64 turned_operand_of(u32 address, u32 stride) {
+    return (u64)(address >> 4) | (u64)(stride >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+template <int COLUMNS_HERE> EMULATED void multiply_add(float* sums, const u32 (&a)[4], u64 b) {
+    const emulation::Product product = {sums, COLUMNS_HERE, a, 0, b, false, false, 0};
+    emulation_multiply_add(&product);
+}
+template <int COLUMNS_HERE> EMULATED void multiply_by_turned(float* sums, const u32 (&a)[4], u64 b) {
+    const emulation::Product product = {sums, COLUMNS_HERE, a, 0, b, false, true, 0};
+    emulation_multiply_add(&product);
+}
+template <int COLUMNS_HERE> EMULATED void multiply_shared(float* sums, u64 a, u64 b) {
+    const emulation::Product product = {sums, COLUMNS_HERE, nullptr, a, b, false, false, 0};
+    emulation_multiply_add(&product);
+}
+template <int COLUMNS_HERE> EMULATED void multiply_turned(float* sums, u64 a, u64 b) {
+    const emulation::Product product = {sums, COLUMNS_HERE, nullptr, a, b, true, false, 0};
+    emulation_multiply_add(&product);
+}
+
+// Matrices that are stored: lane i names where row, or column, i % 8 of matrix i / 8 goes.
+EMULATED void store_each(u32 named, const u32* registers, int count, bool is_turned, emulation::Site here) {
+    const int lane = emulated_lane();
+    for (int m = 0; m < count; m++) {
+        u16 numbers[8];
+        for (int i = 0; i < 8; i++) {
+            const int row = is_turned ? i : lane % 8, column = is_turned ? lane % 8 : i;
+            numbers[i] = (u16)(__shfl_sync(0xffffffffu, registers[m], row * 4 + column / 2, 32, here) >> (column % 2 * 16));
+        }
+        if (lane / 8 == m) emulation_store(named, numbers, sizeof(numbers), here);
+    }
+}
+EMULATED void store_turned(u32 column, u32 a, u32 b, HERE) {
+    const u32 registers[] = {a, b};
+    store_each(column, registers, 2, true, here);
+}
+EMULATED void store_turned(u32 column, u32 a, u32 b, u32 c, u32 d, HERE) {
+    const u32 registers[] = {a, b, c, d};
+    store_each(column, registers, 4, true, here);
+}
+EMULATED void store_matrices(u32 row, u32 a, u32 b, u32 c, u32 d, HERE) {
+    const u32 registers[] = {a, b, c, d};
+    store_each(row, registers, 4, false, here);
 }

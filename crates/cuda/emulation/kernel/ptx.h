@@ -19,6 +19,8 @@ EMULATED float half_to_float(u32 bits) {
 }
 EMULATED u16 float_to_half(float value) { return __builtin_bit_cast(u16, (_Float16)value); }
 
+EMULATED float exp2_near(float x) { return (float)__builtin_exp2((double)x); }
+
 template <class T> EMULATED T load_once(const T* at) { return *at; }
 EMULATED u32 load_once(const u16* at) { return *at; }
 
@@ -47,6 +49,21 @@ EMULATED void multiply_numbers(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1,
 
 // Copies that go on by themselves. The machine makes them as late as it may, so that who does not wait sees NaN.
 EMULATED u32 shared_address(const void* at) { return emulation_shared_address(at); }
+// Number `column` of row `row` of one of four 8 x 8 matrices whose rows the lanes name.
+EMULATED u32 number_of_matrix(const void* named, int matrix, int row, int column, emulation::Site here) {
+    const u16* at = (const u16*)__shfl_sync(0xffffffffu, (u64)named, matrix * 8 + row, 32, here);
+    return at[column];
+}
+EMULATED void load_matrices(u32 (&out)[4], const void* row, HERE) {
+    const int line = emulated_lane() / 4, pair = emulated_lane() % 4 * 2;
+    for (int m = 0; m < 4; m++)
+        out[m] = number_of_matrix(row, m, line, pair, here) | number_of_matrix(row, m, line, pair + 1, here) << 16;
+}
+EMULATED void load_turned(u32 (&out)[4], const void* row, HERE) {
+    const int line = emulated_lane() / 4, pair = emulated_lane() % 4 * 2;
+    for (int m = 0; m < 4; m++)
+        out[m] = number_of_matrix(row, m, pair, line, here) | number_of_matrix(row, m, pair + 1, line, here) << 16;
+}
 EMULATED void copy_16(void* to, const void* from, HERE) { emulation_copy(to, from, 16, here); }
 EMULATED void copy_8(void* to, const void* from, HERE) { emulation_copy(to, from, 8, here); }
 EMULATED void copy_4(void* to, const void* from, HERE) { emulation_copy(to, from, 4, here); }

@@ -77,3 +77,9 @@ extern "C" void emulation_barrier_wait(u32 name, u32 parity, Site site) {
 extern "C" void emulation_copy_bulk(u32 to, const void* from, u32 bytes, u32 name, u32 blocks, Site site) {
     copy_bulk(to, from, bytes, name, blocks, site);
 }
+
+extern "C" void emulation_store(u32 to, const void* from, unsigned bytes, Site site) {
+    u8* place = worker->shared_place(worker->block(), to, bytes, site);
+    watch_write(place, bytes, site);
+    memcpy(place, from, bytes);
+}

@@ -8,10 +8,12 @@ static constexpr unsigned depth = 16, rows = 16;
 
 static float number_of_half(u32 bits) { return static_cast<float>(__builtin_bit_cast(_Float16, static_cast<unsigned short>(bits))); }
 
-// Element `k` of a token of the second operand: rows of 128 bytes, eights of them 1024 apart, 16-byte parts swizzled by row.
-static float second_operand(Worker& w, u64 operand, unsigned token, unsigned k) {
-    u32 address = static_cast<u32>(operand & 0x3fff) << 4;
-    address += token / 8 * 1024 + token % 8 * 128 + k * 2;
+// Number `k` along the depth of a line (a row, or a column) of an operand in shared memory. Rows of 128 bytes, eights of them as far apart
+// as the operand says, 16-byte parts swizzled by row: a row is a line, or where the operand is turned 64 lines at one place of the depth.
+static float number_of(Worker& w, u64 operand, unsigned line, unsigned k, bool is_turned) {
+    auto field = [&](unsigned at) { return static_cast<u32>(operand >> at & 0x3fff) << 4; };
+    u32 row = is_turned ? k : line, column = is_turned ? line % 64 : k;
+    u32 address = field(0) + row / 8 * field(32) + row % 8 * 128 + column * 2 + (is_turned ? line / 64 * field(16) : 0);
     address ^= (address >> 7 & 7) << 4;
     const u8* at = w.shared_place(w.block(), address, 2, {});
     return number_of_half(at[0] | at[1] << 8);
@@ -20,18 +22,22 @@ static float second_operand(Worker& w, u64 operand, unsigned token, unsigned k) 
 // Exact products, their sum with the number before rounded once. A card rounds in between; what it does is not written down.
 static void multiply_one(Worker& w, const Product (&parts)[lanes]) {
     float a[rows][depth];
+    // Of the warpgroup's 64 rows a warp has 16.
+    const unsigned first = w.thread().place.thread.x / lanes % 4 * rows;
     for (unsigned lane = 0; lane < lanes; lane++) {
         for (unsigned r = 0; r < 4; r++) {
             for (unsigned i = 0; i < 2; i++) {
-                a[lane / 4 + r % 2 * 8][lane % 4 * 2 + i + r / 2 * 8] = number_of_half(parts[lane].a[r] >> (16 * i));
+                const unsigned row = lane / 4 + r % 2 * 8, k = lane % 4 * 2 + i + r / 2 * 8;
+                const Product& part = parts[lane];
+                a[row][k] = part.a ? number_of_half(part.a[r] >> (16 * i)) : number_of(w, part.a_shared, first + row, k, part.a_is_turned);
             }
         }
     }
-    for (unsigned token = 0; token < parts[0].tokens; token++) {
+    for (unsigned column = 0; column < parts[0].columns; column++) {
         float b[depth];
-        for (unsigned k = 0; k < depth; k++) b[k] = second_operand(w, parts[0].b, token, k);
+        for (unsigned k = 0; k < depth; k++) b[k] = number_of(w, parts[0].b, column, k, parts[0].b_is_turned);
         for (unsigned row = 0; row < rows; row++) {
-            float& sum = parts[row % 8 * 4 + token % 8 / 2].sums[token / 8 * 4 + row / 8 * 2 + token % 2];
+            float& sum = parts[row % 8 * 4 + column % 8 / 2].sums[column / 8 * 4 + row / 8 * 2 + column % 2];
             double exact = sum;
             for (unsigned k = 0; k < depth; k++) exact += static_cast<double>(a[row][k]) * b[k];
             sum = static_cast<float>(exact);
@@ -62,9 +68,10 @@ void multiply_add(Worker& w, const u64 (&brought)[lanes]) {
 
 using namespace emulation;
 
-extern "C" void emulation_multiply_add(float* sums, u32 tokens, const u32* a, u64 b) {
+extern "C" void emulation_multiply_add(const Product* product) {
     Thread& thread = worker->thread();
-    thread.products.push_back({sums, tokens, a, b, thread.product_groups});
+    thread.products.push_back(*product);
+    thread.products.back().group = thread.product_groups;
 }
 
 extern "C" void emulation_products_commit() { worker->thread().product_groups++; }

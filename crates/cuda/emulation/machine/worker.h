@@ -34,15 +34,6 @@ struct Copy {
     unsigned bytes, group;
 };
 
-// Sums of a thread's rows by `tokens` columns, from registers and from shared memory (wgmma).
-struct Product {
-    float* sums;
-    unsigned tokens;
-    const u32* a;
-    u64 b;
-    unsigned group;
-};
-
 struct Thread {
     void* stack;
     enum { Ready, Waiting, Gone } state;

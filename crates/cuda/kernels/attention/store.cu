@@ -1,10 +1,11 @@
 // Keys and values of a step's rows into their pages; crates/ops/src/kv.rs, `round`. One warp a row and head: blocks of 32 features.
 
-DEVICE void keep(u8* head, u32 at, u32 scale_at, float value, u32 d) {
+// Number `d` of a token. Where there are scales, all lanes of a warp come, with a block between them.
+DEVICE void keep(u8* head, u32 slot, u32 d, float value) {
 #if FORMAT == 0
-    if (d < HEAD_DIM) ((float*)head)[at] = value;
+    if (d < HEAD_DIM) *(float*)(head + place_of_number(slot, d)) = value;
 #elif FORMAT == 1
-    if (d < HEAD_DIM) ((u16*)head)[at] = float_to_half(value);
+    if (d < HEAD_DIM) *(u16*)(head + place_of_number(slot, d)) = float_to_half(value);
 #else
     u32 largest = __float_as_uint(value) & 0x7fffffffu;
 #pragma unroll
@@ -17,8 +18,8 @@ DEVICE void keep(u8* head, u32 at, u32 scale_at, float value, u32 d) {
         float inverse = 127.0f / amax;
         if (inverse < __uint_as_float(0x7f800000u)) code = __float2int_rn(value * inverse);
     }
-    if (d < HEAD_DIM) head[at] = (u8)code;
-    if (d % 32 == 0) ((float*)(head + NUMBERS))[scale_at] = half_to_float(float_to_half(scale));
+    if (d < HEAD_DIM) head[place_of_number(slot, d)] = (u8)code;
+    if (d % 32 == 0) *(float*)(head + place_of_scale(slot, d)) = half_to_float(float_to_half(scale));
 #endif
 }
 
@@ -33,7 +34,7 @@ KERNEL store(const float* keys, const float* values, u8* key_pages, u8* value_pa
     u64 in = ((u64)row * heads + head) * HEAD_DIM;
     for (u32 d = threadIdx.x; d < BLOCKS * 32; d += 32) {
         float key = d < HEAD_DIM ? keys[in + d] : 0.0f, value = d < HEAD_DIM ? values[in + d] : 0.0f;
-        keep(key_pages + at, d * PAGE + slot, d / 32 * PAGE + slot, key, d);
-        keep(value_pages + at, slot * HEAD_DIM + d, slot * BLOCKS + d / 32, value, d);
+        keep(key_pages + at, slot, d, key);
+        keep(value_pages + at, slot, d, value);
     }
 }

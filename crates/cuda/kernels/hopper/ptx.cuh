@@ -69,5 +69,24 @@ DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" 
 // Waits until at most so many committed groups are unfinished.
 template <int GROUPS> DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(GROUPS) : "memory"); }
 
-// The second operand: rows of 128 bytes (64 numbers of one token), eights of rows 1024 bytes apart, 16-byte parts swizzled by row.
+// An operand in shared memory: rows of 128 bytes (64 numbers along the depth), eights of rows 1024 bytes apart, 16-byte parts swizzled by row.
 DEVICE u64 operand_of(u32 address) { return (u64)(address >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62; }
+// The same turned: a row is a place along the depth and 64 numbers across it; the next 64 are `stride` bytes on.
+DEVICE u64 turned_operand_of(u32 address, u32 stride) {
+    return (u64)(address >> 4) | (u64)(stride >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
+}
+
+// Stores 8 x 8 matrices of 16-bit numbers turned: lane i names the place of column i % 8 of matrix i / 8; a lane has two neighbours of row
+// lane / 4 of each.
+DEVICE void store_turned(u32 column, u32 a, u32 b) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" :: "r"(column), "r"(a), "r"(b) : "memory");
+}
+DEVICE void store_turned(u32 column, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};"
+                 :: "r"(column), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+// Stores them as they are.
+DEVICE void store_matrices(u32 row, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+                 :: "r"(row), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}

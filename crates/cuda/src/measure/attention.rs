@@ -1,15 +1,17 @@
-//! Measurements of attention on the card, held to the reference in the same run.
+//! Measurements of attention on the card, held to float64 and to what rows have alone in the same run.
 
 use tessera_ops::{
     Attention, Batch, Device, Error, KvEntry, KvFormat, KvLayout, PAGE_TOKENS, Role,
-    reference::{self, ReferenceDevice},
+    reference::float64::{self, Float64Device},
 };
 
 use super::median;
 use crate::{
     CudaDevice, KvPages,
-    attention::AttentionTile,
+    attention::SpansTile,
     kernels::{Module, Pages},
+    roles::Roles,
+    tensor::Tensor,
 };
 
 /// Bytes of keys and values that are gone through before some are read again: several times the L2 cache of any card.
@@ -24,8 +26,11 @@ const LAUNCHES: usize = 8;
 /// Tokens that are stored at once.
 const STORED_ROWS: usize = 1024;
 
-/// Tokens whose result is held to the reference, which takes its time.
+/// Tokens whose result is held to float64, which takes its time.
 const CHECKED_TOKENS: usize = 700;
+
+/// Rows that are computed alone as well.
+const ALONE: usize = 5;
 
 /// Attention over a cache of random numbers, in as many entries as keep the L2 cache cold.
 pub struct AttentionSubject<'a> {
@@ -42,6 +47,12 @@ pub struct MeasuredAttention {
     pub us: f64,
     /// Bytes of the keys and values that are seen, each once.
     pub kv_bytes: usize,
+    /// Products and sums of the pairs of tokens that see each other.
+    pub operations: f64,
+    /// Distance from float64 at a shorter length, relative, root mean square.
+    pub error: f64,
+    /// Of a few rows, those whose bits are not what they have alone.
+    pub rows_differ: usize,
 }
 
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
@@ -87,29 +98,27 @@ impl<'a> AttentionSubject<'a> {
         Ok(AttentionSubject { device, spec, layers, cache })
     }
 
-    /// Attends in a tile from now on.
+    /// Attends decode rows in a tile from now on.
     ///
     /// # Errors
     /// If its kernels do not compile.
-    pub fn force_tile(&mut self, tile: AttentionTile) -> Result<(), Error> {
+    pub fn force_tile(&mut self, columns: usize, resident: usize) -> Result<(), Error> {
         let pages = Pages { head_dim: self.spec.head_dim, format: KvFormat::F16 };
-        self.device.gpu().prepare(&[Module::Scores(pages, tile), Module::Values(pages, tile)])?;
+        let tile = SpansTile::with_ring(pages, columns, resident);
+        self.device.gpu().prepare(&[Module::Spans(pages, tile)])?;
         self.cache.forced = Some(tile);
         Ok(())
     }
 
-    /// Measures `rows` decode rows of one sequence that sees `tokens` tokens; none where it is not the reference's result, bit for bit,
-    /// at a shorter length.
+    /// Measures `rows` rows of one sequence that sees `tokens` tokens.
     ///
     /// # Errors
     /// If the card fails.
-    pub fn measure(&self, tokens: usize, rows: usize) -> Result<Option<MeasuredAttention>, Error> {
-        if !self.is_right(tokens.min(CHECKED_TOKENS), rows)? {
-            return Ok(None);
-        }
+    pub fn measure(&self, tokens: usize, rows: usize, role: Role) -> Result<MeasuredAttention, Error> {
+        let error = self.error(tokens.min(CHECKED_TOKENS), rows.min(CHECKED_TOKENS / 2), role)?;
+        let rows_differ = self.rows_differ(tokens, rows, role)?;
         let (device, batch) = (self.device, batch(tokens, rows));
-        let width = self.spec.heads * self.spec.head_dim;
-        let queries = device.sent_rows(rows, &numbers(rows * width, 5));
+        let queries = self.queries(rows, 0, role);
         let attend = |turn: usize| {
             let spec = Attention { layer: turn % self.layers, ..self.spec };
             drop(device.attention(&queries, &self.cache, &spec, None, &batch));
@@ -117,24 +126,53 @@ impl<'a> AttentionSubject<'a> {
         };
         (0..LAUNCHES).for_each(attend);
         let us = median(device.gpu(), SAMPLES, LAUNCHES, &attend)?;
-        Ok(Some(MeasuredAttention { us, kv_bytes: kv_bytes(&self.spec, tokens) }))
+        let pairs: usize = (tokens - rows..tokens).map(|position| position + 1).sum();
+        let operations = 4.0 * pairs as f64 * (self.spec.heads * self.spec.head_dim) as f64;
+        Ok(MeasuredAttention { us, kv_bytes: kv_bytes(&self.spec, tokens), operations, error, rows_differ })
     }
 
-    fn is_right(&self, tokens: usize, rows: usize) -> Result<bool, Error> {
+    fn queries(&self, rows: usize, first: usize, role: Role) -> Tensor {
+        let width = self.spec.heads * self.spec.head_dim;
+        let mut queries = self.device.sent_rows(rows, &numbers(rows * width, 5 + first * width));
+        queries.roles = Roles::all(role, rows);
+        queries
+    }
+
+    /// Rows whose bits are not those that they have alone, of a few.
+    fn rows_differ(&self, tokens: usize, rows: usize, role: Role) -> Result<usize, Error> {
+        let (spec, width) = (Attention { layer: 0, ..self.spec }, self.spec.heads * self.spec.head_dim);
+        let bits = |tokens: usize, rows: usize, first: usize| {
+            let queries = self.queries(rows, first, role);
+            let y = self.device.attention(&queries, &self.cache, &spec, None, &batch(tokens, rows));
+            let mut got = vec![];
+            self.device.read(&y, &mut got).map(|()| got.iter().map(|v| v.to_bits()).collect::<Vec<u32>>())
+        };
+        let all = bits(tokens, rows, 0)?;
+        let mut differ = 0;
+        for row in (0..ALONE).map(|i| i * (rows - 1) / (ALONE - 1)) {
+            let own = bits(tokens - rows + row + 1, 1, row)?;
+            differ += usize::from(own != all[row * width..][..width]);
+        }
+        Ok(differ)
+    }
+
+    /// Distance from float64.
+    fn error(&self, tokens: usize, rows: usize, role: Role) -> Result<f64, Error> {
         let (spec, batch) = (Attention { layer: 0, ..self.spec }, batch(tokens, rows));
         let width = spec.heads * spec.head_dim;
-        let queries = numbers(rows * width, 5);
-        let y = self.device.attention(&self.device.sent_rows(rows, &queries), &self.cache, &spec, None, &batch);
+        let y = self.device.attention(&self.queries(rows, 0, role), &self.cache, &spec, None, &batch);
         let mut got = vec![];
         self.device.read(&y, &mut got)?;
-        let tensor = |rows: usize, values: &[f32]| reference::Tensor {
+        let tensor = |rows: usize, values: &[f32]| float64::Tensor64 {
             rows,
             width: values.len() / rows.max(1),
-            values: values.to_vec(),
+            values: values.iter().map(|v| f64::from(*v)).collect(),
         };
-        let cache = fill(&ReferenceDevice, &tensor, (&spec, 1), tokens)?;
-        let want = ReferenceDevice.attention(&tensor(rows, &queries), &cache, &spec, None, &batch);
-        Ok(got.iter().zip(&want.values).all(|(g, w)| g.to_bits() == w.to_bits()))
+        let cache = fill(&Float64Device, &tensor, (&spec, 1), tokens)?;
+        let want = Float64Device.attention(&tensor(rows, &numbers(rows * width, 5)), &cache, &spec, None, &batch);
+        let square = |v: f64| v * v;
+        let off: f64 = got.iter().zip(&want.values).map(|(g, w)| square(f64::from(*g) - w)).sum();
+        Ok((off / want.values.iter().copied().map(square).sum::<f64>()).sqrt())
     }
 }
 

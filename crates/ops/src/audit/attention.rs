@@ -34,7 +34,7 @@ const SHAPES: [(usize, usize, usize); 7] =
     [(1, 1, 32), (6, 2, 64), (3, 1, 80), (3, 3, 96), (8, 1, 128), (2, 1, 256), (2, 2, 512)];
 
 /// The shape that windows and caps are audited on.
-const SHAPE_OF_WINDOWS: (usize, usize, usize) = (6, 2, 32);
+const SHAPE_OF_WINDOWS: (usize, usize, usize) = (6, 2, 64);
 
 /// Drafts that branch: the draft that each follows, none where that is the last token before them.
 const TREE: [Option<u32>; 7] = [None, Some(0), Some(0), Some(0), Some(2), Some(1), Some(5)];
@@ -195,6 +195,20 @@ impl Sequences {
         (self.lengths.len() - 1 - sequence) as u32
     }
 
+    /// The rows, where they are a draft behind those that it follows, and no others.
+    fn path(&self, sequence: usize, rows: &[u32]) -> Option<Vec<u32>> {
+        let before = (first(self.lengths, sequence) + self.trunk(sequence)) as u32;
+        let last = rows.last()?.checked_sub(before)?;
+        (self.path_to(last).iter().map(|draft| before + draft).eq(rows.iter().copied())).then(|| rows.to_vec())
+    }
+
+    /// The drafts that one follows, and itself.
+    fn path_to(&self, draft: u32) -> Vec<u32> {
+        let mut path: Vec<u32> = std::iter::successors(Some(draft), |d| self.drafts[*d as usize]).collect();
+        path.reverse();
+        path
+    }
+
     /// Whether a ring keeps what rows of these steps see.
     fn fits_ring(&self, steps: &[Vec<u32>], ring_pages: usize) -> bool {
         let rows_of =
@@ -240,6 +254,10 @@ impl Sequences {
             if first + rows.len() <= trunk || trunk == self.lengths[sequence] {
                 step.push(&rows, first, table, Role::Decode, 0);
                 step.in_ring(self.ring(sequence));
+                continue;
+            }
+            if let Some(path) = self.path(sequence, &rows) {
+                step.push(&path, trunk, table, Role::Decode, 0);
                 continue;
             }
             // The drafts' parents, counted from the first row of the step; those of the trunk follow one another.
@@ -340,6 +358,19 @@ impl Subject for Sequences {
         all
     }
 
+    /// Token by token; then of each draft its path, as if there were no other.
+    fn alone(&self) -> Vec<Vec<u32>> {
+        let mut steps = vec![];
+        for sequence in 0..self.lengths.len() {
+            let (start, trunk) = (first(self.lengths, sequence) as u32, self.trunk(sequence) as u32);
+            steps.extend((start..start + trunk).map(|id| vec![id]));
+            let drafts = self.lengths[sequence] as u32 - trunk;
+            let path = |draft| self.path_to(draft).iter().map(|d| start + trunk + d).collect();
+            steps.extend((0..drafts).map(path));
+        }
+        steps
+    }
+
     fn load<D: Device>(&self, device: &D) -> Result<Loaded<D>, Error> {
         Ok(Loaded {
             sinks: self.sinks.as_ref().map(|sinks| device.load_vector(sinks)).transpose()?,
@@ -410,6 +441,22 @@ mod tests {
                 assert_eq!(step.place(row, want), index, "row {row}");
             }
         }
+    }
+
+    #[test]
+    fn drafts_are_alone_on_their_path() {
+        let mut subject = Sequences::new((2, 1, 32), None, None, KvFormat::F16, &LENGTHS, vec![]);
+        subject.drafts = &TREE;
+        let tables = subject.page_tables();
+        let whole = subject.step(&chunked(&LENGTHS, &TREE, 1000, false)[0], &tables);
+        let mut last = vec![None; whole.len()];
+        for ids in subject.alone() {
+            let step = subject.step(&ids, &tables);
+            assert!((0..step.len()).all(|row| !step.is_tree(row)), "{ids:?}");
+            last[*ids.last().unwrap() as usize] = Some(step.positions[step.len() - 1]);
+        }
+        let positions = whole.tokens.iter().map(|id| last[*id as usize]);
+        assert!(positions.eq(whole.positions.iter().map(|p| Some(*p))));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! variant of the device computes them in many *arrangements*: every width around every tile's edge, in other
 //! places, beside other rows and beside a row that is not a number, in steps of every size. A row's bits must always
 //! be those of the reference, which says at once that a variant is right and that a row depends on itself alone.
-//! A variant whose arithmetic has no reference ([`Scope::Prompt`]) is held to its own bits of rows that are alone, and to float64.
+//! An op whose arithmetic has no reference ([`Scope::has_reference`]) is held to its own bits of rows that are alone, and to float64.
 //! The reference in turn must lie within [`compare::Arithmetic`]'s bound of float64, so that both cannot be wrong together.
 //!
 //! It bites only where outputs are poisoned: a device under audit fills memory with NaN before an op writes, so
@@ -163,8 +163,9 @@ pub enum Scope {
     Routed,
     /// Attention.
     Attention,
-    /// Projections of prompt rows in an arithmetic of their own, on operands of 16 bits. There is no reference for its bits: a row
-    /// must be near float64, and wherever it stands have the bits that it has alone.
+    /// All, attention being in an arithmetic of its own; see [`Scope::has_reference`].
+    Card,
+    /// Projections and attention of prompt rows, in an arithmetic of their own: on operands of 16 bits.
     Prompt,
 }
 
@@ -172,10 +173,26 @@ impl Scope {
     /// Whether an op is within.
     pub const fn holds(self, op: Op) -> bool {
         match self {
-            Scope::All => true,
-            Scope::Projections | Scope::Prompt => op.is_projection(),
+            Scope::All | Scope::Card => true,
+            Scope::Projections => op.is_projection(),
+            Scope::Prompt => op.is_projection() || matches!(op, Op::Attention),
             Scope::Routed => matches!(op, Op::Routed | Op::Combine),
             Scope::Attention => matches!(op, Op::Attention),
+        }
+    }
+
+    /// Whether it is the whole device.
+    pub const fn is_whole(self) -> bool {
+        matches!(self, Scope::All | Scope::Card)
+    }
+
+    /// Whether an op's bits are the reference's. Where there is none for them, a row must be near float64, and wherever it stands have
+    /// the bits that it has alone.
+    pub const fn has_reference(self, op: Op) -> bool {
+        match self {
+            Scope::Prompt => false,
+            Scope::Card => !matches!(op, Op::Attention),
+            _ => true,
         }
     }
 }

@@ -4,7 +4,7 @@
 use tessera_formats::DType;
 
 use super::{
-    Op, Scope, Settings, Variant, WIDE_TOKENS,
+    Op, Settings, Variant, WIDE_TOKENS,
     compare::{self, Arithmetic, Cause, Difference, Failure},
     report::{REFERENCE, Row},
 };
@@ -53,6 +53,12 @@ pub(super) trait Subject {
     /// What every variant has to compute.
     fn arrangements(&self) -> Vec<Arrangement>;
 
+    /// Steps in which every row is alone, as far as it can be: all ids are in them, some more than once.
+    fn alone(&self) -> Vec<Vec<u32>> {
+        let facts = self.facts();
+        (0..facts.ids + u32::from(facts.has_bad)).map(|id| vec![id]).collect()
+    }
+
     /// Loads weights and inputs.
     fn load<D: Device>(&self, device: &D) -> Result<Self::Loaded<D>, Error>;
 
@@ -88,7 +94,7 @@ impl<D: Device> Job<D> {
         if settings.is_for_its_kind(dtype) {
             return Job::new(op, dtype.name(), make);
         }
-        let run = Box::new(move |variants: &[Variant<D>]| examine(&make(), &|v| v.scope == Scope::All, variants));
+        let run = Box::new(move |variants: &[Variant<D>]| examine(&make(), &|v| v.scope.is_whole(), variants));
         Job { label: format!("{op} {dtype}"), run }
     }
 }
@@ -145,9 +151,10 @@ fn examine<S: Subject, D: Device>(
         match subject.load(&variant.device) {
             Err(error) => row.count(0, Some(failed(&facts, "loading", 0, &error))),
             Ok(loaded) => {
-                let own = match variant.scope {
-                    Scope::Prompt => alone(subject, &facts, variant, &loaded, &answers, &mut row).map(Some),
-                    _ => Ok(None),
+                let own = if variant.scope.has_reference(facts.op) {
+                    Ok(None)
+                } else {
+                    alone(subject, &facts, variant, &loaded, &answers, &mut row).map(Some)
                 };
                 match own {
                     Err(error) => row.count(0, Some(failed(&facts, "alone", 1, &error))),
@@ -191,9 +198,20 @@ fn alone<S: Subject, D: Device>(
     row: &mut Row,
 ) -> Result<Answers, Error> {
     let (ids, width) = (facts.ids as usize, answers.width);
-    let steps: Vec<Vec<u32>> = (0..facts.ids + u32::from(facts.has_bad)).map(|id| vec![id]).collect();
-    let reference = subject.run(&variant.device, loaded, &steps)?;
-    let (truth, bound) = (answers.truth.clone(), Arithmetic::Halves.bound(width));
+    let steps = subject.alone();
+    let got = subject.run(&variant.device, loaded, &steps)?;
+    let order = steps.concat();
+    let mut reference = vec![f32::NAN; answers.reference.len()];
+    // What a row had last counts: what comes again must have the same bits.
+    for (id, values) in order.iter().zip(got.chunks_exact(width)) {
+        reference[*id as usize * width..][..width].copy_from_slice(values);
+    }
+    if let Some(found) = compare::bits(&got, &order, &reference, width) {
+        row.count(order.len(), Some(failure(facts, "alone, again", 1, found)));
+    }
+    // Keys and values are as coarse on all devices, and set the bound of attention; else operands do.
+    let arithmetic = if facts.op == Op::Attention { facts.arithmetic } else { Arithmetic::Halves };
+    let (truth, bound) = (answers.truth.clone(), arithmetic.bound(width));
     let distances = compare::distances(&reference, &truth, ids, width);
     let found = compare::inexact(&reference, &truth, &distances, width, bound);
     row.count(ids, found.map(|d| failure(facts, "alone", 1, d)));

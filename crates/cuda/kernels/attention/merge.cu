@@ -1,0 +1,52 @@
+// Attention, the last part: the spans of each row whose tokens are in more than one.
+//
+// A block is a row's query head and 64 of its numbers. Warp w adds spans w, w + 8, … in order; the eight sums are added in order.
+
+#define WARPS 8
+#define FEATURES 64
+
+KERNEL __launch_bounds__(WARPS * 32) merge(const float* parts, const float2* stats, const float* sinks, float* y, const u32* rows,
+                                           const u32* lists, u32 first, u32 heads, u32 window, u32 stride) {
+    begin_in_turn();
+    __shared__ float2 sums[WARPS][FEATURES / 2];
+    __shared__ float totals[WARPS];
+    const Step step = {rows, lists};
+    const u32 row = blockIdx.x / heads, head = blockIdx.x % heads, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const u32 count = count_spans(seen_by(step, first + row, window));
+    if (count == 1) return;
+    const u64 at = (u64)blockIdx.x * stride;
+    float highest = sinks ? sinks[head] * LOG2_E : minus_infinity();
+    for (u32 i = lane; i < count; i += 32) highest = larger(highest, stats[at + i].x);
+#pragma unroll
+    for (int width = 16; width > 0; width /= 2) highest = larger(highest, __shfl_xor_sync(0xffffffffu, highest, width));
+
+    const u32 feature = blockIdx.y * FEATURES + lane * 2;
+    const float* own = parts + at * HEAD_DIM + feature;
+    float2 sum = {0.0f, 0.0f};
+    float total = 0.0f;
+#pragma unroll 4
+    for (u32 i = warp; i < count; i += WARPS) {
+        const float2 part = stats[at + i];
+        const float factor = factor_of(part.x, highest);
+        total = fma(part.y, factor, total);
+        // Heads may be odd.
+        if (feature < HEAD_DIM) sum.x = fma(own[(u64)i * HEAD_DIM], factor, sum.x);
+        if (feature + 1 < HEAD_DIM) sum.y = fma(own[(u64)i * HEAD_DIM + 1], factor, sum.y);
+    }
+    sums[warp][lane] = sum;
+    if (lane == 0) totals[warp] = total;
+    __syncthreads();
+    if (warp > 0) return;
+    total = sinks ? exp2_near(sinks[head] * LOG2_E - highest + WEIGHT_BITS) : 0.0f;
+    sum = {0.0f, 0.0f};
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+        sum.x = sum.x + sums[w][lane].x;
+        sum.y = sum.y + sums[w][lane].y;
+        total = total + totals[w];
+    }
+    float* out = y + ((u64)(first + row) * heads + head) * HEAD_DIM + feature;
+    const float factor = total == 0.0f ? 0.0f : 1.0f / total;
+    if (feature < HEAD_DIM) out[0] = sum.x * factor;
+    if (feature + 1 < HEAD_DIM) out[1] = sum.y * factor;
+}

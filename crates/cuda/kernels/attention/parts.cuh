@@ -1,0 +1,42 @@
+// Attention in parts: a row's tokens are cut into spans at fixed positions; what a span gives is a highest score, a sum of weights relative
+// to it, and weighed values. merge.cu adds a row's spans in one order. So its bits depend on no other row.
+//
+// Scores are powers of two: natural ones times log2(e). Weights are 2^14 times what they mean, so that they are f16 with little lost.
+
+#define LOG2_E 1.44269504088896340736f
+#define WEIGHT_BITS 14.0f
+
+DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
+DEVICE float larger(float a, float b) { return b > a ? b : a; } // NaN never becomes it
+
+// The spans that a row's tokens are in.
+DEVICE u32 first_span(const Seen& seen) { return seen.begin / SPAN; }
+DEVICE u32 count_spans(const Seen& seen) { return (seen.end - 1) / SPAN - seen.begin / SPAN + 1; }
+
+// What is subtracted from scores: none are higher; where there is none, anything.
+DEVICE float base_of(float highest) { return highest == minus_infinity() ? 0.0f : highest - WEIGHT_BITS; }
+// The factor on sums relative to a lower score.
+DEVICE float factor_of(float before, float highest) { return before == minus_infinity() ? 0.0f : exp2_near(before - highest); }
+
+// What a block of a kernel of parts writes: of a query head's row, with one span the result, with more the parts.
+struct Output {
+    float* parts;  // [rows][heads][stride][HEAD_DIM]
+    float2* stats; // [rows][heads][stride] of highest score and sum of weights
+    const float* sinks;
+    float* y;
+    u32 first, heads, stride;
+
+    DEVICE_MEMBER u64 place(u32 row, u32 head, const Seen& seen, u32 span) const {
+        return ((u64)(row - first) * heads + head) * stride + (span - first_span(seen));
+    }
+    // The factor on a row's sums, of whose one span they are.
+    DEVICE_MEMBER float factor(u32 head, float highest, float total) const {
+        float before = 1.0f;
+        if (sinks) {
+            const float sink = sinks[head] * LOG2_E, most = larger(highest, sink);
+            before = factor_of(highest, most);
+            total = fma(total, before, exp2_near(sink - most + WEIGHT_BITS));
+        }
+        return total == 0.0f ? 0.0f : before / total;
+    }
+};

@@ -1,0 +1,111 @@
+// Slabs of keys and values on their way into shared memory (Hopper): a ring that one warp fills and warpgroups empty.
+//
+// A slab is 64 tokens by 64 numbers, as pages.cuh lays them out: a bulk copy brings it as it is. Where the places of a page's tokens do not
+// follow each other (drafts that branch), the warp gathers them token by token.
+
+// What is in shared memory: slabs in a ring, and their barriers.
+struct SlabRing {
+    u32 slabs, full, empty;
+
+    DEVICE_MEMBER u32 slab(u32 index) const { return slabs + index % STAGES * SLAB_BYTES; }
+    DEVICE_MEMBER u32 parity(u32 index) const { return index / STAGES % 2; }
+    DEVICE_MEMBER u32 full_of(u32 index) const { return full + 8 * (index % STAGES); }
+    DEVICE_MEMBER u32 empty_of(u32 index) const { return empty + 8 * (index % STAGES); }
+    // One thread; `readers` arrive for each slab that is read.
+    DEVICE_MEMBER void begin(u32 readers) const {
+        for (u32 s = 0; s < STAGES; s++) {
+            barrier_init(full + 8 * s, 1);
+            barrier_init(empty + 8 * s, readers);
+        }
+        barriers_ready();
+    }
+    DEVICE_MEMBER void wait(u32 index) const { barrier_wait(full_of(index), parity(index)); }
+    // A warp has read it.
+    DEVICE_MEMBER void give_back(u32 index) const {
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) barrier_arrive(empty_of(index));
+    }
+};
+
+// Where a page of a head lies, as a row sees it; a copy of a page's slab goes by `page_at` alone where places are plain.
+struct Source {
+    const Step& step;
+    u32 row, end, kv_heads, kv_head, ring;
+
+    DEVICE_MEMBER u64 page_at(u32 page) const { return ((u64)page * kv_heads + kv_head) * HEAD_BYTES; }
+    DEVICE_MEMBER u32 page_of(u32 place) const { return step.page(row, place, ring); }
+    DEVICE_MEMBER bool is_plain(u32 page) const { return step.is_plain(row, (page + 1) * PAGE); }
+};
+
+// The warp that fills the ring.
+struct SlabBringer {
+    const Source& from;
+    const SlabRing& ring;
+    u8* slabs; // the ring's, as a pointer
+    u32 next;
+
+    // Slab `slab` of a page: `page` is that of the sequence, `at` where it lies.
+    DEVICE_MEMBER void bring(const u8* pages, u32 page, u64 at, u32 slab) {
+        const u32 lane = threadIdx.x % 32, index = next++;
+        if (from.is_plain(page)) {
+            if (lane > 0) return;
+            barrier_wait(ring.empty_of(index), ring.parity(index) ^ 1);
+            barrier_expect(ring.full_of(index), SLAB_BYTES);
+            copy_bulk(ring.slab(index), pages + at + slab * SLAB_BYTES, SLAB_BYTES, ring.full_of(index));
+            return;
+        }
+        if (lane == 0) barrier_wait(ring.empty_of(index), ring.parity(index) ^ 1);
+        __syncwarp();
+        gather(slabs + index % STAGES * SLAB_BYTES, pages, page, slab);
+        writes_before_copies();
+        __syncwarp();
+        if (lane == 0) barrier_arrive(ring.full_of(index));
+    }
+    // Token by token; zeros where none is seen.
+    DEVICE_MEMBER void gather(u8* out, const u8* pages, u32 page, u32 slab) const {
+        const u32 lane = threadIdx.x % 32, parts = FORMAT == 1 ? 8 : 4;
+        for (u32 i = lane; i < PAGE * parts; i += 32) {
+            const u32 token = i / parts, part = i % parts, position = page * PAGE + token;
+            uint4 numbers = make_uint4(0, 0, 0, 0);
+            float2 scales = make_float2(0.0f, 0.0f);
+            if (position < from.end) {
+                const u32 place = from.step.place(from.row, position), slot = place % PAGE;
+                const u8* in = pages + from.page_at(from.page_of(place)) + slab * SLAB_BYTES;
+#if FORMAT == 1
+                numbers = *(const uint4*)(in + slot * 128 + (part ^ (token % 8) ^ (slot % 8)) * 16);
+#else
+                numbers = *(const uint4*)(in + slot * 64 + part * 16);
+                if (part == 0) scales = *(const float2*)(in + SLAB_CODES + slot * 8);
+#endif
+            }
+            *(uint4*)(out + i * 16) = numbers;
+#if FORMAT == 2
+            if (part == 0) *(float2*)(out + SLAB_CODES + token * 8) = scales;
+#endif
+        }
+    }
+};
+
+// A query into shared memory as f16, slab by slab; `rows` of them are in a slab. A power of two brings the largest number near 1; what undoes
+// it is returned. One warp.
+DEVICE float keep_query(u8* out, u32 rows, u32 row, const float* query) {
+    const u32 lane = threadIdx.x % 32;
+    float largest = 0.0f;
+    if (query)
+        for (u32 d = lane; d < HEAD_DIM; d += 32) largest = fmaxf(largest, fabsf(query[d]));
+#pragma unroll
+    for (int width = 16; width > 0; width /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, width));
+    // Its exponent, within what has an inverse.
+    const u32 bits = __float_as_uint(largest) >> 23 & 0xff, exponent = bits < 27 ? 27 : bits > 227 ? 227 : bits;
+    const float up = __uint_as_float((254 - exponent) << 23), down = __uint_as_float(exponent << 23);
+    for (u32 part = lane; part < HEAD_DIM / 8; part += 32) {
+        uint4 halves = make_uint4(0, 0, 0, 0);
+        if (query) {
+            const float4 a = *(const float4*)(query + part * 8), b = *(const float4*)(query + part * 8 + 4);
+            halves = make_uint4(pair_of_halves(a.x * up, a.y * up), pair_of_halves(a.z * up, a.w * up),
+                                pair_of_halves(b.x * up, b.y * up), pair_of_halves(b.z * up, b.w * up));
+        }
+        *(uint4*)(out + (part / 8 * rows + row) * 128 + ((part % 8) ^ (row % 8)) * 16) = halves;
+    }
+    return down;
+}

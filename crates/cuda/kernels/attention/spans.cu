@@ -1,0 +1,313 @@
+// Attention of few rows on Hopper: keys and values pass once, and the matrix units hide what is done with them.
+//
+// A block is a tile of columns (tiles.cuh), a head of keys and values, and a span of tokens. A page's scores are the product of its keys, 64
+// rows of `wgmma`, by the columns' queries; weighed values are values, turned, by weights. So both kinds of slabs are operands as they lie in
+// memory, and a warp's bytes are on their way while others are multiplied. With two warpgroups each has a page's scores and half the numbers
+// of values: GROUPS pages are taken at a time, and meet twice, for the highest scores and for weights.
+//
+// What a column gets depends on no other: pages that it does not see add zero times its factor of one.
+
+#define GROUPS (SLABS % 2 == 0 ? 2 : 1)
+#define OWN (SLABS / GROUPS)
+#define CONSUMERS (GROUPS * 128)
+#define WARPS (GROUPS * 4)
+#define SUMS (COLUMNS / 2)
+#define SPAN_PAGES (SPAN / PAGE)
+#define OPERAND_BYTES (PAGE * 128)
+#define QUERY_BYTES (SLABS * COLUMNS * 128)
+#define WEIGHT_BYTES (GROUPS * COLUMNS * 128)
+// Wide tiles need more registers than a third of a processor's.
+#define SHARES_REGISTERS (GROUPS == 2 && RESIDENT == 1)
+// Codes become f16 in operands of their own.
+#define EXPANDED_BYTES (FORMAT == 2 ? GROUPS * 2 * OPERAND_BYTES : 0)
+#define REST_BYTES (WARPS * COLUMNS * 8 + COLUMNS * 12 + STAGES * 16)
+
+static_assert(THREADS == CONSUMERS + 128 && OWN * SUMS <= 128 && SPAN_PAGES <= 32, "warpgroups that multiply, and one that copies");
+static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + WEIGHT_BYTES + EXPANDED_BYTES + STAGES * SLAB_BYTES + REST_BYTES, "as the host reckons");
+
+// A warpgroup at its slabs.
+struct Consumer {
+    SlabRing ring;
+    u8* slabs;
+    u32 group, expanded;
+    u8* expanded_at;
+    // Slabs whose products are on their way are given back behind those of the next.
+    u32 pending;
+    u32 count;
+
+    DEVICE_MEMBER void wait_for_group() const { wait_for_threads(2 + group, 128); }
+
+    // The operand of a slab, of whose tokens `from .. to` are seen; others are zeros, for they may hold anything.
+    DEVICE_MEMBER u32 operand(u32 index, bool is_whole, u32 from, u32 to) {
+        ring.wait(index);
+        const u32 token = threadIdx.x % 128 / 2, half = threadIdx.x % 2;
+        const bool is_seen = is_whole || (token >= from && token < to);
+#if FORMAT == 1
+        if (!is_whole) {
+            uint4* row = (uint4*)(slabs + index % STAGES * SLAB_BYTES + token * 128 + half * 64);
+            if (!is_seen)
+                for (int i = 0; i < 4; i++) row[i] = make_uint4(0, 0, 0, 0);
+            writes_before_copies();
+            wait_for_group();
+        }
+        return ring.slab(index);
+#else
+        const u32 place = (group * 2 + count++ % 2) * OPERAND_BYTES;
+        const u8* slab = slabs + index % STAGES * SLAB_BYTES;
+        const float scale = *(const float*)(slab + SLAB_CODES + (token * 2 + half) * 4);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const uint2 codes = *(const uint2*)(slab + token * 64 + half * 32 + i * 8);
+            auto number = [&](u32 word, int byte) { return scale * (float)(signed char)(word >> (8 * byte)); };
+            auto pair = [&](u32 word, int byte) { return pair_of_halves(number(word, byte), number(word, byte + 1)); };
+            uint4 halves = make_uint4(pair(codes.x, 0), pair(codes.x, 2), pair(codes.y, 0), pair(codes.y, 2));
+            if (!is_seen) halves = make_uint4(0, 0, 0, 0);
+            *(uint4*)(expanded_at + place + token * 128 + ((half * 4 + i) ^ (token % 8)) * 16) = halves;
+        }
+        ring.give_back(index);
+        writes_before_copies();
+        products_wait<0>();
+        wait_for_group();
+        return expanded + place;
+#endif
+    }
+    // Behind the products of a slab.
+    DEVICE_MEMBER void commit(u32 index) {
+        products_commit();
+#if FORMAT == 1
+        products_wait<1>();
+        if (pending != 0xffffffffu) ring.give_back(pending);
+        pending = index;
+#endif
+    }
+    DEVICE_MEMBER void finish() {
+        products_wait<0>();
+        if (pending != 0xffffffffu) ring.give_back(pending);
+        pending = 0xffffffffu;
+    }
+};
+
+KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8* key_pages, const u8* value_pages, float* parts,
+                                                  float2* stats, const float* sinks, float* y, const u32* rows, const u32* lists,
+                                                  u32 first, u32 count, u32 heads, u32 kv_heads, u32 ring_pages, u32 window,
+                                                  u32 stride, float scale, u32 has_cap, float cap) {
+    begin_in_turn();
+    DYNAMIC_SHARED(u8, dynamic);
+    u8* const shared = dynamic + ((1024 - (shared_address(dynamic) & 1023)) & 1023);
+    u8* const weights = shared + QUERY_BYTES;
+    u8* const expanded = weights + WEIGHT_BYTES;
+    u8* const slabs = expanded + EXPANDED_BYTES;
+    float2* const tops = (float2*)(slabs + STAGES * SLAB_BYTES); // [WARPS][COLUMNS / 2]
+    float* const totals = (float*)tops + WARPS * COLUMNS;       // [WARPS][COLUMNS]
+    float* const factors = totals + WARPS * COLUMNS;
+    u32* const begins = (u32*)factors + COLUMNS;
+    u32* const ends = begins + COLUMNS;
+    const u32 barriers = shared_address(ends + COLUMNS);
+    const SlabRing ring = {shared_address(slabs), barriers, barriers + 8 * STAGES};
+
+    const Step step = {rows, lists};
+    const Tile tile = tile_of(step, first, count, heads, kv_heads);
+    if (tile.columns == 0) return;
+    const Seen oldest = seen_by(step, tile.row, window), newest = seen_by(step, tile.row_of(tile.columns - 1), window);
+    const u32 span = first_span(oldest) + blockIdx.y;
+    const u32 begin = max(oldest.begin, span * SPAN), end = min(newest.end, (span + 1) * SPAN);
+    if (begin >= end) return;
+    const u32 from_page = begin / PAGE, to_page = (end + PAGE - 1) / PAGE;
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    if (threadIdx.x == 0) ring.begin(4);
+    __syncthreads();
+
+    if (warp >= WARPS) {
+#if SHARES_REGISTERS
+        give_registers<40>();
+#endif
+        if (warp > WARPS) return;
+        const Source source = {step, tile.row, newest.end, kv_heads, blockIdx.z, ring_pages};
+        SlabBringer bringer = {source, ring, slabs, 0};
+        // A lane looks up a page.
+        const u32 own = span * SPAN_PAGES + lane;
+        u32 known = 0;
+        if (own >= from_page && own < to_page && source.is_plain(own)) known = source.page_of(own * PAGE);
+        auto place = [&](u32 page) { return source.page_at(__shfl_sync(0xffffffffu, known, page % SPAN_PAGES)); };
+        for (u32 i = from_page / GROUPS * GROUPS; i < to_page; i += GROUPS) {
+            const u32 low = max(i, from_page), high = min(i + GROUPS, to_page);
+            const u64 at_low = place(low), at_high = place(high - 1);
+            for (u32 s = 0; s < SLABS; s++)
+                for (u32 p = low; p < high; p++) bringer.bring(key_pages, p, p == low ? at_low : at_high, s);
+            for (u32 p = low; p < high; p++)
+                for (u32 s = 0; s < SLABS; s++)
+                    bringer.bring(value_pages, p, p == low ? at_low : at_high, s % GROUPS * OWN + s / GROUPS);
+        }
+        return;
+    }
+
+#if SHARES_REGISTERS
+    take_registers<232>();
+#endif
+    for (u32 c = warp; c < COLUMNS; c += WARPS) {
+        const bool is_one = c < tile.columns;
+        const u32 row = tile.row_of(is_one ? c : 0);
+        const float* query = queries + ((u64)row * heads + tile.head_of(c)) * HEAD_DIM;
+        const float down = keep_query(shared, COLUMNS, c, is_one ? query : 0);
+        if (lane == 0) {
+            const Seen seen = seen_by(step, row, window);
+            factors[c] = down * scale * (has_cap ? 1.0f : LOG2_E);
+            begins[c] = seen.begin;
+            ends[c] = is_one ? seen.end : 0;
+        }
+    }
+    writes_before_copies();
+    wait_for_threads(1, CONSUMERS);
+
+    const u32 group = warp / 4, own_key = warp % 4 * 16 + lane / 4, column = lane % 4 * 2;
+    Consumer consumer = {ring, slabs, group, shared_address(expanded), expanded, 0xffffffffu, 0};
+    const u32 queries_at = shared_address(shared), weights_at = shared_address(weights);
+    float sums[OWN][SUMS] = {}, highest[SUMS / 2], total[SUMS / 2] = {};
+#pragma unroll
+    for (int i = 0; i < SUMS / 2; i++) highest[i] = minus_infinity();
+    u32 next = 0;
+#pragma unroll 1
+    for (u32 i = from_page / GROUPS * GROUPS; i < to_page; i += GROUPS) {
+        const u32 low = max(i, from_page), high = min(i + GROUPS, to_page), present = high - low, page = i + group;
+        const bool is_here = page >= low && page < high;
+        // Whether all columns see all of a page.
+        auto is_whole = [&](u32 p) { return p * PAGE >= newest.begin && (p + 1) * PAGE <= oldest.end; };
+        float scores[SUMS];
+#pragma unroll
+        for (int j = 0; j < SUMS; j++) scores[j] = 0.0f;
+        if (is_here) {
+#pragma unroll
+            for (int s = 0; s < SLABS; s++) {
+                const u32 index = next + s * present + (page - low);
+                const u64 keys = operand_of(consumer.operand(index, true, 0, PAGE));
+                const u64 others = operand_of(queries_at + s * COLUMNS * 128);
+                products_begin();
+#pragma unroll
+                for (int k = 0; k < 4; k++) multiply_shared<COLUMNS>(scores, keys + k * 2, others + k * 2);
+                consumer.commit(index);
+            }
+            consumer.finish();
+        }
+        next += SLABS * present;
+
+        float2 now[SUMS / 4];
+#pragma unroll
+        for (int j = 0; j < COLUMNS / 8; j++) {
+            const float2 up = *(const float2*)&factors[j * 8 + column];
+            float top[2] = {minus_infinity(), minus_infinity()};
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    float& score = scores[j * 4 + h * 2 + e];
+                    score = score * (e ? up.y : up.x);
+                    if (has_cap) score = canonical_soft_cap(score, cap) * LOG2_E;
+                    if (!is_here || !is_whole(page)) {
+                        const u32 position = page * PAGE + own_key + h * 8, c = j * 8 + column + e;
+                        if (!is_here || position < begins[c] || position >= ends[c]) score = minus_infinity();
+                    }
+                    top[e] = larger(top[e], score);
+                }
+#pragma unroll
+                for (int width = 4; width < 32; width *= 2) top[e] = larger(top[e], __shfl_xor_sync(0xffffffffu, top[e], width));
+            }
+            now[j] = make_float2(top[0], top[1]);
+            if (lane < 4) tops[warp * (COLUMNS / 2) + j * 4 + lane] = now[j];
+        }
+        wait_for_threads(1, CONSUMERS);
+        bool is_moved = false;
+        float keep[SUMS / 2];
+#pragma unroll
+        for (int j = 0; j < COLUMNS / 8; j++) {
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) {
+                const float2 other = tops[w * (COLUMNS / 2) + j * 4 + lane % 4];
+                now[j] = make_float2(larger(now[j].x, other.x), larger(now[j].y, other.y));
+            }
+            u32 halves[2];
+            float weight[4];
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float& before = highest[j * 2 + e];
+                const float top = larger(before, e ? now[j].y : now[j].x), base = base_of(top);
+                is_moved |= top != before;
+                keep[j * 2 + e] = factor_of(before, top);
+                before = top;
+                weight[e] = exp2_near(scores[j * 4 + e] - base);
+                weight[2 + e] = exp2_near(scores[j * 4 + 2 + e] - base);
+            }
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                halves[h] = pair_of_halves(weight[h * 2], weight[h * 2 + 1]);
+                // Sums are of weights as they are multiplied.
+                weight[h * 2] = half_to_float(halves[h]);
+                weight[h * 2 + 1] = half_to_float(halves[h] >> 16);
+            }
+#pragma unroll
+            for (int e = 0; e < 2; e++) total[j * 2 + e] = fma(total[j * 2 + e], keep[j * 2 + e], weight[e] + weight[2 + e]);
+            // Of lanes 0 to 15, each names where eight keys of a column go.
+            const u32 to = j * 8 + lane % 8, part = warp % 4 * 2 + lane / 8 % 2;
+            store_turned(weights_at + (group * COLUMNS + to) * 128 + (part ^ (to % 8)) * 16, halves[0], halves[1]);
+        }
+        if (__any_sync(0xffffffffu, is_moved)) {
+#pragma unroll
+            for (int o = 0; o < OWN; o++)
+#pragma unroll
+                for (int j = 0; j < SUMS; j++) sums[o][j] = sums[o][j] * keep[j / 4 * 2 + j % 2];
+        }
+        writes_before_copies();
+        wait_for_threads(1, CONSUMERS);
+
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++) {
+            const u32 p = i + g;
+            if (p < low || p >= high) continue;
+            const u32 from = begin > p * PAGE ? begin - p * PAGE : 0, to = min(end - p * PAGE, (u32)PAGE);
+#pragma unroll
+            for (int o = 0; o < OWN; o++) {
+                const u32 index = next + (p - low) * SLABS + o * GROUPS + group;
+                const u64 values = turned_operand_of(consumer.operand(index, from == 0 && to == PAGE, from, to), OPERAND_BYTES);
+                const u64 others = operand_of(weights_at + g * COLUMNS * 128);
+                products_begin();
+#pragma unroll
+                for (int k = 0; k < 4; k++) multiply_turned<COLUMNS>(sums[o], values + k * 128, others + k * 2);
+                consumer.commit(index);
+            }
+            consumer.finish();
+        }
+        next += SLABS * present;
+    }
+
+    // Each warp has the weights of its keys.
+#pragma unroll
+    for (int i = 0; i < SUMS / 2; i++) {
+#pragma unroll
+        for (int width = 4; width < 32; width *= 2) total[i] = total[i] + __shfl_xor_sync(0xffffffffu, total[i], width);
+        if (lane < 4) totals[warp * COLUMNS + i / 2 * 8 + lane * 2 + i % 2] = total[i];
+    }
+    wait_for_threads(1, CONSUMERS);
+    const Output out = {parts, stats, sinks, y, first, heads, stride};
+#pragma unroll
+    for (int i = 0; i < SUMS / 2; i++) {
+        const u32 c = i / 2 * 8 + column + i % 2;
+        if (c >= tile.columns) continue;
+        const u32 row = tile.row_of(c), head = tile.head_of(c);
+        const Seen seen = seen_by(step, row, window);
+        // A tile's rows may begin, or end, a span apart.
+        if (span < first_span(seen) || span >= first_span(seen) + count_spans(seen)) continue;
+        float weight = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) weight = weight + totals[w * COLUMNS + c];
+        const bool is_one = count_spans(seen) == 1;
+        const float factor = is_one ? out.factor(head, highest[i], weight) : 1.0f;
+        float* to = is_one ? y + ((u64)row * heads + head) * HEAD_DIM : parts + out.place(row, head, seen, span) * HEAD_DIM;
+        if (!is_one && warp == 0 && lane < 4) stats[out.place(row, head, seen, span)] = make_float2(highest[i], weight);
+#pragma unroll
+        for (int o = 0; o < OWN; o++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const u32 d = (group * OWN + o) * 64 + own_key + h * 8;
+                to[d] = sums[o][i / 2 * 4 + h * 2 + i % 2] * factor + 0.0f;
+            }
+    }
+}
