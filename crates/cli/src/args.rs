@@ -14,6 +14,7 @@ use crate::{
     commands::kernels::Kernels,
     device::{Numerics, Place},
     machine,
+    model::Keep,
     talk::Talk,
 };
 
@@ -67,7 +68,8 @@ pub(crate) enum Command {
   tessera run gemma3:270m \"Name three rivers.\" --temperature 0 --max-tokens 64
   tessera run smollm2:135m < question.txt
   tessera run model.gguf --raw \"Once upon a time\" --stats
-  tessera run smollm2:135m \"Say yes or no.\" --json --logprobs 5")]
+  tessera run smollm2:135m \"Say yes or no.\" --json --logprobs 5
+  tessera run smollm2:135m --system \"$(cat rules.txt)\" --state rules.state \"May I?\"   reads the rules once")]
 pub(crate) struct Run {
     /// The model [default: smollm2:135m]. A lone argument that names no model is taken as the prompt
     pub(crate) model: Option<String>,
@@ -94,6 +96,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) sampling: Sampling,
     #[command(flatten)]
+    pub(crate) keep: Keep,
+    #[command(flatten)]
     pub(crate) engine: Engine,
 }
 
@@ -115,6 +119,8 @@ pub(crate) struct Chat {
     pub(crate) talk: Talk,
     #[command(flatten)]
     pub(crate) sampling: Sampling,
+    #[command(flatten)]
+    pub(crate) keep: Keep,
     #[command(flatten)]
     pub(crate) engine: Engine,
 }

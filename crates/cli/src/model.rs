@@ -3,9 +3,13 @@
 //! Opening reads the file's header only, so that a prompt that does not fit, or a template that fails, is known
 //! before weights are packed.
 
-use std::{ops::Range, path::Path};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
+use clap::Args;
 use tessera_engine::{
     ChatTemplate, Checkpoint, Config, Error, LoadOptions, Session, Special, Tokenizer,
     models::{self, CONTEXT_DEFAULT},
@@ -21,12 +25,24 @@ use crate::{
     ui::{self, Failure},
 };
 
+/// What stays when the program ends.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct Keep {
+    /// Keep what was computed in FILE. Where it is there already, begin from it: what the text shares with that is not computed
+    /// again. It belongs to one model and its settings
+    #[arg(long, value_name = "FILE")]
+    pub(crate) state: Option<PathBuf>,
+}
+
 /// An opened model.
 pub(crate) struct Model {
     checkpoint: Checkpoint,
     config: Config,
     tokenizer: Tokenizer,
     engine: Engine,
+    /// Where the session begins, and what it leaves.
+    state: Option<PathBuf>,
     /// None until it is loaded.
     session: Option<Session>,
 }
@@ -52,7 +68,23 @@ impl Model {
         models::check_architecture(&checkpoint)?;
         let config = Config::read(&checkpoint)?;
         let tokenizer = checkpoint.tokenizer()?;
-        Ok(Model { checkpoint, config, tokenizer, engine: engine.clone(), session: None })
+        Ok(Model { checkpoint, config, tokenizer, engine: engine.clone(), state: None, session: None })
+    }
+
+    /// The same, its session beginning from a state file if that is there.
+    pub(crate) fn keeping(self, keep: &Keep) -> Model {
+        Model { state: keep.state.clone(), ..self }
+    }
+
+    /// Writes the session to its state file, if it has one.
+    ///
+    /// # Errors
+    /// Where the device fails, or the file cannot be written.
+    pub(crate) fn save_state(&self) -> Result<()> {
+        if let (Some(file), Some(session)) = (&self.state, &self.session) {
+            session.save(file)?;
+        }
+        Ok(())
     }
 
     /// Tokens in its vocabulary.
@@ -144,13 +176,22 @@ impl Model {
         if tokens > context.next_multiple_of(tessera_ops::PAGE_TOKENS) {
             return Err(self.too_long(tokens, context)); // before all the work
         }
-        let options = LoadOptions { context: Some(context), kv_format: self.engine.cache.format };
+        let options = LoadOptions {
+            context: Some(context),
+            kv_format: self.engine.cache.format,
+            step_rows: self.engine.chunk,
+            ..LoadOptions::default()
+        };
         let device = Opened::open(&self.engine.compute, &self.engine.placement)?;
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let progress = &mut |progress: tessera_engine::weights::Progress| bar.set_position(progress.bytes_done);
         let model = device.load(&self.checkpoint, &options, progress);
         bar.finish_and_clear();
-        Ok(Session::new(model?, self.engine.chunk))
+        let mut session = Session::new(model?, self.engine.chunk);
+        if let Some(file) = self.state.as_deref().filter(|file| file.exists()) {
+            session.load(file)?;
+        }
+        Ok(session)
     }
 
     /// The error of a text that is too long, in the words of the command line.

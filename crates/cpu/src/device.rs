@@ -124,6 +124,11 @@ impl Device for CpuDevice {
         format!("CPU ({}, {threads} thread{s}{comma}{forced})", self.workers.isa.title())
     }
 
+    fn cache_form(&self) -> String {
+        // Threads and instruction sets change no bit.
+        "CPU".to_owned()
+    }
+
     fn load_matrix(&self, source: &MatrixSource) -> Result<PackedMatrix, Error> {
         PackedMatrix::pack(source, &self.workers.pool)
     }

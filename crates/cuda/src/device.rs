@@ -172,6 +172,14 @@ impl Device for CudaDevice {
         self.role.is_some()
     }
 
+    fn cache_form(&self) -> String {
+        let numerics = match self.numerics() {
+            Numerics::ByRole => "role",
+            Numerics::Uniform => "uniform",
+        };
+        format!("{}, {numerics} numerics", self.name())
+    }
+
     fn load_matrix(&self, source: &MatrixSource) -> Result<PackedMatrix, Error> {
         PackedMatrix::load(&self.gpu, source, 1)
     }

@@ -2,7 +2,7 @@
 
 use tessera_formats::FormatError;
 
-use crate::{sampler::SamplingError, synth::SynthError, tokenizer::TokenizerError};
+use crate::{sampler::SamplingError, state::StateError, synth::SynthError, tokenizer::TokenizerError};
 
 /// Errors of loading and running a model.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +16,8 @@ pub enum Error {
     Step(#[from] tessera_ops::Error),
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    #[error(transparent)]
+    State(#[from] StateError),
     #[error("synthetic model: {0}")]
     Synth(#[from] SynthError),
     #[error("{file}: {source}")]
@@ -41,6 +43,8 @@ pub enum Error {
     ContextFull { tokens: usize, context: usize, trained: usize },
     #[error("the cache has {free} free pages and {pages} are needed; close a sequence or ask for a larger context")]
     CacheFull { pages: usize, free: usize },
+    #[error("the cache has room for {rings} sequences at once, and all are open; close one or ask for more")]
+    RingsFull { rings: usize },
     #[error(
         "the draft model has {found} tokens and the model {expected}; a draft model must have the same vocabulary, choose \
          another of the same family"

@@ -133,6 +133,7 @@ fn prefill(session: &mut Session, prompt: &[u32]) -> Result<usize, Error> {
     }
     let reused = session.common_prefix(prompt).min(prompt.len() - 1);
     session.rewind(reused);
+    let reused = session.tokens().len();
     session.prefill(&prompt[reused..])?;
     Ok(reused)
 }

@@ -1,8 +1,10 @@
 //! One sequence on a model: its tokens, its pages of the cache, and the steps that compute it.
 
-use tessera_ops::{Batch, Role};
+use std::path::Path;
 
-use crate::{Config, Error, models::LanguageModel};
+use tessera_ops::{Batch, PAGE_TOKENS, Role};
+
+use crate::{Config, Error, Snapshot, models::LanguageModel, sequences::rings::Reach, state};
 
 /// Prompt tokens computed in one step, unless chosen otherwise. It changes memory and speed, never a result.
 pub const CHUNK_DEFAULT: usize = 512;
@@ -14,6 +16,8 @@ pub struct Session {
     tokens: Vec<u32>,
     /// The first of them that was not computed as part of a prompt.
     prompt_len: usize,
+    /// Of its ring, where the model keeps one.
+    reach: Reach,
     /// The pages of the sequence, in order.
     pages: Vec<u32>,
     chunk: usize,
@@ -24,8 +28,10 @@ pub struct Session {
 impl Session {
     /// An empty sequence. Prompts are computed in steps of `chunk` tokens (at least 1).
     pub fn new(model: Box<dyn LanguageModel>, chunk: usize) -> Session {
-        let pages = (0..model.cache_tokens().div_ceil(tessera_ops::PAGE_TOKENS) as u32).collect();
-        Session { model, tokens: Vec::new(), prompt_len: 0, pages, chunk: chunk.max(1), logits: Vec::new() }
+        let pages = (0..model.cache_tokens().div_ceil(PAGE_TOKENS) as u32).collect();
+        let chunk = chunk.clamp(1, model.rings().map_or(usize::MAX, |rings| rings.rows_max));
+        let reach = Reach::default();
+        Session { model, tokens: Vec::new(), prompt_len: 0, reach, pages, chunk, logits: Vec::new() }
     }
 
     /// The model's shape.
@@ -53,8 +59,14 @@ impl Session {
         &mut self.logits
     }
 
-    /// Forgets all tokens from position `len` on.
+    /// Forgets all tokens from position `len` on. Where the model's ring has not kept what goes on from there sees, it forgets
+    /// all.
     pub fn rewind(&mut self, len: usize) {
+        let len = len.min(self.tokens.len());
+        let len = if self.reach.can_go_on_at(len, self.model.rings()) { len } else { 0 };
+        if len == 0 {
+            self.reach = Reach::default();
+        }
         self.tokens.truncate(len);
         self.prompt_len = self.prompt_len.min(len);
     }
@@ -63,6 +75,59 @@ impl Session {
     pub fn common_prefix(&self, tokens: &[u32]) -> usize {
         let usable = if self.model.roles_agree() { self.tokens.len() } else { self.prompt_len };
         self.tokens[..usable].iter().zip(tokens).take_while(|(a, b)| a == b).count()
+    }
+
+    /// Copies the sequence out of the cache.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn snapshot(&self) -> Result<Snapshot, Error> {
+        let mut pages = Vec::new();
+        for page in &self.pages[..self.tokens.len().div_ceil(PAGE_TOKENS)] {
+            self.model.read_page(*page, &mut pages)?;
+        }
+        let mut ring = Vec::new();
+        self.model.read_ring(0, &mut ring)?;
+        let (tokens, prompt_tokens) = (self.tokens.clone(), self.prompt_len);
+        Ok(Snapshot { tokens, prompt_tokens, pages, ring, ring_end: self.reach.end })
+    }
+
+    /// Makes the sequence what it was when the snapshot was taken, but for the logits: at least one token has to be computed
+    /// before these are there.
+    ///
+    /// # Errors
+    /// If it is longer than the context, or of another model's cache, or the device fails. The sequence is empty then.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.rewind(0);
+        self.logits.clear();
+        self.room_for(snapshot.tokens.len())?;
+        let count = snapshot.tokens.len().div_ceil(PAGE_TOKENS);
+        let page_bytes = (snapshot.pages.len() / count.max(1)).max(1);
+        for (page, bytes) in self.pages[..count].iter().zip(snapshot.pages.chunks_exact(page_bytes)) {
+            self.model.write_page(*page, bytes)?;
+        }
+        self.model.write_ring(0, &snapshot.ring)?;
+        self.reach = Reach { end: snapshot.ring_end };
+        self.tokens.clone_from(&snapshot.tokens);
+        self.prompt_len = snapshot.prompt_tokens;
+        Ok(())
+    }
+
+    /// Writes the sequence to a file, which is replaced once the new one is whole.
+    ///
+    /// # Errors
+    /// If the device fails, or the file cannot be written.
+    pub fn save(&self, file: &Path) -> Result<(), Error> {
+        Ok(state::write(file, &self.model.owner()?, &self.snapshot()?)?)
+    }
+
+    /// Goes on from what [`Session::save`] wrote.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is damaged or of another version, model or cache; the sequence is as it was then.
+    pub fn load(&mut self, file: &Path) -> Result<(), Error> {
+        let snapshot = state::read(file, &self.model.owner()?)?;
+        self.restore(&snapshot)
     }
 
     /// Computes prompt tokens after those that are there. The logits of the last are kept.
@@ -119,6 +184,7 @@ impl Session {
             self.prompt_len += tokens.len();
         }
         self.tokens.extend_from_slice(tokens);
+        self.reach.wrote(self.tokens.len());
         Ok(())
     }
 }

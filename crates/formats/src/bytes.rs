@@ -46,6 +46,14 @@ impl Bytes {
         self.range.is_empty()
     }
 
+    /// The bytes, unless they are yet to be made.
+    pub fn held(&self) -> Option<&[u8]> {
+        match &self.owner {
+            Owner::Held(_) => Some(self),
+            Owner::Produced(..) => None,
+        }
+    }
+
     /// A part of these bytes, or none where `range` reaches beyond them.
     pub fn slice(&self, range: Range<usize>) -> Option<Bytes> {
         if range.start > range.end || range.end > self.range.len() {

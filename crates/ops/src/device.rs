@@ -234,6 +234,12 @@ pub trait Device: Send + Sync + Sized + 'static {
         true
     }
 
+    /// What the numbers in a cache, and the bytes of its pages, depend on beside model and layout: pages go from one device to
+    /// another where this is the same.
+    fn cache_form(&self) -> String {
+        self.name()
+    }
+
     /// Packs a matrix for [`Device::project`]: a lossless re-ordering, in parallel.
     ///
     /// # Errors

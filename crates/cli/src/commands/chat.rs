@@ -36,7 +36,7 @@ const HISTORY_LINES: usize = 1000;
 
 /// Holds the conversation until its user leaves.
 pub(crate) fn main(args: &Chat) -> Result<()> {
-    let mut model = Model::open(&args.model, &args.engine)?;
+    let mut model = Model::open(&args.model, &args.engine)?.keeping(&args.keep);
     let talk = model.conversation(&args.talk, None)?;
     let mut input = Input::open()?;
     let stop = Arc::new(AtomicBool::new(false));
@@ -76,7 +76,7 @@ pub(crate) fn main(args: &Chat) -> Result<()> {
             }
         }
     }
-    Ok(())
+    model.save_state()
 }
 
 /// Generates a reply to the conversation so far, printing it as it comes.

@@ -8,12 +8,12 @@ use std::{
 
 use anyhow::Result;
 use serde_json::json;
-use tessera_engine::{Checkpoint, Config, models, synth};
+use tessera_engine::{Checkpoint, Config, LoadOptions, models, synth};
 use tessera_formats::{
     Gguf, Tensor,
     gguf::{Array, Value},
 };
-use tessera_ops::{KvFormat, KvLayout, PAGE_TOKENS};
+use tessera_ops::{KvLayout, PAGE_TOKENS};
 
 use crate::{
     args::Inspect,
@@ -196,7 +196,7 @@ fn of_gguf(checkpoint: &Checkpoint, container: String) -> Option<Facts> {
 
 /// What keys and values take; none if the metadata does not say or says nonsense.
 fn cache(checkpoint: &Checkpoint) -> Option<KvLayout> {
-    Config::read(checkpoint).ok().map(|config| models::kv_layout(&config, KvFormat::F16))
+    Config::read(checkpoint).ok().map(|config| models::kv_layout(&config, &LoadOptions::default()))
 }
 
 fn of_checkpoint(path: &Path) -> Result<Facts> {

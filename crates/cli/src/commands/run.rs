@@ -26,7 +26,7 @@ pub(crate) fn main(args: &Run) -> Result<()> {
     if prompt.is_empty() {
         return Err(Failure::new("the prompt is empty", "give some text").into());
     }
-    let mut model = Model::open(&name, &args.engine)?;
+    let mut model = Model::open(&name, &args.engine)?.keeping(&args.keep);
     let (tokens, parser) = match conversation(args, &model)? {
         Some(talk) => {
             let (tokens, parser) = talk.prompt(model.tokenizer(), &messages(args, &prompt))?;
@@ -42,6 +42,7 @@ pub(crate) fn main(args: &Run) -> Result<()> {
     };
     let reply = reply(&mut model, &request, parser, &AtomicBool::new(false), &mut |piece| printer.piece(piece))?;
     printer.end(&name, &reply)?;
+    model.save_state()?;
     if args.engine.stats {
         ui::note(&reply.stats());
     }
@@ -107,6 +108,7 @@ impl Printer {
             "text": reply.message.content,
             "finish_reason": reply.finish_reason(),
             "prompt_tokens": reply.outcome.prompt_tokens,
+            "cached_tokens": reply.outcome.reused_tokens,
             "reply_tokens": reply.outcome.tokens.len(),
             "seed": reply.seed,
             "prefill_tokens_per_second": reply.prefill_speed(),

@@ -295,7 +295,12 @@ impl Models {
     /// The model on the device, with its cache.
     fn sequences(&self, checkpoint: &Checkpoint) -> Result<Sequences> {
         models::check_architecture(checkpoint)?;
-        let options = LoadOptions { context: Some(self.args.limits.cache_tokens), kv_format: self.args.cache.format };
+        let options = LoadOptions {
+            context: Some(self.args.limits.cache_tokens),
+            kv_format: self.args.cache.format,
+            sequences: self.args.limits.max_batch,
+            step_rows: self.args.limits.step_tokens,
+        };
         let bar = ui::bytes_bar("loading", checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let model = self.device()?.load(checkpoint, &options, &mut |progress| {
             bar.set_position(progress.bytes_done);

@@ -159,3 +159,23 @@ fn a_reader_that_leaves_ends_the_reply() {
     let ran = Ran::of(child.wait_with_output().unwrap());
     assert!(ran.code == Some(0) && ran.err.is_empty(), "{ran:?}");
 }
+
+#[test]
+fn a_state_file_spares_what_was_computed_and_changes_nothing() {
+    let home = Home::new();
+    let with = |extra: &[&str]| run(&home, "qwen3", &[&["-t", "0", "-n", "8", "--json"], extra].concat());
+    let plain = with(&[]).json();
+    let first = with(&["--state", "a.state"]).json();
+    let again = with(&["--state", "a.state"]).json();
+    for object in [&first, &again] {
+        assert_eq!((&object["text"], &object["tokens"]), (&plain["text"], &plain["tokens"]));
+    }
+    assert_eq!([&plain, &first].map(|o| o["cached_tokens"].as_u64()), [Some(0); 2]);
+    let prompt = plain["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(again["cached_tokens"].as_u64(), Some(prompt - 1), "the last gives the logits");
+    // Another model's file, and what is none, are refused by name.
+    run(&home, "llama", &["-n", "1", "--state", "a.state"]).bad(&["a.state", "another model"]);
+    home.file("b.state", b"something else");
+    with(&["--state", "b.state"]).bad(&["b.state", "no state file"]);
+    assert_eq!(std::fs::read(home.path().join("b.state")).unwrap(), b"something else");
+}

@@ -14,6 +14,8 @@ use tessera_ops::{Batch, Device, KvEntry, KvFormat, KvLayout, PAGE_TOKENS};
 
 use crate::{
     Checkpoint, Config, Error,
+    session::CHUNK_DEFAULT,
+    state::{Identity, Owner},
     weights::{Loader, Progress},
 };
 use blocks::Head;
@@ -47,6 +49,11 @@ pub trait LanguageModel: Send {
         true
     }
 
+    /// Its rings, if it keeps any.
+    fn rings(&self) -> Option<Rings> {
+        None
+    }
+
     /// Runs one step and leaves the logits of the wanted rows, (rows, vocabulary), in `logits`.
     ///
     /// # Errors
@@ -60,6 +67,12 @@ pub trait LanguageModel: Send {
     /// As [`LanguageModel::forward`].
     fn forward_hidden(&mut self, batch: &Batch, logits: &mut Vec<f32>, hidden: &mut Vec<f32>) -> Result<(), Error>;
 
+    /// Whose state a snapshot of a sequence is.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn owner(&self) -> Result<Owner, Error>;
+
     /// Appends one page of the cache to `out`, as [`Device::read_page`].
     ///
     /// # Errors
@@ -71,6 +84,22 @@ pub trait LanguageModel: Send {
     /// # Errors
     /// If the bytes are of another cache, or the device fails.
     fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error>;
+
+    /// Appends one ring of the cache to `out`, as [`Device::read_ring`]; nothing, where there are none.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn read_ring(&self, _ring: u32, _out: &mut Vec<u8>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Writes one ring of the cache, as [`Device::write_ring`]; nothing, where there are none.
+    ///
+    /// # Errors
+    /// If the bytes are of another cache, or the device fails.
+    fn write_ring(&mut self, _ring: u32, _bytes: &[u8]) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 /// What may be chosen when a model is loaded.
@@ -80,6 +109,19 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// How cached keys and values are stored.
     pub kv_format: KvFormat,
+    /// Sequences that are open at once, at least 1: a model that keeps rings has one for each.
+    pub sequences: usize,
+    /// Rows of one sequence in a step: rings have room for so many beside what these see.
+    pub step_rows: usize,
+}
+
+/// The rings of a model's cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rings {
+    /// How many sequences can be open.
+    pub count: usize,
+    /// The most rows of a sequence in a step. As many of its last tokens can be forgotten, and it can go on from there.
+    pub rows_max: usize,
 }
 
 /// The largest context that is reserved without being asked for.
@@ -87,7 +129,7 @@ pub const CONTEXT_DEFAULT: usize = 4096;
 
 impl Default for LoadOptions {
     fn default() -> LoadOptions {
-        LoadOptions { context: None, kv_format: KvFormat::F16 }
+        LoadOptions { context: None, kv_format: KvFormat::F16, sequences: 1, step_rows: CHUNK_DEFAULT }
     }
 }
 
@@ -98,10 +140,10 @@ impl LoadOptions {
     }
 }
 
-/// What a model of this shape keeps of every token.
-pub fn kv_layout(config: &Config, format: KvFormat) -> KvLayout {
+/// What a model of this shape keeps of a sequence.
+pub fn kv_layout(config: &Config, options: &LoadOptions) -> KvLayout {
     let entry = |layer: usize| KvEntry::pairs(config.layers[layer].kv_heads, config.layers[layer].head_dim);
-    KvLayout::new(config.kv_layers().map(entry).collect(), format)
+    KvLayout::new(config.kv_layers().map(entry).collect(), options.kv_format)
 }
 
 /// The names of all architectures.
@@ -151,7 +193,13 @@ struct Loaded<D: Device, A> {
     model: A,
     cache: D::KvCache,
     pages: usize,
+    rings: Option<Rings>,
     cache_bytes: usize,
+    identity: Identity,
+    /// The file, for messages.
+    name: String,
+    /// What the bytes of its cache depend on.
+    cache_form: String,
 }
 
 impl<D: Device, A: Architecture<D> + 'static> Loaded<D, A> {
@@ -162,10 +210,16 @@ impl<D: Device, A: Architecture<D> + 'static> Loaded<D, A> {
         report: &mut dyn FnMut(Progress),
     ) -> Result<Box<dyn LanguageModel>, Error> {
         let config = Config::read(checkpoint)?;
+        let identity = Identity::of(checkpoint);
         let model = A::load(&mut Loader::new(checkpoint, &config, &*device, report))?;
-        let (layout, pages) = (kv_layout(&config, options.kv_format), options.pages(&config));
-        let (cache, cache_bytes) = (device.kv_cache(&layout, pages, 0)?, layout.cache_bytes(pages, 0));
-        Ok(Box::new(Loaded { device, config, model, cache, pages, cache_bytes }))
+        let (layout, pages) = (kv_layout(&config, options), options.pages(&config));
+        let rings = (layout.ring_bytes() > 0)
+            .then(|| Rings { count: options.sequences.max(1), rows_max: options.step_rows.max(1) });
+        let count = rings.map_or(0, |r| r.count);
+        let (cache, cache_bytes) = (device.kv_cache(&layout, pages, count)?, layout.cache_bytes(pages, count));
+        let name = checkpoint.file().to_owned();
+        let cache_form = format!("{} with {} pages", device.cache_form(), options.kv_format.name());
+        Ok(Box::new(Loaded { device, config, model, cache, pages, rings, cache_bytes, identity, name, cache_form }))
     }
 }
 
@@ -197,6 +251,10 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
         self.device.roles_agree()
     }
 
+    fn rings(&self) -> Option<Rings> {
+        self.rings
+    }
+
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
         let x = self.rows(batch)?;
         Ok(self.device.read(&self.model.head().forward(&self.device, &x, batch), logits)?)
@@ -208,11 +266,36 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
         Ok(ops.read(&self.model.head().forward(ops, &x, batch), logits)?)
     }
 
+    fn owner(&self) -> Result<Owner, Error> {
+        // Devices may widen what a layout asks for: a page tells what it takes.
+        let (mut page, mut ring) = (Vec::new(), Vec::new());
+        self.read_page(0, &mut page)?;
+        self.read_ring(0, &mut ring)?;
+        Ok(Owner {
+            identity: self.identity.clone(),
+            name: self.name.clone(),
+            cache: self.cache_form.clone(),
+            page_bytes: page.len(),
+            ring_bytes: ring.len(),
+            context: self.cache_tokens(),
+        })
+    }
+
     fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
         Ok(self.device.read_page(&self.cache, page, out)?)
     }
 
     fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error> {
         Ok(self.device.write_page(&mut self.cache, page, bytes)?)
+    }
+
+    fn read_ring(&self, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        let Some(_) = self.rings else { return Ok(()) };
+        Ok(self.device.read_ring(&self.cache, ring, out)?)
+    }
+
+    fn write_ring(&mut self, ring: u32, bytes: &[u8]) -> Result<(), Error> {
+        let Some(_) = self.rings else { return Ok(()) };
+        Ok(self.device.write_ring(&mut self.cache, ring, bytes)?)
     }
 }

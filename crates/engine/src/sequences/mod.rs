@@ -8,20 +8,34 @@
 //! own ([`Sequences::reuse`]), also after the first one is closed, until their memory is needed. A published page is never
 //! written to: a sequence that was rewound into one continues in a copy.
 
+//!
+//! A model may keep the last positions of a sequence in a ring ([`rings`]). Then a sequence that is rewound too far is empty, and pages
+//! are of use to another only up to where somebody left a checkpoint ([`Sequences::checkpoint`]).
+
 mod pages;
 mod prefixes;
+pub(crate) mod rings;
+
+use std::path::Path;
 
 use tessera_ops::{Batch, PAGE_TOKENS, Role};
 
-use crate::{Config, Error, models::LanguageModel};
+use crate::{
+    Config, Error, Snapshot,
+    models::{LanguageModel, Rings},
+    state,
+};
 use pages::Pages;
 pub use prefixes::Hash;
 use prefixes::Link;
+use rings::{Checkpoints, Reach};
 
 /// A model whose cache is shared by sequences.
 pub struct Sequences {
     model: Box<dyn LanguageModel>,
     pages: Pages,
+    rings: Option<Rings>,
+    checkpoints: Checkpoints,
     /// By id; none where a sequence was closed.
     open: Vec<Option<Sequence>>,
     batch: Batch,
@@ -37,6 +51,8 @@ pub struct SequenceId(usize);
 struct Sequence {
     tokens: Vec<u32>,
     pages: Vec<u32>,
+    /// Of its ring, whose number is the sequence's own.
+    reach: Reach,
 }
 
 /// What a step computes of one sequence: tokens after those that are there.
@@ -52,31 +68,21 @@ pub struct Part<'a> {
     pub logits: usize,
 }
 
-/// A sequence outside of the cache. It fits the model (and the kind of device) that it came from.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    tokens: Vec<u32>,
-    /// One after another, as [`tessera_ops::Device::read_page`] gives them.
-    pages: Vec<u8>,
-}
-
-impl Snapshot {
-    /// The tokens whose keys and values it holds.
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
-    }
-
-    /// Bytes of keys and values.
-    pub fn bytes(&self) -> usize {
-        self.pages.len()
-    }
-}
-
 impl Sequences {
     /// A model with all of its cache free.
     pub fn new(model: Box<dyn LanguageModel>) -> Sequences {
         let pages = Pages::new(model.cache_tokens() / PAGE_TOKENS);
-        Sequences { model, pages, open: Vec::new(), batch: Batch::default(), logits: Vec::new(), hidden: Vec::new() }
+        let rings = model.rings();
+        Sequences {
+            model,
+            pages,
+            rings,
+            checkpoints: Checkpoints::default(),
+            open: Vec::new(),
+            batch: Batch::default(),
+            logits: Vec::new(),
+            hidden: Vec::new(),
+        }
     }
 
     /// Finds published pages by another hash; no hash changes a result.
@@ -96,6 +102,16 @@ impl Sequences {
     /// Whether rows of prompts and of replies are computed alike.
     pub fn roles_agree(&self) -> bool {
         self.model.roles_agree()
+    }
+
+    /// The most rows of a sequence in a step.
+    pub fn rows_max(&self) -> usize {
+        self.rings.map_or(usize::MAX, |rings| rings.rows_max)
+    }
+
+    /// The most sequences that can be open at once.
+    pub fn count_max(&self) -> usize {
+        self.rings.map_or(usize::MAX, |rings| rings.count)
     }
 
     /// Bytes of the cache.
@@ -142,17 +158,23 @@ impl Sequences {
         &self.open[id.0].as_ref().expect(OPEN).tokens
     }
 
-    /// Forgets all tokens of a sequence from position `len` on, and takes back the pages that held only these.
+    /// Forgets all tokens of a sequence from position `len` on, and takes back the pages that held only these. Where its ring has
+    /// not kept what goes on from there sees, it forgets all.
     pub fn rewind(&mut self, id: SequenceId, len: usize) {
         let sequence = self.open[id.0].as_mut().expect(OPEN);
+        let len = len.min(sequence.tokens.len());
+        let len = if sequence.reach.can_go_on_at(len, self.rings) { len } else { 0 };
         sequence.tokens.truncate(len);
+        if len == 0 {
+            sequence.reach = Reach::default();
+        }
         self.pages.shrink(&mut sequence.pages, sequence.tokens.len().div_ceil(PAGE_TOKENS));
     }
 
     /// Lets other sequences find the full pages among the first `len` tokens. If somebody published the same tokens before,
     /// their pages are used from here on, and the sequence's own are free.
     pub fn publish(&mut self, id: SequenceId, len: usize) {
-        let Sequence { tokens, pages } = self.open[id.0].as_mut().expect(OPEN);
+        let Sequence { tokens, pages, .. } = self.open[id.0].as_mut().expect(OPEN);
         let whole = len.min(tokens.len()) / PAGE_TOKENS;
         let mut link = Link::ROOT;
         for (page, tokens) in pages.iter_mut().zip(tokens.chunks_exact(PAGE_TOKENS)).take(whole) {
@@ -160,9 +182,32 @@ impl Sequences {
         }
     }
 
+    /// Keeps a sequence's ring as it is, so that its published pages among the first `len` tokens are of use to others. Nothing is to
+    /// be done where the model keeps no rings.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn checkpoint(&mut self, id: SequenceId, len: usize) -> Result<(), Error> {
+        let Sequence { tokens, pages, reach } = self.open[id.0].as_ref().expect(OPEN);
+        let whole = len.min(tokens.len()) / PAGE_TOKENS;
+        let Some(last) = whole.checked_sub(1).filter(|_| self.rings.is_some()) else { return Ok(()) };
+        let Some(link) = self.pages.link(pages[last]).filter(|link| !self.checkpoints.has(*link)) else {
+            return Ok(());
+        };
+        if reach.can_go_on_at(whole * PAGE_TOKENS, self.rings) {
+            let mut ring = Vec::new();
+            self.model.read_ring(id.0 as u32, &mut ring)?;
+            self.checkpoints.insert(link, *reach, ring);
+        }
+        Ok(())
+    }
+
     /// Continues a sequence with published pages of `tokens`, which begin with those that it has. Gives how many tokens it
     /// gained. At least the last of `tokens` is left to be computed, for its logits.
     pub fn reuse(&mut self, id: SequenceId, tokens: &[u32]) -> usize {
+        if self.rings.is_some() {
+            return self.reuse_checkpoint(id, tokens).unwrap_or(0);
+        }
         let sequence = self.open[id.0].as_mut().expect(OPEN);
         let before = sequence.tokens.len();
         if !before.is_multiple_of(PAGE_TOKENS) || tokens.len() <= before {
@@ -183,25 +228,50 @@ impl Sequences {
         sequence.tokens.len() - before
     }
 
-    /// How many pages [`Sequences::reuse`] would give a new sequence: in all, and those that other sequences hold anyway.
-    pub fn reusable_pages(&self, tokens: &[u32]) -> (usize, usize) {
-        let (mut link, mut found, mut held) = (Link::ROOT, 0, 0);
+    /// [`Sequences::reuse`] of a model with rings: an empty sequence begins at the last checkpoint. None if it cannot.
+    fn reuse_checkpoint(&mut self, id: SequenceId, tokens: &[u32]) -> Option<usize> {
+        let sequence = self.open[id.0].as_ref().expect(OPEN);
+        let found = self.published(tokens);
+        let (last, _) = found.last().filter(|_| sequence.tokens.is_empty() && id.0 < self.count_max())?;
+        let link = self.pages.link(*last).expect("it was found");
+        let (reach, ring) = self.checkpoints.find(link)?;
+        // A device that fails here fails in the next step too, and says so there.
+        self.model.write_ring(id.0 as u32, ring).ok()?;
+        let sequence = self.open[id.0].as_mut().expect(OPEN);
+        found.iter().for_each(|(page, _)| self.pages.share(&mut sequence.pages, *page));
+        sequence.tokens.extend_from_slice(&tokens[..found.len() * PAGE_TOKENS]);
+        sequence.reach = reach;
+        Some(sequence.tokens.len())
+    }
+
+    /// The published pages that a new sequence can begin with, and whether nobody holds them.
+    fn published(&self, tokens: &[u32]) -> Vec<(u32, bool)> {
+        let (mut link, mut found, mut usable) = (Link::ROOT, Vec::new(), 0);
         for tokens in reusable(tokens) {
             let Some((page, cached)) = self.pages.find(link, tokens) else { break };
-            found += 1;
-            held += usize::from(!cached);
+            found.push((page, cached));
             link = self.pages.link(page).expect("it was found");
+            if self.rings.is_none() || self.checkpoints.has(link) {
+                usable = found.len();
+            }
         }
-        (found, held)
+        found.truncate(usable);
+        found
+    }
+
+    /// How many pages [`Sequences::reuse`] would give a new sequence: in all, and those that other sequences hold anyway.
+    pub fn reusable_pages(&self, tokens: &[u32]) -> (usize, usize) {
+        let found = self.published(tokens);
+        (found.len(), found.iter().filter(|(_, cached)| !cached).count())
     }
 
     /// Computes one step and gives the logits of the wanted rows, (rows, vocabulary), part by part.
     ///
     /// # Errors
-    /// If a token does not exist, the cache has too few free pages (then the step changed nothing), or the device fails.
+    /// If a token does not exist, the cache has too few free pages or rings (then the step changed nothing), or the device fails.
     ///
     /// # Panics
-    /// If a sequence is twice in the step, or has no tokens there.
+    /// If a sequence is twice in the step, has no tokens there, or more than [`Sequences::rows_max`].
     pub fn step(&mut self, parts: &[Part<'_>]) -> Result<&[f32], Error> {
         self.run(parts, |model, batch, logits, _| model.forward(batch, logits))?;
         Ok(&self.logits)
@@ -223,15 +293,16 @@ impl Sequences {
         self.take_pages(parts)?;
         self.batch.clear();
         for part in parts {
-            let Sequence { tokens, pages } = self.open[part.sequence.0].as_ref().expect(OPEN);
+            let Sequence { tokens, pages, .. } = self.open[part.sequence.0].as_ref().expect(OPEN);
             self.batch.push(part.tokens, tokens.len(), pages, part.role, part.logits);
-            // As many rings as there were ever sequences open at a time.
+            // Ids of closed sequences are given out again, so there are as many rings as sequences were ever open at a time.
             self.batch.in_ring(part.sequence.0 as u32);
         }
         forward(&mut *self.model, &self.batch, &mut self.logits, &mut self.hidden)?;
         for part in parts {
             let sequence = self.open[part.sequence.0].as_mut().expect(OPEN);
             sequence.tokens.extend_from_slice(part.tokens);
+            sequence.reach.wrote(sequence.tokens.len());
         }
         Ok(())
     }
@@ -251,7 +322,7 @@ impl Sequences {
     /// # Errors
     /// As [`Sequences::step`], and if there are no tokens.
     pub fn prefill(&mut self, sequence: SequenceId, tokens: &[u32], chunk: usize) -> Result<&[f32], Error> {
-        let chunks = tokens.chunks(chunk.max(1));
+        let chunks = tokens.chunks(chunk.clamp(1, self.rows_max()));
         let last = chunks.len().checked_sub(1).ok_or(Error::EmptyPrompt)?;
         for (i, tokens) in chunks.enumerate() {
             self.step(&[Part { sequence, tokens, role: Role::Prefill, logits: usize::from(i == last) }])?;
@@ -264,12 +335,15 @@ impl Sequences {
     /// # Errors
     /// If the device fails.
     pub fn snapshot(&self, id: SequenceId) -> Result<Snapshot, Error> {
-        let Sequence { tokens, pages } = self.open[id.0].as_ref().expect(OPEN);
-        let mut bytes = Vec::new();
+        let Sequence { tokens, pages, reach } = self.open[id.0].as_ref().expect(OPEN);
+        let (mut bytes, mut ring) = (Vec::new(), Vec::new());
         for page in pages {
             self.model.read_page(*page, &mut bytes)?;
         }
-        Ok(Snapshot { tokens: tokens.clone(), pages: bytes })
+        if id.0 < self.count_max() {
+            self.model.read_ring(id.0 as u32, &mut ring)?;
+        }
+        Ok(Snapshot { tokens: tokens.clone(), prompt_tokens: tokens.len(), pages: bytes, ring, ring_end: reach.end })
     }
 
     /// Makes a sequence what it was when the snapshot was taken; what it holds now is forgotten.
@@ -285,14 +359,48 @@ impl Sequences {
             return Err(Error::CacheFull { pages: count, free: self.pages.available() });
         }
         let page_bytes = snapshot.pages.len() / count.max(1);
-        for (page, bytes) in sequence.pages.iter().zip(snapshot.pages.chunks_exact(page_bytes.max(1))) {
-            if let Err(error) = self.model.write_page(*page, bytes) {
-                self.rewind(id, 0);
-                return Err(error);
+        let mut pages = sequence.pages.iter().zip(snapshot.pages.chunks_exact(page_bytes.max(1)));
+        let written = pages.try_for_each(|(page, bytes)| self.model.write_page(*page, bytes));
+        let written = written.and_then(|()| match self.rings {
+            Some(_) if count > 0 => {
+                self.check_rings(id).and_then(|()| self.model.write_ring(id.0 as u32, &snapshot.ring))
             }
+            _ => Ok(()),
+        });
+        if let Err(error) = written {
+            self.rewind(id, 0);
+            return Err(error);
         }
+        let sequence = self.open[id.0].as_mut().expect(OPEN);
         sequence.tokens.clone_from(&snapshot.tokens);
+        sequence.reach = Reach { end: snapshot.ring_end };
         Ok(())
+    }
+
+    /// Holds that a sequence has a ring, where it needs one.
+    fn check_rings(&self, id: SequenceId) -> Result<(), Error> {
+        match self.rings {
+            Some(Rings { count, .. }) if id.0 >= count => Err(Error::RingsFull { rings: count }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a sequence to a file, which is replaced once the new one is whole.
+    ///
+    /// # Errors
+    /// If the device fails, or the file cannot be written.
+    pub fn save(&self, id: SequenceId, file: &Path) -> Result<(), Error> {
+        Ok(state::write(file, &self.model.owner()?, &self.snapshot(id)?)?)
+    }
+
+    /// Makes a sequence what [`Sequences::save`] wrote.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is damaged or of another version, model or cache: then the sequence is as it was. And as
+    /// [`Sequences::restore`].
+    pub fn load(&mut self, id: SequenceId, file: &Path) -> Result<(), Error> {
+        let snapshot = state::read(file, &self.model.owner()?)?;
+        self.restore(id, &snapshot)
     }
 
     /// Takes the pages that a step writes to; all or none.
@@ -301,6 +409,8 @@ impl Sequences {
         for (i, part) in parts.iter().enumerate() {
             assert!(parts[..i].iter().all(|p| p.sequence != part.sequence), "a sequence is twice in a step");
             assert!(!part.tokens.is_empty(), "a part has tokens");
+            assert!(part.tokens.len() <= self.rows_max(), "a sequence has at most {} rows in a step", self.rows_max());
+            self.check_rings(part.sequence)?;
             needed += self.pages_to_take(part.sequence, part.tokens.len());
         }
         let free = self.pages.available();

@@ -65,6 +65,7 @@ impl Engine {
     pub fn new(sequences: Sequences, tokenizer: Arc<Tokenizer>, options: Options, clock: Box<dyn Clock>) -> Engine {
         let mut options = options.sound();
         options.share_replies &= sequences.roles_agree();
+        options.slots = options.slots.min(sequences.count_max());
         let room = sequences.total_pages() * tessera_ops::PAGE_TOKENS;
         let context = options.context.unwrap_or(sequences.config().context).min(room);
         Engine {
@@ -235,12 +236,14 @@ impl Engine {
         let before = self.sequences.tokens(planned.sequence).len() - planned.tokens.len();
         let embedding = self.pool(index, planned, row);
         let active = &mut self.live[index];
+        let mut has_started = false;
         if let Some(started) =
             (planned.logits > 0 || embedding.is_some()).then(|| active.start(self.clock.now())).flatten()
         {
             self.counters.prompt_tokens += active.prompt_tokens as u64;
             self.counters.cached_tokens += active.usage.cached_tokens as u64;
             events.push((id, started));
+            has_started = true;
         }
         self.counters.reply_tokens += harvest.events.len() as u64;
         events.extend(harvest.events.into_iter().map(|event| (id, event)));
@@ -254,6 +257,9 @@ impl Engine {
             self.counters.speculation.add(planned.draft_tokens, accepted);
         }
         self.publish(index);
+        if has_started {
+            self.checkpoint(index);
+        }
         if let Some(embedding) = embedding {
             events.push((id, Event::Embedded(embedding)));
             events.push((id, self.end(index, Finish::Length, None)));
@@ -275,8 +281,20 @@ impl Engine {
     fn publish(&mut self, index: usize) {
         let active = &self.live[index];
         let Some(sequence) = active.sequence else { return };
-        let len = if self.options.share_replies { usize::MAX } else { active.prompt_tokens };
-        self.sequences.publish(sequence, len);
+        self.sequences.publish(sequence, self.shared_tokens(active));
+    }
+
+    /// Tokens of a request that others may use.
+    fn shared_tokens(&self, active: &Active) -> usize {
+        if self.options.share_replies { usize::MAX } else { active.prompt_tokens }
+    }
+
+    /// Keeps what others need to go on from a request's pages, if the model keeps anything beside these.
+    pub(super) fn checkpoint(&mut self, index: usize) {
+        let active = &self.live[index];
+        let Some(sequence) = active.sequence else { return };
+        // Without it they compute anew; and a device that fails says so in the next step.
+        let _ = self.sequences.checkpoint(sequence, self.shared_tokens(active));
     }
 
     /// Keeps what the step cost.
@@ -311,6 +329,7 @@ impl Engine {
     }
 
     fn remove(&mut self, index: usize) -> Active {
+        self.checkpoint(index);
         let mut active = self.live.remove(index);
         if let Some(sequence) = active.sequence.take() {
             self.sequences.close(sequence);

@@ -161,6 +161,7 @@ impl Engine {
 
     /// Takes a request's pages away. It keeps what it knows and waits to be admitted again.
     fn preempt(&mut self, index: usize, plan: &mut Vec<Planned>) {
+        self.checkpoint(index);
         let active = &mut self.live[index];
         let Some(sequence) = active.preempt() else { return };
         self.counters.preemptions += 1;
@@ -191,6 +192,7 @@ impl Engine {
 
 /// How many of `rows` rows fit, if `pages` pages are left.
 fn rows_that_fit(sequences: &Sequences, sequence: SequenceId, rows: usize, pages: usize) -> usize {
+    let rows = rows.min(sequences.rows_max());
     let over = sequences.pages_to_take(sequence, rows).saturating_sub(pages);
     if over == 0 {
         return rows;

@@ -12,14 +12,14 @@ use tessera_engine::{
     Checkpoint, Error, Event, Finish, LoadOptions, Outcome, Request, SamplingParams, Session, Special, Tokenizer,
     generate, models,
 };
-use tessera_ops::{KvFormat, reference::ReferenceDevice};
+use tessera_ops::reference::ReferenceDevice;
 
 const CONTEXT: usize = 64;
 
 fn open(chunk: usize) -> (Session, Tokenizer) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama/model.gguf");
     let checkpoint = Checkpoint::open(&path).unwrap();
-    let options = LoadOptions { context: Some(CONTEXT), kv_format: KvFormat::F16 };
+    let options = LoadOptions { context: Some(CONTEXT), ..LoadOptions::default() };
     let model = models::load(&checkpoint, Arc::new(ReferenceDevice), &options, &mut |_| {}).unwrap();
     (Session::new(model, chunk), checkpoint.tokenizer().unwrap())
 }

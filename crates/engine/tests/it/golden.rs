@@ -48,7 +48,7 @@ impl Fixture {
         let file = path.display().to_string();
         let gguf = Gguf::from_parts(&file, metadata, gguf.tensors().to_vec()).unwrap();
         let checkpoint = Checkpoint::from_gguf(&file, gguf);
-        let options = LoadOptions { context: Some(320), kv_format: KvFormat::F32 };
+        let options = LoadOptions { context: Some(320), kv_format: KvFormat::F32, ..LoadOptions::default() };
         Session::new(models::load(&checkpoint, device.clone(), &options, &mut |_| {}).unwrap(), chunk)
     }
 }

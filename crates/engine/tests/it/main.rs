@@ -13,6 +13,7 @@ mod reply_text;
 mod sampler;
 mod sequences;
 mod serving;
+mod state;
 mod stop_strings;
 mod support;
 mod synth;

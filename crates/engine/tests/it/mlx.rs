@@ -157,7 +157,7 @@ fn folder(name: &str, quantization: Option<(u32, usize)>) -> tempfile::TempDir {
 }
 
 fn logits(folder: &Path, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, Error> {
-    let options = LoadOptions { context: Some(192), kv_format: KvFormat::F32 };
+    let options = LoadOptions { context: Some(192), kv_format: KvFormat::F32, ..LoadOptions::default() };
     let device = Arc::new(CpuDevice::new(None, None).unwrap());
     let model = models::load(&Checkpoint::open(folder)?, device, &options, &mut |_| {})?;
     let mut all = Vec::new();

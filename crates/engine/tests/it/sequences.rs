@@ -8,7 +8,7 @@ use tessera_engine::{
     Error, LanguageModel, LoadOptions, Part, SequenceId, Sequences, Session, models,
     synth::{self, Spec},
 };
-use tessera_ops::{Device, KvFormat, PAGE_TOKENS, Role, reference::ReferenceDevice};
+use tessera_ops::{Device, PAGE_TOKENS, Role, reference::ReferenceDevice};
 
 const PAGES: usize = 10;
 /// One of each kind of attention and of feed-forward layer.
@@ -24,7 +24,7 @@ const ARCHITECTURES: [&str; 6] = [
 fn load<D: Device>(device: &Arc<D>, architecture: &str, pages: usize) -> Box<dyn LanguageModel> {
     let line = format!("{architecture},width=64,heads=2,kv_heads=1,head_dim=32,vocabulary=300,format=Q8_0");
     let checkpoint = synth::checkpoint(&Spec::parse(&line).unwrap(), 1).unwrap();
-    let options = LoadOptions { context: Some(pages * PAGE_TOKENS), kv_format: KvFormat::F16 };
+    let options = LoadOptions { context: Some(pages * PAGE_TOKENS), ..LoadOptions::default() };
     models::load(&checkpoint, device.clone(), &options, &mut |_| {}).unwrap()
 }
 

@@ -10,7 +10,7 @@ use tessera_engine::{
     synth::{self, Spec, SynthError},
 };
 use tessera_formats::DType;
-use tessera_ops::{KvFormat, reference::ReferenceDevice};
+use tessera_ops::reference::ReferenceDevice;
 
 /// The least sizes that K-quants and gemma's alternating layers allow.
 fn tiny(architecture: &str, more: &str) -> Spec {
@@ -35,7 +35,7 @@ fn file(spec: &Spec, path: &Path, threads: usize) -> Checkpoint {
 }
 
 fn session(checkpoint: &Checkpoint) -> Session {
-    let options = LoadOptions { context: Some(64), kv_format: KvFormat::F16 };
+    let options = LoadOptions { context: Some(64), ..LoadOptions::default() };
     let model = models::load(checkpoint, Arc::new(ReferenceDevice), &options, &mut |_| {}).unwrap();
     Session::new(model, 512)
 }

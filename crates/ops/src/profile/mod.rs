@@ -99,6 +99,10 @@ impl<D: Device> Device for Profiled<D> {
         self.device.roles_agree()
     }
 
+    fn cache_form(&self) -> String {
+        self.device.cache_form()
+    }
+
     fn load_matrix(&self, source: &MatrixSource) -> Result<Self::Matrix, Error> {
         Ok(Weights::new(self.device.load_matrix(source)?, (self.label)(&source.name), 1, source))
     }

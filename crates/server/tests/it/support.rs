@@ -11,10 +11,11 @@ use serde_json::{Value, json};
 use tessera_engine::{
     ChatFormat, ChatTemplate, Checkpoint, Config, Error, LanguageModel, LoadOptions, Sequences, Tokenizer, models,
     serving::{Engine, EngineHandle, MonotonicClock, Options},
+    state::Owner,
     synth::{self, Spec},
 };
 use tessera_formats::{Gguf, gguf::Value as Entry};
-use tessera_ops::{Batch, KvFormat, reference::ReferenceDevice};
+use tessera_ops::{Batch, reference::ReferenceDevice};
 use tessera_server::{Closing, Loaded, Loader, Problem, Server, Settings, StopSwitch};
 
 /// Templates of families, by which their ways of writing are known.
@@ -51,7 +52,7 @@ impl Loader for Tiny {
         let line = "synth:llama,layers=1,width=64,head_dim=32,feed_forward=64,vocabulary=512,format=F32,context=2048";
         let spec = Spec::parse(line).unwrap();
         let checkpoint = synth::checkpoint(&spec, 1).unwrap();
-        let options = LoadOptions { context: Some(self.cache), kv_format: KvFormat::F16 };
+        let options = LoadOptions { context: Some(self.cache), ..LoadOptions::default() };
         let mut model = models::load(&checkpoint, Arc::new(ReferenceDevice), &options, &mut |_| {}).unwrap();
         if name == "slow" {
             model = Box::new(Slow(model));
@@ -133,6 +134,9 @@ impl LanguageModel for Slow {
     }
     fn forward_hidden(&mut self, batch: &Batch, logits: &mut Vec<f32>, hidden: &mut Vec<f32>) -> Result<(), Error> {
         self.0.forward_hidden(batch, logits, hidden)
+    }
+    fn owner(&self) -> Result<Owner, Error> {
+        self.0.owner()
     }
     fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
         self.0.read_page(page, out)

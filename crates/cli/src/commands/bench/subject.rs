@@ -65,8 +65,10 @@ impl Subject {
         lengths: impl IntoIterator<Item = usize>,
         load: impl FnOnce(&LoadOptions, &mut dyn FnMut(Progress)) -> Result<Box<dyn LanguageModel>>,
     ) -> Result<Sequences> {
-        let context: usize = lengths.into_iter().map(|length| length.next_multiple_of(PAGE_TOKENS)).sum();
-        let options = LoadOptions { context: Some(context), kv_format: self.kv_format };
+        let lengths: Vec<usize> = lengths.into_iter().map(|length| length.next_multiple_of(PAGE_TOKENS)).collect();
+        let (context, sequences) = (lengths.iter().sum(), lengths.len());
+        let options =
+            LoadOptions { context: Some(context), kv_format: self.kv_format, sequences, ..LoadOptions::default() };
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let model = load(&options, &mut |progress: Progress| bar.set_position(progress.bytes_done));
         bar.finish_and_clear();

@@ -58,16 +58,21 @@ impl DraftModel {
         &self.sequences
     }
 
-    /// The sequence of a request, rewound to the tokens that it shares with `known`.
-    fn sequence(&mut self, request: RequestId, known: &[u32]) -> SequenceId {
+    /// The sequence of a request, rewound to the tokens that it shares with `known`. None if all that there may be are those of
+    /// other `asks`.
+    fn sequence(&mut self, request: RequestId, known: &[u32], asks: &[Ask<'_>]) -> Option<SequenceId> {
         let at = self.held.iter().position(|(r, _)| *r == request);
+        if at.is_none() && self.held.len() >= self.sequences.count_max() {
+            let oldest = self.held.iter().position(|(r, _)| asks.iter().all(|a| a.request != *r))?;
+            self.sequences.close(self.held.remove(oldest).1);
+        }
         let held = at.map(|at| self.held.remove(at)).unwrap_or_else(|| (request, self.sequences.open()));
         self.held.push(held);
         let computed = self.sequences.tokens(held.1);
         let common = computed.iter().zip(known).take_while(|(a, b)| a == b).count();
         // The last is computed again if need be, for its logits.
         self.sequences.rewind(held.1, common.min(known.len() - 1));
-        held.1
+        Some(held.1)
     }
 
     /// Makes room for `tokens` more tokens, at the cost of sequences that are not of `asks`.
@@ -86,15 +91,16 @@ impl DraftModel {
     fn ready<'a>(&mut self, asks: &'a [Ask<'a>]) -> Result<Vec<Guessing<'a>>, Error> {
         let (mut ready, mut promised) = (Vec::new(), 0);
         for (i, ask) in asks.iter().enumerate() {
-            let sequence = self.sequence(ask.request, ask.known);
+            let Some(sequence) = self.sequence(ask.request, ask.known, asks) else { continue };
             let computed = self.sequences.tokens(sequence).len();
             let fresh = &ask.known[computed..];
             if ask.known.iter().any(|t| *t as usize >= self.sequences.config().vocabulary) {
                 continue;
             }
-            if fresh.len() > CATCH_UP {
-                if self.make_room(sequence, CATCH_UP, asks, promised) {
-                    let part = Part { sequence, tokens: &fresh[..CATCH_UP], role: Role::Prefill, logits: 0 };
+            let chunk = CATCH_UP.min(self.sequences.rows_max());
+            if fresh.len() > chunk {
+                if self.make_room(sequence, chunk, asks, promised) {
+                    let part = Part { sequence, tokens: &fresh[..chunk], role: Role::Prefill, logits: 0 };
                     self.sequences.step(&[part])?;
                 }
             } else if self.make_room(sequence, fresh.len() + ask.most, asks, promised) {

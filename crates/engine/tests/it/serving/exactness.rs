@@ -16,7 +16,7 @@ use tessera_engine::{
     serving::{Constraint, Engine, Job, Options, RequestId, Speculation, speculation::DraftModel},
     synth::{self, Spec},
 };
-use tessera_ops::{KvFormat, PAGE_TOKENS, Role};
+use tessera_ops::{PAGE_TOKENS, Role};
 
 use super::{FakeClock, Paged, Random, Told, assert_nothing_leaked, bits, checkpoint, step};
 
@@ -147,12 +147,15 @@ fn alone(session: &mut Session, asked: &Asked, subject: &Subject<'_>) -> (Told, 
     (told, Finish::Length)
 }
 
-/// The embedding of a prompt on a model of its own, in one step.
+/// The embedding of a prompt on a model of its own, in as few steps as it allows.
 fn embedding(subject: &Subject<'_>, pages: usize, prompt: &[u32], pooling: Pooling) -> Vec<f32> {
     let mut sequences = Sequences::new((subject.model)(pages));
     let hidden = sequences.config().hidden;
-    let part = Part { sequence: sequences.open(), tokens: prompt, role: Role::Prefill, logits: 0 };
-    let rows: Vec<f64> = sequences.step_hidden(&[part]).unwrap().iter().map(|x| f64::from(*x)).collect();
+    let (sequence, mut rows) = (sequences.open(), Vec::new());
+    for tokens in prompt.chunks(sequences.rows_max()) {
+        let part = Part { sequence, tokens, role: Role::Prefill, logits: 0 };
+        rows.extend(sequences.step_hidden(&[part]).unwrap().iter().map(|x| f64::from(*x)));
+    }
     let pooled: Vec<f64> = match pooling {
         Pooling::First => rows[..hidden].to_vec(),
         Pooling::Last => rows[rows.len() - hidden..].to_vec(),
@@ -284,11 +287,11 @@ fn assert_much_happened(seen: &Seen, histories: u64) {
 }
 
 /// A model that hashes what lies in its pages: thousands of histories in seconds.
-fn play_hashes(by_role: bool) {
+fn play_hashes(kind: fn(Paged) -> Paged) {
     let clock = FakeClock::default();
     let model = |pages| {
         let model = Paged::new(pages, clock.clone(), |rows: usize| 900 + 100 * rows as u64);
-        Box::new(if by_role { model.by_role() } else { model }) as Box<dyn LanguageModel>
+        Box::new(kind(model)) as Box<dyn LanguageModel>
     };
     let vocabulary = model(1).config().vocabulary;
     let subject =
@@ -300,13 +303,20 @@ fn play_hashes(by_role: bool) {
 
 #[test]
 fn replies_are_those_of_the_request_alone() {
-    play_hashes(false);
+    play_hashes(|model| model);
 }
 
 /// On a device whose roles have arithmetics of their own, what was computed of a reply never stands in a prompt.
 #[test]
 fn replies_are_those_of_the_request_alone_where_roles_differ() {
-    play_hashes(true);
+    play_hashes(Paged::by_role);
+}
+
+/// Where a model keeps the last positions in rings, sequences begin at checkpoints only, and go back no further than a step.
+#[test]
+fn replies_are_those_of_the_request_alone_where_positions_are_in_rings() {
+    play_hashes(|model| model.in_rings(4, 50, 2));
+    play_hashes(|model| model.by_role().in_rings(2, 100, 2));
 }
 
 fn cpu(threads: usize) -> Arc<CpuDevice> {
@@ -315,7 +325,7 @@ fn cpu(threads: usize) -> Arc<CpuDevice> {
 
 fn play_real(checkpoint: &Checkpoint, device: &Arc<CpuDevice>, count: u64, length_max: usize, seen: &mut Seen) {
     let model = |pages| {
-        let options = LoadOptions { context: Some(pages * PAGE_TOKENS), kv_format: KvFormat::F16 };
+        let options = LoadOptions { context: Some(pages * PAGE_TOKENS), ..LoadOptions::default() };
         models::load(checkpoint, device.clone(), &options, &mut |_| {}).unwrap()
     };
     let tokenizer = Arc::new(checkpoint.tokenizer().unwrap());

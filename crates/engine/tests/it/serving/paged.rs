@@ -4,7 +4,11 @@
 
 use std::time::Duration;
 
-use tessera_engine::{Config, Error, LanguageModel};
+use tessera_engine::{
+    Config, Error, LanguageModel,
+    models::Rings,
+    state::{Identity, Owner},
+};
 use tessera_ops::{Batch, PAGE_TOKENS, Role};
 
 use super::FakeClock;
@@ -17,6 +21,26 @@ pub(super) struct Paged {
     cost: fn(usize) -> u64,
     /// Whether the hash of a token depends on its role.
     by_role: bool,
+    rings: Option<Kept>,
+}
+
+/// Rings of hashes, each with its position: a token depends on the last `window` of them too.
+struct Kept {
+    rings: Rings,
+    window: usize,
+    ring_pages: usize,
+    slots: Vec<(u64, u64)>,
+}
+
+impl Kept {
+    fn slot(&mut self, (page, slot): (u32, usize)) -> &mut (u64, u64) {
+        &mut self.slots[page as usize * PAGE_TOKENS + slot]
+    }
+
+    fn ring(&self, ring: u32) -> std::ops::Range<usize> {
+        let slots = self.ring_pages * PAGE_TOKENS;
+        ring as usize * slots..(ring as usize + 1) * slots
+    }
 }
 
 /// What a slot holds before anybody wrote to it.
@@ -26,12 +50,19 @@ impl Paged {
     pub(super) fn new(pages: usize, clock: FakeClock, cost: fn(usize) -> u64) -> Paged {
         let mut config = Config::read(&super::checkpoint("llama")).unwrap();
         config.context = usize::MAX;
-        Paged { config, pages: vec![[UNWRITTEN; PAGE_TOKENS]; pages], clock, cost, by_role: false }
+        Paged { config, pages: vec![[UNWRITTEN; PAGE_TOKENS]; pages], clock, cost, by_role: false, rings: None }
     }
 
     /// As a device whose roles have arithmetics of their own.
     pub(super) fn by_role(self) -> Paged {
         Paged { by_role: true, ..self }
+    }
+
+    /// With so many rings of `ring_pages` pages, of which a token sees the last `window`.
+    pub(super) fn in_rings(self, count: usize, window: usize, ring_pages: usize) -> Paged {
+        let rings = Rings { count, rows_max: tessera_ops::mask::ring_rows_max(window, ring_pages) };
+        let slots = vec![(UNWRITTEN, UNWRITTEN); count * ring_pages * PAGE_TOKENS];
+        Paged { rings: Some(Kept { rings, window, ring_pages, slots }), ..self }
     }
 
     /// Logits after `last`: mostly what this token asks for, so that texts repeat, changed by all tokens before.
@@ -62,6 +93,10 @@ impl LanguageModel for Paged {
         !self.by_role
     }
 
+    fn rings(&self) -> Option<Rings> {
+        self.rings.as_ref().map(|kept| kept.rings)
+    }
+
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
         logits.clear();
         self.clock.advance(Duration::from_micros((self.cost)(batch.len())));
@@ -76,6 +111,14 @@ impl LanguageModel for Paged {
                 let before = self.pages[page as usize][slot];
                 assert!(before != UNWRITTEN, "position {position} was never computed");
                 all = super::Random(all ^ before).next();
+            }
+            if let Some(kept) = &mut self.rings {
+                for position in (at + 1).saturating_sub(kept.window)..at {
+                    let (found, hash) = *kept.slot(batch.slot(row, position, Some(kept.ring_pages)));
+                    assert_eq!(found, position as u64, "position {position} is no longer in the ring");
+                    all = super::Random(all ^ hash).next();
+                }
+                *kept.slot(batch.slot(row, at, Some(kept.ring_pages))) = (at as u64, super::Random(!all).next());
             }
             let (page, slot) = batch.slot(row, at, None);
             self.pages[page as usize][slot] = super::Random(all).next();
@@ -100,6 +143,17 @@ impl LanguageModel for Paged {
         Ok(())
     }
 
+    fn owner(&self) -> Result<Owner, Error> {
+        Ok(Owner {
+            identity: Identity::of(&super::checkpoint("llama")),
+            name: "hashes".to_owned(),
+            cache: "hashes".to_owned(),
+            page_bytes: 8 * PAGE_TOKENS,
+            ring_bytes: self.rings.as_ref().map_or(0, |kept| 16 * PAGE_TOKENS * kept.ring_pages),
+            context: self.cache_tokens(),
+        })
+    }
+
     fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
         out.extend(self.pages[page as usize].iter().flat_map(|hash| hash.to_le_bytes()));
         Ok(())
@@ -108,6 +162,20 @@ impl LanguageModel for Paged {
     fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error> {
         let hashes = bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
         self.pages[page as usize].iter_mut().zip(hashes).for_each(|(slot, hash)| *slot = hash);
+        Ok(())
+    }
+
+    fn read_ring(&self, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        let Some(kept) = &self.rings else { return Ok(()) };
+        out.extend(kept.slots[kept.ring(ring)].iter().flat_map(|s| [s.0.to_le_bytes(), s.1.to_le_bytes()].concat()));
+        Ok(())
+    }
+
+    fn write_ring(&mut self, ring: u32, bytes: &[u8]) -> Result<(), Error> {
+        let Some(kept) = &mut self.rings else { return Ok(()) };
+        let range = kept.ring(ring);
+        let words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
+        kept.slots[range].iter_mut().zip(words.as_chunks::<2>().0).for_each(|(slot, w)| *slot = (w[0], w[1]));
         Ok(())
     }
 }
