@@ -171,7 +171,7 @@ pub(crate) fn attend(
     step: &Step,
 ) -> Tensor {
     spec.check();
-    let layer = &cache.layers[spec.layer];
+    let layer = cache.pairs(spec.layer);
     check_ring(spec.window, layer.ring_pages, batch);
     let shape = (layer.heads, layer.form.head_dim);
     assert_eq!((spec.kv_heads, spec.head_dim), shape, "the cache entry has the layer's shape");

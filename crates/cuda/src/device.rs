@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use tessera_formats::codec;
 use tessera_ops::{
     Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
-    Role, Rope, Rotation, Rounding, Router, Selector, StreamGates, math, reference::Selection,
+    Role, Rope, Rotation, Rounding, Router, Selector, StreamGates, math,
 };
 
 use crate::{
@@ -15,6 +15,7 @@ use crate::{
     error::OpenError,
     kernels::Module,
     kv::KvPages,
+    latent::{self, Frequencies, Selection},
     matmul::{Columns, PackedMatrix, project, project_fine},
     roles::{Numerics, Roles},
     routes::Routes,
@@ -23,13 +24,11 @@ use crate::{
     tensor::Tensor,
 };
 
-/// A cache of rows that are no keys and values is refused when it is made, so no op meets one.
-const NO_ROWS: &str = "the cache has keys and values alone";
-
 /// An NVIDIA card.
 pub struct CudaDevice {
     gpu: Arc<Gpu>,
     steps: Steps,
+    frequencies: Frequencies,
     /// The role that all rows count as, whatever theirs is.
     role: Option<Role>,
 }
@@ -42,8 +41,8 @@ pub struct Embedding {
 
 /// A vector of f32 on the card.
 pub struct Vector {
-    length: usize,
-    memory: Memory,
+    pub(crate) length: usize,
+    pub(crate) memory: Memory,
 }
 
 impl CudaDevice {
@@ -68,7 +67,7 @@ impl CudaDevice {
         let shared = [Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route];
         let failed = |e: Error| OpenError::Driver { what: "load kernels", reason: e.to_string() };
         gpu.prepare(&shared).map_err(failed)?;
-        Ok(CudaDevice { gpu, steps: Steps::default(), role: None })
+        Ok(CudaDevice { gpu, steps: Steps::default(), frequencies: Frequencies::default(), role: None })
     }
 
     /// The same, prompt rows in the arithmetic of codes where `numerics` says so.
@@ -296,28 +295,35 @@ impl Device for CudaDevice {
         attend(&self.gpu, queries, cache, spec, sinks.map(|s| &s.memory), batch, &self.step(batch))
     }
 
-    fn store_rows(&self, _: &mut KvPages, _: usize, _: &Tensor, _: &Batch) {
-        panic!("{NO_ROWS}");
+    fn store_rows(&self, cache: &mut KvPages, entry: usize, rows: &Tensor, batch: &Batch) {
+        cache.store_rows(&self.gpu, entry, rows, batch, &self.step(batch));
     }
 
-    fn compress(&self, _: &mut KvPages, _: &Compressor<Self>, _: &Batch) {
-        panic!("{NO_ROWS}");
+    fn compress(&self, cache: &mut KvPages, compressor: &Compressor<Self>, batch: &Batch) {
+        latent::compress(&self.gpu, &self.frequencies, cache, compressor, batch, &self.step(batch));
     }
 
-    fn select(&self, _: &Tensor, _: &Tensor, _: &KvPages, _: &Selector, _: &Batch) -> Selection {
-        panic!("{NO_ROWS}");
+    fn select(
+        &self,
+        queries: &Tensor,
+        head_weights: &Tensor,
+        cache: &KvPages,
+        selector: &Selector,
+        batch: &Batch,
+    ) -> Selection {
+        latent::select(&self.gpu, (queries, head_weights), cache, selector, batch, &self.step(batch))
     }
 
     fn attend_latent(
         &self,
-        _: &Tensor,
-        _: &KvPages,
-        _: &LatentAttention,
-        _: Option<&Selection>,
-        _: &Vector,
-        _: &Batch,
+        queries: &Tensor,
+        cache: &KvPages,
+        spec: &LatentAttention,
+        selection: Option<&Selection>,
+        sinks: &Vector,
+        batch: &Batch,
     ) -> Tensor {
-        panic!("{NO_ROWS}");
+        latent::attend(&self.gpu, queries, cache, spec, (selection, sinks), batch, &self.step(batch))
     }
 
     fn gate(&self, x: &Tensor, up: &Tensor, gate: Gate) -> Tensor {
@@ -393,8 +399,7 @@ impl Device for CudaDevice {
     }
 
     fn read_selection(&self, selection: &Selection, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {
-        rows.clone_from(&selection.rows);
-        Ok(())
+        selection.read(&self.gpu, rows)
     }
 
     fn read_routes(&self, routes: &Routes, experts: &mut Vec<u32>, weights: &mut Vec<f32>) -> Result<(), Error> {

@@ -9,11 +9,12 @@ use tessera_ops::{KvFormat, PAGE_TOKENS, streams::STREAMS_MAX};
 
 use crate::{
     attention::SpansTile,
+    latent,
     matmul::{
         Packed,
         layout::{Float, Layout},
         prefill_tile::{self, PrefillTile, warps},
-        tile::{CodesTile, FloatsTile},
+        tile::{CodesTile, FloatsTile, WARP},
     },
     routes::LIST_THREADS,
     rowwise::ROUNDED_MAX,
@@ -54,6 +55,16 @@ pub enum Module {
     Plain(Pages),
     /// Attention: spans of a row into one.
     Merge(Pages),
+    /// Rows of tokens into pages.
+    StoreRows(RowForm),
+    /// Rows made of inputs.
+    Compress(RowForm),
+    /// Scores of compressed rows, for their choice.
+    IndexScores(RowForm),
+    /// The highest of them.
+    Select,
+    /// Attention over latent rows.
+    Latent(RowForm),
 }
 
 /// How a head's keys, or values, lie in a page.
@@ -63,6 +74,41 @@ pub struct Pages {
     pub head_dim: usize,
     /// How they are kept.
     pub format: KvFormat,
+}
+
+/// How a row lies that is no key and value of heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RowForm {
+    /// Its numbers.
+    pub width: usize,
+    /// How they are kept.
+    pub format: KvFormat,
+}
+
+impl RowForm {
+    /// Bytes of a row: a multiple of 16.
+    pub fn bytes(self) -> usize {
+        let bytes = match self.format {
+            KvFormat::F32 => 4 * self.width,
+            KvFormat::F16 => 2 * self.width,
+            KvFormat::Q8_0 => self.width.next_multiple_of(16) + 4 * self.width.div_ceil(tessera_ops::kv::CODE_BLOCK),
+        };
+        bytes.next_multiple_of(16)
+    }
+
+    fn constants(self, threads: usize) -> Vec<(&'static str, usize)> {
+        let format = number_of(self.format);
+        vec![("WIDTH", self.width), ("FORMAT", format), ("ROW_BYTES", self.bytes()), ("THREADS", threads)]
+    }
+}
+
+/// A format as kernels know it.
+fn number_of(format: KvFormat) -> usize {
+    match format {
+        KvFormat::F32 => 0,
+        KvFormat::F16 => 1,
+        KvFormat::Q8_0 => 2,
+    }
 }
 
 /// Cards that have Hopper's own instructions.
@@ -89,13 +135,8 @@ impl Pages {
     }
 
     pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
-        let format = match self.format {
-            KvFormat::F32 => 0,
-            KvFormat::F16 => 1,
-            KvFormat::Q8_0 => 2,
-        };
         let (head, span) = (("HEAD_DIM", self.head_dim), ("SPAN", self.span()));
-        vec![head, ("FORMAT", format), ("HEAD_PAGE_BYTES", self.head_bytes()), span]
+        vec![head, ("FORMAT", number_of(self.format)), ("HEAD_PAGE_BYTES", self.head_bytes()), span]
     }
 }
 
@@ -116,6 +157,9 @@ const HOPPER: (&str, &str) = source!("hopper/ptx.cuh");
 const WGMMA: (&str, &str) = source!("hopper/wgmma.cuh");
 const EXPAND: (&str, &str) = source!("matmul/expand.cuh");
 const PAGES: (&str, &str) = source!("attention/pages.cuh");
+const ROUNDING: (&str, &str) = source!("rounding/rounding.cuh");
+const ROWS: (&str, &str) = source!("latent/rows.cuh");
+const SIGHT: (&str, &str) = source!("latent/sight.cuh");
 const TILES: (&str, &str) = source!("attention/tiles.cuh");
 const PARTS: (&str, &str) = source!("attention/parts.cuh");
 const SLABS: (&str, &str) = source!("attention/slabs.cuh");
@@ -139,8 +183,10 @@ impl Module {
                 let pages = Pages { head_dim, format };
                 all.extend([Module::Store(pages), Module::Plain(pages), Module::Merge(pages)]);
                 all.extend(SpansTile::all(pages).map(|tile| Module::Spans(pages, tile)));
+                all.extend(latent::modules(RowForm { width: head_dim, format }));
             }
         }
+        all.push(Module::Select);
         all
     }
 
@@ -163,6 +209,11 @@ impl Module {
             Module::Spans(..) => "spans",
             Module::Plain(_) => "plain",
             Module::Merge(_) => "merge",
+            Module::StoreRows(_) => "store_rows",
+            Module::Compress(_) => "compress",
+            Module::IndexScores(_) => "index_scores",
+            Module::Select => "select",
+            Module::Latent(_) => "latent",
         }
     }
 
@@ -187,6 +238,11 @@ impl Module {
             Module::Spans(..) => &["spans"],
             Module::Plain(_) => &["plain"],
             Module::Merge(_) => &["merge"],
+            Module::StoreRows(_) => &["store_rows"],
+            Module::Compress(_) => &["compress"],
+            Module::IndexScores(_) => &["index_scores"],
+            Module::Select => &["select"],
+            Module::Latent(_) => &["latent_scores", "latent_weights", "latent_values"],
         }
     }
 
@@ -215,7 +271,7 @@ impl Module {
             Module::PrefillWarps(_) => vec![COMMON, EXPAND, source!("matmul/prefill_warps.cu")],
             Module::Norm => vec![COMMON, CODES, source!("norm/norm.cu")],
             Module::Rope => vec![COMMON, source!("rope/rope.cu")],
-            Module::Rounding => vec![COMMON, source!("rounding/rounding.cu")],
+            Module::Rounding => vec![COMMON, ROUNDING, source!("rounding/rounding.cu")],
             Module::Streams => vec![COMMON, source!("streams/streams.cu")],
             Module::Elementwise => vec![COMMON, CODES, source!("elementwise/elementwise.cu")],
             Module::Route => vec![COMMON, source!("route/route.cu")],
@@ -226,6 +282,11 @@ impl Module {
             }
             Module::Plain(_) => vec![COMMON, STEP, PAGES, PARTS, source!("attention/plain.cu")],
             Module::Merge(_) => vec![COMMON, STEP, PARTS, source!("attention/merge.cu")],
+            Module::StoreRows(_) => vec![COMMON, STEP, ROWS, source!("latent/store.cu")],
+            Module::Compress(_) => vec![COMMON, STEP, ROWS, ROUNDING, source!("latent/compress.cu")],
+            Module::IndexScores(_) => vec![COMMON, STEP, ROWS, source!("latent/index.cu")],
+            Module::Select => vec![COMMON, STEP, source!("latent/select.cu")],
+            Module::Latent(_) => vec![COMMON, STEP, ROWS, SIGHT, source!("latent/attend.cu")],
         }
     }
 
@@ -250,6 +311,11 @@ impl Module {
             Module::Store(pages) => pages.constants(),
             Module::Spans(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
             Module::Plain(pages) | Module::Merge(pages) => pages.constants(),
+            Module::StoreRows(form) | Module::IndexScores(form) | Module::Latent(form) => {
+                form.constants(latent::THREADS)
+            }
+            Module::Compress(form) => form.constants(form.width.next_multiple_of(WARP)),
+            Module::Select => vec![("THREADS", latent::SELECT_THREADS)],
             Module::Route => vec![("THREADS", LIST_THREADS)],
             Module::Rounding => vec![("MOST", ROUNDED_MAX)],
             Module::Streams => vec![("STREAMS_MAX", STREAMS_MAX)],

@@ -2,12 +2,13 @@
 
 use std::{ops::Range, sync::Arc};
 
-use tessera_ops::{Batch, Error, KvEntry, KvLayout};
+use tessera_ops::{Batch, Error, KvEntry, KvFormat, KvLayout};
 
 use crate::{
     attention::{self, SpansTile},
     driver::{Arg, Gpu, Memory},
-    kernels::{Module, Pages},
+    kernels::{Module, Pages, RowForm},
+    latent,
     matmul::tile::WARP,
     steps::Step,
     tensor::{Tensor, blocks},
@@ -16,11 +17,24 @@ use crate::{
 /// The widest head that attention takes.
 const HEAD_DIM_MAX: usize = attention::HEAD_DIM_MAX;
 
-/// Pages of keys and values of all layers.
+/// Pages and rings of all entries.
 pub struct KvPages {
-    pub(crate) layers: Vec<Layer>,
+    entries: Vec<Entry>,
     /// Attended in this tile whatever the width, to measure it.
     pub(crate) forced: Option<SpansTile>,
+}
+
+enum Entry {
+    Pairs(Layer),
+    Rows(Rows),
+}
+
+/// Pages of rows that are no keys and values of heads. How a row lies: `kernels/latent/rows.cuh`.
+pub(crate) struct Rows {
+    pub(crate) kind: KvEntry,
+    pub(crate) form: RowForm,
+    pages: usize,
+    pub(crate) memory: Memory,
 }
 
 pub(crate) struct Layer {
@@ -35,74 +49,92 @@ pub(crate) struct Layer {
 impl KvPages {
     /// `pages` pages and `rings` rings, and the kernels for them.
     pub(crate) fn new(gpu: &Arc<Gpu>, layout: &KvLayout, pages: usize, rings: usize) -> Result<KvPages, Error> {
-        let what = format!("keys and values of {pages} pages");
-        let mut layers = Vec::with_capacity(layout.entries.len());
-        let unsupported = |what: String| {
-            let device = gpu.name().to_owned();
-            Err(Error::Unsupported { device, what, remedy: "run the model on the CPU" })
-        };
-        for entry in &layout.entries {
-            let &KvEntry::Pairs { heads, head_dim, ring_pages } = entry else {
-                return unsupported(format!("a cache with {entry:?}"));
-            };
-            let (pages, form) = (entry.pages_of(pages, rings), Pages { head_dim, format: layout.format });
-            if head_dim > HEAD_DIM_MAX {
-                return unsupported(format!("attention with heads of {head_dim} numbers"));
+        let what = format!("keys and values of {pages} pages and {rings} rings");
+        let entry = |entry: &KvEntry| {
+            entry.check();
+            let pages = entry.pages_of(pages, rings);
+            match *entry {
+                KvEntry::Pairs { .. } => Layer::new(gpu, *entry, layout.format, pages, &what).map(Entry::Pairs),
+                _ => Rows::new(gpu, *entry, layout.format, pages, &what).map(Entry::Rows),
             }
-            gpu.prepare(&attention::modules(form, gpu.arch()))?;
-            let bytes = (heads * form.head_bytes()).saturating_mul(pages);
-            let (keys, values) = (gpu.reserve(bytes, &what)?, gpu.reserve(bytes, &what)?);
-            layers.push(Layer { heads, form, ring_pages, pages, keys, values });
-        }
-        Ok(KvPages { layers, forced: None })
+        };
+        let entries = layout.entries.iter().map(entry).collect::<Result<_, _>>()?;
+        Ok(KvPages { entries, forced: None })
     }
 
-    /// Appends a page's bytes: layer by layer, but for those that are rings, keys and then values.
+    /// What an entry keeps.
+    pub(crate) fn kind(&self, entry: usize) -> KvEntry {
+        self.entries[entry].kind()
+    }
+
+    /// An entry of keys and values.
+    pub(crate) fn pairs(&self, entry: usize) -> &Layer {
+        let Entry::Pairs(layer) = &self.entries[entry] else { panic!("an entry of keys and values") };
+        layer
+    }
+
+    /// An entry of rows.
+    pub(crate) fn rows(&self, entry: usize) -> &Rows {
+        let Entry::Rows(rows) = &self.entries[entry] else { panic!("an entry of rows") };
+        rows
+    }
+
+    /// Appends a page's bytes: entry by entry, but for those that are rings; of pairs keys and then values.
     pub(crate) fn read_page(&self, gpu: &Gpu, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
-        let one = page as usize..page as usize + 1;
-        let layers = self.layers.iter().filter(|l| l.ring_pages.is_none());
-        layers.into_iter().try_for_each(|layer| layer.read(gpu, one.clone(), out))
+        self.entries.iter().try_for_each(|entry| entry.read(gpu, entry.page(page), out))
     }
 
-    /// Appends a ring's bytes: of the layers that are rings.
+    /// Appends a ring's bytes: of the entries that are rings.
     pub(crate) fn read_ring(&self, gpu: &Gpu, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
-        self.layers.iter().try_for_each(|layer| layer.read(gpu, layer.ring(ring), out))
+        self.entries.iter().try_for_each(|entry| entry.read(gpu, entry.ring(ring), out))
     }
 
     /// Writes what [`KvPages::read_page`] gave.
     pub(crate) fn write_page(&mut self, gpu: &Gpu, page: u32, bytes: &[u8]) -> Result<(), Error> {
-        let one = page as usize..page as usize + 1;
-        self.write(gpu, bytes, |layer| if layer.ring_pages.is_none() { one.clone() } else { 0..0 })
+        self.write(gpu, bytes, |entry| entry.page(page))
     }
 
     /// Writes what [`KvPages::read_ring`] gave.
     pub(crate) fn write_ring(&mut self, gpu: &Gpu, ring: u32, bytes: &[u8]) -> Result<(), Error> {
-        self.write(gpu, bytes, |layer| layer.ring(ring))
+        self.write(gpu, bytes, |entry| entry.ring(ring))
     }
 
-    /// Writes bytes into some pages of each layer.
-    fn write(&self, gpu: &Gpu, mut bytes: &[u8], pages: impl Fn(&Layer) -> Range<usize>) -> Result<(), Error> {
-        let size = |layer: &Layer| 2 * pages(layer).len() * layer.page_bytes();
-        let (expected, found) = (self.layers.iter().map(size).sum(), bytes.len());
+    /// Writes bytes into some pages of each entry.
+    fn write(&self, gpu: &Gpu, mut bytes: &[u8], pages: impl Fn(&Entry) -> Range<usize>) -> Result<(), Error> {
+        let parts = |entry: &Entry| entry.parts(pages(entry)).into_iter().map(|(_, range)| range.len()).sum::<usize>();
+        let (expected, found) = (self.entries.iter().map(parts).sum(), bytes.len());
         if expected != found {
             return Err(Error::Page { expected, found });
         }
-        for layer in &self.layers {
-            for memory in [&layer.keys, &layer.values] {
-                let range = layer.bytes(pages(layer));
+        for entry in &self.entries {
+            for (memory, range) in entry.parts(pages(entry)) {
                 let (part, rest) = bytes.split_at(range.len());
                 bytes = rest;
-                if !part.is_empty() {
-                    gpu.upload(memory, range.start, part)?;
-                }
+                gpu.upload(memory, range.start, part)?;
             }
         }
         Ok(())
     }
 
+    /// Writes the rows of a step's tokens.
+    pub(crate) fn store_rows(&self, gpu: &Gpu, entry: usize, rows: &Tensor, batch: &Batch, step: &Step) {
+        let to = self.rows(entry);
+        assert!(!matches!(to.kind, KvEntry::Compressed { .. }), "compressed rows are made, not stored");
+        assert_eq!((rows.rows, rows.width), (batch.len(), to.form.width), "each row fills its slot");
+        to.check(batch);
+        let args = [
+            Arg::Memory(&rows.memory),
+            Arg::Memory(&to.memory),
+            Arg::Memory(&step.rows),
+            Arg::Memory(&step.lists),
+            Arg::U32(to.kind.ring_pages().unwrap_or(0)),
+        ];
+        gpu.launch(Module::StoreRows(to.form), "store_rows", blocks([batch.len(), 1, 1], latent::THREADS), &args);
+    }
+
     /// Writes the rows' keys and values.
     pub(crate) fn store(&self, gpu: &Gpu, layer: usize, keys: &Tensor, values: &Tensor, batch: &Batch, step: &Step) {
-        let l = &self.layers[layer];
+        let l = self.pairs(layer);
         let width = l.heads * l.form.head_dim;
         assert_eq!((keys.width, values.width), (width, width), "keys and values fill all heads");
         assert_eq!((keys.rows, values.rows), (batch.len(), batch.len()), "each row has its key and value");
@@ -121,42 +153,105 @@ impl KvPages {
     }
 }
 
+impl Entry {
+    fn kind(&self) -> KvEntry {
+        match self {
+            Entry::Pairs(layer) => KvEntry::pairs(layer.heads, layer.form.head_dim).in_ring(layer.ring_pages),
+            Entry::Rows(rows) => rows.kind,
+        }
+    }
+
+    /// Its part of a page; none where it is a ring.
+    fn page(&self, page: u32) -> Range<usize> {
+        let is_ring = self.kind().ring_pages().is_some();
+        page as usize..page as usize + usize::from(!is_ring)
+    }
+
+    /// The pages of a ring; none where it keeps all positions.
+    fn ring(&self, ring: u32) -> Range<usize> {
+        let pages = self.kind().ring_pages().unwrap_or(0);
+        ring as usize * pages..(ring as usize + 1) * pages
+    }
+
+    /// Where the bytes of pages lie, in the order in which they are read.
+    fn parts(&self, pages: Range<usize>) -> Vec<(&Memory, Range<usize>)> {
+        let (memories, bytes, count) = match self {
+            Entry::Pairs(layer) => (vec![&layer.keys, &layer.values], layer.page_bytes(), layer.pages),
+            Entry::Rows(rows) => (vec![&rows.memory], rows.kind.page_rows() * rows.form.bytes(), rows.pages),
+        };
+        if pages.is_empty() {
+            return vec![];
+        }
+        assert!(pages.end <= count, "pages of this cache");
+        memories.into_iter().map(|memory| (memory, pages.start * bytes..pages.end * bytes)).collect()
+    }
+
+    /// Appends the bytes of pages.
+    fn read(&self, gpu: &Gpu, pages: Range<usize>, out: &mut Vec<u8>) -> Result<(), Error> {
+        for (memory, range) in self.parts(pages) {
+            let at = out.len();
+            out.resize(at + range.len(), 0);
+            gpu.download(memory, range.start, &mut out[at..])?;
+        }
+        Ok(())
+    }
+}
+
+/// Holds that page tables and rings name pages of an entry: kernels do not look.
+fn check(batch: &Batch, ring_pages: Option<usize>, pages: usize) {
+    let is_inside = match ring_pages {
+        Some(ring) => batch.rings.iter().all(|r| (*r as usize + 1) * ring <= pages),
+        None => batch.page_tables.iter().flatten().all(|page| (*page as usize) < pages),
+    };
+    assert!(is_inside, "a page table names pages of its cache, and a ring is one of its rings");
+}
+
+/// What a card has no kernel for.
+fn unsupported<T>(gpu: &Gpu, what: String) -> Result<T, Error> {
+    Err(Error::Unsupported { device: gpu.name().to_owned(), what, remedy: "run the model on the CPU" })
+}
+
+impl Rows {
+    fn new(gpu: &Arc<Gpu>, kind: KvEntry, format: KvFormat, pages: usize, what: &str) -> Result<Rows, Error> {
+        let format = if matches!(kind, KvEntry::Inputs { .. }) { KvFormat::F32 } else { format };
+        let form = RowForm { width: kind.row_numbers(), format };
+        let is_compressed = matches!(kind, KvEntry::Compressed { .. });
+        if form.width == 0 || is_compressed && form.width > latent::COMPRESSED_MAX {
+            return unsupported(gpu, format!("compressed rows of {} numbers", form.width));
+        }
+        gpu.prepare(&match kind {
+            KvEntry::Inputs { .. } => vec![Module::StoreRows(form)],
+            _ => [latent::modules(form), vec![Module::Select]].concat(),
+        })?;
+        let memory = gpu.reserve((kind.page_rows() * form.bytes()).saturating_mul(pages), what)?;
+        Ok(Rows { kind, form, pages, memory })
+    }
+
+    /// Holds that a step names pages of this entry.
+    pub(crate) fn check(&self, batch: &Batch) {
+        check(batch, self.kind.ring_pages(), self.pages);
+    }
+}
+
 impl Layer {
+    fn new(gpu: &Arc<Gpu>, kind: KvEntry, format: KvFormat, pages: usize, what: &str) -> Result<Layer, Error> {
+        let KvEntry::Pairs { heads, head_dim, ring_pages } = kind else { panic!("an entry of keys and values") };
+        let form = Pages { head_dim, format };
+        if head_dim > HEAD_DIM_MAX {
+            return unsupported(gpu, format!("attention with heads of {head_dim} numbers"));
+        }
+        gpu.prepare(&attention::modules(form, gpu.arch()))?;
+        let bytes = (heads * form.head_bytes()).saturating_mul(pages);
+        let (keys, values) = (gpu.reserve(bytes, what)?, gpu.reserve(bytes, what)?);
+        Ok(Layer { heads, form, ring_pages, pages, keys, values })
+    }
+
     fn page_bytes(&self) -> usize {
         self.heads * self.form.head_bytes()
     }
 
-    /// The pages of a ring; none where the layer keeps all positions.
-    fn ring(&self, ring: u32) -> Range<usize> {
-        let pages = self.ring_pages.unwrap_or(0);
-        ring as usize * pages..(ring as usize + 1) * pages
-    }
-
-    /// Where pages lie among the bytes of keys, and of values.
-    fn bytes(&self, pages: Range<usize>) -> Range<usize> {
-        assert!(pages.end <= self.pages, "pages of this cache");
-        pages.start * self.page_bytes()..pages.end * self.page_bytes()
-    }
-
-    /// Appends the bytes of pages: keys and then values.
-    fn read(&self, gpu: &Gpu, pages: Range<usize>, out: &mut Vec<u8>) -> Result<(), Error> {
-        let range = self.bytes(pages);
-        for memory in [&self.keys, &self.values] {
-            let at = out.len();
-            out.resize(at + range.len(), 0);
-            if !range.is_empty() {
-                gpu.download(memory, range.start, &mut out[at..])?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Holds that page tables and rings name pages of this cache: kernels do not look.
+    /// Holds that a step names pages of this layer.
     pub(crate) fn check(&self, batch: &Batch) {
-        let is_inside = match self.ring_pages {
-            Some(pages) => batch.rings.iter().all(|ring| (*ring as usize + 1) * pages <= self.pages),
-            None => batch.page_tables.iter().flatten().all(|page| (*page as usize) < self.pages),
-        };
-        assert!(is_inside, "a page table names pages of its cache, and a ring is one of its rings");
+        check(batch, self.ring_pages, self.pages);
     }
 }

@@ -20,6 +20,7 @@ mod error;
 mod hash;
 pub mod kernels;
 mod kv;
+mod latent;
 pub mod matmul;
 pub mod measure;
 mod queue;

@@ -1,7 +1,8 @@
 //! What only a card can show: every op at every edge, to the last bit. A machine without one must say so, and what to do.
+//! `TESSERA_AUDIT_OP` names one op, of which a brief audit is made: for a card that is emulated.
 
 use tessera_cuda::{Cache, OpenError, audit};
-use tessera_ops::audit::Settings;
+use tessera_ops::audit::{Op, Settings};
 
 #[test]
 fn a_card_gives_the_reference_s_bits_or_is_missed_in_words() {
@@ -14,7 +15,9 @@ fn a_card_gives_the_reference_s_bits_or_is_missed_in_words() {
             return;
         }
     };
-    let settings = Settings { edges: audit::all_edges(&variants), ..Settings::default() };
+    let named = std::env::var("TESSERA_AUDIT_OP").ok();
+    let op = named.map(|name| Op::ALL.into_iter().find(|op| op.name() == name).expect("an op of this name"));
+    let settings = Settings { edges: audit::all_edges(&variants), op, brief: op.is_some(), ..Settings::default() };
     let report = tessera_ops::audit::audit(&settings, &variants, &mut |_| {});
     for (row, failure) in report.failures() {
         println!("{} {}: {} of {} cases, first {failure:?}", row.op, row.format, row.failed, row.cases);

@@ -1,0 +1,58 @@
+// Where rows lie that are key and value at once, or inputs of others: pages of rows, each WIDTH numbers one after another, with
+// FORMAT 0: f32; 1: f16; 2: bytes, and behind them a f32 scale for each 32. A row takes ROW_BYTES, a multiple of 16.
+
+#define ROW_BLOCKS ((WIDTH + 31) / 32)
+#if FORMAT == 0
+static_assert(ROW_BYTES >= WIDTH * 4 && ROW_BYTES % 16 == 0, "the cache and the kernel disagree");
+#elif FORMAT == 1
+static_assert(ROW_BYTES >= WIDTH * 2 && ROW_BYTES % 16 == 0, "the cache and the kernel disagree");
+#else
+#define CODES_BYTES ((WIDTH + 15) / 16 * 16)
+static_assert(ROW_BYTES >= CODES_BYTES + ROW_BLOCKS * 4 && ROW_BYTES % 16 == 0, "the cache and the kernel disagree");
+#endif
+
+// Number `d` of a row.
+DEVICE float number_of(const u8* row, u32 d) {
+#if FORMAT == 0
+    return ((const float*)row)[d];
+#elif FORMAT == 1
+    return half_to_float(((const u16*)row)[d]);
+#else
+    return ((const float*)(row + CODES_BYTES))[d / 32] * (float)(signed char)row[d];
+#endif
+}
+
+// Writes number `d` of a row, or nothing where there is none. The threads of a warp write 32 that share a scale. kv.rs, `round`.
+DEVICE void keep_number(u8* row, u32 d, float value) {
+#if FORMAT == 0
+    if (d < WIDTH) ((float*)row)[d] = value;
+#elif FORMAT == 1
+    if (d < WIDTH) ((u16*)row)[d] = float_to_half(value);
+#else
+    u32 largest = d < WIDTH ? __float_as_uint(value) & 0x7fffffffu : 0;
+#pragma unroll
+    for (int width = 16; width > 0; width /= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, width));
+    float amax = __uint_as_float(largest), scale = amax / 127.0f;
+    int code = 0;
+    if (largest >= 0x7f800000u) {
+        scale = not_a_number();
+    } else if (amax > 0.0f) {
+        float inverse = 127.0f / amax;
+        if (inverse < __uint_as_float(0x7f800000u)) code = __float2int_rn(value * inverse);
+    }
+    if (d < WIDTH) row[d] = (u8)code;
+    if (d < WIDTH && d % 32 == 0) ((float*)(row + CODES_BYTES))[d / 32] = half_to_float(float_to_half(scale));
+#endif
+}
+
+// Where the row of a token lies, of rows of `bytes`.
+DEVICE u64 place_of_token(const Step& step, u32 row, u32 position, u32 ring, u32 bytes) {
+    const u32 place = step.place(row, position);
+    return ((u64)step.page(row, place, ring) * PAGE + place % PAGE) * bytes;
+}
+
+// Where compressed row `index` lies: with the last of its tokens. kv.rs, `compressed_place`.
+DEVICE u64 place_of_compressed(const Step& step, u32 row, u32 index, u32 ratio) {
+    const u32 slots = ratio >= PAGE ? 1 : PAGE / ratio;
+    return ((u64)step.page(row, index * ratio + ratio - 1, 0) * slots + index % slots) * ROW_BYTES;
+}

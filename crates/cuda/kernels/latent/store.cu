@@ -1,0 +1,9 @@
+// Rows of a step's tokens into their pages. One block a row.
+
+KERNEL __launch_bounds__(THREADS) store_rows(const float* x, u8* pages, const u32* rows, const u32* lists, u32 ring) {
+    begin_in_turn();
+    const Step step = {rows, lists};
+    const u32 row = blockIdx.x;
+    u8* to = pages + place_of_token(step, row, step.position(row), ring, ROW_BYTES);
+    for (u32 d = threadIdx.x; d < ROW_BLOCKS * 32; d += THREADS) keep_number(to, d, d < WIDTH ? x[(u64)row * WIDTH + d] : 0.0f);
+}

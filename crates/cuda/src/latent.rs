@@ -1,0 +1,280 @@
+//! Latent rows on the card: compressed, chosen, and attended to in three launches, as `kernels/latent` says.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tessera_ops::{
+    Batch, CompressedRows, Compressor, Error, LatentAttention, PAGE_TOKENS, RopeLayout, Rounding, Selector,
+    latent::complete_rows,
+    mask::{check_line, check_ring},
+    rounding::hadamard_factor,
+};
+
+use crate::{
+    CudaDevice,
+    device::Vector,
+    driver::{Arg, Gpu, Memory},
+    kernels::{Module, RowForm},
+    kv::KvPages,
+    matmul::tile::WARP,
+    rowwise::ROUNDED_MAX,
+    steps::Step,
+    tensor::{Tensor, blocks},
+};
+
+/// Threads of most blocks.
+pub(crate) const THREADS: usize = 128;
+
+/// Threads of a block that selects.
+pub(crate) const SELECT_THREADS: usize = 512;
+
+/// Heads of a tile of scores, and of a block of values.
+const TILE_HEADS: usize = 16;
+const VALUES_HEADS: usize = 8;
+
+/// Scores of a chunk of rows take no more memory than this, as long as one row's do.
+const SCRATCH_BYTES_MAX: usize = 64 << 20;
+
+/// The widest compressed row: a thread has a number of it.
+pub(crate) const COMPRESSED_MAX: usize = ROUNDED_MAX;
+
+/// The widest key of an indexer: 16 queries lie in shared memory.
+const INDEX_DIM_MAX: usize = 512;
+
+/// All kernels over rows of a form.
+pub(crate) fn modules(form: RowForm) -> Vec<Module> {
+    let mut all = vec![Module::StoreRows(form)];
+    all.extend((form.width <= COMPRESSED_MAX).then_some(Module::Compress(form)));
+    all.extend((form.width <= INDEX_DIM_MAX).then_some(Module::IndexScores(form)));
+    all.push(Module::Latent(form));
+    all
+}
+
+/// Frequencies on the card, sent once: models have a few.
+#[derive(Default)]
+pub(crate) struct Frequencies(Mutex<Vec<(Vec<f64>, Arc<Memory>)>>);
+
+impl Frequencies {
+    fn get(&self, gpu: &Arc<Gpu>, frequencies: &[f64]) -> Arc<Memory> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, memory)) = known.iter().find(|(f, _)| f == frequencies) {
+            return memory.clone();
+        }
+        let memory = Arc::new(gpu.take(size_of_val(frequencies)));
+        let halves = frequencies.iter().flat_map(|f| [f.to_bits() as u32, (f.to_bits() >> 32) as u32]);
+        gpu.send(&memory, &halves.collect::<Vec<_>>());
+        known.push((frequencies.to_vec(), memory.clone()));
+        memory
+    }
+}
+
+/// Makes the rows that the batch's tokens complete.
+pub(crate) fn compress(
+    gpu: &Arc<Gpu>,
+    frequencies: &Frequencies,
+    cache: &KvPages,
+    compressor: &Compressor<CudaDevice>,
+    batch: &Batch,
+    step: &Step,
+) {
+    let (inputs, output) = (cache.rows(compressor.inputs), cache.rows(compressor.output));
+    compressor.check(inputs.kind, output.kind);
+    check_line(batch);
+    check_ring(Some(compressor.window()), inputs.kind.ring_pages(), batch);
+    let Compressor { ratio, overlap, head_dim, epsilon, ref rope, .. } = *compressor;
+    let width = compressor.input_width();
+    assert_eq!((compressor.ape.length, compressor.norm.length), (ratio * width, head_dim), "scores and weights fit");
+    inputs.check(batch);
+    output.check(batch);
+    let turned = frequencies.get(gpu, &rope.frequencies);
+    let (rounding, rounded) = match compressor.rounding {
+        None => (0, 0),
+        Some(Rounding::Fp8 { features }) => (1, features),
+        Some(Rounding::HadamardFp4) => (2, 0),
+    };
+    let args = [
+        Arg::Memory(&inputs.memory),
+        Arg::Memory(&output.memory),
+        Arg::Memory(&compressor.ape.memory),
+        Arg::Memory(&compressor.norm.memory),
+        Arg::Memory(&turned),
+        Arg::Memory(&step.rows),
+        Arg::Memory(&step.lists),
+        Arg::U32(width),
+        Arg::U32(inputs.kind.ring_pages().unwrap_or(0)),
+        Arg::U32(ratio),
+        Arg::U32(overlap.into()),
+        Arg::U32(rope.frequencies.len()),
+        Arg::U32((rope.layout == RopeLayout::Interleaved).into()),
+        Arg::F32(rope.magnitude),
+        Arg::F32(epsilon),
+        Arg::U32(rounding),
+        Arg::U32(rounded),
+        Arg::F32(hadamard_factor(head_dim)),
+    ];
+    // A block a row, also where none is complete, so that every step of a sequence is the same launch.
+    let launch = blocks([batch.len(), 1, 1], head_dim.next_multiple_of(WARP));
+    gpu.launch(Module::Compress(output.form), "compress", launch, &args);
+}
+
+/// For each row of a step the compressed rows that it attends to, ascending.
+pub struct Selection {
+    /// (rows, top_k)
+    selected: Memory,
+    top_k: usize,
+    /// (rows) how many there are.
+    counts: Vec<usize>,
+}
+
+impl Selection {
+    /// Copies all lists.
+    pub(crate) fn read(&self, gpu: &Gpu, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {
+        let mut all = vec![0u32; self.counts.len() * self.top_k];
+        gpu.download(&self.selected, 0, &mut all)?;
+        rows.clear();
+        rows.extend(all.chunks_exact(self.top_k).zip(&self.counts).map(|(row, count)| row[..*count].to_vec()));
+        Ok(())
+    }
+}
+
+/// Chooses for all rows.
+pub(crate) fn select(
+    gpu: &Arc<Gpu>,
+    (queries, head_weights): (&Tensor, &Tensor),
+    cache: &KvPages,
+    selector: &Selector,
+    batch: &Batch,
+    step: &Step,
+) -> Selection {
+    let &Selector { entry, ratio, heads, head_dim, top_k, scale } = selector;
+    let keys = cache.rows(entry);
+    selector.check(keys.kind);
+    check_line(batch);
+    keys.check(batch);
+    assert!(head_dim <= INDEX_DIM_MAX, "keys of an indexer have at most 512 numbers");
+    assert_eq!((queries.rows, queries.width), (batch.len(), heads * head_dim), "queries fill all heads");
+    assert_eq!((head_weights.rows, head_weights.width), (batch.len(), heads), "each head has a weight");
+    let complete = |row: usize| complete_rows(batch.positions[row] as usize, ratio);
+    let counts: Vec<usize> = (0..batch.len()).map(|row| complete(row).min(top_k)).collect();
+    let most = (0..batch.len()).map(complete).max().unwrap_or(0);
+    let selection = Selection { selected: gpu.take(batch.len() * top_k * size_of::<u32>()), top_k, counts };
+    // Scores that nobody makes take no room. What grows with the sequence grows by blocks, so that a launch comes again.
+    let stride = if most > top_k { most.next_multiple_of(THREADS) } else { 0 };
+    let chunk = (SCRATCH_BYTES_MAX / (stride * size_of::<f32>()).max(1)).max(1);
+    let (rows, lists) = (Arg::Memory(&step.rows), Arg::Memory(&step.lists));
+    for first in (0..batch.len()).step_by(chunk) {
+        let count = chunk.min(batch.len() - first);
+        let scores = gpu.take(count * stride * size_of::<f32>());
+        if stride > 0 {
+            let args = [
+                Arg::Memory(&queries.memory),
+                Arg::Memory(&head_weights.memory),
+                Arg::Memory(&keys.memory),
+                Arg::Memory(&scores),
+                rows,
+                lists,
+                Arg::U32(first),
+                Arg::U32(heads),
+                Arg::U32(ratio),
+                Arg::U32(top_k),
+                Arg::U32(stride),
+                Arg::F32(scale),
+            ];
+            let launch = blocks([stride / THREADS, count, 1], THREADS);
+            gpu.launch(Module::IndexScores(keys.form), "index_scores", launch, &args);
+        }
+        let args = [Arg::Memory(&scores), Arg::Memory(&selection.selected), rows, lists, Arg::U32(first)];
+        let args = [&args[..], &[Arg::U32(ratio), Arg::U32(top_k), Arg::U32(stride)]].concat();
+        gpu.launch(Module::Select, "select", blocks([count, 1, 1], SELECT_THREADS), &args);
+    }
+    selection
+}
+
+/// Attention of the rows' queries.
+pub(crate) fn attend(
+    gpu: &Arc<Gpu>,
+    queries: &Tensor,
+    cache: &KvPages,
+    spec: &LatentAttention,
+    (selection, sinks): (Option<&Selection>, &Vector),
+    batch: &Batch,
+    step: &Step,
+) -> Tensor {
+    spec.check(|entry| cache.kind(entry));
+    check_line(batch);
+    let raw = cache.rows(spec.entry);
+    check_ring(Some(spec.window), raw.kind.ring_pages(), batch);
+    raw.check(batch);
+    assert_eq!(sinks.length, spec.heads, "each query head has a sink");
+    assert_eq!((queries.rows, queries.width), (batch.len(), spec.heads * spec.head_dim), "queries fill all heads");
+    assert!(selection.is_none_or(|s| s.counts.len() == batch.len()), "a list for each row");
+    let compressed = spec.compressed.map(|CompressedRows { entry, ratio }| (cache.rows(entry), ratio));
+    if let Some((rows, _)) = compressed {
+        rows.check(batch);
+    }
+    let y = Tensor::like(gpu, queries, queries.width);
+    let pages = |row: usize| {
+        let position = batch.positions[row] as usize;
+        let complete = compressed.map_or(0, |(_, ratio)| complete_rows(position, ratio));
+        spec.page_count(position, selection.map_or(complete, |s| s.counts[row]))
+    };
+    let most = (0..batch.len()).map(pages).max().unwrap_or(0);
+    let chunk = (SCRATCH_BYTES_MAX / (most * PAGE_TOKENS * spec.heads * size_of::<f32>()).max(1)).max(1);
+    let sight = Sight {
+        raw: &raw.memory,
+        compressed: compressed.map_or(Arg::Null, |(rows, _)| Arg::Memory(&rows.memory)),
+        selected: selection.map_or(Arg::Null, |s| Arg::Memory(&s.selected)),
+        step: [Arg::Memory(&step.rows), Arg::Memory(&step.lists)],
+        ring: Arg::U32(raw.kind.ring_pages().unwrap_or(0)),
+        seen: [spec.window, compressed.map_or(0, |(_, ratio)| ratio), selection.map_or(0, |s| s.top_k), most]
+            .map(|n| Arg::U32(n.min(u32::MAX as usize))),
+    };
+    for first in (0..batch.len()).step_by(chunk) {
+        let rows = (first, chunk.min(batch.len() - first));
+        attend_chunk(gpu, (queries, &y), &sinks.memory, (spec, raw.form), &sight, rows, most);
+    }
+    y
+}
+
+/// What kernels are told of what rows see.
+struct Sight<'a> {
+    raw: &'a Memory,
+    compressed: Arg<'a>,
+    selected: Arg<'a>,
+    step: [Arg<'a>; 2],
+    ring: Arg<'a>,
+    /// Window, tokens of a compressed row, selected rows, pages.
+    seen: [Arg<'a>; 4],
+}
+
+fn attend_chunk(
+    gpu: &Arc<Gpu>,
+    (queries, y): (&Tensor, &Tensor),
+    sinks: &Memory,
+    (spec, form): (&LatentAttention, RowForm),
+    sight: &Sight<'_>,
+    (first, count): (usize, usize),
+    most: usize,
+) {
+    let numbers = |count: usize| gpu.take(count * size_of::<f32>());
+    let heads = spec.heads;
+    let scores = numbers(count * heads * most * PAGE_TOKENS);
+    let (factors, totals) = (numbers(count * heads * most), numbers(count * heads));
+    let (module, raw, chunk) = (Module::Latent(form), Arg::Memory(sight.raw), [Arg::U32(first), Arg::U32(heads)]);
+
+    let mut args = vec![Arg::Memory(&queries.memory), raw, sight.compressed, sight.selected, Arg::Memory(&scores)];
+    args.extend(sight.step.into_iter().chain(chunk).chain([sight.ring]).chain(sight.seen));
+    args.push(Arg::F32(spec.scale));
+    gpu.launch(module, "latent_scores", blocks([count, most, heads.div_ceil(TILE_HEADS)], THREADS), &args);
+
+    let mut args = vec![Arg::Memory(&scores), Arg::Memory(&factors), Arg::Memory(&totals), Arg::Memory(sinks)];
+    args.push(sight.selected);
+    args.extend(sight.step.into_iter().chain([Arg::U32(first), Arg::U32(count), Arg::U32(heads)]).chain(sight.seen));
+    let launch = blocks([(count * heads).div_ceil(THREADS / WARP), 1, 1], THREADS);
+    gpu.launch(module, "latent_weights", launch, &args);
+
+    let mut args = vec![raw, sight.compressed, sight.selected, Arg::Memory(&scores), Arg::Memory(&factors)];
+    args.extend([Arg::Memory(&totals), Arg::Memory(&y.memory)]);
+    args.extend(sight.step.into_iter().chain(chunk).chain([sight.ring]).chain(sight.seen));
+    let grid = [count, heads.div_ceil(VALUES_HEADS), form.width.div_ceil(THREADS)];
+    gpu.launch(module, "latent_values", blocks(grid, THREADS), &args);
+}
