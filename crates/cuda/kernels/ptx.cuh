@@ -137,6 +137,13 @@ DEVICE u32 pair_of_halves(float low, float high) {
     return pair;
 }
 
+// The card's clock.
+DEVICE u64 clock_nanoseconds() {
+    u64 now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    return now;
+}
+
 // A kernel may be started while earlier ones of the stream still run: `let_next_start` allows it to those behind, and
 // `after_earlier_work` waits for all that was enqueued before. Until then a kernel touches nothing but weights.
 DEVICE void let_next_start() {

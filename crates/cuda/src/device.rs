@@ -1,17 +1,17 @@
 //! The ops, enqueued on a card.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use tessera_formats::codec;
 use tessera_ops::{
-    Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
+    Attention, Batch, Candidate, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
     Role, Rope, Rotation, Rounding, Router, Selector, StreamGates, math,
 };
 
 use crate::{
     attention::attend,
     cache::Cache,
-    driver::{Gpu, Memory},
+    driver::{Counts, Gpu, Memory},
     error::OpenError,
     kernels::Module,
     kv::KvPages,
@@ -19,7 +19,7 @@ use crate::{
     matmul::{Columns, PackedMatrix, project, project_fine},
     roles::{Numerics, Roles},
     routes::Routes,
-    rowwise,
+    rowwise, sample,
     steps::{Step, Steps},
     tensor::Tensor,
 };
@@ -64,7 +64,7 @@ impl CudaDevice {
 
     fn with(ordinal: usize, cache: Cache, is_audited: bool) -> Result<CudaDevice, OpenError> {
         let gpu = Gpu::open(ordinal, cache, is_audited)?;
-        let shared = [Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route];
+        let shared = [Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route, Module::Best];
         let failed = |e: Error| OpenError::Driver { what: "load kernels", reason: e.to_string() };
         gpu.prepare(&shared).map_err(failed)?;
         Ok(CudaDevice { gpu, steps: Steps::default(), frequencies: Frequencies::default(), role: None })
@@ -92,6 +92,19 @@ impl CudaDevice {
     /// If any of it failed.
     pub fn wait(&self) -> Result<(), Error> {
         self.gpu.wait()
+    }
+
+    /// Kernels launched so far.
+    pub fn counts(&self) -> Counts {
+        self.gpu.counts()
+    }
+
+    /// Each launch of what `work` enqueues, and its time by events: one after another, without graphs.
+    ///
+    /// # Errors
+    /// If the card fails.
+    pub fn traced(&self, work: impl FnOnce()) -> Result<Vec<(&'static str, Duration)>, Error> {
+        self.gpu.traced(work)
     }
 
     pub(crate) fn gpu(&self) -> &Arc<Gpu> {
@@ -380,6 +393,24 @@ impl Device for CudaDevice {
     fn read(&self, x: &Tensor, out: &mut Vec<f32>) -> Result<(), Error> {
         out.resize(x.count(), 0.0);
         self.gpu.download(&x.memory, 0, out)
+    }
+
+    fn ranks(&self) -> bool {
+        true
+    }
+
+    fn best(&self, logits: &Tensor, rows: usize, count: usize, out: &mut Vec<Candidate>) -> Result<(), Error> {
+        assert_eq!(rows, logits.rows, "rows are the tensor's");
+        sample::best(&self.gpu, logits, count, out)
+    }
+
+    fn mark(&self) -> bool {
+        self.gpu.mark();
+        true
+    }
+
+    fn stages(&self) -> Result<Vec<Duration>, Error> {
+        self.gpu.stages()
     }
 
     fn read_page(&self, cache: &KvPages, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {

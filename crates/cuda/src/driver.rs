@@ -29,6 +29,11 @@ use crate::{
 mod sending;
 mod timing;
 
+pub use sending::Counts;
+pub(crate) use sending::Launching;
+use sending::Sent;
+use timing::Timing;
+
 /// Memory is taken in multiples of this.
 const GRAIN: usize = 512;
 
@@ -51,8 +56,12 @@ pub(crate) struct Gpu {
     free: Mutex<HashMap<usize, Vec<sys::CUdeviceptr>>>,
     failure: Mutex<Option<String>>,
     queue: Mutex<Queue>,
-    /// Whether kernels that wait by themselves are started before those ahead of them have ended.
-    starts_early: bool,
+    launching: Launching,
+    /// Whether the card has kernels that wait by themselves started before those ahead of them have ended.
+    can_start_early: bool,
+    sent: Sent,
+    /// Stages that are timed, while any are.
+    timing: Mutex<Option<Timing>>,
 }
 
 // SAFETY: context, stream and functions are handles that the driver lets any thread use, once it has made the context current,
@@ -133,7 +142,8 @@ impl Gpu {
         unsafe { result::ctx::set_current(context) }.map_err(failed("open a card"))?;
         let stream =
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("open a stream"))?;
-        let (modules, free, failure, queue) = Default::default();
+        let (modules, free, failure, queue, sent, timing) = Default::default();
+        let launching = if is_audited { Launching::Serial } else { Launching::from_environment()? };
         let gpu = Gpu {
             name,
             arch,
@@ -148,7 +158,10 @@ impl Gpu {
             free,
             failure,
             queue,
-            starts_early: major >= 9 && !is_audited,
+            launching,
+            can_start_early: major >= 9,
+            sent,
+            timing,
         };
         Ok(Arc::new(gpu))
     }
@@ -264,9 +277,21 @@ impl Gpu {
         if launch.grid.contains(&0) || self.has_failed() {
             return;
         }
-        let Some(loaded) = self.module(module) else { return };
+        let Some(call) = self.call(module, entry, launch, args) else { return };
+        let mut queue = lock(&self.queue);
+        if queue.push(call) {
+            self.send_held(&mut queue, true);
+        }
+    }
+
+    /// A launch with all that it takes.
+    fn call(&self, module: Module, entry: &str, launch: Launch, args: &[Arg<'_>]) -> Option<Call> {
+        let loaded = self.module(module)?;
         let found = loaded.functions.iter().find(|(name, _)| *name == entry);
-        let Some((name, function)) = found else { return self.fail(entry, "no such kernel") };
+        let Some((name, function)) = found else {
+            self.fail(entry, "no such kernel");
+            return None;
+        };
         assert_eq!(function.parameters.len(), args.len(), "{entry}: a kernel is called with all that it takes");
         let mut values = [0u64; ARGS_MAX];
         for ((value, arg), bytes) in values.iter_mut().zip(args).zip(&function.parameters) {
@@ -277,11 +302,7 @@ impl Gpu {
         let grid = launch.grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         let (threads, shared_bytes) = (launch.threads as u32, launch.shared_bytes as u32);
         let (entry, function, count) = (*name, function.handle, args.len());
-        let call = Call { module, entry, function, grid, threads, shared_bytes, args: values, count };
-        let mut queue = lock(&self.queue);
-        if queue.push(call) {
-            self.send_held(&mut queue);
-        }
+        Some(Call { module, entry, function, grid, threads, shared_bytes, args: values, count })
     }
 
     /// Under audit memory is as long as what it holds, so that a tool which watches accesses sees every one behind the end.
@@ -374,11 +395,11 @@ impl Gpu {
     /// Copies memory from byte `at` on to `out`, behind all work so far, and waits.
     pub(crate) fn download<T: Plain>(&self, memory: &Memory, at: usize, out: &mut [T]) -> Result<(), Error> {
         assert!(at.checked_add(size_of_val(out)).is_some_and(|end| end <= memory.bytes), "what is read is there");
-        self.wait()?;
-        if !out.is_empty() {
+        self.flush();
+        if !out.is_empty() && !self.has_failed() {
             // SAFETY: the memory has as many bytes, any bits are a `T`, and `out` lives until the stream has been waited for.
             let got = unsafe { result::memcpy_dtoh_async(out, memory.pointer + at as u64, self.stream) };
-            got.map_err(|e| self.lost(words(e)))?;
+            got.unwrap_or_else(|e| self.fail("run the step", words(e)));
         }
         self.wait()
     }
@@ -390,6 +411,7 @@ impl Gpu {
         if let Err(error) = unsafe { result::stream::synchronize(self.stream) } {
             self.fail("run the step", words(error));
         }
+        lock(&self.queue).waited();
         let failure = lock(&self.failure).clone();
         failure.map_or(Ok(()), |reason| Err(self.lost(reason)))
     }

@@ -38,6 +38,12 @@ pub enum OpenError {
         /// Its words.
         reason: String,
     },
+    /// A way to launch kernels that does not exist.
+    #[error("TESSERA_CUDA_LAUNCHES is {value:?}; there are graphs, single and serial: set one, or none for graphs")]
+    Launches {
+        /// What was asked for.
+        value: String,
+    },
     /// A kernel does not compile.
     #[error(transparent)]
     Compile(#[from] CompileError),

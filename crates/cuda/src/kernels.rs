@@ -18,6 +18,7 @@ use crate::{
     },
     routes::LIST_THREADS,
     rowwise::ROUNDED_MAX,
+    sample,
 };
 
 /// A source with its constants.
@@ -47,6 +48,8 @@ pub enum Module {
     Elementwise,
     /// The choice of experts.
     Route,
+    /// The likeliest tokens.
+    Best,
     /// Keys and values into pages.
     Store(Pages),
     /// Attention of spans, of Hopper.
@@ -156,6 +159,7 @@ const STEP: (&str, &str) = source!("attention/step.cuh");
 const HOPPER: (&str, &str) = source!("hopper/ptx.cuh");
 const WGMMA: (&str, &str) = source!("hopper/wgmma.cuh");
 const EXPAND: (&str, &str) = source!("matmul/expand.cuh");
+const HEADS_OF_ROWS: (&str, &str) = source!("rope/heads.cuh");
 const PAGES: (&str, &str) = source!("attention/pages.cuh");
 const ROUNDING: (&str, &str) = source!("rounding/rounding.cuh");
 const ROWS: (&str, &str) = source!("latent/rows.cuh");
@@ -168,7 +172,7 @@ impl Module {
     /// Every module that a table of this crate names: all layouts with all tiles, all formats of pages with all known heads.
     pub fn all() -> Vec<Module> {
         let mut all = vec![Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route];
-        all.extend([Module::Halves, Module::Rounding, Module::Streams]);
+        all.extend([Module::Halves, Module::Rounding, Module::Streams, Module::Best]);
         for layout in Layout::all() {
             all.extend(CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)));
         }
@@ -205,6 +209,7 @@ impl Module {
             Module::Streams => "streams",
             Module::Elementwise => "elementwise",
             Module::Route => "route",
+            Module::Best => "best",
             Module::Store(_) => "store",
             Module::Spans(..) => "spans",
             Module::Plain(_) => "plain",
@@ -231,9 +236,10 @@ impl Module {
             Module::Rounding => &["round_fp8", "round_hadamard_fp4"],
             Module::Streams => &["copies", "stream_gates", "collapse_streams", "spread_streams"],
             Module::Elementwise => {
-                &["gate", "columns", "scale", "add", "soft_cap", "gather_rows", "add_fine", "combine"]
+                &["gate", "columns", "scale", "add", "soft_cap", "gather_rows", "add_fine", "combine", "spin"]
             }
             Module::Route => &["route", "list_places"],
+            Module::Best => &["best"],
             Module::Store(_) => &["store"],
             Module::Spans(..) => &["spans"],
             Module::Plain(_) => &["plain"],
@@ -270,12 +276,13 @@ impl Module {
             Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, EXPAND, source!("matmul/prefill.cu")],
             Module::PrefillWarps(_) => vec![COMMON, EXPAND, source!("matmul/prefill_warps.cu")],
             Module::Norm => vec![COMMON, CODES, source!("norm/norm.cu")],
-            Module::Rope => vec![COMMON, source!("rope/rope.cu")],
+            Module::Rope => vec![COMMON, HEADS_OF_ROWS, source!("rope/rope.cu")],
             Module::Rounding => vec![COMMON, ROUNDING, source!("rounding/rounding.cu")],
             Module::Streams => vec![COMMON, source!("streams/streams.cu")],
             Module::Elementwise => vec![COMMON, CODES, source!("elementwise/elementwise.cu")],
             Module::Route => vec![COMMON, source!("route/route.cu")],
-            Module::Store(_) => vec![COMMON, STEP, PAGES, source!("attention/store.cu")],
+            Module::Best => vec![COMMON, source!("sample/best.cu")],
+            Module::Store(_) => vec![COMMON, STEP, PAGES, HEADS_OF_ROWS, source!("attention/store.cu")],
             Module::Spans(..) => {
                 let attention = [STEP, PAGES, TILES, PARTS, SLABS, source!("attention/spans.cu")];
                 [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
@@ -319,6 +326,7 @@ impl Module {
             Module::Route => vec![("THREADS", LIST_THREADS)],
             Module::Rounding => vec![("MOST", ROUNDED_MAX)],
             Module::Streams => vec![("STREAMS_MAX", STREAMS_MAX)],
+            Module::Best => sample::constants(),
             Module::Quantize | Module::Norm | Module::Rope | Module::Elementwise => vec![],
         }
     }

@@ -139,16 +139,13 @@ impl KvPages {
         assert_eq!((keys.width, values.width), (width, width), "keys and values fill all heads");
         assert_eq!((keys.rows, values.rows), (batch.len(), batch.len()), "each row has its key and value");
         l.check(batch);
-        let args = [
-            Arg::Memory(&keys.memory),
-            Arg::Memory(&values.memory),
-            Arg::Memory(&l.keys),
-            Arg::Memory(&l.values),
-            Arg::Memory(&step.rows),
-            Arg::Memory(&step.lists),
-            Arg::U32(l.heads),
-            Arg::U32(l.ring_pages.unwrap_or(0)),
-        ];
+        let memories = [&keys.memory, &values.memory, &l.keys, &l.values, &step.rows, &step.lists];
+        let mut args: Vec<Arg<'_>> = memories.map(Arg::Memory).into();
+        args.extend([l.heads, l.ring_pages.unwrap_or(0)].map(Arg::U32));
+        // What comes before and beside a store, the queue puts in.
+        args.extend([Arg::Null, Arg::Null, Arg::F32(0.0), Arg::Null]);
+        args.extend([Arg::U32(0), Arg::U32(0), Arg::U32(0), Arg::U32(0)]);
+        args.extend([Arg::Null, Arg::Null, Arg::Null, Arg::F32(0.0), Arg::U32(0)]);
         gpu.launch(Module::Store(l.form), "store", blocks([l.heads, batch.len(), 1], WARP), &args);
     }
 }

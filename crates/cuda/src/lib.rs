@@ -27,11 +27,13 @@ mod queue;
 mod roles;
 mod routes;
 mod rowwise;
+mod sample;
 mod steps;
 mod tensor;
 
 pub use cache::Cache;
 pub use device::CudaDevice;
+pub use driver::Counts;
 pub use error::OpenError;
 pub use kv::KvPages;
 pub use roles::Numerics;

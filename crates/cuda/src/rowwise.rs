@@ -42,19 +42,15 @@ pub(crate) fn rotate(gpu: &Gpu, x: &mut Tensor, rotation: &Rotation, angles: &Te
     x.codes = None;
     assert_eq!(x.rows, angles.rows, "each row has its angles");
     rotation.check(x.width, angles.width);
-    let (heads, pairs) = (x.width / rotation.head_dim, angles.width / 2);
-    let args = [
-        Arg::Memory(&x.memory),
-        Arg::Memory(&angles.memory),
-        Arg::U32(x.rows),
-        Arg::U32(heads),
-        Arg::U32(rotation.head_dim),
-        Arg::U32(rotation.first),
-        Arg::U32(pairs),
-        Arg::U32((rotation.layout == RopeLayout::Interleaved).into()),
-        Arg::U32(rotation.inverse.into()),
-    ];
-    gpu.launch(Module::Rope, "rotate", each(x.rows * heads * pairs), &args);
+    let (head_dim, pairs) = (rotation.head_dim, angles.width / 2);
+    let heads = x.width / head_dim;
+    let way = usize::from(rotation.layout == RopeLayout::Interleaved) + 2 * usize::from(rotation.inverse);
+    let memory = Arg::Memory(&x.memory);
+    let mut args = vec![memory, memory, Arg::Null, Arg::Memory(&angles.memory)];
+    args.extend([heads, head_dim, rotation.first, pairs, way].map(Arg::U32));
+    args.push(Arg::F32(0.0));
+    let launch = Launch { shared_bytes: head_dim * size_of::<f32>(), ..blocks([heads, x.rows, 1], WARP) };
+    gpu.launch(Module::Rope, "rotate", launch, &args);
 }
 
 /// Threads of a block that rounds a head, and so the most numbers in one.

@@ -4,11 +4,14 @@
 //! loaded, and a device that dies reports at [`Device::read`]. A CPU runs an op at once, a GPU enqueues it.
 //! Tensors come from a pool of the device and go back to it when dropped, so that a warm step allocates nothing.
 
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
 use tessera_formats::{Bytes, DType};
 
-use crate::{Batch, Compressor, Error, KvLayout, LatentAttention, Rounding, Routing, Selector, StreamGates};
+use crate::{
+    Batch, Compressor, Error, KvLayout, LatentAttention, Rounding, Routing, Selector, StreamGates,
+    ranking::{self, Candidate},
+};
 
 /// One weight matrix as a file holds it: `rows` output features of `depth` inputs each, row by row.
 #[derive(Clone, Debug)]
@@ -423,6 +426,38 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// # Errors
     /// The device failed somewhere in the step.
     fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>) -> Result<(), Error>;
+
+    /// Whether [`Device::best`] costs less than to read all logits.
+    fn ranks(&self) -> bool {
+        false
+    }
+
+    /// Appends the `count` likeliest tokens (or all there are) of each of `rows` rows of logits, in the order of [`ranking`], waiting
+    /// for all work before it. `count` is at most [`ranking::BEST_MAX`].
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    fn best(&self, logits: &Self::Tensor, rows: usize, count: usize, out: &mut Vec<Candidate>) -> Result<(), Error> {
+        let mut values = vec![];
+        self.read(logits, &mut values)?;
+        let width = values.len() / rows.max(1);
+        values.chunks_exact(width.max(1)).for_each(|row| ranking::best(row, count, out));
+        Ok(())
+    }
+
+    /// A stage ends here: its time is the device's from the end of the stage before it. Gives false where the device computes at once,
+    /// so that its caller's clock tells.
+    fn mark(&self) -> bool {
+        false
+    }
+
+    /// The times of all stages that were marked since this was called last, waiting for them.
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    fn stages(&self) -> Result<Vec<Duration>, Error> {
+        Ok(vec![])
+    }
 
     /// Appends what one page holds, of all entries that are no rings, to `out`, waiting for all work before it. The bytes are as the
     /// device lays them out, always as many: they fit a cache of the same layout on a device of the same kind.

@@ -15,6 +15,7 @@
 //! - [`rounding`]: rows rounded to 8-bit and 4-bit floats.
 //! - [`streams`]: the residual stream as several.
 //! - [`profile`]: a device that measures another.
+//! - [`ranking`]: the likeliest tokens.
 //! - [`reference`]: the plainest implementation of every op. It is the specification, and a device of its own.
 //! - [`audit`]: every op of a device, at every edge, against it and against float64.
 
@@ -31,6 +32,7 @@ pub mod math;
 pub mod matrix;
 pub mod numerics;
 pub mod profile;
+pub mod ranking;
 pub mod reference;
 pub mod rounding;
 pub mod routing;
@@ -43,6 +45,7 @@ pub use kv::{KvEntry, KvFormat, KvLayout, PAGE_TOKENS};
 pub use latent::{CompressedRows, Compressor, LatentAttention, Selector};
 pub use matrix::{MatrixView, Numbers};
 pub use profile::Profiled;
+pub use ranking::Candidate;
 pub use rounding::Rounding;
 pub use routing::{ExpertGroups, Routing, Score};
 pub use streams::StreamGates;

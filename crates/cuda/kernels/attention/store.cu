@@ -23,17 +23,28 @@ DEVICE void keep(u8* head, u32 slot, u32 d, float value) {
 #endif
 }
 
+// Keys are kept as they come out of `Heads`, and queries of the same rows may go the same way in blocks behind those of keys, where the
+// queue has joined all that (crates/cuda/src/queue/heads.rs). `turns` says which turn: 1 keys, 2 queries.
 KERNEL store(const float* keys, const float* values, u8* key_pages, u8* value_pages, const u32* rows, const u32* lists, u32 heads,
-             u32 ring) {
+             u32 ring, float* turned_keys, const float* key_weight, float key_epsilon, const float* angles, u32 first_feature, u32 pairs, u32 way,
+             u32 turns, const float* queries, float* turned_queries, const float* query_weight, float query_epsilon, u32 query_heads) {
+    __shared__ float shared[HEAD_DIM];
     begin_in_turn();
+    const u32 head = blockIdx.x, row = blockIdx.y;
+    if (head >= heads) {
+        const Heads all = {queries, turned_queries, query_weight, query_epsilon, turns & 2 ? angles : 0, query_heads, HEAD_DIM,
+                           first_feature, pairs, way};
+        return all.compute(shared, row, head - heads);
+    }
+    const Heads all = {keys, turned_keys, key_weight, key_epsilon, turns & 1 ? angles : 0, heads, HEAD_DIM, first_feature, pairs, way};
+    all.compute(shared, row, head);
     Step step = {rows, lists};
-    u32 head = blockIdx.x, row = blockIdx.y;
     u32 place = step.place(row, step.position(row));
     u64 at = ((u64)step.page(row, place, ring) * heads + head) * HEAD_BYTES;
     u32 slot = place % PAGE;
     u64 in = ((u64)row * heads + head) * HEAD_DIM;
     for (u32 d = threadIdx.x; d < BLOCKS * 32; d += 32) {
-        float key = d < HEAD_DIM ? keys[in + d] : 0.0f, value = d < HEAD_DIM ? values[in + d] : 0.0f;
+        float key = d < HEAD_DIM ? shared[d] : 0.0f, value = d < HEAD_DIM ? values[in + d] : 0.0f;
         keep(key_pages + at, slot, d, key);
         keep(value_pages + at, slot, d, value);
     }

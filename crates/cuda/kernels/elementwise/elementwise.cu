@@ -76,3 +76,10 @@ KERNEL combine(const float* parts, const float* weights, float* y, u32 rows, u32
     for (u32 s = 0; s < slots; s++) sum = fma(weights[row * slots + s], parts[(row * slots + s) * width + column], sum);
     y[at] = sum;
 }
+
+// Holds the card up for a while.
+KERNEL spin(u64 nanoseconds) {
+    begin_in_turn();
+    const u64 until = clock_nanoseconds() + nanoseconds;
+    while (clock_nanoseconds() < until) {}
+}

@@ -1,38 +1,114 @@
 //! Launches on their way from the queue to the stream: one by one, or as a graph.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use cudarc::driver::{result, sys};
 
 use super::{Gpu, lock, words};
-use crate::queue::{ARGS_MAX, Call, Queue, Sending};
+use crate::{
+    error::OpenError,
+    queue::{ARGS_MAX, Call, Queue, Sending},
+};
+
+/// The variable that says how kernels are launched: `graphs`, `single` or `serial`.
+const LAUNCHES_VARIABLE: &str = "TESSERA_CUDA_LAUNCHES";
+
+/// How kernels are launched, for measurements. No bit depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Launching {
+    /// What comes again as a graph; kernels that wait by themselves start early where the card can.
+    #[default]
+    Graphs,
+    /// Without graphs.
+    Single,
+    /// Without graphs, and each starts when the one before it has ended.
+    Serial,
+}
+
+impl Launching {
+    /// What the environment asks for.
+    pub(super) fn from_environment() -> Result<Launching, OpenError> {
+        match std::env::var(LAUNCHES_VARIABLE).as_deref() {
+            Err(_) | Ok("graphs") => Ok(Launching::Graphs),
+            Ok("single") => Ok(Launching::Single),
+            Ok("serial") => Ok(Launching::Serial),
+            Ok(other) => Err(OpenError::Launches { value: other.to_owned() }),
+        }
+    }
+}
+
+/// What was sent to the card.
+#[derive(Debug, Default)]
+pub(super) struct Sent {
+    launches: AtomicU64,
+    graphs: AtomicU64,
+}
+
+/// Launches of kernels so far, and graphs that some of them were sent in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Kernels.
+    pub launches: u64,
+    /// Graphs.
+    pub graphs: u64,
+}
+
+impl Sent {
+    fn count(&self, launches: usize, graphs: u64) {
+        self.launches.fetch_add(launches as u64, Ordering::Relaxed);
+        self.graphs.fetch_add(graphs, Ordering::Relaxed);
+    }
+}
 
 impl Gpu {
     /// Sends the launches that are held back.
     pub(crate) fn flush(&self) {
-        self.send_held(&mut lock(&self.queue));
+        self.send_held(&mut lock(&self.queue), false);
     }
 
-    pub(super) fn send_held(&self, queue: &mut Queue) {
+    /// The same; the last launch is left if `but_last`, since it may become one with the next.
+    pub(super) fn send_held(&self, queue: &mut Queue, but_last: bool) {
         self.bind();
-        match queue.take(!self.is_audited) {
+        if let Some(timing) = &mut *lock(&self.timing) {
+            let (calls, marks) = queue.take_marked();
+            self.sent.count(calls.len(), 0);
+            return self.send_timed(&calls, &marks, timing);
+        }
+        match queue.take(self.launching == Launching::Graphs, but_last) {
             Sending::Nothing => {}
-            Sending::Calls(calls) => calls.iter().for_each(|call| self.enqueue(call)),
+            Sending::Calls(calls) => {
+                self.sent.count(calls.len(), 0);
+                calls.iter().for_each(|call| self.enqueue(call, self.can_start_early));
+            }
             Sending::New(key, calls) => {
                 if let Some(graph) = self.captured(&calls) {
+                    self.sent.count(calls.len(), 1);
                     self.run_graph(graph);
                     queue.keep(key, graph);
                 }
             }
-            Sending::Graph(graph) => self.run_graph(graph),
+            Sending::Graph(graph, launches) => {
+                self.sent.count(launches, 1);
+                self.run_graph(graph);
+            }
         }
         queue.gone().into_iter().for_each(destroy);
     }
 
-    fn enqueue(&self, call: &Call) {
+    /// What was sent so far.
+    pub(crate) fn counts(&self) -> Counts {
+        let [launches, graphs] = [&self.sent.launches, &self.sent.graphs].map(|n| n.load(Ordering::Relaxed));
+        Counts { launches, graphs }
+    }
+
+    /// Enqueues a launch, which may start early if `early` and if its kernel waits by itself.
+    pub(super) fn enqueue(&self, call: &Call, early: bool) {
+        let early = early && self.launching != Launching::Serial && call.module.waits_by_itself();
         let mut args = call.args;
         let mut pointers = [std::ptr::null_mut(); ARGS_MAX];
         pointers.iter_mut().zip(&mut args).for_each(|(p, v)| *p = std::ptr::from_mut(v).cast());
         let [x, y, z] = call.grid;
-        let mut early = sys::CUlaunchAttribute {
+        let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
@@ -46,8 +122,8 @@ impl Gpu {
             blockDimZ: 1,
             sharedMemBytes: call.shared_bytes,
             hStream: self.stream,
-            attrs: &mut early,
-            numAttrs: u32::from(self.starts_early && call.module.waits_by_itself()),
+            attrs: &mut attribute,
+            numAttrs: u32::from(early),
         };
         // SAFETY: the function belongs to a loaded module, which lives as long as this; it takes as many parameters, of these sizes.
         // They are copied by the call. The memory behind them is on this card, and is handed out again only to work behind this in
@@ -65,7 +141,7 @@ impl Gpu {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as this; between both calls it gets nothing but the launches, since the queue is locked.
         unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(failed).ok()?;
-        calls.iter().for_each(|call| self.enqueue(call));
+        calls.iter().for_each(|call| self.enqueue(call, self.can_start_early));
         // SAFETY: as above.
         let graph = unsafe { result::stream::end_capture(self.stream) }.map_err(failed).ok()?;
         let mut exec = std::ptr::null_mut();

@@ -2,6 +2,7 @@
 
 mod card;
 mod emulation;
+mod joined;
 mod packing;
 mod prompt;
 mod stand_in;

@@ -27,17 +27,17 @@ fn entries(architecture: &str) -> Vec<Entry> {
     let tokens: Vec<u32> = (0..TOKENS as u32).collect();
     plain.prefill(&tokens).unwrap();
     measured.prefill(&tokens).unwrap();
-    assert!(device.take().len() > 10 * LAYERS);
+    assert!(device.take().unwrap().len() > 10 * LAYERS);
     // A second step, of one token.
     plain.decode(7).unwrap();
     measured.decode(7).unwrap();
     let bits = |logits: &[f32]| logits.iter().map(|l| l.to_bits()).collect::<Vec<_>>();
     assert!(bits(plain.logits()) == bits(measured.logits()), "{architecture}");
-    let decoded = device.take();
-    assert!(device.take().is_empty());
+    let decoded = device.take().unwrap();
+    assert!(device.take().unwrap().is_empty());
     measured.rewind(0);
     measured.prefill(&tokens).unwrap();
-    let prefilled = device.take();
+    let prefilled = device.take().unwrap();
     assert_eq!(prefilled.len(), decoded.len(), "a prompt and a token take the same course");
     prefilled
 }

@@ -14,6 +14,7 @@
 //! name has to be among them.
 
 mod attention;
+mod best;
 pub mod compare;
 mod inputs;
 mod latent;
@@ -80,11 +81,13 @@ pub enum Op {
     SoftCap,
     /// [`Device::logit_rows`]
     LogitRows,
+    /// [`Device::best`]
+    Best,
 }
 
 impl Op {
     /// Every op.
-    pub const ALL: [Op; 21] = [
+    pub const ALL: [Op; 22] = [
         Op::Dense,
         Op::Fine,
         Op::Grouped,
@@ -106,6 +109,7 @@ impl Op {
         Op::Add,
         Op::SoftCap,
         Op::LogitRows,
+        Op::Best,
     ];
 
     /// `dense`, `fine`, …
@@ -132,6 +136,7 @@ impl Op {
             Op::Add => "add",
             Op::SoftCap => "soft-cap",
             Op::LogitRows => "logit-rows",
+            Op::Best => "best",
         }
     }
 
@@ -291,6 +296,7 @@ pub fn audit<D: Device>(
     routed::route_jobs(settings, &mut jobs);
     rowwise::jobs(settings, &mut jobs);
     streams::jobs(settings, &mut jobs);
+    best::jobs(settings, &mut jobs);
     let total = NonZero::new(jobs.len()).map_or(1, NonZero::get);
     let mut report = Report::default();
     for (done, job) in jobs.into_iter().enumerate() {

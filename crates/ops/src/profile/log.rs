@@ -54,10 +54,12 @@ struct Lines {
     entries: Vec<Entry>,
     /// Of the op before.
     layer: Option<usize>,
+    /// Entries whose time the device knows.
+    marked: Vec<usize>,
 }
 
 impl Log {
-    /// Runs an op and writes it down. What it moved and computed is counted when it is done.
+    /// Runs an op and writes it down, with the caller's clock. What it moved and computed is counted when it is done.
     pub(super) fn time<T>(&self, place: Place, stage: &'static str, work: Work, run: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = run();
@@ -79,8 +81,22 @@ impl Log {
         result
     }
 
-    pub(super) fn take(&self) -> Vec<Entry> {
-        std::mem::take(&mut self.lines().entries)
+    /// The device knows the time of the last op.
+    pub(super) fn mark(&self) {
+        let mut lines = self.lines();
+        if let Some(last) = lines.entries.len().checked_sub(1) {
+            lines.marked.push(last);
+        }
+    }
+
+    /// All entries; `times` are those of the marked ones.
+    pub(super) fn take(&self, times: &[Duration]) -> Vec<Entry> {
+        let mut lines = self.lines();
+        let (mut entries, marked) = (std::mem::take(&mut lines.entries), std::mem::take(&mut lines.marked));
+        for (index, time) in marked.into_iter().zip(times) {
+            entries[index].time = *time;
+        }
+        entries
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines> {
@@ -110,8 +126,24 @@ mod tests {
         for (place, stage) in ops {
             log.time(place, stage, Work::default(), || ());
         }
-        let layers: Vec<_> = log.take().iter().map(|e| e.label.layer).collect();
+        let layers: Vec<_> = log.take(&[]).iter().map(|e| e.label.layer).collect();
         assert_eq!(layers, [None, Some(0), Some(0), Some(0), Some(0), Some(1), Some(1), None, None]);
-        assert!(log.take().is_empty());
+        assert!(log.take(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_device_that_enqueues_tells_the_time_itself() {
+        let log = Log::default();
+        log.mark();
+        for (stage, is_marked) in [("embed", true), ("rope", false), ("head", true)] {
+            log.time(Place::Outside, stage, Work::default(), || ());
+            if is_marked {
+                log.mark();
+            }
+        }
+        let times = [5, 7].map(Duration::from_secs);
+        let entries = log.take(&times);
+        assert_eq!([entries[0].time, entries[2].time], times);
+        assert!(entries[1].time < Duration::from_secs(5));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Models know nothing of it. A projection is known by the names of its tensors, which the device sees when they are loaded;
 //! everything else by its kind and by the projection that it stands next to. A device that is not wrapped pays nothing.
-//! The device must compute at once, as a CPU does: one that enqueues would be timed while it takes orders.
+//! A device that enqueues times its stages itself ([`Device::mark`]); one that computes at once is timed by the host's clock.
 
 mod held;
 mod log;
@@ -11,14 +11,17 @@ mod work;
 pub use held::{Cache, Routed, Selected, Table, Tensor, Vector, Weights};
 pub use log::{Entry, Label};
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use crate::{
-    Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
-    Rope, Rotation, Rounding, Router, Selector, StreamGates,
+    Attention, Batch, Candidate, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack,
+    MatrixSource, Rope, Rotation, Rounding, Router, Selector, StreamGates,
 };
 use held::{with_compressor, with_linears, with_router, with_stacks, with_vector};
-use log::{Log, Place};
+use log::{Log, Place, Work};
 use work::{attention_work, latent_work, moves, projection, selection_work, sum};
 
 /// The stage of all norms.
@@ -35,12 +38,13 @@ pub struct Profiled<D> {
     device: D,
     label: fn(&str) -> Label,
     log: Log,
+    is_paused: AtomicBool,
 }
 
 impl<D: Device> Profiled<D> {
     /// Measures `device`. `label` tells from a tensor's name what is computed with it.
     pub fn new(device: D, label: fn(&str) -> Label) -> Profiled<D> {
-        Profiled { device, label, log: Log::default() }
+        Profiled { device, label, log: Log::default(), is_paused: AtomicBool::new(false) }
     }
 
     /// The device inside.
@@ -49,8 +53,28 @@ impl<D: Device> Profiled<D> {
     }
 
     /// The ops since this was called last, in order.
-    pub fn take(&self) -> Vec<Entry> {
-        self.log.take()
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn take(&self) -> Result<Vec<Entry>, Error> {
+        Ok(self.log.take(&self.device.stages()?))
+    }
+
+    /// Whether ops are passed on without being timed: a device that times its stages is slowed by that.
+    pub fn pause(&self, is_paused: bool) {
+        self.is_paused.store(is_paused, Ordering::Relaxed);
+    }
+
+    /// Runs an op and writes it down.
+    fn time<T>(&self, place: Place, stage: &'static str, work: Work, run: impl FnOnce() -> T) -> T {
+        if self.is_paused.load(Ordering::Relaxed) {
+            return run();
+        }
+        let result = self.log.time(place, stage, work, run);
+        if self.device.mark() {
+            self.log.mark();
+        }
+        result
     }
 
     fn place<T>(weights: &Weights<T>) -> (Place, &'static str) {
@@ -66,7 +90,7 @@ impl<D: Device> Profiled<D> {
     ) -> Routed<D::Routes> {
         let places = logits.rows * router.routing.slots;
         let inner = with_router(router, |router| {
-            self.log.time(Place::Here, "router", moves(logits.bytes()), || run(&logits.inner, router))
+            self.time(Place::Here, "router", moves(logits.bytes()), || run(&logits.inner, router))
         });
         let (mut experts, mut weights) = (Vec::new(), Vec::new());
         // A device that failed says so when the step is read.
@@ -126,21 +150,20 @@ impl<D: Device> Device for Profiled<D> {
 
     fn embed(&self, table: &Self::Embedding, batch: &Batch, scale: f32) -> Self::Tensor {
         let work = moves(batch.len() * (table.row_bytes + table.width * F32));
-        let y = self.log.time(Place::Outside, "embed", work, || self.device.embed(&table.inner, batch, scale));
+        let y = self.time(Place::Outside, "embed", work, || self.device.embed(&table.inner, batch, scale));
         tensor(y, batch.len(), table.width)
     }
 
     fn rms_norm(&self, x: &Self::Tensor, weight: &Self::Vector, epsilon: f32) -> Self::Tensor {
         let work = moves(2 * x.bytes() + weight.len * F32);
-        let y = weight.with(|w| self.log.time(Place::Here, NORM, work, || self.device.rms_norm(&x.inner, w, epsilon)));
+        let y = weight.with(|w| self.time(Place::Here, NORM, work, || self.device.rms_norm(&x.inner, w, epsilon)));
         tensor(y, x.rows, x.width)
     }
 
     fn project<const N: usize>(&self, x: &Self::Tensor, linears: [&Linear<Self>; N]) -> [Self::Tensor; N] {
         let work = sum(x.bytes(), linears.iter().map(|l| projection(&l.matrix, 1, x.rows)));
         let (place, stage) = linears.first().map_or((Place::Here, ""), |l| Self::place(&l.matrix));
-        let y =
-            with_linears(linears, |inner| self.log.time(place, stage, work, || self.device.project(&x.inner, inner)));
+        let y = with_linears(linears, |inner| self.time(place, stage, work, || self.device.project(&x.inner, inner)));
         let mut rows = linears.iter().map(|l| l.matrix.rows);
         y.map(|y| tensor(y, x.rows, rows.next().unwrap_or(0)))
     }
@@ -150,7 +173,7 @@ impl<D: Device> Device for Profiled<D> {
         work.operations *= 2;
         let (place, stage) = Self::place(&linear.matrix);
         let y = with_linears([linear], |[inner]| {
-            self.log.time(place, stage, work, || self.device.project_fine(&x.inner, inner))
+            self.time(place, stage, work, || self.device.project_fine(&x.inner, inner))
         });
         tensor(y, x.rows, linear.matrix.rows)
     }
@@ -160,7 +183,7 @@ impl<D: Device> Device for Profiled<D> {
         let work = sum(x.bytes() + linear.matrices.bytes, (0..groups).map(|_| projection(&linear.matrices, 0, x.rows)));
         let (place, stage) = Self::place(&linear.matrices);
         let y = with_stacks([linear], |[inner]| {
-            self.log.time(place, stage, work, || self.device.project_grouped(&x.inner, inner))
+            self.time(place, stage, work, || self.device.project_grouped(&x.inner, inner))
         });
         tensor(y, x.rows, groups * linear.matrices.rows)
     }
@@ -183,7 +206,7 @@ impl<D: Device> Device for Profiled<D> {
         let work = sum(x.bytes(), work);
         let (place, stage) = linears.first().map_or((Place::Here, ""), |l| Self::place(&l.matrices));
         let y = with_stacks(linears, |inner| {
-            self.log.time(place, stage, work, || self.device.project_routed(&x.inner, inner, &routes.inner))
+            self.time(place, stage, work, || self.device.project_routed(&x.inner, inner, &routes.inner))
         });
         let mut rows = linears.iter().map(|l| l.matrices.rows);
         y.map(|y| tensor(y, routes.places, rows.next().unwrap_or(0)))
@@ -193,7 +216,7 @@ impl<D: Device> Device for Profiled<D> {
         let work = sum(x.bytes(), [projection(&linear.matrices, routes.touched, routes.places)]);
         let (place, stage) = Self::place(&linear.matrices);
         let y = with_stacks([linear], |[inner]| {
-            self.log.time(place, stage, work, || self.device.combine_routed(&x.inner, inner, &routes.inner))
+            self.time(place, stage, work, || self.device.combine_routed(&x.inner, inner, &routes.inner))
         });
         tensor(y, routes.tokens, linear.matrices.rows)
     }
@@ -201,18 +224,18 @@ impl<D: Device> Device for Profiled<D> {
     fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Self::Tensor {
         let width = 2 * rope.frequencies.len();
         let work = moves(batch.len() * width * F32);
-        let y = self.log.time(Place::Outside, "rope", work, || self.device.rope_angles(rope, batch));
+        let y = self.time(Place::Outside, "rope", work, || self.device.rope_angles(rope, batch));
         tensor(y, batch.len(), width)
     }
 
     fn rotate(&self, x: &mut Self::Tensor, rotation: &Rotation, angles: &Self::Tensor) {
         let work = moves(2 * x.bytes() + angles.bytes());
-        self.log.time(Place::Here, "rope", work, || self.device.rotate(&mut x.inner, rotation, &angles.inner));
+        self.time(Place::Here, "rope", work, || self.device.rotate(&mut x.inner, rotation, &angles.inner));
     }
 
     fn round(&self, x: &mut Self::Tensor, head_dim: usize, rounding: Rounding) {
         let work = moves(2 * x.bytes());
-        self.log.time(Place::Here, "round", work, || self.device.round(&mut x.inner, head_dim, rounding));
+        self.time(Place::Here, "round", work, || self.device.round(&mut x.inner, head_dim, rounding));
     }
 
     fn store_kv(
@@ -224,7 +247,7 @@ impl<D: Device> Device for Profiled<D> {
         batch: &Batch,
     ) {
         let work = moves(keys.bytes() + values.bytes() + cache.bytes(layer, keys.rows));
-        self.log.time(Place::Here, "store k/v", work, || {
+        self.time(Place::Here, "store k/v", work, || {
             self.device.store_kv(&mut cache.inner, layer, &keys.inner, &values.inner, batch);
         });
     }
@@ -239,7 +262,7 @@ impl<D: Device> Device for Profiled<D> {
     ) -> Self::Tensor {
         let work = attention_work(cache, spec, batch, queries.bytes());
         let y = with_vector(sinks, |sinks| {
-            self.log.time(Place::Here, "attention", work, || {
+            self.time(Place::Here, "attention", work, || {
                 self.device.attention(&queries.inner, &cache.inner, spec, sinks, batch)
             })
         });
@@ -248,7 +271,7 @@ impl<D: Device> Device for Profiled<D> {
 
     fn store_rows(&self, cache: &mut Self::KvCache, entry: usize, rows: &Self::Tensor, batch: &Batch) {
         let work = moves(rows.bytes() + cache.bytes(entry, rows.rows));
-        self.log.time(Place::Here, "store k/v", work, || {
+        self.time(Place::Here, "store k/v", work, || {
             self.device.store_rows(&mut cache.inner, entry, &rows.inner, batch);
         });
     }
@@ -258,7 +281,7 @@ impl<D: Device> Device for Profiled<D> {
         let inputs = cache.bytes(compressor.inputs, completed * compressor.window());
         let work = moves(inputs + cache.bytes(compressor.output, completed));
         with_compressor(compressor, |inner| {
-            self.log.time(Place::Here, "compress", work, || self.device.compress(&mut cache.inner, inner, batch));
+            self.time(Place::Here, "compress", work, || self.device.compress(&mut cache.inner, inner, batch));
         });
     }
 
@@ -271,7 +294,7 @@ impl<D: Device> Device for Profiled<D> {
         batch: &Batch,
     ) -> Self::Selection {
         let work = selection_work(cache, selector, batch, queries.bytes() + head_weights.bytes());
-        let inner = self.log.time(Place::Here, "select", work, || {
+        let inner = self.time(Place::Here, "select", work, || {
             self.device.select(&queries.inner, &head_weights.inner, &cache.inner, selector, batch)
         });
         Selected { inner, top_k: selector.top_k }
@@ -289,7 +312,7 @@ impl<D: Device> Device for Profiled<D> {
         let work = latent_work(cache, spec, selection.map(|s| s.top_k), batch, queries.bytes());
         let selection = selection.map(|s| &s.inner);
         let y = sinks.with(|sinks| {
-            self.log.time(Place::Here, "attention", work, || {
+            self.time(Place::Here, "attention", work, || {
                 self.device.attend_latent(&queries.inner, &cache.inner, spec, selection, sinks, batch)
             })
         });
@@ -298,19 +321,19 @@ impl<D: Device> Device for Profiled<D> {
 
     fn gate(&self, x: &Self::Tensor, up: &Self::Tensor, gate: Gate) -> Self::Tensor {
         let work = moves(3 * x.bytes());
-        let y = self.log.time(Place::Here, "gate", work, || self.device.gate(&x.inner, &up.inner, gate));
+        let y = self.time(Place::Here, "gate", work, || self.device.gate(&x.inner, &up.inner, gate));
         tensor(y, x.rows, x.width)
     }
 
     fn gate_halves(&self, x: &Self::Tensor, gate: Gate) -> Self::Tensor {
         let (width, work) = (x.width / 2, moves(x.bytes() + x.bytes() / 2));
-        let y = self.log.time(Place::Here, "gate", work, || self.device.gate_halves(&x.inner, gate));
+        let y = self.time(Place::Here, "gate", work, || self.device.gate_halves(&x.inner, gate));
         tensor(y, x.rows, width)
     }
 
     fn copies(&self, x: &Self::Tensor, count: usize) -> Self::Tensor {
         let work = moves((1 + count) * x.bytes());
-        let y = self.log.time(Place::Here, STREAMS, work, || self.device.copies(&x.inner, count));
+        let y = self.time(Place::Here, STREAMS, work, || self.device.copies(&x.inner, count));
         tensor(y, x.rows, count * x.width)
     }
 
@@ -323,53 +346,62 @@ impl<D: Device> Device for Profiled<D> {
     ) -> Self::Tensor {
         let run = |scale: &_, base: &_| self.device.stream_gates(&mix.inner, scale, base, spec);
         let work = moves(2 * mix.bytes());
-        let y = scale.with(|scale| base.with(|base| self.log.time(Place::Here, STREAMS, work, || run(scale, base))));
+        let y = scale.with(|scale| base.with(|base| self.time(Place::Here, STREAMS, work, || run(scale, base))));
         tensor(y, mix.rows, mix.width)
     }
 
     fn collapse_streams(&self, streams: &Self::Tensor, gates: &Self::Tensor, count: usize) -> Self::Tensor {
         let (width, work) = (streams.width / count, moves(streams.bytes() + streams.bytes() / count));
         let run = || self.device.collapse_streams(&streams.inner, &gates.inner, count);
-        tensor(self.log.time(Place::Here, STREAMS, work, run), streams.rows, width)
+        tensor(self.time(Place::Here, STREAMS, work, run), streams.rows, width)
     }
 
     fn spread_streams(&self, streams: &mut Self::Tensor, y: &Self::Tensor, gates: &Self::Tensor, count: usize) {
         let work = moves(2 * streams.bytes() + y.bytes());
-        self.log.time(Place::Here, STREAMS, work, || {
+        self.time(Place::Here, STREAMS, work, || {
             self.device.spread_streams(&mut streams.inner, &y.inner, &gates.inner, count);
         });
     }
 
     fn columns(&self, x: &Self::Tensor, columns: Range<usize>) -> Self::Tensor {
         let (width, work) = (columns.len(), moves(2 * x.rows * columns.len() * F32));
-        let y = self.log.time(Place::Here, "columns", work, || self.device.columns(&x.inner, columns));
+        let y = self.time(Place::Here, "columns", work, || self.device.columns(&x.inner, columns));
         tensor(y, x.rows, width)
     }
 
     fn scale(&self, x: &mut Self::Tensor, factor: f32) {
         let work = moves(2 * x.bytes());
-        self.log.time(Place::Here, "residual", work, || self.device.scale(&mut x.inner, factor));
+        self.time(Place::Here, "residual", work, || self.device.scale(&mut x.inner, factor));
     }
 
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor) {
         let work = moves(3 * y.bytes());
-        self.log.time(Place::Here, "residual", work, || self.device.add(&mut x.inner, &y.inner));
+        self.time(Place::Here, "residual", work, || self.device.add(&mut x.inner, &y.inner));
     }
 
     fn soft_cap(&self, x: &mut Self::Tensor, cap: f32) {
         let work = moves(2 * x.bytes());
-        self.log.time(Place::Here, "soft cap", work, || self.device.soft_cap(&mut x.inner, cap));
+        self.time(Place::Here, "soft cap", work, || self.device.soft_cap(&mut x.inner, cap));
     }
 
     fn logit_rows(&self, x: &Self::Tensor, batch: &Batch) -> Self::Tensor {
         let rows = batch.logit_rows.len();
         let work = moves(2 * rows * x.width * F32);
-        let y = self.log.time(Place::Outside, "head", work, || self.device.logit_rows(&x.inner, batch));
+        let y = self.time(Place::Outside, "head", work, || self.device.logit_rows(&x.inner, batch));
         tensor(y, rows, x.width)
     }
 
     fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>) -> Result<(), Error> {
-        self.log.time(Place::Outside, "read", moves(2 * x.bytes()), || self.device.read(&x.inner, out))
+        self.time(Place::Outside, "read", moves(2 * x.bytes()), || self.device.read(&x.inner, out))
+    }
+
+    fn ranks(&self) -> bool {
+        self.device.ranks()
+    }
+
+    fn best(&self, logits: &Self::Tensor, rows: usize, count: usize, out: &mut Vec<Candidate>) -> Result<(), Error> {
+        let work = moves(logits.bytes());
+        self.time(Place::Outside, "best", work, || self.device.best(&logits.inner, rows, count, out))
     }
 
     fn read_page(&self, cache: &Self::KvCache, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {

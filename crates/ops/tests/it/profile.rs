@@ -53,7 +53,8 @@ fn label(name: &str) -> Label {
 fn what_is_lent_comes_back_and_gives_the_same_bits() {
     let measured = Profiled::new(ReferenceDevice, label);
     assert_eq!(ops(&measured), ops(&ReferenceDevice));
-    let entries: Vec<_> = measured.take().into_iter().filter(|e| !matches!(e.label.stage, "embed" | "read")).collect();
+    let entries: Vec<_> =
+        measured.take().unwrap().into_iter().filter(|e| !matches!(e.label.stage, "embed" | "read")).collect();
     let stages: Vec<_> = entries.iter().map(|e| e.label.stage).collect();
     let turn = ["norm", "weights", "router", "weights", "weights", "weights", "weights"];
     assert_eq!(stages, [turn, turn].concat());

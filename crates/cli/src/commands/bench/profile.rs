@@ -179,11 +179,11 @@ impl Run {
         mut run: impl FnMut(&mut Run) -> Result<(Duration, Duration)>,
     ) -> Result<Phase> {
         run(self)?; // warms up
-        self.device.take();
+        self.device.take()?;
         let (mut whole, mut order, mut stages) = (Times::default(), Vec::new(), BTreeMap::new());
         for _ in 0..self.repeats {
             let (time, sampling) = run(self)?;
-            let mut entries = self.device.take();
+            let mut entries = self.device.take()?;
             let rest = time.saturating_sub(entries.iter().map(|e| e.time).sum());
             let other = |label, time| Entry { label, time, bytes: 0, operations: 0 };
             entries.extend([other(SAMPLING, sampling), other(REST, rest)]);

@@ -11,8 +11,12 @@ use crate::{
     matmul::NO_BLOCK,
 };
 
-/// Launches that are held back at most: the card begins with the first while the host prepares the next.
-const HELD_MAX: usize = 24;
+mod heads;
+
+/// Launches that are held back at most, right after the host waited for the card, which has nothing to do then; and at most at all.
+/// In between the number doubles with each sending.
+const HELD_FIRST: usize = 8;
+const HELD_MAX: usize = 64;
 
 /// Runs shorter than this are not worth a graph.
 const GRAPH_CALLS_MIN: usize = 6;
@@ -38,9 +42,12 @@ pub(crate) struct Call {
 }
 
 /// What is held back, and graphs of what was sent before.
-#[derive(Default)]
 pub(crate) struct Queue {
     held: Vec<Call>,
+    /// How many calls were held when a stage ended, for each that did; only while stages are timed.
+    marks: Vec<usize>,
+    /// How many are held back at most now.
+    held_max: usize,
     graphs: HashMap<u64, Known>,
     /// Graphs that are to be let go of.
     gone: Vec<sys::CUgraphExec>,
@@ -48,6 +55,13 @@ pub(crate) struct Queue {
 
 // SAFETY: functions and graphs are handles that the driver lets any thread use; see `Gpu`.
 unsafe impl Send for Queue {}
+
+impl Default for Queue {
+    fn default() -> Queue {
+        let (held, marks, graphs, gone) = Default::default();
+        Queue { held, marks, held_max: HELD_FIRST, graphs, gone }
+    }
+}
 
 /// A run of launches that was sent before.
 struct Known {
@@ -62,7 +76,8 @@ pub(crate) enum Sending {
     Calls(Vec<Call>),
     /// As a graph, which the caller makes of them and tells by [`Queue::keep`].
     New(u64, Vec<Call>),
-    Graph(sys::CUgraphExec),
+    /// As one that there is, of so many launches.
+    Graph(sys::CUgraphExec, usize),
 }
 
 impl Queue {
@@ -72,22 +87,40 @@ impl Queue {
             Some(both) => *self.held.last_mut().expect("there is a last one") = both,
             None => self.held.push(call),
         }
-        self.held.len() >= HELD_MAX
+        self.held.len() > self.held_max
     }
 
-    /// Takes what is held back. What comes for the second time becomes a graph.
-    pub(crate) fn take(&mut self, with_graphs: bool) -> Sending {
-        let calls = std::mem::take(&mut self.held);
+    /// A stage ends with the last launch.
+    pub(crate) fn mark(&mut self) {
+        self.marks.push(self.held.len());
+    }
+
+    /// The host has waited for the card.
+    pub(crate) fn waited(&mut self) {
+        self.held_max = HELD_FIRST;
+    }
+
+    /// What is held back, to be timed: calls, and how many of them are before each mark.
+    pub(crate) fn take_marked(&mut self) -> (Vec<Call>, Vec<usize>) {
+        (std::mem::take(&mut self.held), std::mem::take(&mut self.marks))
+    }
+
+    /// Takes what is held back, but for the last launch if `but_last`, which may become one with the next. What comes for the second
+    /// time becomes a graph.
+    pub(crate) fn take(&mut self, with_graphs: bool, but_last: bool) -> Sending {
+        let rest = if but_last { self.held.pop() } else { None };
+        let calls = std::mem::replace(&mut self.held, rest.into_iter().collect());
         if calls.is_empty() {
             return Sending::Nothing;
         }
+        self.held_max = (2 * self.held_max).min(HELD_MAX);
         if calls.len() < GRAPH_CALLS_MIN || !with_graphs {
             return Sending::Calls(calls);
         }
         let key = calls.iter().fold(0, |hash, call| call.hash(hash));
         match self.graphs.get(&key) {
             Some(Known { calls: known, graph }) if *known == calls => match graph {
-                Some(graph) => Sending::Graph(*graph),
+                Some(graph) => Sending::Graph(*graph, calls.len()),
                 None => Sending::New(key, calls),
             },
             _ => {
@@ -133,7 +166,7 @@ fn joined(last: &Call, next: &Call) -> Option<Call> {
     match (last.module, next.module) {
         (Module::Codes(..), Module::Codes(..)) => joined_products(last, next),
         (Module::Elementwise, Module::Norm) if last.entry == "add" => joined_norm(last, next),
-        _ => None,
+        _ => heads::joined(last, next),
     }
 }
 
@@ -182,84 +215,4 @@ fn joined_norm(add: &Call, norm: &Call) -> Option<Call> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::matmul::{layout::Layout, tile::CodesTile};
-
-    fn call(module: Module, entry: &'static str, grid: u32, args: &[u64]) -> Call {
-        let mut all = [0; ARGS_MAX];
-        all[..args.len()].copy_from_slice(args);
-        let function = std::ptr::dangling_mut();
-        Call {
-            module,
-            entry,
-            function,
-            grid: [grid, 1, 1],
-            threads: 256,
-            shared_bytes: 0,
-            args: all,
-            count: args.len(),
-        }
-    }
-
-    fn product(weights: u64, x: u64, y: u64, blocks: u32) -> Call {
-        let layout = Layout::all()[0];
-        let mut args = [0u64; 26];
-        (args[0], args[3], args[6], args[14]) = (weights, x, y, 100 * weights);
-        (args[17], args[18]) = (NO_BLOCK as u64, NO_BLOCK as u64);
-        call(Module::Codes(layout, CodesTile::for_columns(layout, 1)), "codes", blocks, &args)
-    }
-
-    #[test]
-    fn products_of_an_input_become_one() {
-        let mut queue = Queue::default();
-        for (weights, blocks) in [(1, 10), (2, 4), (3, 5), (4, 6)] {
-            queue.push(product(weights, 7, 20 + weights, blocks));
-        }
-        let [three, one] = &queue.held[..] else { panic!("three become one, and the fourth begins anew") };
-        assert_eq!((three.grid[0], &three.args[..3], &three.args[6..9]), (19, &[1, 2, 3][..], &[21, 22, 23][..]));
-        assert_eq!((&three.args[14..17], &three.args[17..19]), (&[100, 200, 300][..], &[10, 14][..]));
-        assert_eq!(one.args[0], 4);
-        for other in [product(2, 8, 22, 4), product(2, 7, 21, 4)] {
-            let mut queue = Queue::default();
-            queue.push(product(1, 7, 21, 10));
-            queue.push(other);
-            assert_eq!(queue.held.len(), 2, "another input, or a result in the same place");
-        }
-    }
-
-    #[test]
-    fn a_sum_joins_its_norm_where_nothing_is_lost() {
-        let add = call(Module::Elementwise, "add", 1, &[5, 6, 64]);
-        let norm = |rows, codes| {
-            call(Module::Norm, "rms_norm", rows, &[5, 0, 8, 9, codes, 11, 12, 64 / u64::from(rows), 0, 1])
-        };
-        assert_eq!(joined(&add, &norm(1, 6)).unwrap().args[1], 6);
-        assert_eq!(joined(&add, &norm(2, 10)).unwrap().args[1], 6);
-        assert!(joined(&add, &norm(2, 6)).is_none(), "codes where the summand is");
-        let other = call(Module::Elementwise, "add", 1, &[4, 6, 64]);
-        assert!(joined(&other, &norm(1, 10)).is_none());
-        assert!(joined(&norm(1, 10), &add).is_none());
-    }
-
-    #[test]
-    fn what_comes_again_becomes_a_graph() {
-        let mut queue = Queue::default();
-        let run = |queue: &mut Queue, y: u64| {
-            assert!(!(0..10).any(|i| queue.push(call(Module::Rope, "rotate", 1, &[y + i]))));
-            queue.take(true)
-        };
-        assert!(matches!(run(&mut queue, 100), Sending::Calls(c) if c.len() == 10));
-        let Sending::New(key, _) = run(&mut queue, 100) else { panic!("the second time") };
-        queue.keep(key, std::ptr::dangling_mut());
-        assert!(matches!(run(&mut queue, 100), Sending::Graph(_)));
-        assert!(matches!(run(&mut queue, 200), Sending::Calls(_)));
-        assert!(matches!(queue.take(true), Sending::Nothing));
-        assert!(queue.gone().is_empty());
-        for y in 0..2 * KNOWN_MAX as u64 {
-            run(&mut queue, 1000 + 100 * y);
-        }
-        assert_eq!(queue.gone().len(), 1, "what is remembered has a bound");
-        assert!(queue.graphs.len() <= KNOWN_MAX);
-    }
-}
+mod tests;

@@ -1,0 +1,53 @@
+// Heads of rows on their way between a projection and attention: normed, where there are weights for it, and turned by the angles
+// of their row; numerics.rs, `rms_norm` and `rotate`. One warp a head, which leaves it in shared memory too.
+
+struct Heads {
+    // (rows, heads * head_dim); y may be x.
+    const float* x;
+    float* y;
+    // (head_dim), or null.
+    const float* weight;
+    float epsilon;
+    // (rows, 2 * pairs), a row's cosines first, or null.
+    const float* angles;
+    u32 heads;
+    u32 head_dim;
+    // The features that turn begin here.
+    u32 first_feature;
+    u32 pairs;
+    // Bits: 1 neighbours pair, 2 turn back.
+    u32 way;
+
+    DEVICE_MEMBER void compute(float* shared, u64 row, u32 head) const {
+        const u32 lane = threadIdx.x % 32;
+        const u64 at = (row * heads + head) * head_dim;
+        for (u32 i = lane; i < head_dim; i += 32) shared[i] = x[at + i];
+        __syncwarp();
+        if (weight) norm(shared, lane);
+        if (angles) turn(shared, row, lane);
+        if (!weight && !angles) return;
+        for (u32 i = lane; i < head_dim; i += 32) y[at + i] = shared[i];
+    }
+
+    DEVICE_MEMBER void norm(float* shared, u32 lane) const {
+        float sum = 0.0f;
+        if (lane < 16)
+            for (u32 i = lane; i < head_dim; i += 16) sum = fma(shared[i], shared[i], sum);
+        const float mean = add_lanes(sum) / (float)head_dim;
+        const float inverse = __shfl_sync(0xffffffffu, 1.0f / __fsqrt_rn(mean + epsilon), 0);
+        for (u32 i = lane; i < head_dim; i += 32) shared[i] = (shared[i] * inverse) * weight[i];
+        __syncwarp();
+    }
+
+    DEVICE_MEMBER void turn(float* shared, u64 row, u32 lane) const {
+        const float* of_row = angles + row * 2 * pairs;
+        for (u32 pair = lane; pair < pairs; pair += 32) {
+            const float cosine = of_row[pair], sine = way & 2 ? -of_row[pairs + pair] : of_row[pairs + pair];
+            const u32 first = first_feature + (way & 1 ? 2 * pair : pair), second = way & 1 ? first + 1 : first + pairs;
+            const float a = shared[first], b = shared[second];
+            shared[first] = fma(a, cosine, -(b * sine));
+            shared[second] = fma(b, cosine, a * sine);
+        }
+        __syncwarp();
+    }
+};

@@ -1,0 +1,183 @@
+//! What stands between the projections of a layer's queries, keys and values and its attention, as one launch: norms over heads,
+//! rotations, and the way into the pages (`kernels/attention/store.cu`).
+//!
+//! Neighbours are joined one at a time, by what they read and write alone: a norm and the rotation of what it gives; what gives keys and
+//! the store of them; a store and what else is done to other heads, which are its queries. No bit changes, and every tensor holds at the
+//! end what it would have held.
+
+use super::Call;
+use crate::kernels::Module;
+
+/// Parameters of `kernels/norm/norm.cu`.
+pub(super) mod norm {
+    pub(in crate::queue) const X: usize = 0;
+    pub(in crate::queue) const ADDED: usize = 1;
+    pub(in crate::queue) const WEIGHT: usize = 2;
+    pub(in crate::queue) const Y: usize = 3;
+    pub(in crate::queue) const CODES: usize = 4;
+    pub(in crate::queue) const WIDTH: usize = 7;
+    pub(in crate::queue) const EPSILON: usize = 8;
+}
+
+/// Parameters of `kernels/rope/rope.cu`.
+mod rope {
+    pub(super) const X: usize = 0;
+    pub(super) const Y: usize = 1;
+    pub(super) const WEIGHT: usize = 2;
+    pub(super) const ANGLES: usize = 3;
+    pub(super) const HEADS: usize = 4;
+    pub(super) const HEAD_DIM: usize = 5;
+    /// The first feature that turns, pairs, and the way.
+    pub(super) const TURN: [usize; 3] = [6, 7, 8];
+    pub(super) const EPSILON: usize = 9;
+}
+
+/// Parameters of `kernels/attention/store.cu`.
+mod store {
+    pub(super) const KEYS: usize = 0;
+    pub(super) const VALUES: usize = 1;
+    pub(super) const HEADS: usize = 6;
+    pub(super) const TURNED_KEYS: usize = 8;
+    pub(super) const KEY_WEIGHT: usize = 9;
+    pub(super) const KEY_EPSILON: usize = 10;
+    /// Angles, the first feature that turns, pairs, and the way.
+    pub(super) const TURN: [usize; 4] = [11, 12, 13, 14];
+    pub(super) const TURNS: usize = 15;
+    pub(super) const QUERIES: usize = 16;
+    pub(super) const TURNED_QUERIES: usize = 17;
+    pub(super) const QUERY_WEIGHT: usize = 18;
+    pub(super) const QUERY_EPSILON: usize = 19;
+    pub(super) const QUERY_HEADS: usize = 20;
+}
+
+/// Bits of `TURNS`.
+const KEYS_TURN: u64 = 1;
+const QUERIES_TURN: u64 = 2;
+
+/// Two neighbours as one launch, where there is one that does the same.
+pub(super) fn joined(last: &Call, next: &Call) -> Option<Call> {
+    match (last.module, next.module) {
+        (Module::Norm, Module::Rope) => normed_and_turned(last, next),
+        (Module::Norm | Module::Rope, Module::Store(pages)) => Kind::of(last, pages.head_dim)?.stored(next),
+        (Module::Store(pages), Module::Norm | Module::Rope) => Kind::of(next, pages.head_dim)?.beside(last),
+        _ => None,
+    }
+}
+
+/// A norm of heads and their rotation. Codes of what is turned are gone with it, so nobody has read them.
+fn normed_and_turned(norm: &Call, rope: &Call) -> Option<Call> {
+    let [heads, rows, _] = rope.grid.map(u64::from);
+    let can = norm.args[norm::ADDED] == 0
+        && rope.args[rope::WEIGHT] == 0
+        && rope.args[rope::X] == norm.args[norm::Y]
+        && rope.args[rope::Y] == norm.args[norm::Y]
+        && norm.args[norm::WIDTH] == rope.args[rope::HEAD_DIM]
+        && u64::from(norm.grid[0]) == heads * rows;
+    can.then(|| {
+        let mut both = rope.clone();
+        both.args[rope::X] = norm.args[norm::X];
+        both.args[rope::WEIGHT] = norm.args[norm::WEIGHT];
+        both.args[rope::EPSILON] = norm.args[norm::EPSILON];
+        both
+    })
+}
+
+/// What is done to the heads of rows.
+struct Kind {
+    x: u64,
+    y: u64,
+    weight: u64,
+    epsilon: u64,
+    /// Heads of all rows.
+    count: u64,
+    /// Heads of a row, where it is known.
+    heads: Option<u64>,
+    /// As [`store::TURN`]; none: it does not turn.
+    turn: Option<[u64; 4]>,
+}
+
+impl Kind {
+    /// Of a call, where its heads have `head_dim` numbers.
+    fn of(call: &Call, head_dim: usize) -> Option<Kind> {
+        let a = &call.args;
+        let count = call.grid[..2].iter().copied().map(u64::from).product();
+        let (kind, width) = match call.module {
+            Module::Norm if a[norm::ADDED] == 0 && a[norm::CODES] == 0 => {
+                let (weight, epsilon) = (a[norm::WEIGHT], a[norm::EPSILON]);
+                let kind = Kind { x: a[norm::X], y: a[norm::Y], weight, epsilon, count, heads: None, turn: None };
+                (kind, a[norm::WIDTH])
+            }
+            Module::Rope => {
+                let [first, pairs, way] = rope::TURN.map(|at| a[at]);
+                let turn = Some([a[rope::ANGLES], first, pairs, way]);
+                let (weight, epsilon, heads) = (a[rope::WEIGHT], a[rope::EPSILON], Some(a[rope::HEADS]));
+                let kind = Kind { x: a[rope::X], y: a[rope::Y], weight, epsilon, count, heads, turn };
+                (kind, a[rope::HEAD_DIM])
+            }
+            _ => return None,
+        };
+        (width == head_dim as u64).then_some(kind)
+    }
+
+    /// With the store of these heads as keys.
+    fn stored(self, call: &Call) -> Option<Call> {
+        let [heads, rows, _] = call.grid.map(u64::from);
+        let a = &call.args;
+        let is_new = a[store::TURNED_KEYS] == 0 && a[store::QUERIES] == 0;
+        let can = is_new && a[store::KEYS] == self.y && a[store::VALUES] != self.y && self.count == heads * rows;
+        can.then(|| {
+            let mut both = call.clone();
+            both.args[store::KEYS] = self.x;
+            both.args[store::TURNED_KEYS] = self.y;
+            both.args[store::KEY_WEIGHT] = self.weight;
+            both.args[store::KEY_EPSILON] = self.epsilon;
+            self.turn_in(&mut both, KEYS_TURN);
+            both
+        })
+    }
+
+    /// Beside a store, as its queries.
+    fn beside(self, call: &Call) -> Option<Call> {
+        let a = &call.args;
+        let rows = u64::from(call.grid[1]);
+        let heads = self.heads.unwrap_or(self.count / rows.max(1));
+        let is_whole = heads * rows == self.count && self.agrees(a);
+        let mut both = call.clone();
+        if a[store::QUERIES] == 0 {
+            // Nothing that the store reads or writes may be written meanwhile, nor read what it writes.
+            let touched = [a[store::KEYS], a[store::VALUES], a[store::TURNED_KEYS]];
+            let is_apart = !touched.contains(&self.y) && self.x != a[store::TURNED_KEYS];
+            if !is_whole || !is_apart || u64::from(call.grid[0]) != a[store::HEADS] {
+                return None;
+            }
+            both.args[store::QUERIES] = self.x;
+            both.args[store::TURNED_QUERIES] = self.y;
+            both.args[store::QUERY_WEIGHT] = self.weight;
+            both.args[store::QUERY_EPSILON] = self.epsilon;
+            both.args[store::QUERY_HEADS] = heads;
+            both.grid[0] += heads as u32;
+        } else {
+            // The queries were normed, and are turned now.
+            let is_next = self.x == a[store::TURNED_QUERIES] && self.y == self.x && self.weight == 0;
+            let is_open = a[store::TURNS] & QUERIES_TURN == 0 && self.turn.is_some() && heads == a[store::QUERY_HEADS];
+            if !is_whole || !is_next || !is_open {
+                return None;
+            }
+        }
+        self.turn_in(&mut both, QUERIES_TURN);
+        Some(both)
+    }
+
+    /// Whether what turns already turns by the same angles.
+    fn agrees(&self, args: &[u64]) -> bool {
+        let theirs = store::TURN.map(|at| args[at]);
+        args[store::TURNS] == 0 || self.turn.is_none_or(|own| own == theirs)
+    }
+
+    fn turn_in(&self, call: &mut Call, bit: u64) {
+        if let Some(turn) = self.turn {
+            store::TURN.into_iter().zip(turn).for_each(|(at, value)| call.args[at] = value);
+            call.args[store::TURNS] |= bit;
+        }
+    }
+}

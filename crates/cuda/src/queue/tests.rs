@@ -1,0 +1,71 @@
+//! What becomes one launch, what a graph, and what does not.
+
+use super::*;
+use crate::matmul::{layout::Layout, tile::CodesTile};
+
+fn call(module: Module, entry: &'static str, grid: u32, args: &[u64]) -> Call {
+    let mut all = [0; ARGS_MAX];
+    all[..args.len()].copy_from_slice(args);
+    let function = std::ptr::dangling_mut();
+    Call { module, entry, function, grid: [grid, 1, 1], threads: 256, shared_bytes: 0, args: all, count: args.len() }
+}
+
+fn product(weights: u64, x: u64, y: u64, blocks: u32) -> Call {
+    let layout = Layout::all()[0];
+    let mut args = [0u64; 26];
+    (args[0], args[3], args[6], args[14]) = (weights, x, y, 100 * weights);
+    (args[17], args[18]) = (NO_BLOCK as u64, NO_BLOCK as u64);
+    call(Module::Codes(layout, CodesTile::for_columns(layout, 1)), "codes", blocks, &args)
+}
+
+#[test]
+fn products_of_an_input_become_one() {
+    let mut queue = Queue::default();
+    for (weights, blocks) in [(1, 10), (2, 4), (3, 5), (4, 6)] {
+        queue.push(product(weights, 7, 20 + weights, blocks));
+    }
+    let [three, one] = &queue.held[..] else { panic!("three become one, and the fourth begins anew") };
+    assert_eq!((three.grid[0], &three.args[..3], &three.args[6..9]), (19, &[1, 2, 3][..], &[21, 22, 23][..]));
+    assert_eq!((&three.args[14..17], &three.args[17..19]), (&[100, 200, 300][..], &[10, 14][..]));
+    assert_eq!(one.args[0], 4);
+    for other in [product(2, 8, 22, 4), product(2, 7, 21, 4)] {
+        let mut queue = Queue::default();
+        queue.push(product(1, 7, 21, 10));
+        queue.push(other);
+        assert_eq!(queue.held.len(), 2, "another input, or a result in the same place");
+    }
+}
+
+#[test]
+fn a_sum_joins_its_norm_where_nothing_is_lost() {
+    let add = call(Module::Elementwise, "add", 1, &[5, 6, 64]);
+    let norm =
+        |rows, codes| call(Module::Norm, "rms_norm", rows, &[5, 0, 8, 9, codes, 11, 12, 64 / u64::from(rows), 0, 1]);
+    assert_eq!(joined(&add, &norm(1, 6)).unwrap().args[1], 6);
+    assert_eq!(joined(&add, &norm(2, 10)).unwrap().args[1], 6);
+    assert!(joined(&add, &norm(2, 6)).is_none(), "codes where the summand is");
+    let other = call(Module::Elementwise, "add", 1, &[4, 6, 64]);
+    assert!(joined(&other, &norm(1, 10)).is_none());
+    assert!(joined(&norm(1, 10), &add).is_none());
+}
+
+#[test]
+fn what_comes_again_becomes_a_graph() {
+    let mut queue = Queue::default();
+    let run = |queue: &mut Queue, y: u64| {
+        assert!(!(0..8).any(|i| queue.push(call(Module::Quantize, "quantize", 1, &[y + i]))));
+        queue.take(true, false)
+    };
+    assert!(matches!(run(&mut queue, 100), Sending::Calls(c) if c.len() == 8));
+    let Sending::New(key, _) = run(&mut queue, 100) else { panic!("the second time") };
+    queue.keep(key, std::ptr::dangling_mut());
+    assert!(matches!(run(&mut queue, 100), Sending::Graph(_, 8)));
+    assert!(matches!(run(&mut queue, 200), Sending::Calls(_)));
+    assert!(matches!(queue.take(true, false), Sending::Nothing));
+    assert!(queue.gone().is_empty());
+    for y in 0..2 * KNOWN_MAX as u64 {
+        run(&mut queue, 1000 + 100 * y);
+    }
+    assert_eq!(queue.gone().len(), 1, "what is remembered has a bound");
+    assert!(queue.graphs.len() <= KNOWN_MAX);
+}

@@ -1,0 +1,125 @@
+//! What a layer does between its projections and attention becomes one launch, and not a bit of it changes: on a card, or on the
+//! emulated one (`tools/emulate cargo test -p tessera-cuda`). A machine without either has nothing to show.
+
+use tessera_cuda::{Cache, CudaDevice};
+use tessera_formats::DType;
+use tessera_ops::{
+    Attention, Batch, Device, KvFormat, KvLayout, MatrixSource, Role, Rope, RopeLayout, Rotation, kv::KvEntry,
+    reference::ReferenceDevice,
+};
+
+/// Heads of queries and of keys, their numbers, and how many pairs of them turn.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    pairs: usize,
+    layout: RopeLayout,
+    is_normed: bool,
+}
+
+/// The three tables that queries, keys and values come from.
+fn table(seed: usize, rows: usize, width: usize) -> MatrixSource {
+    let value = |i: usize| ((i * 7919 + seed * 104_729 + 13) % 2003) as f32 / 1001.0 - 1.0;
+    let bytes: Vec<u8> = (0..rows * width).flat_map(|i| value(i).to_le_bytes()).collect();
+    MatrixSource { name: "rows".to_owned(), dtype: DType::F32, rows, depth: width, bytes: bytes.into() }
+}
+
+/// Rows of two sequences.
+fn step() -> Batch {
+    let mut batch = Batch::default();
+    batch.push(&[0, 1, 2], 0, &[1], Role::Decode, 0);
+    batch.push(&[3], 0, &[0], Role::Decode, 0);
+    batch
+}
+
+/// Keys, queries and what attention makes of them; `after` is called behind each op.
+fn layer<D: Device>(device: &D, shape: Shape, format: KvFormat, after: &dyn Fn()) -> Vec<Vec<f32>> {
+    let Shape { heads, kv_heads, head_dim, pairs, layout, is_normed } = shape;
+    let batch = step();
+    let [mut query, mut key, value] = [(1, heads), (2, kv_heads), (3, kv_heads)].map(|(seed, heads)| {
+        device.embed(&device.load_embedding(&table(seed, 4, heads * head_dim)).unwrap(), &batch, 1.0)
+    });
+    let frequencies = (0..pairs).map(|i| 0.7 / (i + 1) as f64).collect();
+    let angles = device.rope_angles(&Rope { layout, frequencies, magnitude: 1.5 }, &batch);
+    let weight: Vec<f32> = (0..head_dim).map(|i| 0.5 + i as f32 / 64.0).collect();
+    let weight = device.load_vector(&weight).unwrap();
+    let entries = vec![KvEntry::pairs(kv_heads, head_dim)];
+    let mut cache = device.kv_cache(&KvLayout::new(entries, format), 2, 0).unwrap();
+    let rotation = Rotation::new(head_dim, layout);
+    // What a step sends is sent, and nothing is held back.
+    device.store_kv(&mut cache, 0, &value, &value, &batch);
+    device.read(&value, &mut vec![]).unwrap();
+    if is_normed {
+        key = device.rms_norm(&key, &weight, 1e-5);
+        after();
+    }
+    device.rotate(&mut key, &rotation, &angles);
+    after();
+    device.store_kv(&mut cache, 0, &key, &value, &batch);
+    after();
+    if is_normed {
+        query = device.rms_norm(&query, &weight, 1e-5);
+        after();
+    }
+    device.rotate(&mut query, &rotation, &angles);
+    after();
+    let spec = Attention { layer: 0, heads, kv_heads, head_dim, scale: 0.3, window: None, soft_cap: None };
+    let mixed = device.attention(&query, &cache, &spec, None, &batch);
+    let mut page = vec![];
+    device.read_page(&cache, 1, &mut page).unwrap();
+    let read = |x: &D::Tensor| {
+        let mut out = vec![];
+        device.read(x, &mut out).unwrap();
+        out
+    };
+    vec![read(&key), read(&query), read(&mixed), page.into_iter().map(f32::from).collect()]
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn heads_are_normed_turned_and_stored_at_once() {
+    let Ok(card) = CudaDevice::open(0, Cache::default()) else { return };
+    let shape = |heads, kv_heads, head_dim, pairs, layout, is_normed| Shape {
+        heads,
+        kv_heads,
+        head_dim,
+        pairs,
+        layout,
+        is_normed,
+    };
+    let (halves, neighbours) = (RopeLayout::Halves, RopeLayout::Interleaved);
+    for (shape, format) in [
+        (shape(4, 2, 64, 32, halves, false), KvFormat::F16),
+        (shape(4, 2, 64, 32, neighbours, true), KvFormat::Q8_0),
+        // One head of keys; a part of each head turns.
+        (shape(3, 1, 32, 10, halves, true), KvFormat::F32),
+        // As many heads of keys as of queries.
+        (shape(2, 2, 80, 40, neighbours, true), KvFormat::F16),
+    ] {
+        let launches = |after: &dyn Fn()| {
+            let before = card.counts().launches;
+            let results = layer(&card, shape, format, after);
+            (results, card.counts().launches - before)
+        };
+        let (joined, few) = launches(&|| {});
+        let (single, many) = launches(&|| card.wait().unwrap());
+        let reference = layer(&ReferenceDevice, shape, format, &|| {});
+        for (i, name) in ["keys", "queries", "attention", "a page"].into_iter().enumerate() {
+            assert!(bits(&joined[i]) == bits(&single[i]), "{shape:?} {format:?}: {name}");
+        }
+        for (i, name) in ["keys", "queries"].into_iter().enumerate() {
+            assert!(bits(&joined[i]) == bits(&reference[i]), "{shape:?} {format:?}: {name} of the reference");
+        }
+        // Where queries are as many as keys, their norm's result lies where the keys came from, which the store still reads.
+        let saved = match shape {
+            Shape { is_normed: false, .. } => 2,
+            Shape { heads, kv_heads, .. } => 4 - u64::from(heads == kv_heads),
+        };
+        assert_eq!(many - few, saved, "{shape:?} {format:?}: launches");
+    }
+}
