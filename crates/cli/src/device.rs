@@ -36,6 +36,9 @@ use crate::{
 pub(crate) use tessera_cpu::matmul::{Parameter, Tuning};
 pub(crate) use tessera_cuda::Numerics;
 
+/// A card.
+pub(crate) type Card = CudaDevice;
+
 /// The device that models run on.
 pub(crate) type Chosen = CpuDevice;
 
@@ -96,12 +99,7 @@ impl Opened {
     /// # Errors
     /// If a card is asked for by name and cannot be opened.
     pub(crate) fn card(placement: &Placement) -> Result<Option<Opened>> {
-        let card = match placement.device {
-            Place::Cpu => None,
-            Place::Auto => CudaDevice::open(0, kernel_cache()).ok(),
-            Place::Cuda(ordinal) => Some(CudaDevice::open(ordinal, kernel_cache())?),
-        };
-        Ok(card.map(|card| Opened::Card(Arc::new(card.with_numerics(placement.numerics)))))
+        Ok(opened_card(placement)?.map(|card| Opened::Card(Arc::new(card))))
     }
 
     /// Loads a model onto it.
@@ -165,6 +163,24 @@ pub(crate) fn open_tuned(compute: &Compute) -> Result<(Arc<Chosen>, InForce)> {
 /// As [`open`].
 pub(crate) fn profiled(compute: &Compute) -> Result<Arc<Profiled<Chosen>>> {
     Ok(Arc::new(Profiled::new(make(compute)?.0, profile::label)))
+}
+
+/// The card that the flags ask for, if they do, with every op measured.
+///
+/// # Errors
+/// As [`Opened::card`].
+pub(crate) fn profiled_card(placement: &Placement) -> Result<Option<Arc<Profiled<CudaDevice>>>> {
+    Ok(opened_card(placement)?.map(|card| Arc::new(Profiled::new(card, profile::label))))
+}
+
+/// A card, if the flags ask for one.
+fn opened_card(placement: &Placement) -> Result<Option<CudaDevice>> {
+    let card = match placement.device {
+        Place::Cpu => None,
+        Place::Auto => CudaDevice::open(0, kernel_cache()).ok(),
+        Place::Cuda(ordinal) => Some(CudaDevice::open(ordinal, kernel_cache())?),
+    };
+    Ok(card.map(|card| card.with_numerics(placement.numerics)))
 }
 
 /// As [`open`], with default numbers, to be changed as one likes.

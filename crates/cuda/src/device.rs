@@ -4,8 +4,8 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use tessera_formats::codec;
 use tessera_ops::{
-    Attention, Batch, Candidate, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
-    Role, Rope, Rotation, Rounding, Router, Selector, StreamGates, math,
+    Attention, Batch, Candidate, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack,
+    MatrixSource, Role, Rope, Rotation, Rounding, Router, Selector, StreamGates, math,
 };
 
 use crate::{

@@ -83,7 +83,21 @@ pub fn generate(
     cancel: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Outcome, Error> {
-    let mut sampler = Sampler::new(request.sampling.clone())?;
+    let sampler = Sampler::new(request.sampling.clone())?;
+    session.want_best(sampler.enough(session.config().vocabulary));
+    let outcome = run(session, tokenizer, request, sampler, cancel, on_event);
+    session.want_best(None);
+    outcome
+}
+
+fn run(
+    session: &mut Session,
+    tokenizer: &Tokenizer,
+    request: &Request,
+    mut sampler: Sampler,
+    cancel: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Outcome, Error> {
     let mut reply = Reply::new(request)?;
     let start = Instant::now();
     let reused_tokens = prefill(session, &request.prompt)?;
@@ -97,7 +111,11 @@ pub fn generate(
         if cancel.load(Ordering::Relaxed) {
             break Finish::Cancelled;
         }
-        let sampled = sampler.sample(session.logits(), &history, reply.tokens().len() as u64)?;
+        let index = reply.tokens().len() as u64;
+        let sampled = match session.best() {
+            [] => sampler.sample(session.logits(), &history, index)?,
+            best => sampler.sample_best(best, index)?,
+        };
         on_event(Event::Token(&sampled));
         let full = session.tokens().len() == session.context();
         let (text, finish) = reply.push(&sampled, full, tokenizer);

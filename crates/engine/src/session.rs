@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tessera_ops::{Batch, PAGE_TOKENS, Role};
+use tessera_ops::{Batch, Candidate, PAGE_TOKENS, Role};
 
 use crate::{Config, Error, Snapshot, models::LanguageModel, sequences::rings::Reach, state};
 
@@ -23,6 +23,9 @@ pub struct Session {
     chunk: usize,
     /// Of the last step's wanted rows: (rows, vocabulary).
     logits: Vec<f32>,
+    /// How many of the likeliest tokens a step leaves in their place, if it does.
+    wanted: Option<usize>,
+    best: Vec<Candidate>,
 }
 
 impl Session {
@@ -31,7 +34,8 @@ impl Session {
         let pages = (0..model.cache_tokens().div_ceil(PAGE_TOKENS) as u32).collect();
         let chunk = chunk.clamp(1, model.rings().map_or(usize::MAX, |rings| rings.rows_max));
         let reach = Reach::default();
-        Session { model, tokens: Vec::new(), prompt_len: 0, reach, pages, chunk, logits: Vec::new() }
+        let (tokens, logits, best) = Default::default();
+        Session { model, tokens, prompt_len: 0, reach, pages, chunk, logits, wanted: None, best }
     }
 
     /// The model's shape.
@@ -57,6 +61,17 @@ impl Session {
     /// The logits after the last token, (vocabulary); empty before the first.
     pub fn logits(&mut self) -> &mut [f32] {
         &mut self.logits
+    }
+
+    /// From now on steps leave the `wanted` likeliest tokens alone, where the model has them for less than all logits; where that is
+    /// none, all logits.
+    pub fn want_best(&mut self, wanted: Option<usize>) {
+        self.wanted = wanted.filter(|_| self.model.ranks());
+    }
+
+    /// The likeliest tokens after the last, in order, where they stand in for the logits; else nothing.
+    pub fn best(&self) -> &[Candidate] {
+        &self.best
     }
 
     /// Forgets all tokens from position `len` on. Where the model's ring has not kept what goes on from there sees, it forgets
@@ -138,7 +153,7 @@ impl Session {
         self.room_for(tokens.len())?;
         let chunks = tokens.len().div_ceil(self.chunk);
         for (i, chunk) in tokens.chunks(self.chunk).enumerate() {
-            self.step(chunk, Role::Prefill, usize::from(i + 1 == chunks))?;
+            self.step(chunk, Role::Prefill, usize::from(i + 1 == chunks), self.wanted)?;
         }
         Ok(())
     }
@@ -149,7 +164,7 @@ impl Session {
     /// As [`Session::prefill`].
     pub fn decode(&mut self, token: u32) -> Result<(), Error> {
         self.room_for(1)?;
-        self.step(&[token], Role::Decode, 1)
+        self.step(&[token], Role::Decode, 1, self.wanted)
     }
 
     /// Computes tokens as a prompt and gives the logits after each, (vocabulary), with its index in `tokens`.
@@ -160,7 +175,7 @@ impl Session {
         self.room_for(tokens.len())?;
         let vocabulary = self.config().vocabulary;
         for (c, chunk) in tokens.chunks(self.chunk).enumerate() {
-            self.step(chunk, Role::Prefill, chunk.len())?;
+            self.step(chunk, Role::Prefill, chunk.len(), None)?;
             for (i, logits) in self.logits.chunks_exact(vocabulary).enumerate() {
                 each(c * self.chunk + i, logits);
             }
@@ -176,10 +191,15 @@ impl Session {
         Ok(())
     }
 
-    fn step(&mut self, tokens: &[u32], role: Role, logits: usize) -> Result<(), Error> {
+    fn step(&mut self, tokens: &[u32], role: Role, logits: usize, wanted: Option<usize>) -> Result<(), Error> {
         let mut batch = Batch::default();
         batch.push(tokens, self.tokens.len(), &self.pages, role, logits);
-        self.model.forward(&batch, &mut self.logits)?;
+        self.logits.clear();
+        self.best.clear();
+        match wanted {
+            Some(count) if logits > 0 => self.model.forward_best(&batch, count, &mut self.best)?,
+            _ => self.model.forward(&batch, &mut self.logits)?,
+        }
         if role == Role::Prefill && self.prompt_len == self.tokens.len() {
             self.prompt_len += tokens.len();
         }

@@ -243,6 +243,38 @@ pub trait Device: Send + Sync + Sized + 'static {
         self.name()
     }
 
+    /// Whether [`Device::best`] costs less than to read all logits.
+    fn ranks(&self) -> bool {
+        false
+    }
+
+    /// Appends the `count` likeliest tokens (or all there are) of each of `rows` rows of logits, in the order of [`ranking`], waiting
+    /// for all work before it. `count` is at most [`ranking::BEST_MAX`].
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    fn best(&self, logits: &Self::Tensor, rows: usize, count: usize, out: &mut Vec<Candidate>) -> Result<(), Error> {
+        let mut values = vec![];
+        self.read(logits, &mut values)?;
+        let width = values.len() / rows.max(1);
+        values.chunks_exact(width.max(1)).for_each(|row| ranking::best(row, count, out));
+        Ok(())
+    }
+
+    /// A stage ends here: its time is the device's from the end of the stage before it. Gives false where the device computes at once,
+    /// so that its caller's clock tells.
+    fn mark(&self) -> bool {
+        false
+    }
+
+    /// The times of all stages that were marked since this was called last, waiting for them.
+    ///
+    /// # Errors
+    /// As [`Device::read`].
+    fn stages(&self) -> Result<Vec<Duration>, Error> {
+        Ok(vec![])
+    }
+
     /// Packs a matrix for [`Device::project`]: a lossless re-ordering, in parallel.
     ///
     /// # Errors
@@ -426,38 +458,6 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// # Errors
     /// The device failed somewhere in the step.
     fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>) -> Result<(), Error>;
-
-    /// Whether [`Device::best`] costs less than to read all logits.
-    fn ranks(&self) -> bool {
-        false
-    }
-
-    /// Appends the `count` likeliest tokens (or all there are) of each of `rows` rows of logits, in the order of [`ranking`], waiting
-    /// for all work before it. `count` is at most [`ranking::BEST_MAX`].
-    ///
-    /// # Errors
-    /// As [`Device::read`].
-    fn best(&self, logits: &Self::Tensor, rows: usize, count: usize, out: &mut Vec<Candidate>) -> Result<(), Error> {
-        let mut values = vec![];
-        self.read(logits, &mut values)?;
-        let width = values.len() / rows.max(1);
-        values.chunks_exact(width.max(1)).for_each(|row| ranking::best(row, count, out));
-        Ok(())
-    }
-
-    /// A stage ends here: its time is the device's from the end of the stage before it. Gives false where the device computes at once,
-    /// so that its caller's clock tells.
-    fn mark(&self) -> bool {
-        false
-    }
-
-    /// The times of all stages that were marked since this was called last, waiting for them.
-    ///
-    /// # Errors
-    /// As [`Device::read`].
-    fn stages(&self) -> Result<Vec<Duration>, Error> {
-        Ok(vec![])
-    }
 
     /// Appends what one page holds, of all entries that are no rings, to `out`, waiting for all work before it. The bytes are as the
     /// device lays them out, always as many: they fit a cache of the same layout on a device of the same kind.

@@ -26,8 +26,9 @@ DEVICE void keep(u8* head, u32 slot, u32 d, float value) {
 // Keys are kept as they come out of `Heads`, and queries of the same rows may go the same way in blocks behind those of keys, where the
 // queue has joined all that (crates/cuda/src/queue/heads.rs). `turns` says which turn: 1 keys, 2 queries.
 KERNEL store(const float* keys, const float* values, u8* key_pages, u8* value_pages, const u32* rows, const u32* lists, u32 heads,
-             u32 ring, float* turned_keys, const float* key_weight, float key_epsilon, const float* angles, u32 first_feature, u32 pairs, u32 way,
-             u32 turns, const float* queries, float* turned_queries, const float* query_weight, float query_epsilon, u32 query_heads) {
+             u32 ring, float* turned_keys, const float* key_weight, float key_epsilon, const float* angles, u32 first_feature,
+             u32 pairs, u32 way, u32 turns, const float* queries, float* turned_queries, const float* query_weight, float query_epsilon,
+             u32 query_heads) {
     __shared__ float shared[HEAD_DIM];
     begin_in_turn();
     const u32 head = blockIdx.x, row = blockIdx.y;

@@ -44,9 +44,10 @@ DEVICE void take_greatest(u64* keys) {
     __syncthreads();
 }
 
-// The first launch takes logits (rows, vocabulary); others what the one before left, (rows, width). The last writes ids and logits by turns,
-// others keys: (rows, blocks, count).
-KERNEL __launch_bounds__(THREADS) best(const float* logits, const u64* before, u64* keys_out, u32* out, u32 vocabulary, u32 width, u32 count) {
+// The first launch takes logits (rows, vocabulary); others what the one before left, (rows, width). The last writes ids and logits by
+// turns, others keys: (rows, blocks, count).
+KERNEL __launch_bounds__(THREADS) best(const float* logits, const u64* before, u64* keys_out, u32* out, u32 vocabulary,
+                                       u32 width, u32 count) {
     __shared__ u64 keys[ENTRIES];
     begin_in_turn();
     const u32 first = blockIdx.x * ENTRIES, row = blockIdx.y;

@@ -10,7 +10,7 @@ mod qwen;
 
 use std::sync::Arc;
 
-use tessera_ops::{Batch, Device, KvEntry, KvFormat, KvLayout, PAGE_TOKENS};
+use tessera_ops::{Batch, Candidate, Device, KvEntry, KvFormat, KvLayout, PAGE_TOKENS, ranking};
 
 use crate::{
     Checkpoint, Config, Error,
@@ -59,6 +59,24 @@ pub trait LanguageModel: Send {
     /// # Errors
     /// If a token does not exist, or the device fails.
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error>;
+
+    /// Whether [`LanguageModel::forward_best`] costs less than [`LanguageModel::forward`].
+    fn ranks(&self) -> bool {
+        false
+    }
+
+    /// As [`LanguageModel::forward`], but leaves of each wanted row its `count` likeliest tokens (or all there are) alone, in the order
+    /// of [`ranking`]. `count` is at most [`ranking::BEST_MAX`].
+    ///
+    /// # Errors
+    /// As [`LanguageModel::forward`].
+    fn forward_best(&mut self, batch: &Batch, count: usize, best: &mut Vec<Candidate>) -> Result<(), Error> {
+        let mut logits = vec![];
+        self.forward(batch, &mut logits)?;
+        best.clear();
+        logits.chunks_exact(self.config().vocabulary).for_each(|row| ranking::best(row, count, best));
+        Ok(())
+    }
 
     /// As [`LanguageModel::forward`], and leaves what the head is given of every row, (rows, hidden), in `hidden`: embeddings
     /// are made of it.
@@ -258,6 +276,17 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
         let x = self.rows(batch)?;
         Ok(self.device.read(&self.model.head().forward(&self.device, &x, batch), logits)?)
+    }
+
+    fn ranks(&self) -> bool {
+        self.device.ranks()
+    }
+
+    fn forward_best(&mut self, batch: &Batch, count: usize, best: &mut Vec<Candidate>) -> Result<(), Error> {
+        let x = self.rows(batch)?;
+        let logits = self.model.head().forward(&self.device, &x, batch);
+        best.clear();
+        Ok(self.device.best(&logits, batch.logit_rows.len(), count, best)?)
     }
 
     fn forward_hidden(&mut self, batch: &Batch, logits: &mut Vec<f32>, hidden: &mut Vec<f32>) -> Result<(), Error> {

@@ -28,6 +28,13 @@ impl<'a> Distribution<'a> {
         Distribution { logits, highest, inverse: 1.0 / temperature, kept: logits.len(), total: None }
     }
 
+    /// Of what top-k leaves: its logits, in the order of ranks, which are their ids then.
+    pub(super) fn of_best(logits: &'a [f32], temperature: f64) -> Distribution<'a> {
+        let mut all = Distribution::new(logits, 0, temperature);
+        all.total = Some(logits.iter().map(|logit| all.weight(*logit)).sum());
+        all
+    }
+
     fn weight(&self, logit: f32) -> f64 {
         exp((f64::from(logit) - self.highest) * self.inverse)
     }

@@ -21,6 +21,10 @@ pub use stop::StopStrings;
 
 use draw::Distribution;
 use ranking::Ranking;
+use tessera_ops::{
+    Candidate,
+    ranking::{BEST_MAX, is_sound},
+};
 
 /// Draws tokens by fixed parameters. It keeps no state between tokens but buffers.
 #[derive(Debug)]
@@ -93,6 +97,45 @@ impl Sampler {
         Ok(Sampled { id, stop, logprob, top: raw.map(|raw| raw.top).unwrap_or_default() })
     }
 
+    /// How many of the likeliest tokens decide a draw, of a vocabulary of so many, whatever all other logits are; none where those count.
+    pub fn enough(&self, vocabulary: usize) -> Option<usize> {
+        let p = &self.params;
+        let is_plain = p.repetition_penalty == 1.0
+            && p.frequency_penalty == 0.0
+            && p.presence_penalty == 0.0
+            && p.logit_bias.is_empty()
+            && p.logprobs.is_none();
+        let count = if p.temperature == 0.0 { 1 } else { p.top_k };
+        (is_plain && (1..=BEST_MAX).contains(&count) && count < vocabulary).then_some(count)
+    }
+
+    /// As [`Sampler::sample`], from the likeliest tokens of a row, in order: at least as many as are [enough](Sampler::enough).
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn sample_best(&mut self, best: &[Candidate], index: u64) -> Result<Sampled, SamplingError> {
+        let first = best.first().ok_or(SamplingError::NothingLeft)?;
+        if !is_sound(first.logit) {
+            return Err(SamplingError::BadLogit { token: first.id, value: first.logit });
+        }
+        if first.logit == f32::NEG_INFINITY {
+            return Err(SamplingError::NothingLeft);
+        }
+        let count = if self.params.temperature == 0.0 { 1 } else { self.params.top_k };
+        let best = &best[..count.min(best.len())];
+        let rank = if best.len() == 1 { 0 } else { self.choose_of_best(best, index) };
+        let id = best[rank].id;
+        Ok(Sampled { id, stop: self.params.stop_tokens.contains(&id), logprob: None, top: Vec::new() })
+    }
+
+    /// The rank that is drawn of `best`, which is all that top-k leaves.
+    fn choose_of_best(&mut self, best: &[Candidate], index: u64) -> usize {
+        let logits: Vec<f32> = best.iter().map(|c| c.logit).collect();
+        self.ranking.reset();
+        let distribution = Distribution::of_best(&logits, f64::from(self.params.temperature));
+        self.draw(distribution, index) as usize
+    }
+
     fn apply_bias(&self, logits: &mut [f32]) -> Result<(), SamplingError> {
         let vocabulary = logits.len();
         for &(token, bias) in &self.params.logit_bias {
@@ -113,9 +156,14 @@ impl Sampler {
         self.ranking.reset();
         let mut distribution = Distribution::new(logits, best, f64::from(self.params.temperature));
         distribution.keep_top_k(self.params.top_k, &mut self.ranking);
+        Ok(self.draw(distribution, index))
+    }
+
+    /// The filters after top-k, and the draw.
+    fn draw(&mut self, mut distribution: Distribution<'_>, index: u64) -> u32 {
         distribution.keep_top_p(f64::from(self.params.top_p), &mut self.ranking);
         distribution.keep_min_p(f64::from(self.params.min_p), &mut self.ranking);
-        Ok(distribution.draw(draw::uniform(self.params.seed, index), &mut self.ranking))
+        distribution.draw(draw::uniform(self.params.seed, index), &mut self.ranking)
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) mod rings;
 
 use std::path::Path;
 
-use tessera_ops::{Batch, PAGE_TOKENS, Role};
+use tessera_ops::{Batch, Candidate, PAGE_TOKENS, Role};
 
 use crate::{
     Config, Error, Snapshot,
@@ -41,6 +41,7 @@ pub struct Sequences {
     batch: Batch,
     logits: Vec<f32>,
     hidden: Vec<f32>,
+    best: Vec<Candidate>,
 }
 
 /// An open sequence. Ids of closed ones are given out again.
@@ -72,17 +73,9 @@ impl Sequences {
     /// A model with all of its cache free.
     pub fn new(model: Box<dyn LanguageModel>) -> Sequences {
         let pages = Pages::new(model.cache_tokens() / PAGE_TOKENS);
-        let rings = model.rings();
-        Sequences {
-            model,
-            pages,
-            rings,
-            checkpoints: Checkpoints::default(),
-            open: Vec::new(),
-            batch: Batch::default(),
-            logits: Vec::new(),
-            hidden: Vec::new(),
-        }
+        let (rings, checkpoints) = (model.rings(), Checkpoints::default());
+        let (open, batch, logits, hidden, best) = Default::default();
+        Sequences { model, pages, rings, checkpoints, open, batch, logits, hidden, best }
     }
 
     /// Finds published pages by another hash; no hash changes a result.
@@ -277,6 +270,31 @@ impl Sequences {
         Ok(&self.logits)
     }
 
+    /// Whether [`Sequences::step_best`] costs less than [`Sequences::step`].
+    pub fn ranks(&self) -> bool {
+        self.model.ranks()
+    }
+
+    /// As [`Sequences::step`], and gives the `count` likeliest tokens of each wanted row (or all there are) instead, part by part.
+    ///
+    /// # Errors
+    /// As [`Sequences::step`].
+    ///
+    /// # Panics
+    /// As [`Sequences::step`].
+    pub fn step_best(&mut self, parts: &[Part<'_>], count: usize) -> Result<&[Candidate], Error> {
+        let mut best = std::mem::take(&mut self.best);
+        let done = self.run(parts, |model, batch, _, _| model.forward_best(batch, count, &mut best));
+        self.best = best;
+        done?;
+        Ok(&self.best)
+    }
+
+    /// What the last [`Sequences::step_best`] gave.
+    pub fn best(&self) -> &[Candidate] {
+        &self.best
+    }
+
     /// As [`Sequences::step`], and gives what the model's head is given of every row instead: (rows, hidden), part by part.
     ///
     /// # Errors
@@ -289,7 +307,12 @@ impl Sequences {
         Ok(&self.hidden)
     }
 
-    fn run(&mut self, parts: &[Part<'_>], forward: Forward) -> Result<(), Error> {
+    /// Takes pages, runs the model, which leaves logits and hidden rows, and counts the tokens.
+    fn run(
+        &mut self,
+        parts: &[Part<'_>],
+        forward: impl FnOnce(&mut dyn LanguageModel, &Batch, &mut Vec<f32>, &mut Vec<f32>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         self.take_pages(parts)?;
         self.batch.clear();
         for part in parts {
@@ -462,8 +485,5 @@ impl Sequences {
 fn reusable(tokens: &[u32]) -> impl Iterator<Item = &[u32]> {
     tokens[..tokens.len().saturating_sub(1)].chunks_exact(PAGE_TOKENS)
 }
-
-/// A way to run a model: logits and hidden rows are what it leaves.
-type Forward = fn(&mut dyn LanguageModel, &Batch, &mut Vec<f32>, &mut Vec<f32>) -> Result<(), Error>;
 
 const OPEN: &str = "the sequence is open";

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Constraint, Event, Job, Outcome, Refused, RequestId, Speculation, Usage, speculation::acceptance::Acceptance,
+    Constraint, Event, Job, Outcome, Refused, RequestId, Speculation, Usage, draw::Row,
+    speculation::acceptance::Acceptance,
 };
 use crate::{Error, Finish, Pooling, Sampler, SequenceId, Tokenizer, pooling::Pool, reply::Reply};
 
@@ -125,14 +126,17 @@ impl Active {
     }
 
     /// Draws the next token from the logits after all known ones. With `full`, the context has no room to compute it.
-    pub(super) fn draw(&mut self, logits: &mut [f32], full: bool, tokenizer: &Tokenizer) -> Result<Drawn, Error> {
+    pub(super) fn draw(&mut self, row: Row<'_>, full: bool, tokenizer: &Tokenizer) -> Result<Drawn, Error> {
         let (index, mut masked) = (self.reply.tokens().len() as u64, Ok(()));
         let constraint = &mut self.constraint;
-        let sampled = self.sampler.sample_masked(logits, &self.known, index, &mut |logits| {
-            if let Some(constraint) = constraint {
-                masked = constraint.mask(logits);
-            }
-        });
+        let sampled = match row {
+            Row::Best(best) => self.sampler.sample_best(best, index),
+            Row::Logits(logits) => self.sampler.sample_masked(logits, &self.known, index, &mut |logits| {
+                if let Some(constraint) = constraint {
+                    masked = constraint.mask(logits);
+                }
+            }),
+        };
         masked.map_err(Error::Constraint)?;
         let sampled = sampled?;
         if let Some(constraint) = constraint {
@@ -145,6 +149,11 @@ impl Active {
         }
         self.known.push(token);
         Ok(Drawn { token, event: Some(Event::Token { sampled, text }), finish })
+    }
+
+    /// How many of the likeliest tokens decide its draws, as [`Sampler::enough`]; none where all logits count.
+    pub(super) fn enough(&self, vocabulary: usize) -> Option<usize> {
+        self.sampler.enough(vocabulary).filter(|_| self.constraint.is_none())
     }
 
     /// What its grammar says must come next.

@@ -5,6 +5,8 @@
 
 use std::{sync::Arc, thread};
 
+use tessera_ops::Candidate;
+
 use super::{Event, active::Active, plan::Planned};
 use crate::{Error, Finish, Tokenizer};
 
@@ -19,46 +21,90 @@ pub(super) struct Harvest {
     pub(super) error: Option<Arc<Error>>,
 }
 
+/// What tokens are drawn from: of each row its logits, or its likeliest tokens where these decide.
+pub(super) enum Rows<'a> {
+    /// (rows, vocabulary)
+    Logits { all: &'a mut [f32], vocabulary: usize },
+    /// (rows, each)
+    Best { all: &'a [Candidate], each: usize },
+}
+
+/// One of them.
+pub(super) enum Row<'a> {
+    Logits(&'a mut [f32]),
+    Best(&'a [Candidate]),
+}
+
+impl<'a> Rows<'a> {
+    /// The first so many rows, and the rest.
+    fn split(self, rows: usize) -> (Rows<'a>, Rows<'a>) {
+        match self {
+            Rows::Logits { all, vocabulary } => {
+                let (first, rest) = all.split_at_mut(rows * vocabulary);
+                (Rows::Logits { all: first, vocabulary }, Rows::Logits { all: rest, vocabulary })
+            }
+            Rows::Best { all, each } => {
+                let (first, rest) = all.split_at(rows * each);
+                (Rows::Best { all: first, each }, Rows::Best { all: rest, each })
+            }
+        }
+    }
+
+    /// Numbers that a draw may have to look at.
+    fn len(&self) -> usize {
+        match self {
+            Rows::Logits { all, .. } => all.len(),
+            Rows::Best { all, .. } => all.len(),
+        }
+    }
+
+    fn row(&mut self, index: usize) -> Row<'_> {
+        match self {
+            Rows::Logits { all, vocabulary } => Row::Logits(&mut all[index * *vocabulary..][..*vocabulary]),
+            Rows::Best { all, each } => Row::Best(&all[index * *each..][..*each]),
+        }
+    }
+}
+
 /// What drawing needs beside a part.
 #[derive(Clone, Copy)]
 pub(super) struct Draws<'a> {
-    pub(super) vocabulary: usize,
     pub(super) context: usize,
     pub(super) tokenizer: &'a Tokenizer,
     /// Logits from which on threads share the work.
     pub(super) logits_min: usize,
 }
 
-/// A part, its request, and the logits that it gave: (rows, vocabulary).
+/// A part, its request, and what its tokens are drawn from.
 struct Work<'a> {
     part: usize,
     planned: &'a Planned,
     active: &'a mut Active,
-    logits: &'a mut [f32],
+    rows: Rows<'a>,
 }
 
-/// Draws for all parts of a plan, in its order, from the step's logits.
-pub(super) fn all(live: &mut [Active], plan: &[Planned], logits: &mut [f32], draws: Draws<'_>) -> Vec<Harvest> {
-    let mut rest = logits;
-    let mut rows: Vec<Option<&mut [f32]>> = Vec::with_capacity(plan.len());
+/// Draws for all parts of a plan, in its order, from the step's rows.
+pub(super) fn all(live: &mut [Active], plan: &[Planned], of_step: Rows<'_>, draws: Draws<'_>) -> Vec<Harvest> {
+    let mut rest = of_step;
+    let mut rows: Vec<Option<Rows<'_>>> = Vec::with_capacity(plan.len());
     for p in plan {
-        let (own, others) = std::mem::take(&mut rest).split_at_mut(p.logits * draws.vocabulary);
+        let (own, others) = rest.split(p.logits);
         rows.push(Some(own));
         rest = others;
     }
     let mut work: Vec<Work<'_>> = Vec::with_capacity(plan.len());
     for active in live {
         let Some(part) = plan.iter().position(|p| p.id == active.id) else { continue };
-        let logits = rows[part].take().expect("a request is once in a plan");
-        work.push(Work { part, planned: &plan[part], active, logits });
+        let rows = rows[part].take().expect("a request is once in a plan");
+        work.push(Work { part, planned: &plan[part], active, rows });
     }
     // Taking the highest is no work; a distribution is.
     let is_work = |w: &&Work<'_>| w.active.sampler.params().temperature > 0.0;
-    let drawn_from: usize = work.iter().filter(is_work).map(|w| w.logits.len()).sum();
+    let drawn_from: usize = work.iter().filter(is_work).map(|w| w.rows.len()).sum();
     let threads = thread::available_parallelism().map_or(1, |n| n.get()).min(work.len());
     let mut harvests: Vec<Harvest> = plan.iter().map(|_| Harvest::default()).collect();
     let run = |work: &mut [Work<'_>]| -> Vec<(usize, Harvest)> {
-        work.iter_mut().map(|w| (w.part, one(w.active, w.planned, w.logits, draws))).collect()
+        work.iter_mut().map(|w| (w.part, one(w.active, w.planned, &mut w.rows, draws))).collect()
     };
     let mut done = Vec::with_capacity(plan.len());
     if threads < 2 || drawn_from < draws.logits_min {
@@ -81,18 +127,18 @@ pub(super) fn all(live: &mut [Active], plan: &[Planned], logits: &mut [f32], dra
 }
 
 /// Draws for one part.
-fn one(active: &mut Active, planned: &Planned, logits: &mut [f32], draws: Draws<'_>) -> Harvest {
+fn one(active: &mut Active, planned: &Planned, rows: &mut Rows<'_>, draws: Draws<'_>) -> Harvest {
     let mut harvest = Harvest { used: planned.tokens.len(), ..Harvest::default() };
-    if logits.is_empty() {
+    if planned.logits == 0 {
         return harvest;
     }
     if active.reply.is_long_enough() {
         harvest.end = Some((Finish::Length, None)); // a reply of no tokens was asked for
         return harvest;
     }
-    for (i, row) in logits.chunks_exact_mut(draws.vocabulary).enumerate() {
+    for i in 0..planned.logits {
         let full = active.known.len() >= draws.context;
-        let drawn = match active.draw(row, full, draws.tokenizer) {
+        let drawn = match active.draw(rows.row(i), full, draws.tokenizer) {
             Ok(drawn) => drawn,
             Err(error) => {
                 harvest.error = Some(Arc::new(error));

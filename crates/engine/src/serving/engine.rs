@@ -9,7 +9,7 @@ use super::{
     Counters, Event, Gauges, Job, Options, Refused, RequestId,
     active::Active,
     costs::Costs,
-    draw::{self, Draws, Harvest},
+    draw::{self, Draws, Harvest, Rows},
     gauges::Rate,
     pace::Pace,
     plan::Planned,
@@ -198,8 +198,13 @@ impl Engine {
             .collect();
         let start = self.clock.now();
         let embeds = plan.iter().any(|p| self.live.iter().any(|a| a.id == p.id && a.pool.is_some()));
-        let done = if embeds { self.sequences.step_hidden(&parts) } else { self.sequences.step(&parts) };
-        if let Err(error) = done {
+        let enough = self.enough(&plan).filter(|_| !embeds);
+        let done = match enough {
+            Some(count) => self.sequences.step_best(&parts, count).err(),
+            None if embeds => self.sequences.step_hidden(&parts).err(),
+            None => self.sequences.step(&parts).err(),
+        };
+        if let Some(error) = done {
             let error = Arc::new(error);
             for p in &plan {
                 self.fail(p.id, error.clone(), events);
@@ -211,13 +216,13 @@ impl Engine {
         let before = self.counters.reply_tokens;
         self.counters.steps += 1;
         self.counters.rows += rows as u64;
-        let draws = Draws {
-            vocabulary: self.sequences.config().vocabulary,
-            context: self.context,
-            tokenizer: &self.tokenizer,
-            logits_min: self.options.shared_draws,
+        let draws = Draws { context: self.context, tokenizer: &self.tokenizer, logits_min: self.options.shared_draws };
+        let vocabulary = self.sequences.config().vocabulary;
+        let drawn_from = match enough {
+            Some(count) => Rows::Best { all: self.sequences.best(), each: count.min(vocabulary) },
+            None => Rows::Logits { all: self.sequences.logits(), vocabulary },
         };
-        let harvests = draw::all(&mut self.live, &plan, self.sequences.logits(), draws);
+        let harvests = draw::all(&mut self.live, &plan, drawn_from, draws);
         let mut row = 0;
         for (planned, harvest) in plan.iter().zip(harvests) {
             self.harvest(planned, harvest, row, events);
@@ -227,6 +232,14 @@ impl Engine {
         let drawn = (self.counters.reply_tokens - before) as usize;
         self.rate.observe(now, drawn);
         self.measure(&plan, rows, drawn, now.saturating_sub(start));
+    }
+
+    /// How many of the likeliest tokens of a row decide all draws of a step; none where a draw needs more, or to find them costs more.
+    fn enough(&self, plan: &[Planned]) -> Option<usize> {
+        let vocabulary = self.sequences.config().vocabulary;
+        let drawn = self.live.iter().filter(|a| plan.iter().any(|p| p.id == a.id && p.logits > 0));
+        let counts: Option<Vec<usize>> = drawn.map(|a| a.enough(vocabulary)).collect();
+        counts?.into_iter().max().filter(|_| self.sequences.ranks())
     }
 
     /// Deals with what came of a part of the step, whose first row is `row`, and with its pages.

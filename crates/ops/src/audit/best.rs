@@ -58,9 +58,9 @@ impl Subject for Best {
     }
 
     fn load<D: Device>(&self, device: &D) -> Result<Table<D>, Error> {
-        // Few values, so that many are equal, zeros of either sign, and some tokens that never come.
+        // Few values, so that many are equal, zeros of either sign, and some tokens that hardly ever come.
         let coarse = |(i, v): (usize, f32)| match i % 17 {
-            3 => f32::NEG_INFINITY,
+            3 => f32::MIN,
             5 => 0.0f32.copysign(v),
             _ => (v * 64.0).trunc() / 8.0,
         };

@@ -12,14 +12,14 @@ use clap::{Args, builder::RangedU64ValueParser};
 use serde::Serialize;
 use tessera_engine::{Part, Sampler, SamplingParams, SequenceId, Sequences};
 use tessera_ops::{
-    Profiled, Role,
+    Device, Profiled, Role,
     profile::{Entry, Label},
 };
 
 use super::{args::Common, row::Facts, subject::Subject, times::Times};
 use crate::{
     args::Placement,
-    device::{self, Chosen},
+    device::{self, Card},
 };
 
 /// Show where the time of a step goes: its stages, in sum and in each layer.
@@ -28,6 +28,8 @@ use crate::{
     after_help = "Times are medians over --repeat measurements, and those of one step: the whole prompt, or one token of each sequence. \
 Bytes are read or written once: weights as the file holds them, activations in f32, keys and values as they are cached. \
 Operations are those of projections and attention. `rest` is what lies between the ops.
+On a card, stages are timed by its own clock and launch by launch, and `rest` is what a step takes beside them. What becomes one launch \
+with the stage before it counts there. Steps as a whole are timed as they are, with graphs, and kernels of a step are listed.
 
 Examples:
   tessera profile smollm2:135m
@@ -53,6 +55,8 @@ pub(crate) struct Profile {
     tokens: usize,
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    placement: Placement,
 }
 
 /// What is between the ops.
@@ -62,13 +66,28 @@ const SAMPLING: Label = Label { layer: None, stage: "sampling" };
 /// Measures and prints.
 pub(crate) fn main(args: &Profile) -> Result<()> {
     let subject = Subject::open(&args.common, &Placement::default())?;
-    let device = device::profiled(&args.common.compute)?;
+    match device::profiled_card(&args.placement)? {
+        Some(card) => profile(args, subject, card.clone(), Some(card)),
+        None => profile(args, subject, device::profiled(&args.common.compute)?, None),
+    }
+}
+
+fn profile<D: Device>(
+    args: &Profile,
+    subject: Subject,
+    device: Arc<Profiled<D>>,
+    card: Option<Arc<Profiled<Card>>>,
+) -> Result<()> {
     let lengths = vec![args.depth + args.tokens; args.width];
     let sequences = subject.load_on(device.clone(), lengths.into_iter().chain([args.prompt]))?;
     let repeats = args.common.output.repeat;
-    let mut run = Run { subject, device, sequences, sampler: Sampler::new(SamplingParams::default())?, repeats };
+    let name = device.name();
+    let mut run = Run { subject, device, card, sequences, sampler: Sampler::new(SamplingParams::default())?, repeats };
     let phases = [run.prefill(args)?, run.decode(args)?];
-    let facts = run.subject.facts();
+    let mut facts = run.subject.facts();
+    if run.card.is_some() {
+        facts.machine = format!("{}, {name}", facts.machine);
+    }
     let mut out = io::BufWriter::new(io::stdout().lock());
     if args.common.output.json {
         let forced = device::forced(&run.subject.device);
@@ -108,6 +127,19 @@ struct Phase {
     seconds_max: f64,
     /// In the order in which they come first.
     stages: Vec<Stage>,
+    /// Of a step on a card.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kernels: Vec<Kernel>,
+}
+
+/// A kernel of a card.
+#[derive(Serialize)]
+struct Kernel {
+    kernel: &'static str,
+    /// In a step.
+    launches: usize,
+    /// Of all of them, each by itself.
+    seconds: f64,
 }
 
 /// A stage of a layer, or of none.
@@ -120,15 +152,17 @@ struct Stage {
     operations: f64,
 }
 
-struct Run {
+struct Run<D: Device> {
     subject: Subject,
-    device: Arc<Profiled<Chosen>>,
+    device: Arc<Profiled<D>>,
+    /// The same, where it is a card.
+    card: Option<Arc<Profiled<Card>>>,
     sequences: Sequences,
     sampler: Sampler,
     repeats: usize,
 }
 
-impl Run {
+impl<D: Device> Run<D> {
     fn prefill(&mut self, args: &Profile) -> Result<Phase> {
         let (id, tokens) = (self.sequences.open(), self.subject.tokens(0, args.prompt));
         let phase = self.measure("prefill", args.prompt, 0, 1, |run| {
@@ -176,13 +210,19 @@ impl Run {
         width: usize,
         depth: usize,
         steps: usize,
-        mut run: impl FnMut(&mut Run) -> Result<(Duration, Duration)>,
+        mut run: impl FnMut(&mut Run<D>) -> Result<(Duration, Duration)>,
     ) -> Result<Phase> {
         run(self)?; // warms up
         self.device.take()?;
+        let kernels = self.kernels(steps, &mut run)?;
         let (mut whole, mut order, mut stages) = (Times::default(), Vec::new(), BTreeMap::new());
         for _ in 0..self.repeats {
-            let (time, sampling) = run(self)?;
+            // To time stages on a card makes steps slower, so they are timed as a whole by themselves.
+            self.device.pause(true);
+            let plain = self.card.is_some().then(|| run(self)).transpose();
+            self.device.pause(false);
+            let timed = run(self)?;
+            let (time, sampling) = plain?.unwrap_or(timed);
             let mut entries = self.device.take()?;
             let rest = time.saturating_sub(entries.iter().map(|e| e.time).sum());
             let other = |label, time| Entry { label, time, bytes: 0, operations: 0 };
@@ -212,7 +252,34 @@ impl Run {
             Some(Stage { layer: label.layer, stage: label.stage, seconds: each(times.median()), bytes, operations })
         });
         let (seconds, seconds_min, seconds_max) = (each(whole.median()), each(whole.least()), each(whole.greatest()));
-        Ok(Phase { phase, width, depth, seconds, seconds_min, seconds_max, stages: stages.collect() })
+        Ok(Phase { phase, width, depth, seconds, seconds_min, seconds_max, stages: stages.collect(), kernels })
+    }
+
+    /// The kernels of a step, where the device is a card.
+    fn kernels(
+        &mut self,
+        steps: usize,
+        run: &mut impl FnMut(&mut Run<D>) -> Result<(Duration, Duration)>,
+    ) -> Result<Vec<Kernel>> {
+        let Some(card) = self.card.clone() else { return Ok(vec![]) };
+        self.device.pause(true);
+        let mut done = Ok((Duration::ZERO, Duration::ZERO));
+        let launches = card.inner().traced(|| done = run(self));
+        self.device.pause(false);
+        done?;
+        let mut sums: BTreeMap<&'static str, (usize, Duration)> = BTreeMap::new();
+        for (kernel, time) in launches? {
+            let sum = sums.entry(kernel).or_default();
+            *sum = (sum.0 + 1, sum.1 + time);
+        }
+        let each = |(kernel, (launches, time)): (&'static str, (usize, Duration))| Kernel {
+            kernel,
+            launches: launches / steps,
+            seconds: time.as_secs_f64() / steps as f64,
+        };
+        let mut kernels: Vec<Kernel> = sums.into_iter().map(each).collect();
+        kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        Ok(kernels)
     }
 }
 
@@ -237,6 +304,7 @@ impl Phase {
             millis[0], millis[1], millis[2]
         )?;
         self.print_sums(out)?;
+        self.print_kernels(out)?;
         self.print_layers(out)
     }
 
@@ -260,6 +328,21 @@ impl Phase {
                 per_second(operations, 0),
             );
             writeln!(out, "{}", line.trim_end())?;
+        }
+        Ok(())
+    }
+
+    /// Each kernel of a step on a card, and all of them.
+    fn print_kernels(&self, out: &mut impl Write) -> io::Result<()> {
+        if self.kernels.is_empty() {
+            return Ok(());
+        }
+        writeln!(out, "{:<16}{:>10}{:>10}{:>10}", "kernel", "launches", "µs each", "ms")?;
+        let launches = self.kernels.iter().map(|k| k.launches).sum();
+        let all = Kernel { kernel: "all", launches, seconds: self.kernels.iter().map(|k| k.seconds).sum() };
+        for Kernel { kernel, launches, seconds } in self.kernels.iter().chain([&all]) {
+            let each = seconds * 1e6 / (*launches).max(1) as f64;
+            writeln!(out, "{kernel:<16}{launches:>10}{each:>10.1}{:>10.3}", seconds * 1e3)?;
         }
         Ok(())
     }
