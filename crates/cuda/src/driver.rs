@@ -26,9 +26,11 @@ use crate::{
     queue::{ARGS_MAX, Call, Queue},
 };
 
+mod args;
 mod sending;
 mod timing;
 
+pub(crate) use args::Arg;
 pub use sending::Counts;
 pub(crate) use sending::Launching;
 use sending::Sent;
@@ -94,18 +96,6 @@ pub(crate) struct Memory {
     bytes: usize,
     /// Whether it goes back to the pool of steps.
     is_pooled: bool,
-}
-
-/// What a kernel is called with.
-#[derive(Clone, Copy)]
-pub(crate) enum Arg<'a> {
-    Memory(&'a Memory),
-    /// From so many bytes on.
-    From(&'a Memory, usize),
-    Null,
-    U32(usize),
-    U64(usize),
-    F32(f32),
 }
 
 impl Gpu {
@@ -447,31 +437,6 @@ impl Drop for Memory {
         self.gpu.flush();
         // SAFETY: this owns the memory, and the driver waits for work that uses it.
         let _ = unsafe { result::free_sync(self.pointer) };
-    }
-}
-
-impl Arg<'_> {
-    /// Writes the value; gives its size.
-    fn put(self, out: &mut [u8; 8]) -> usize {
-        let small = |v: usize| u32::try_from(v).expect("counts of a launch fit into 32 bits").to_le_bytes();
-        match self {
-            Arg::Memory(memory) => *out = memory.pointer.to_le_bytes(),
-            Arg::From(memory, at) => {
-                assert!(at <= memory.bytes, "a part of the memory");
-                *out = (memory.pointer + at as u64).to_le_bytes();
-            }
-            Arg::Null => *out = [0; 8],
-            Arg::U64(v) => *out = (v as u64).to_le_bytes(),
-            Arg::U32(v) => out[..4].copy_from_slice(&small(v)),
-            Arg::F32(v) => out[..4].copy_from_slice(&v.to_le_bytes()),
-        }
-        if matches!(self, Arg::U32(_) | Arg::F32(_)) { 4 } else { 8 }
-    }
-}
-
-impl<'a> From<Option<&'a Memory>> for Arg<'a> {
-    fn from(memory: Option<&'a Memory>) -> Arg<'a> {
-        memory.map_or(Arg::Null, Arg::Memory)
     }
 }
 

@@ -89,6 +89,52 @@ fn a_model_says_on_the_card_what_it_says_on_the_cpu() {
     }
 }
 
+/// Where no probabilities are asked for, the card finds the likeliest tokens, and the host draws from these.
+#[test]
+fn the_card_draws_what_the_host_draws() {
+    let home = Home::new();
+    let engine = ["run", QUANTIZED, PROMPT, "--raw", "-n", "6", "--ignore-eos", "--seed", "11"];
+    for flags in [&["-t", "0"][..], &["-t", "1.5", "--top-k", "20"], &["-t", "1.5", "--top-k", "0"]] {
+        let args = [&engine[..], flags].concat();
+        let ran = on_card(&home, "", &[&args[..], &["--device", "cuda", "--numerics", "uniform"]].concat());
+        assert!(!ran.err.contains("emulation: "), "{}", ran.err);
+        assert_eq!(ran.good(), home.run(&args).good(), "{flags:?}");
+    }
+}
+
+/// Sequences that are decoded together, and that come and go, have the logits that each has alone.
+#[test]
+fn widths_and_neighbours_change_nothing() {
+    let home = Home::new();
+    let decode = ["decode", "--width", "1,3", "--depth", "5", "--tokens", "3"];
+    let batch = ["batch", "--batch", "3", "--sequences", "4", "--prompt", "12", "--tokens", "4", "--chunk", "5"];
+    for (test, model) in [(&decode[..], "qwen3_moe"), (&decode, QUANTIZED), (&batch, "llama")] {
+        let path = path_of(model);
+        let args = [&["bench"], test, &["--repeat", "1", &path, "--device", "cuda"]].concat();
+        on_card(&home, "capability=9.0", &args).good();
+    }
+}
+
+/// Stages and kernels of a step, by the card's clock.
+#[test]
+fn steps_are_profiled() {
+    let home = Home::new();
+    let args = ["profile", QUANTIZED, "--prompt", "3", "--depth", "2", "--tokens", "2", "--repeat", "1", "--json"];
+    let report = on_card(&home, "", &[&args[..], &["--device", "cuda"]].concat()).json();
+    let decode = &report["phases"][1];
+    let names = |list: &str, field: &str| -> Vec<String> {
+        decode[list].as_array().unwrap().iter().map(|s| s[field].as_str().unwrap().to_owned()).collect()
+    };
+    let (stages, kernels) = (names("stages", "stage"), names("kernels", "kernel"));
+    for stage in ["q/k/v", "attention", "gate/up", "head", "rest"] {
+        assert!(stages.iter().any(|s| s == stage), "{stages:?}");
+    }
+    // One of each layer: two layers.
+    assert!(kernels.iter().any(|k| k == "codes"), "{kernels:?}");
+    let stores = decode["kernels"].as_array().unwrap().iter().find(|k| k["kernel"] == "store").unwrap();
+    assert_eq!(stores["launches"], 2);
+}
+
 /// Prompt rows have another arithmetic, on Hopper and before it: near the CPU's, and the same whatever the chunks.
 #[test]
 fn prompts_do_not_depend_on_chunks() {

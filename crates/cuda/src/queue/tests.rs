@@ -69,3 +69,66 @@ fn what_comes_again_becomes_a_graph() {
     assert_eq!(queue.gone().len(), 1, "what is remembered has a bound");
     assert!(queue.graphs.len() <= KNOWN_MAX);
 }
+
+const PAGES: crate::kernels::Pages = crate::kernels::Pages { head_dim: 64, format: tessera_ops::KvFormat::F16 };
+
+/// A norm of `heads` heads of each of two rows.
+fn norm_of_heads(x: u64, y: u64, heads: u32) -> Call {
+    call(Module::Norm, "rms_norm", 2 * heads, &[x, 0, 90, y, 0, 0, 0, 64, 5, 1])
+}
+
+fn rotation(x: u64, heads: u32) -> Call {
+    let mut call = call(Module::Rope, "rotate", heads, &[x, x, 0, 80, heads.into(), 64, 0, 32, 1, 0]);
+    call.grid[1] = 2;
+    call
+}
+
+fn store(keys: u64, values: u64, heads: u32) -> Call {
+    let mut call = call(Module::Store(PAGES), "store", heads, &[keys, values, 70, 71, 72, 73, heads.into(), 0]);
+    (call.grid[1], call.count) = (2, 21);
+    call
+}
+
+/// Launches that are left of some.
+fn left(calls: impl IntoIterator<Item = Call>) -> Vec<Call> {
+    let mut queue = Queue::default();
+    calls.into_iter().for_each(|call| assert!(!queue.push(call)));
+    queue.held
+}
+
+#[test]
+fn what_is_done_to_heads_becomes_one() {
+    let plain = left([rotation(1, 2), store(1, 3, 2), rotation(2, 6)]);
+    assert_eq!((plain.len(), plain[0].grid), (1, [8, 2, 1]));
+    let normed =
+        left([norm_of_heads(11, 1, 2), rotation(1, 2), store(1, 3, 2), norm_of_heads(12, 2, 6), rotation(2, 6)]);
+    assert_eq!((normed.len(), normed[0].grid), (1, [8, 2, 1]));
+    // Keys, values; turned keys, weight, epsilon; angles and the turn; who turns; queries the same, and their heads.
+    let args = &normed[0].args;
+    assert_eq!((&args[..2], &args[8..16]), (&[11, 3][..], &[1, 90, 5, 80, 0, 32, 1, 3][..]));
+    assert_eq!(args[16..21], [12, 2, 90, 5, 6]);
+}
+
+#[test]
+fn heads_are_left_alone_where_something_would_be_lost() {
+    let turned = || [rotation(1, 2), store(1, 3, 2)];
+    let count = |calls: Vec<Call>| left(calls).len();
+    let after = |next: Call| count(turned().into_iter().chain([next]).collect());
+    assert_eq!(after(rotation(2, 6)), 1);
+    assert_eq!(after(rotation(1, 2)), 2, "what was stored turns again");
+    assert_eq!(after(rotation(3, 2)), 2, "values are still to be read");
+    assert_eq!(after(norm_of_heads(1, 2, 2)), 2, "the norm of what turns");
+    assert_eq!(after(norm_of_heads(9, 3, 2)), 2, "a norm in the values' place");
+    let mut other = rotation(2, 6);
+    other.args[3] = 81;
+    assert_eq!(after(other), 2, "other angles");
+    let mut narrow = rotation(2, 6);
+    narrow.args[5] = 32;
+    assert_eq!(after(narrow), 2, "heads of another size");
+    // A third: there is room for keys and queries alone; the queries turn once.
+    assert_eq!(count(turned().into_iter().chain([rotation(2, 6), rotation(4, 6)]).collect()), 2);
+    assert_eq!(count(turned().into_iter().chain([rotation(2, 6), rotation(2, 6)]).collect()), 2);
+    assert_eq!(count(vec![rotation(5, 2), store(1, 3, 2)]), 2, "other keys");
+    assert_eq!(count(vec![rotation(3, 2), store(1, 3, 2)]), 2, "values that turn");
+    assert_eq!(count(vec![norm_of_heads(1, 2, 2), rotation(3, 2)]), 2, "what was not normed");
+}

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use tessera_engine::{Sampled, Sampler, SamplingError, SamplingParams};
+use tessera_ops::ranking;
 
 const NEVER: f32 = f32::NEG_INFINITY;
 
@@ -75,6 +76,38 @@ proptest! {
         }
         // The filters' borders are exact only up to rounding, so a last candidate may be in one and not in the other.
         prop_assert!(allowed.contains(&got), "{got} is none of {allowed:?} of {} candidates", candidates.len());
+    }
+
+    /// What is drawn from the likeliest tokens is what is drawn from all logits, to the last tie, also where it is refused.
+    #[test]
+    fn the_likeliest_tokens_are_enough(
+        picks in prop::collection::vec(0usize..400, 2..300),
+        unsound in prop::option::weighted(0.1, (0usize..300, any::<bool>())),
+        temperature in prop_oneof![Just(0.0f32), Just(1e-30f32), 0.1f32..3.0],
+        top_k in 0usize..160,
+        top_p in prop_oneof![Just(1.0f32), 0.01f32..1.0],
+        min_p in prop_oneof![Just(0.0f32), 0.0f32..1.0],
+        (seed, index, more) in (any::<u64>(), 0u64..50, 0usize..9),
+    ) {
+        // Few values, so that many are equal.
+        let mut logits: Vec<f32> = picks.iter().map(|i| if *i < 9 { NEVER } else { *i as f32 / 16.0 - 12.0 }).collect();
+        if let Some((at, is_nan)) = unsound {
+            let at = at % logits.len();
+            logits[at] = if is_nan { f32::NAN } else { f32::INFINITY };
+        }
+        let params = SamplingParams { temperature, top_k, top_p, min_p, seed, stop_tokens: vec![1], ..Default::default() };
+        let mut sampler = Sampler::new(params.clone()).unwrap();
+        let enough = sampler.enough(logits.len());
+        let wanted = if temperature == 0.0 { 1 } else { top_k };
+        let can = (1..=ranking::BEST_MAX).contains(&wanted) && wanted < logits.len();
+        prop_assert_eq!(enough, can.then_some(wanted));
+        if let Some(count) = enough {
+            let mut best = vec![];
+            ranking::best(&logits, count + more, &mut best);
+            // A NaN is no NaN's equal: in words.
+            let words = |drawn: Result<Sampled, SamplingError>| format!("{drawn:?}");
+            prop_assert_eq!(words(sampler.sample_best(&best, index)), words(sample(&params, &logits, &[], index)));
+        }
     }
 
     #[test]
@@ -171,6 +204,25 @@ fn the_first_draws_are_pinned() {
 }
 
 const PINNED: [u32; 8] = [160, 94, 390, 394, 55, 394, 137, 312];
+
+/// What looks at tokens that are not likely needs all logits.
+#[test]
+fn some_draws_need_all_logits() {
+    let default = SamplingParams::default;
+    let plain = SamplingParams { temperature: 0.7, top_k: 40, ..default() };
+    assert_eq!(Sampler::new(plain.clone()).unwrap().enough(1000), Some(40));
+    for params in [
+        SamplingParams { top_k: 0, ..plain.clone() },
+        SamplingParams { top_k: ranking::BEST_MAX + 1, ..plain.clone() },
+        SamplingParams { repetition_penalty: 1.1, ..plain.clone() },
+        SamplingParams { frequency_penalty: 0.1, ..plain.clone() },
+        SamplingParams { presence_penalty: 0.1, ..plain.clone() },
+        SamplingParams { logit_bias: vec![(1, 1.0)], ..plain.clone() },
+        SamplingParams { logprobs: Some(0), ..plain.clone() },
+    ] {
+        assert_eq!(Sampler::new(params.clone()).unwrap().enough(1000), None, "{params:?}");
+    }
+}
 
 #[test]
 fn bias_and_stop_tokens() {

@@ -97,6 +97,11 @@ impl LanguageModel for Paged {
         self.rings.as_ref().map(|kept| kept.rings)
     }
 
+    /// As a card does: what can be drawn from the likeliest tokens is, and beside others it is drawn from all logits.
+    fn ranks(&self) -> bool {
+        true
+    }
+
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
         logits.clear();
         self.clock.advance(Duration::from_micros((self.cost)(batch.len())));
