@@ -6,6 +6,10 @@ use tessera_formats::gguf::Value;
 
 use crate::{Checkpoint, Error, Pooling};
 
+pub(crate) mod latent;
+
+pub use latent::{IndexerShape, LatentShape};
+
 /// What every architecture has. Shapes of all tensors follow from it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -29,6 +33,8 @@ pub struct Config {
     pub experts: Option<ExpertShape>,
     /// How it was trained to make an embedding of its rows, if it was.
     pub pooling: Option<Pooling>,
+    /// What layers with latent rows have, and a residual of several streams.
+    pub latent: Option<LatentShape>,
 }
 
 /// What may differ between layers.
@@ -97,9 +103,11 @@ impl Config {
         let embedding = checkpoint
             .tensor(embedding)
             .ok_or_else(|| Error::MissingTensor { file: checkpoint.file().to_owned(), tensor: embedding.to_owned() })?;
-        Ok(Config {
+        let blocks = keys.count("block_count", LAYERS)?;
+        let drafts = latent::draft_blocks(&keys, blocks, keys.count_or("nextn_predict_layers", 0..=blocks - 1, 0)?);
+        let mut config = Config {
             architecture: keys.architecture.to_owned(),
-            layers: layers(&keys, hidden, heads)?,
+            layers: layers(&keys, hidden, heads, (blocks, blocks - drafts))?,
             hidden,
             heads,
             context: keys.count("context_length", CONTEXT)?,
@@ -108,7 +116,10 @@ impl Config {
             logit_cap: keys.optional_number("final_logit_softcapping")?.filter(|c| *c > 0.0),
             experts: experts(&keys)?,
             pooling: pooling(&keys)?,
-        })
+            latent: None,
+        };
+        config.latent = latent::read(&keys, &config, blocks)?;
+        Ok(config)
     }
 
     /// Width of all query heads of a layer together.
@@ -128,18 +139,24 @@ impl Config {
     }
 }
 
-/// The shapes of all layers.
-fn layers(keys: &Keys<'_>, hidden: usize, heads: usize) -> Result<Vec<LayerShape>, Error> {
-    let blocks = keys.count("block_count", LAYERS)?;
-    let extra = keys.count_or("nextn_predict_layers", 0..=blocks - 1, 0)?;
-    let count = blocks - extra;
+/// The shapes of the first `count` of `blocks` layers.
+fn layers(
+    keys: &Keys<'_>,
+    hidden: usize,
+    heads: usize,
+    (blocks, count): (usize, usize),
+) -> Result<Vec<LayerShape>, Error> {
     let kv_heads = keys.counts("attention.head_count_kv", blocks, HEADS)?.unwrap_or_else(|| vec![heads; count]);
     if let Some(wrong) = kv_heads.iter().find(|n| !heads.is_multiple_of(**n)) {
         return Err(keys.wrong("attention.head_count_kv", wrong, format!("a divisor of the {heads} heads")));
     }
     let head_dim = head_dim(keys, "", hidden / heads)?;
     let windowed_dim = self::head_dim(keys, "_swa", head_dim)?;
-    let feed_forward = keys.counts("feed_forward_length", blocks, WIDTH)?;
+    let mut feed_forward = keys.counts("feed_forward_length", blocks, WIDTH)?;
+    if keys.architecture == latent::ARCHITECTURE {
+        // No layer is dense.
+        feed_forward = keys.optional_count("expert_feed_forward_length", WIDTH)?.map(|width| vec![width; blocks]);
+    }
     let feed_forward = feed_forward.ok_or_else(|| keys.missing("feed_forward_length"))?;
     let windows = windows(keys, blocks, count)?;
     let shared = keys.count_or("attention.shared_kv_layers", 0..=count, 0)?;

@@ -37,6 +37,14 @@ pub enum Error {
     #[error("{file}: tensor `{tensor}` is stored as {dtype}, which holds no weights; convert the model again")]
     TensorType { file: String, tensor: String, dtype: &'static str },
     #[error(
+        "{file}: tensor `{tensor}` holds {found}, and must hold whole numbers from 0 to below {end}; convert the model again"
+    )]
+    TensorIndex { file: String, tensor: String, found: i64, end: usize },
+    #[error("a step has {rows} rows of one sequence, and the cache was made for {most}; compute them in smaller steps")]
+    StepRows { rows: usize, most: usize },
+    #[error("a step has a sequence in ring {ring}, and the cache has {rings}; load the model for more sequences")]
+    Ring { ring: usize, rings: usize },
+    #[error(
         "{tokens} tokens do not fit the context of {context}; shorten the text or ask for a larger context (the model \
          was trained for {trained})"
     )]

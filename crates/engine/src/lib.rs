@@ -27,7 +27,7 @@ pub mod weights;
 pub use chat::{ChatEvent, ChatFormat, Message, ReplyParser};
 pub use chat_template::{ChatTemplate, TemplateError, TemplateOptions};
 pub use checkpoint::Checkpoint;
-pub use config::Config;
+pub use config::{Config, IndexerShape, LatentShape};
 pub use error::Error;
 pub use generate::{Event, Finish, Outcome, Request, generate};
 pub use models::{LanguageModel, LoadOptions};

@@ -57,6 +57,25 @@ pub fn unscaled(
     Ok((plain(layout, dims, base), base))
 }
 
+/// The rotation of layers with compressed rows: a base of its own, and YaRN without its factor on cosine and sine.
+///
+/// # Errors
+/// As [`read`].
+pub fn compressed(checkpoint: &Checkpoint, head_dim: usize) -> Result<Rope, Error> {
+    let keys = Keys::new(checkpoint)?;
+    let names = ["rope.dimension_count", "attention.compress_rope_freq_base"];
+    let (mut rope, base) = unscaled(&keys, RopeLayout::Interleaved, head_dim, names, 160_000.0)?;
+    let factor = f64::from(keys.optional_number("rope.scaling.factor")?.unwrap_or(1.0));
+    match keys.word("rope.scaling.type") {
+        None | Some("yarn") if factor > 0.0 => yarn(&mut rope, &keys, base, factor)?,
+        None | Some("yarn") => return Err(keys.wrong("rope.scaling.factor", factor, "above 0")),
+        Some("none") => {}
+        Some(other) => return Err(keys.wrong("rope.scaling.type", other, "none or yarn")),
+    }
+    rope.magnitude = 1.0;
+    Ok(rope)
+}
+
 /// Frequencies without scaling.
 fn plain(layout: RopeLayout, dims: usize, base: f64) -> Rope {
     let frequencies = (0..dims / 2).map(|i| base.powf(-2.0 * i as f64 / dims as f64)).collect();

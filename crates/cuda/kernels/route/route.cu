@@ -118,8 +118,9 @@ KERNEL route(const float* logits, const float* bias, const float* factors, u32* 
     u32* ids = chosen + (u64)blockIdx.x * slots;
     float* out = weights + (u64)blockIdx.x * slots;
     for (u32 s = 0; s < slots; s++) {
-        int best = given ? (int)ids[s] : first_left(choice, taken, experts, lane);
+        int best = given ? 0 : first_left(choice, taken, experts, lane);
         if (lane == 0) {
+            if (given) best = (int)ids[s];
             taken[best] = 1;
             ids[s] = (u32)best;
             out[s] = scores[best];

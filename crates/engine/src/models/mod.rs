@@ -1,6 +1,7 @@
 //! Models: functions of ops, one file an architecture. They name no device, no format and no width.
 
 mod blocks;
+mod deepseek4;
 mod gemma3;
 mod gemma4;
 mod glm4_moe;
@@ -131,6 +132,8 @@ pub struct LoadOptions {
     pub sequences: usize,
     /// Rows of one sequence in a step: rings have room for so many beside what these see.
     pub step_rows: usize,
+    /// Whether a model that was trained with rounded latent rows rounds them ([`tessera_ops::Rounding`]).
+    pub latent_rounding: bool,
 }
 
 /// The rings of a model's cache.
@@ -147,7 +150,8 @@ pub const CONTEXT_DEFAULT: usize = 4096;
 
 impl Default for LoadOptions {
     fn default() -> LoadOptions {
-        LoadOptions { context: None, kv_format: KvFormat::F16, sequences: 1, step_rows: CHUNK_DEFAULT }
+        let step_rows = CHUNK_DEFAULT;
+        LoadOptions { context: None, kv_format: KvFormat::F16, sequences: 1, step_rows, latent_rounding: true }
     }
 }
 
@@ -160,12 +164,16 @@ impl LoadOptions {
 
 /// What a model of this shape keeps of a sequence.
 pub fn kv_layout(config: &Config, options: &LoadOptions) -> KvLayout {
+    if let Some(latent) = &config.latent {
+        return KvLayout::new(latent.entries(options.step_rows.max(1)).0, options.kv_format);
+    }
     let entry = |layer: usize| KvEntry::pairs(config.layers[layer].kv_heads, config.layers[layer].head_dim);
     KvLayout::new(config.kv_layers().map(entry).collect(), options.kv_format)
 }
 
 /// The names of all architectures.
-pub const ARCHITECTURES: [&str; 8] = ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "gemma4", "gpt-oss", "glm4moe"];
+pub const ARCHITECTURES: [&str; 9] =
+    ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "gemma4", "gpt-oss", "glm4moe", "deepseek4"];
 
 /// Whether an architecture is one of [`ARCHITECTURES`].
 ///
@@ -200,6 +208,7 @@ pub fn load<D: Device>(
         "gemma4" => Loaded::<D, gemma4::Gemma4<D>>::boxed(checkpoint, device, options, report),
         "gpt-oss" => Loaded::<D, gpt_oss::GptOss<D>>::boxed(checkpoint, device, options, report),
         "glm4moe" => Loaded::<D, glm4_moe::Glm4Moe<D>>::boxed(checkpoint, device, options, report),
+        "deepseek4" => Loaded::<D, deepseek4::DeepSeek4<D>>::boxed(checkpoint, device, options, report),
         other => Err(unknown(checkpoint, other)),
     }
 }
@@ -229,14 +238,17 @@ impl<D: Device, A: Architecture<D> + 'static> Loaded<D, A> {
     ) -> Result<Box<dyn LanguageModel>, Error> {
         let config = Config::read(checkpoint)?;
         let identity = Identity::of(checkpoint);
-        let model = A::load(&mut Loader::new(checkpoint, &config, &*device, report))?;
+        let mut loader = Loader::new(checkpoint, &config, &*device, report);
+        loader.rounds_latent_rows = options.latent_rounding;
+        let model = A::load(&mut loader)?;
         let (layout, pages) = (kv_layout(&config, options), options.pages(&config));
         let rings = (layout.ring_bytes() > 0)
             .then(|| Rings { count: options.sequences.max(1), rows_max: options.step_rows.max(1) });
         let count = rings.map_or(0, |r| r.count);
         let (cache, cache_bytes) = (device.kv_cache(&layout, pages, count)?, layout.cache_bytes(pages, count));
         let name = checkpoint.file().to_owned();
-        let cache_form = format!("{} with {} pages", device.cache_form(), options.kv_format.name());
+        let rounded = if config.latent.is_some() && options.latent_rounding { ", rounded rows" } else { "" };
+        let cache_form = format!("{} with {} pages{rounded}", device.cache_form(), options.kv_format.name());
         Ok(Box::new(Loaded { device, config, model, cache, pages, rings, cache_bytes, identity, name, cache_form }))
     }
 }
@@ -247,6 +259,15 @@ impl<D: Device, A: Architecture<D>> Loaded<D, A> {
         let vocabulary = self.config.vocabulary;
         if let Some(token) = batch.tokens.iter().find(|t| **t as usize >= vocabulary) {
             return Err(Error::Token { token: *token, vocabulary });
+        }
+        if let Some(Rings { count, rows_max }) = self.rings {
+            if let Some(ring) = batch.rings.iter().find(|r| **r as usize >= count) {
+                return Err(Error::Ring { ring: *ring as usize, rings: count });
+            }
+            let rows = batch.sequences.chunk_by(|a, b| a == b).map(<[u32]>::len).max().unwrap_or(0);
+            if rows > rows_max {
+                return Err(Error::StepRows { rows, most: rows_max });
+            }
         }
         Ok(self.model.forward(&self.device, &mut self.cache, batch))
     }

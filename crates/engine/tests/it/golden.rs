@@ -48,7 +48,9 @@ impl Fixture {
         let file = path.display().to_string();
         let gguf = Gguf::from_parts(&file, metadata, gguf.tensors().to_vec()).unwrap();
         let checkpoint = Checkpoint::from_gguf(&file, gguf);
-        let options = LoadOptions { context: Some(320), kv_format: KvFormat::F32, ..LoadOptions::default() };
+        // References do not round latent rows.
+        let (context, kv_format, latent_rounding) = (Some(320), KvFormat::F32, false);
+        let options = LoadOptions { context, kv_format, latent_rounding, ..LoadOptions::default() };
         Session::new(models::load(&checkpoint, device.clone(), &options, &mut |_| {}).unwrap(), chunk)
     }
 }
@@ -138,6 +140,16 @@ fn gemma4_with_per_layer_embeddings_agrees_with_its_reference() {
 #[test]
 fn glm4_moe_agrees_with_its_reference() {
     check("glm4_moe", &PROMPTS, 1e-3);
+}
+
+#[test]
+fn deepseek4_agrees_with_its_reference() {
+    check("deepseek4", &PROMPTS, 1e-3);
+}
+
+#[test]
+fn deepseek4_with_heads_of_its_size_agrees_with_its_reference() {
+    check("deepseek4_hd512", &PROMPTS, 1e-3);
 }
 
 #[test]

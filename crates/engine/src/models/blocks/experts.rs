@@ -18,6 +18,8 @@ pub(in crate::models) struct Experts<D: Device> {
     input: Input<D>,
     down: LinearStack<D>,
     kind: Gate,
+    /// (tokens, slots) the experts of each token, where they do not follow from scores.
+    table: Option<Vec<u32>>,
 }
 
 /// Projections into the experts.
@@ -40,9 +42,22 @@ impl<D: Device> Experts<D> {
         routing: Routing,
         kind: Gate,
     ) -> Result<Experts<D>, Error> {
+        Experts::named(loader, &format!("blk.{layer}."), routing, kind)
+    }
+
+    /// Loads tensors whose names begin with `prefix`.
+    ///
+    /// # Errors
+    /// As [`Experts::load`].
+    pub(in crate::models) fn named(
+        loader: &mut Loader<'_, D>,
+        prefix: &str,
+        routing: Routing,
+        kind: Gate,
+    ) -> Result<Experts<D>, Error> {
         let (hidden, shape) = (loader.config.hidden, shape(loader)?);
         let (of, width) = ((shape.count, shape.used), shape.feed_forward);
-        let name = |part: &str| format!("blk.{layer}.ffn_{part}");
+        let name = |part: &str| format!("{prefix}ffn_{part}");
         let input = if loader.has(&format!("{}.weight", name("gate_up_exps"))) {
             Input::Joined(loader.stack(&name("gate_up_exps"), of, 2 * width, hidden)?)
         } else {
@@ -51,7 +66,7 @@ impl<D: Device> Experts<D> {
         };
         let router = Router {
             routing,
-            bias: loader.optional_vector(&format!("blk.{layer}.exp_probs_b.bias"), &[shape.count])?,
+            bias: loader.optional_vector(&format!("{prefix}exp_probs_b.bias"), &[shape.count])?,
             factors: loader.optional_vector(&name("down_exps.scale"), &[shape.count])?,
         };
         Ok(Experts {
@@ -60,24 +75,47 @@ impl<D: Device> Experts<D> {
             input,
             down: loader.stack(&name("down_exps"), of, hidden, width)?,
             kind,
+            table: None,
         })
+    }
+
+    /// The same, but a table gives the experts of each token, and scores only their weights.
+    ///
+    /// # Errors
+    /// If the tensor is missing, has a wrong shape, or names an expert that there is not.
+    pub(in crate::models) fn with_table(self, loader: &mut Loader<'_, D>, name: &str) -> Result<Experts<D>, Error> {
+        let (slots, experts) = (self.router.routing.slots, shape(loader)?.count);
+        let table = loader.indices(name, &[slots, loader.config.vocabulary], experts)?;
+        Ok(Experts { table: Some(table), ..self })
     }
 
     /// (rows, hidden) to (rows, hidden). The router sees `judged`, the experts `x`.
     pub(in crate::models) fn forward(&self, ops: &D, x: &D::Tensor, judged: &D::Tensor) -> D::Tensor {
         let [scores] = ops.project(judged, [&self.scores]);
-        let routes = ops.route(&scores, &self.router);
+        self.through(ops, x, &ops.route(&scores, &self.router))
+    }
+
+    /// As [`Experts::forward`] with a router that sees `x`. A table gives experts by the rows' tokens, where there is one.
+    pub(in crate::models) fn forward_tokens(&self, ops: &D, x: &D::Tensor, tokens: &[u32]) -> D::Tensor {
+        let Some(table) = &self.table else { return self.forward(ops, x, x) };
+        let [scores] = ops.project(x, [&self.scores]);
+        let slots = self.router.routing.slots;
+        let chosen: Vec<u32> = tokens.iter().flat_map(|t| &table[*t as usize * slots..][..slots]).copied().collect();
+        self.through(ops, x, &ops.route_chosen(&scores, &self.router, &chosen))
+    }
+
+    fn through(&self, ops: &D, x: &D::Tensor, routes: &D::Routes) -> D::Tensor {
         let gated = match &self.input {
             Input::Apart(gate, up) => {
-                let [gate, up] = ops.project_routed(x, [gate, up], &routes);
+                let [gate, up] = ops.project_routed(x, [gate, up], routes);
                 ops.gate(&gate, &up, self.kind)
             }
             Input::Joined(both) => {
-                let [both] = ops.project_routed(x, [both], &routes);
+                let [both] = ops.project_routed(x, [both], routes);
                 ops.gate_halves(&both, self.kind)
             }
         };
-        ops.combine_routed(&gated, &self.down, &routes)
+        ops.combine_routed(&gated, &self.down, routes)
     }
 }
 
@@ -103,11 +141,12 @@ pub(in crate::models) fn routing<D: Device>(
         Some(1) => Score::Softmax,
         Some(2) => Score::Sigmoid,
         Some(3) => Score::SoftmaxOfChosen,
+        Some(4) => Score::SqrtSoftplus,
         Some(other) => {
             return Err(keys.wrong(
                 "expert_gating_func",
                 other,
-                "1 (softmax), 2 (sigmoid) or 3 (softmax of the chosen)",
+                "1 (softmax), 2 (sigmoid), 3 (softmax of the chosen) or 4 (root of softplus)",
             ));
         }
     };

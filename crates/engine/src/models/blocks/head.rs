@@ -2,6 +2,7 @@
 
 use tessera_ops::{Batch, Device, Linear};
 
+use super::HyperConnection;
 use crate::{Error, weights::Loader};
 
 /// The head's input is quantized finely where the head is at most this part of all projections: its errors go straight
@@ -15,6 +16,8 @@ pub(in crate::models) struct Head<D: Device> {
     fine: bool,
     epsilon: f32,
     cap: Option<f32>,
+    /// Joins several residual streams.
+    streams: Option<HyperConnection<D>>,
 }
 
 impl<D: Device> Head<D> {
@@ -33,12 +36,22 @@ impl<D: Device> Head<D> {
             fine,
             epsilon: c.epsilon,
             cap: c.logit_cap,
+            streams: None,
         })
+    }
+
+    /// For a residual of several streams, which are joined first.
+    pub(in crate::models) fn with_streams(mut self, streams: HyperConnection<D>) -> Head<D> {
+        self.streams = Some(streams);
+        self
     }
 
     /// What is projected: (rows, hidden).
     pub(in crate::models) fn normed(&self, ops: &D, x: &D::Tensor) -> D::Tensor {
-        ops.rms_norm(x, &self.norm, self.epsilon)
+        match &self.streams {
+            Some(streams) => ops.rms_norm(&streams.read(ops, x).0, &self.norm, self.epsilon),
+            None => ops.rms_norm(x, &self.norm, self.epsilon),
+        }
     }
 
     /// (rows, hidden) to (wanted rows, vocabulary).
