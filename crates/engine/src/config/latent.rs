@@ -3,7 +3,7 @@
 use tessera_formats::gguf::Value;
 use tessera_ops::{KvEntry, Selector, StreamGates, mask::ring_pages_min, streams::STREAMS_MAX};
 
-use super::{CONTEXT, Config, HEAD_DIM, HEADS, Keys, WIDTH};
+use super::{CONTEXT, Config, HEADS, Keys, WIDTH};
 use crate::Error;
 
 /// The architecture.
@@ -13,6 +13,9 @@ pub(crate) const ARCHITECTURE: &str = "deepseek4";
 pub(crate) const SELECTED_RATIO: usize = 4;
 /// Tokens of a compressed row in layers that attend to all of them.
 const WIDE_RATIO: usize = 128;
+
+/// The most numbers of a head that devices round.
+const ROUNDED_MAX: usize = 1024;
 
 /// More rounds than any model normalises.
 const ROUNDS_MAX: usize = 1000;
@@ -110,15 +113,21 @@ pub(super) fn read(keys: &Keys<'_>, config: &Config, blocks: usize) -> Result<Op
         return Ok(None);
     }
     let (layers, head_dim) = (config.layers.len(), config.layers[0].head_dim);
+    if head_dim > ROUNDED_MAX {
+        return Err(keys.wrong("attention.key_length", head_dim, format!("at most {ROUNDED_MAX}")));
+    }
     let ratios = ratios(keys, layers)?;
     let indexer = match ratios.contains(&SELECTED_RATIO) {
         true => Some(IndexerShape {
             heads: keys.count("attention.indexer.head_count", 1..=Selector::HEADS_MAX)?,
-            head_dim: keys.count("attention.indexer.key_length", HEAD_DIM)?,
+            head_dim: keys.count("attention.indexer.key_length", 2..=ROUNDED_MAX)?,
             top_k: keys.count("attention.indexer.top_k", CONTEXT)?,
         }),
         false => None,
     };
+    if let Some(IndexerShape { head_dim, .. }) = indexer.filter(|i| !i.head_dim.is_power_of_two()) {
+        return Err(keys.wrong("attention.indexer.key_length", head_dim, "a power of two"));
+    }
     let turning = keys.count_or("rope.dimension_count", 2..=head_dim, head_dim)?;
     if !turning.is_multiple_of(2) || indexer.is_some_and(|i| turning > i.head_dim) {
         let expected = "even, and no more than a head of queries or of the indexer has";

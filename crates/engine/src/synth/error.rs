@@ -23,6 +23,8 @@ pub enum SynthError {
     Format { key: &'static str, found: String, known: Vec<&'static str> },
     #[error("{kv_heads} heads of keys do not divide {heads} heads; set kv_heads to a divisor of heads")]
     KvHeads { heads: usize, kv_heads: usize },
+    #[error("{groups} groups do not divide {heads} heads; set output_groups to a divisor of heads")]
+    OutputGroups { heads: usize, groups: usize },
     #[error("head_dim={head_dim} is odd, and rotations turn pairs; set an even head_dim")]
     HeadDim { head_dim: usize },
     #[error(

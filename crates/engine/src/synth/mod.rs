@@ -106,7 +106,7 @@ fn write_tensor(
 /// Fills `out` with the blocks of a tensor from `first_block` on, shared out to at most `threads` threads.
 fn make(planned: &Planned, first_block: usize, out: &mut [u8], threads: usize) {
     let block = planned.dtype.block_bytes();
-    let blocks = random::RandomBlocks::new(planned.dtype, planned.deviation);
+    let blocks = planned.is_random().then(|| random::RandomBlocks::new(planned.dtype, planned.deviation));
     let threads = threads.clamp(1, out.len() / THREAD_BYTES + 1);
     let part_blocks = (out.len() / block).div_ceil(threads).max(1);
     thread::scope(|scope| {
@@ -114,7 +114,9 @@ fn make(planned: &Planned, first_block: usize, out: &mut [u8], threads: usize) {
         // One part is this thread's own.
         let own = parts.next();
         let fill = |i: usize, part: &mut [u8]| {
-            blocks.fill(planned.key, (first_block + i * part_blocks) as u64, part);
+            if let Some(blocks) = &blocks {
+                blocks.fill(planned.key, (first_block + i * part_blocks) as u64, part);
+            }
             planned.finish(first_block + i * part_blocks, part);
         };
         for (i, part) in parts {

@@ -6,7 +6,7 @@ use tessera_formats::DType;
 
 use super::{
     error::SynthError,
-    families::{FAMILIES, Family, Kind, Part, Size, Sizes, architectures},
+    families::{FAMILIES, Family, Kind, NAMED, Part, Size, Sizes, architectures},
     tensors,
 };
 
@@ -70,10 +70,16 @@ impl Spec {
     /// | `experts`, `experts_used` | experts of a layer, and of a token | 16, 8; gemma4 0, gpt-oss 16, 4 |
     /// | `expert_feed_forward` | width of an expert | 256; gpt-oss as the width |
     /// | `dense_layers` | glm4moe: first layers without experts | 1 |
+    /// | `query_rank`, `output_rank`, `output_groups` | deepseek4: narrow widths around attention, groups of heads | a quarter of the width; up to 8 |
+    /// | `turning` | deepseek4: features of a head that turn | an eighth of it, up to 64 |
+    /// | `indexer_heads`, `indexer_dim`, `top_k` | deepseek4: what selects compressed rows | as heads, 128, 512 |
+    /// | `table_layers` | deepseek4: first layers whose experts a table gives | 3 |
     /// | `tied` | whether the embedding is the head as well | as the architecture |
     /// | `format` | of all matrices | `Q4_K` |
     /// | `head`, `embedding`, `attn_v`, `ffn_down`, … | the format of these alone | `format` |
     /// | `seed` | other numbers | 0 |
+    ///
+    /// In place of the architecture may stand the name of a whole model, `deepseek4-flash`; what follows changes it.
     ///
     /// # Errors
     /// If a word is unknown or a number out of range, if sizes contradict each other, or if the blocks of a format do
@@ -82,11 +88,16 @@ impl Spec {
         let line = line.strip_prefix(PREFIX).unwrap_or(line);
         let (name, rest) = line.split_once(',').unwrap_or((line, ""));
         let unknown = || SynthError::Architecture { found: short(name), known: architectures().collect() };
-        let family = FAMILIES.iter().find(|f| f.name == name.trim()).ok_or_else(unknown)?;
+        let named = NAMED.iter().find(|(named, ..)| *named == name.trim());
+        let architecture = named.map_or(name.trim(), |(_, architecture, _)| architecture);
+        let family = FAMILIES.iter().find(|f| f.name == architecture).ok_or_else(unknown)?;
         let mut given = Given::default();
         // A comma at the end does no harm.
         for entry in rest.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
             given.read(family, entry)?;
+        }
+        for entry in named.iter().flat_map(|(_, _, line)| line.split(',')) {
+            given.read_default(family, entry)?;
         }
         let spec = given.complete(family)?;
         spec.check()?;
@@ -114,6 +125,10 @@ impl Spec {
         }
         if self.sizes.find(Size::FullHeadDim).is_some_and(|dim| !dim.is_multiple_of(2)) {
             return Err(SynthError::HeadDim { head_dim: self.sizes.get(Size::FullHeadDim) });
+        }
+        let groups = self.sizes.find(Size::OutputGroups);
+        if let Some(groups) = groups.filter(|groups| !heads.is_multiple_of(*groups)) {
+            return Err(SynthError::OutputGroups { heads, groups });
         }
         let (experts, used) = (self.sizes.find(Size::Experts), self.sizes.or_zero(Size::ExpertsUsed));
         if experts.is_some_and(|experts| used > experts && (experts > 0 || self.family.needs_experts())) {
@@ -198,6 +213,14 @@ impl Given {
             self.formats.push((key, dtype));
         }
         Ok(())
+    }
+
+    /// Reads an entry that holds where the line has none of its key.
+    fn read_default(&mut self, family: &'static Family, entry: &str) -> Result<(), SynthError> {
+        match self.read(family, entry) {
+            Err(SynthError::Twice { .. }) => Ok(()),
+            other => other,
+        }
     }
 
     fn format(&self, key: &str) -> Option<DType> {

@@ -25,6 +25,8 @@ pub(super) struct Planned {
     pub(super) deviation: f32,
     pub(super) key: u64,
     kind: Kind,
+    /// Experts that a table may name.
+    experts: usize,
     /// Whether one is to be added to every number.
     around_one: bool,
 }
@@ -34,10 +36,13 @@ impl Planned {
         let (dtype, deviation) = match kind {
             Kind::Matrix => (dtype, (shape[0] as f32).sqrt().recip()),
             Kind::Router => (DType::F32, (shape[0] as f32).sqrt().recip()),
+            Kind::Half => (DType::F16, (shape[0] as f32).sqrt().recip()),
+            Kind::Table => (DType::I32, 0.0),
             Kind::Norm | Kind::Scale | Kind::Bias | Kind::Sinks | Kind::RopeFactors => (DType::F32, VECTOR_DEVIATION),
         };
         let (key, around_one) = (random::key(spec.seed, &name), matches!(kind, Kind::Norm | Kind::Scale));
-        Planned { name, dtype, shape, deviation, key, kind, around_one }
+        let experts = spec.sizes.or_zero(Size::Experts);
+        Planned { name, dtype, shape, deviation, key, kind, experts, around_one }
     }
 
     /// The length in bytes; a parsed spec's rows are whole blocks.
@@ -46,9 +51,22 @@ impl Planned {
         row * self.shape[1..].iter().product::<usize>()
     }
 
+    /// Whether it is made of random blocks.
+    pub(super) fn is_random(&self) -> bool {
+        self.kind != Kind::Table
+    }
+
     /// Makes what the random blocks in `bytes`, from `first_block` on, are to be.
     pub(super) fn finish(&self, first_block: usize, bytes: &mut [u8]) {
-        if self.kind == Kind::RopeFactors {
+        if self.kind == Kind::Table {
+            let slots = self.shape[0];
+            for (i, number) in bytes.as_chunks_mut().0.iter_mut().enumerate() {
+                let (token, slot) = ((first_block + i) / slots, (first_block + i) % slots);
+                // Neighbours from a place that looks random, so that they differ.
+                let first = random::key(self.key, &token.to_string()) as usize % self.experts.max(1);
+                *number = (((first + slot) % self.experts.max(1)) as i32).to_le_bytes();
+            }
+        } else if self.kind == Kind::RopeFactors {
             let turning = self.shape[0] / TURNING_PART;
             for (i, number) in bytes.as_chunks_mut().0.iter_mut().enumerate() {
                 *number = if first_block + i < turning { 1f32 } else { STILL }.to_le_bytes();

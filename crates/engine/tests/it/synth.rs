@@ -20,6 +20,7 @@ fn tiny(architecture: &str, more: &str) -> Spec {
         "glm4moe" => "dense_layers=0,experts=4,experts_used=2,",
         "gpt-oss" => "experts=4,experts_used=2,expert_feed_forward=256,",
         "gemma4" => "experts=4,experts_used=2,per_layer=256,",
+        "deepseek4" => "experts=4,experts_used=2,indexer_dim=64,top_k=2,",
         _ => "",
     };
     Spec::parse(&format!("synth:{architecture},{sizes},{experts}{more}")).unwrap()
@@ -95,7 +96,8 @@ fn memory_and_file_agree_to_the_bit_on_any_threads() {
     for architecture in synth::architectures() {
         let formats = DType::all().filter(|d| d.ggml_id().is_some()).map(|d| format!("format={d}"));
         // Large enough to be shared among threads.
-        let mixed = "vocabulary=9000,format=Q4_K,head=F32,attn_output=Q6_K,attn_v=IQ3_S".to_owned();
+        let parts = if architecture == "deepseek4" { ["attn_output_a", "attn_kv"] } else { ["attn_output", "attn_v"] };
+        let mixed = format!("vocabulary=9000,format=Q4_K,head=F32,{}=Q6_K,{}=IQ3_S", parts[0], parts[1]);
         for more in formats.chain([mixed.clone()]) {
             let spec = match more == mixed {
                 true => Spec::parse(&format!("{architecture},layers=2,width=512,{more}")).unwrap(),
@@ -186,9 +188,49 @@ fn defaults_make_a_model_of_every_architecture() {
 }
 
 #[test]
+fn a_name_stands_for_a_whole_model() {
+    let flash = Spec::parse("deepseek4-flash").unwrap();
+    assert_eq!((flash.architecture(), &Spec::parse(&flash.to_string()).unwrap()), ("deepseek4", &flash));
+    assert!((80..82).contains(&(flash.weight_bytes() >> 30)), "{}", flash.weight_bytes());
+    let small = Spec::parse("deepseek4-flash,layers=5,vocabulary=300,experts=8,seed=3").unwrap();
+    let checkpoint = memory(&small);
+    let shape = |name: &str| checkpoint.tensor(name).map(|t| (t.shape.clone(), t.dtype)).unwrap();
+    let expected = [
+        ("blk.2.attn_q_b.weight", vec![1024, 32768], DType::Q8_0),
+        ("blk.0.attn_output_a.weight", vec![4096, 8192], DType::Q8_0),
+        ("blk.4.attn_output_b.weight", vec![8192, 4096], DType::Q8_0),
+        ("blk.3.attn_compressor_kv.weight", vec![4096, 512], DType::F16),
+        ("blk.4.attn_compressor_ape.weight", vec![1024, 4], DType::F16),
+        ("blk.4.indexer.attn_q_b.weight", vec![1024, 8192], DType::F16),
+        ("blk.4.indexer_compressor_gate.weight", vec![4096, 256], DType::F16),
+        ("blk.1.hc_ffn_fn.weight", vec![16384, 24], DType::F16),
+        ("blk.2.ffn_gate_tid2eid.weight", vec![6, 300], DType::I32),
+        ("blk.3.exp_probs_b.bias", vec![8], DType::F32),
+        ("blk.3.ffn_up_exps.weight", vec![4096, 2048, 8], DType::IQ2_XXS),
+        ("blk.3.ffn_down_exps.weight", vec![2048, 4096, 8], DType::Q2_K),
+        ("token_embd.weight", vec![4096, 300], DType::F16),
+        ("output.weight", vec![4096, 300], DType::Q8_0),
+    ];
+    for (name, dimensions, dtype) in expected {
+        assert_eq!(shape(name), (dimensions, dtype), "{name}");
+    }
+    let table = checkpoint.tensor("blk.0.ffn_gate_tid2eid.weight").unwrap().bytes.to_vec();
+    let experts: Vec<i32> = table.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
+    for row in experts.chunks_exact(6) {
+        let distinct: std::collections::HashSet<_> = row.iter().filter(|e| (0..8).contains(*e)).collect();
+        assert_eq!(distinct.len(), 6, "{row:?}");
+    }
+    assert!(checkpoint.tensor("blk.0.attn_compressor_kv.weight").is_none());
+    assert!(
+        checkpoint.tensor("blk.3.indexer.proj.weight").is_none()
+            && checkpoint.tensor("blk.3.ffn_gate_tid2eid.weight").is_none()
+    );
+}
+
+#[test]
 fn wrong_lines_say_what_to_write() {
     let cases = [
-        ("", "llama, qwen2, qwen3, qwen3moe, gemma3, gemma4, gpt-oss, glm4moe"),
+        ("", "llama, qwen2, qwen3, qwen3moe, gemma3, gemma4, gpt-oss, glm4moe, deepseek4"),
         ("synth:gpt5,layers=1", "`gpt5` is no architecture"),
         ("synth:llama,layer=1", "llama has no key `layer`; its keys are layers, width,"),
         ("synth:llama,window=1", "no key `window`"),
@@ -221,6 +263,8 @@ fn wrong_lines_say_what_to_write() {
         ("synth:gemma4,layers=4,shared_kv_layers=4", "4 of 4 layers cannot share keys and values"),
         ("synth:gemma4,layers=12,shared_kv_layers=7", "a layer of each kind must be left"),
         ("synth:gemma4,full_head_dim=63", "head_dim=63 is odd"),
+        ("synth:deepseek4,heads=6,output_groups=4", "4 groups do not divide 6 heads"),
+        ("synth:deepseek4-flash,layers=1,layers=2", "`layers` appears twice"),
         ("synth:gemma3,head=Q8_0,embedding=Q4_0", "head=Q8_0 and embedding=Q4_0 contradict"),
         ("synth:llama,layers=1024,width=65536,feed_forward=524288,format=F32", "1024.0 GiB is the most"),
     ];
@@ -257,7 +301,8 @@ fn any_line() -> impl Strategy<Value = String> {
                 _ => {}
             }
             line += &head.map(|head| format!(",head={head}")).unwrap_or_default();
-            line + &down.map(|down| format!(" , attn_output = {}", down.name().to_lowercase())).unwrap_or_default()
+            let output = if architecture == "deepseek4" { "attn_output_a" } else { "attn_output" };
+            line + &down.map(|down| format!(" , {output} = {}", down.name().to_lowercase())).unwrap_or_default()
         },
     )
 }

@@ -1,12 +1,15 @@
 //! The table of architectures that can be made: sizes with their defaults, tensors of a layer, further metadata.
 //! Another architecture is another row.
 
+mod deepseek4;
+mod named;
 mod sizes;
 
 use tessera_formats::gguf::{Array, Value};
 
 use crate::config::full_attention_every;
 
+pub(super) use named::NAMED;
 pub(super) use sizes::{Dim, Size, Sizes};
 
 /// What a tensor is for, which decides its name's suffix, its format and how large its numbers are.
@@ -24,6 +27,10 @@ pub(super) enum Kind {
     Bias,
     /// F32, around zero, by the name of `weight`.
     Sinks,
+    /// A projection or a table that files keep in F16.
+    Half,
+    /// The experts of each token: I32, a row of different ones.
+    Table,
     /// What frequencies are divided by: F32, one for the first quarter, and for the rest so much that it does not turn.
     RopeFactors,
 }
@@ -34,7 +41,9 @@ impl Kind {
         match self {
             Kind::Bias => "bias",
             Kind::Scale => "scale",
-            Kind::Matrix | Kind::Router | Kind::Norm | Kind::Sinks | Kind::RopeFactors => "weight",
+            Kind::Matrix | Kind::Router | Kind::Norm | Kind::Sinks | Kind::Half | Kind::Table | Kind::RopeFactors => {
+                "weight"
+            }
         }
     }
 }
@@ -53,6 +62,13 @@ pub(super) enum Where {
     Sparse,
     /// Where each token has numbers for each layer.
     PerLayer,
+    /// In layers with compressed rows: all, those whose rows an indexer selects, and the others.
+    Compressed,
+    Selected,
+    Wide,
+    /// In layers whose experts a table gives, and in the others.
+    Table,
+    Chosen,
 }
 
 /// One tensor of a layer: `blk.N.` and the name, and the suffix of its kind. Or one of the whole model.
@@ -109,6 +125,11 @@ impl Family {
             Where::Dense => !sparse,
             Where::Sparse => sparse,
             Where::PerLayer => sizes.get(Size::PerLayer) > 0,
+            Where::Compressed => deepseek4::ratio(layer) > 0,
+            Where::Selected => deepseek4::ratio(layer) == 4,
+            Where::Wide => deepseek4::ratio(layer) == 128,
+            Where::Table => layer < sizes.get(Size::TableLayers),
+            Where::Chosen => layer >= sizes.get(Size::TableLayers),
         }
     }
 
@@ -255,7 +276,7 @@ macro_rules! sizes {
 }
 
 /// In the order of [`crate::models::ARCHITECTURES`], which a test holds.
-pub(super) static FAMILIES: [Family; 8] = [
+pub(super) static FAMILIES: [Family; 9] = [
     Family {
         name: "llama",
         sizes: sizes!(share_of_width,),
@@ -354,6 +375,7 @@ pub(super) static FAMILIES: [Family; 8] = [
         full_every: None,
         keys: glm4_keys,
     },
+    deepseek4::FAMILY,
 ];
 
 /// Five layers with a window to one without.

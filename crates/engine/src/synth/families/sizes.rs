@@ -2,6 +2,8 @@
 
 use std::ops::RangeInclusive;
 
+use tessera_ops::Selector;
+
 use crate::synth::metadata::FIRST_WORD;
 
 /// A size that a line may set.
@@ -28,9 +30,22 @@ pub(in crate::synth) enum Size {
     ExpertFeedForward,
     /// The first layers, which have no experts.
     DenseLayers,
+    /// Between the two projections of queries.
+    QueryRank,
+    /// What the first projection of attention's result leaves of each group of heads.
+    OutputRank,
+    OutputGroups,
+    /// Features of a head that turn.
+    Turning,
+    IndexerHeads,
+    IndexerDim,
+    /// Compressed rows that an indexer selects.
+    TopK,
+    /// The first layers, whose experts a table gives.
+    TableLayers,
 }
 
-pub(in crate::synth) const SIZE_COUNT: usize = 16;
+pub(in crate::synth) const SIZE_COUNT: usize = 24;
 
 impl Size {
     /// As a line has it.
@@ -52,6 +67,14 @@ impl Size {
             Size::ExpertsUsed => "experts_used",
             Size::ExpertFeedForward => "expert_feed_forward",
             Size::DenseLayers => "dense_layers",
+            Size::QueryRank => "query_rank",
+            Size::OutputRank => "output_rank",
+            Size::OutputGroups => "output_groups",
+            Size::Turning => "turning",
+            Size::IndexerHeads => "indexer_heads",
+            Size::IndexerDim => "indexer_dim",
+            Size::TopK => "top_k",
+            Size::TableLayers => "table_layers",
         }
     }
 
@@ -59,16 +82,18 @@ impl Size {
     pub(in crate::synth) fn range(self) -> RangeInclusive<usize> {
         match self {
             Size::Layers => 1..=1024,
-            Size::Width => 1..=1 << 16,
-            Size::HeadDim | Size::FullHeadDim => 2..=1 << 12,
-            Size::Heads | Size::KvHeads => 1..=1 << 10,
+            Size::Width | Size::QueryRank | Size::OutputRank => 1..=1 << 16,
+            Size::HeadDim | Size::FullHeadDim | Size::Turning => 2..=1 << 12,
+            Size::IndexerDim => 2..=1 << 10,
+            Size::IndexerHeads => 1..=Selector::HEADS_MAX,
+            Size::Heads | Size::KvHeads | Size::OutputGroups => 1..=1 << 10,
             Size::FeedForward | Size::ExpertFeedForward => 1..=1 << 19,
             Size::PerLayer => 0..=1 << 16,
-            Size::SharedKvLayers | Size::DenseLayers => 0..=1024,
+            Size::SharedKvLayers | Size::DenseLayers | Size::TableLayers => 0..=1024,
             Size::Experts => 0..=1 << 12,
             Size::ExpertsUsed => 1..=1 << 12,
             Size::Vocabulary => FIRST_WORD..=1 << 20,
-            Size::Context | Size::Window => 1..=1 << 24,
+            Size::Context | Size::Window | Size::TopK => 1..=1 << 24,
         }
     }
 }
@@ -114,6 +139,16 @@ pub(in crate::synth) enum Dim {
     ExpertGateUp,
     /// The numbers of a token for all layers.
     AllPerLayer,
+    /// The query heads of a group.
+    GroupOfQueries,
+    /// What all groups leave.
+    Narrowed,
+    /// All query heads of the indexer.
+    IndexerQueries,
+    /// A size, so many times.
+    Times(usize, Size),
+    /// A number that no line changes.
+    Number(usize),
 }
 
 impl Dim {
@@ -132,19 +167,27 @@ impl Dim {
             Dim::Keys => sizes.get(Size::KvHeads) * head(windowed),
             Dim::ExpertGateUp => 2 * sizes.get(Size::ExpertFeedForward),
             Dim::AllPerLayer => sizes.get(Size::Layers) * sizes.get(Size::PerLayer),
+            Dim::GroupOfQueries => sizes.get(Size::Heads) * head(windowed) / sizes.get(Size::OutputGroups),
+            Dim::Narrowed => sizes.get(Size::OutputGroups) * sizes.get(Size::OutputRank),
+            Dim::IndexerQueries => sizes.get(Size::IndexerHeads) * sizes.get(Size::IndexerDim),
+            Dim::Times(count, size) => count * sizes.get(size),
+            Dim::Number(number) => number,
         }
     }
 
     /// What a line has to change for another dimension.
     pub(in crate::synth) fn source(self) -> &'static str {
         match self {
-            Dim::One => "nothing",
-            Dim::Size(size) => size.key(),
+            Dim::One | Dim::Number(_) => "nothing",
+            Dim::Size(size) | Dim::Times(_, size) => size.key(),
             Dim::Head | Dim::FullPairs => Size::HeadDim.key(),
             Dim::Queries => "heads × head_dim",
             Dim::Keys => "kv_heads × head_dim",
             Dim::ExpertGateUp => Size::ExpertFeedForward.key(),
             Dim::AllPerLayer => "layers × per_layer",
+            Dim::GroupOfQueries => "heads × head_dim / output_groups",
+            Dim::Narrowed => "output_groups × output_rank",
+            Dim::IndexerQueries => "indexer_heads × indexer_dim",
         }
     }
 }
