@@ -395,6 +395,9 @@ pub(crate) struct Cache {
     /// Format of cached keys and values: q8_0 takes half the memory of f16, and costs some accuracy
     #[arg(long = "cache-format", value_name = "FORMAT", default_value = KvFormat::default().name(), value_parser = cache_formats())]
     pub(crate) format: KvFormat,
+    /// Whether latent rows are rounded as DeepSeek V4 was trained: to 8-bit floats, an indexer's to 4-bit ones
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) latent_rounding: bool,
 }
 
 fn cache_formats() -> impl TypedValueParser<Value = KvFormat> {

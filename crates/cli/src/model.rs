@@ -179,6 +179,7 @@ impl Model {
         let options = LoadOptions {
             context: Some(context),
             kv_format: self.engine.cache.format,
+            latent_rounding: self.engine.cache.latent_rounding,
             step_rows: self.engine.chunk,
             ..LoadOptions::default()
         };

@@ -298,6 +298,7 @@ impl Models {
         let options = LoadOptions {
             context: Some(self.args.limits.cache_tokens),
             kv_format: self.args.cache.format,
+            latent_rounding: self.args.cache.latent_rounding,
             sequences: self.args.limits.max_batch,
             step_rows: self.args.limits.step_tokens,
         };

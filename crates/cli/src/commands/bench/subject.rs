@@ -9,7 +9,7 @@ use tessera_ops::{Device, KvFormat, PAGE_TOKENS};
 
 use super::{args::Common, machine, row::Facts};
 use crate::{
-    args::Placement,
+    args::{Cache, Placement},
     device::{self, Chosen, Opened, Projection, Shape},
     model, ui,
 };
@@ -21,6 +21,8 @@ pub(super) struct Subject {
     pub(super) device: Arc<Chosen>,
     opened: Opened,
     kv_format: KvFormat,
+    latent_rounding: bool,
+    step_rows: usize,
     checkpoint: Checkpoint,
     name: String,
 }
@@ -37,7 +39,9 @@ impl Subject {
         models::check_architecture(&checkpoint)?;
         let config = Config::read(&checkpoint)?;
         let name = common.model.rsplit(['/', '\\']).next().unwrap_or(&common.model).to_owned();
-        Ok(Subject { config, device, opened, kv_format: common.cache.format, checkpoint, name })
+        let Cache { format: kv_format, latent_rounding } = common.cache;
+        let step_rows = common.chunk;
+        Ok(Subject { config, device, opened, kv_format, latent_rounding, step_rows, checkpoint, name })
     }
 
     /// Loads it with room for sequences of these lengths.
@@ -67,8 +71,13 @@ impl Subject {
     ) -> Result<Sequences> {
         let lengths: Vec<usize> = lengths.into_iter().map(|length| length.next_multiple_of(PAGE_TOKENS)).collect();
         let (context, sequences) = (lengths.iter().sum(), lengths.len());
-        let options =
-            LoadOptions { context: Some(context), kv_format: self.kv_format, sequences, ..LoadOptions::default() };
+        let options = LoadOptions {
+            context: Some(context),
+            kv_format: self.kv_format,
+            sequences,
+            step_rows: self.step_rows,
+            latent_rounding: self.latent_rounding,
+        };
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let model = load(&options, &mut |progress: Progress| bar.set_position(progress.bytes_done));
         bar.finish_and_clear();
