@@ -70,7 +70,7 @@ impl Spec {
     /// | `experts`, `experts_used` | experts of a layer, and of a token | 16, 8; gemma4 0, gpt-oss 16, 4 |
     /// | `expert_feed_forward` | width of an expert | 256; gpt-oss as the width |
     /// | `dense_layers` | glm4moe: first layers without experts | 1 |
-    /// | `query_rank`, `output_rank`, `output_groups` | deepseek4: narrow widths around attention, groups of heads | a quarter of the width; up to 8 |
+    /// | `query_rank`, `output_rank`, `output_groups` | deepseek4: of attention's output and queries | width / 4; up to 8 |
     /// | `turning` | deepseek4: features of a head that turn | an eighth of it, up to 64 |
     /// | `indexer_heads`, `indexer_dim`, `top_k` | deepseek4: what selects compressed rows | as heads, 128, 512 |
     /// | `table_layers` | deepseek4: first layers whose experts a table gives | 3 |
