@@ -66,8 +66,10 @@ pub enum Module {
     IndexScores(RowForm),
     /// The highest of them.
     Select,
-    /// Attention over latent rows.
+    /// Attention over latent rows, in the reference's bits.
     Latent(RowForm),
+    /// The same of f16 on Hopper's matrix units.
+    LatentSpans(RowForm),
 }
 
 /// How a head's keys, or values, lie in a page.
@@ -219,6 +221,7 @@ impl Module {
             Module::IndexScores(_) => "index_scores",
             Module::Select => "select",
             Module::Latent(_) => "latent",
+            Module::LatentSpans(_) => "latent_spans",
         }
     }
 
@@ -249,6 +252,7 @@ impl Module {
             Module::IndexScores(_) => &["index_scores"],
             Module::Select => &["select"],
             Module::Latent(_) => &["latent_scores", "latent_weights", "latent_values"],
+            Module::LatentSpans(_) => &["latent_spans", "latent_merge"],
         }
     }
 
@@ -261,7 +265,7 @@ impl Module {
     /// Whether a card runs it: some use Hopper's own instructions, which others stand in for elsewhere.
     pub fn runs_on(self, arch: &str) -> bool {
         match self {
-            Module::Prefill(..) | Module::Spans(..) => arch == HOPPER_ARCH,
+            Module::Prefill(..) | Module::Spans(..) | Module::LatentSpans(_) => arch == HOPPER_ARCH,
             Module::PrefillWarps(_) => arch != HOPPER_ARCH,
             _ => true,
         }
@@ -294,6 +298,7 @@ impl Module {
             Module::IndexScores(_) => vec![COMMON, STEP, ROWS, source!("latent/index.cu")],
             Module::Select => vec![COMMON, STEP, source!("latent/select.cu")],
             Module::Latent(_) => vec![COMMON, STEP, ROWS, SIGHT, source!("latent/attend.cu")],
+            Module::LatentSpans(_) => vec![COMMON, HOPPER, WGMMA, STEP, ROWS, SIGHT, source!("latent/spans.cu")],
         }
     }
 
@@ -320,6 +325,10 @@ impl Module {
             Module::Plain(pages) | Module::Merge(pages) => pages.constants(),
             Module::StoreRows(form) | Module::IndexScores(form) | Module::Latent(form) => {
                 form.constants(latent::THREADS)
+            }
+            Module::LatentSpans(form) => {
+                let shared = ("SHARED_BYTES", latent::spans_shared_bytes(form));
+                [form.constants(latent::SPANS_THREADS), vec![shared]].concat()
             }
             Module::Compress(form) => form.constants(form.width.next_multiple_of(WARP)),
             Module::Select => vec![("THREADS", latent::SELECT_THREADS)],

@@ -218,7 +218,7 @@ impl Rows {
         }
         gpu.prepare(&match kind {
             KvEntry::Inputs { .. } => vec![Module::StoreRows(form)],
-            _ => [latent::modules(form), vec![Module::Select]].concat(),
+            _ => [latent::modules_on(form, gpu.arch()), vec![Module::Select]].concat(),
         })?;
         let memory = gpu.reserve((kind.page_rows() * form.bytes()).saturating_mul(pages), what)?;
         Ok(Rows { kind, form, pages, memory })

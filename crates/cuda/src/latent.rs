@@ -1,9 +1,14 @@
-//! Latent rows on the card: compressed, chosen, and attended to in three launches, as `kernels/latent` says.
+//! Latent rows on the card: compressed, chosen, and attended to, as `kernels/latent` says. Attention of rows of f16 runs on Hopper's matrix
+//! units, in spans of the pages that a row goes through; else it has the reference's bits, in three launches.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use tessera_ops::{
-    Batch, CompressedRows, Compressor, Error, LatentAttention, PAGE_TOKENS, RopeLayout, Rounding, Selector,
+    Batch, CompressedRows, Compressor, Error, KvFormat, LatentAttention, PAGE_TOKENS, Role, RopeLayout, Rounding,
+    Selector,
     latent::complete_rows,
     mask::{check_line, check_ring},
     rounding::hadamard_factor,
@@ -13,9 +18,9 @@ use crate::{
     CudaDevice,
     device::Vector,
     driver::{Arg, Gpu, Memory},
-    kernels::{Module, RowForm},
+    kernels::{HOPPER_ARCH, Module, RowForm},
     kv::KvPages,
-    matmul::tile::WARP,
+    matmul::tile::{Launch, WARP},
     rowwise::ROUNDED_MAX,
     steps::Step,
     tensor::{Tensor, blocks},
@@ -26,6 +31,23 @@ pub(crate) const THREADS: usize = 128;
 
 /// Threads of a block that selects.
 pub(crate) const SELECT_THREADS: usize = 512;
+
+/// Threads of a block of spans, and its columns: two warpgroups, and heads that share keys.
+pub(crate) const SPANS_THREADS: usize = 256;
+const SPANS_COLUMNS: usize = 64;
+
+/// Numbers of a row that lie together in shared memory.
+const SLAB_FEATURES: usize = 64;
+
+/// The widest row whose sums fit into registers.
+const SPANS_WIDTH_MAX: usize = 512;
+
+/// Pages of a span: few for a row that is alone, so that many processors have a part of it; all of them for one of many.
+const SPAN_PAGES_DECODE: usize = 2;
+const SPAN_PAGES_PREFILL: usize = 1 << 20;
+
+/// Parts of a chunk of rows take no more memory than this, as long as one row's do.
+const PARTS_BYTES_MAX: usize = 256 << 20;
 
 /// Heads of a tile of scores, and of a block of values.
 const TILE_HEADS: usize = 16;
@@ -45,8 +67,33 @@ pub(crate) fn modules(form: RowForm) -> Vec<Module> {
     let mut all = vec![Module::StoreRows(form)];
     all.extend((form.width <= COMPRESSED_MAX).then_some(Module::Compress(form)));
     all.extend((form.width <= INDEX_DIM_MAX).then_some(Module::IndexScores(form)));
+    all.extend(has_spans(form).then_some(Module::LatentSpans(form)));
     all.push(Module::Latent(form));
     all
+}
+
+/// Those that a card uses.
+pub(crate) fn modules_on(form: RowForm, arch: &str) -> Vec<Module> {
+    let mut all = modules(form);
+    all.retain(|m| m.runs_on(arch) && (*m != Module::Latent(form) || !in_spans(form, arch)));
+    all
+}
+
+/// Whether rows are operands of Hopper's matrix units: of f16, with as many slabs for each of two warpgroups.
+fn has_spans(form: RowForm) -> bool {
+    form.format == KvFormat::F16 && form.width.is_multiple_of(2 * SLAB_FEATURES) && form.width <= SPANS_WIDTH_MAX
+}
+
+/// Whether a card attends to them so.
+fn in_spans(form: RowForm, arch: &str) -> bool {
+    has_spans(form) && arch == HOPPER_ARCH
+}
+
+/// Shared memory of a block of spans: queries, weights, two pages of keys, and a few numbers a column.
+pub(crate) fn spans_shared_bytes(form: RowForm) -> usize {
+    let (slabs, columns) = (form.width / SLAB_FEATURES, SPANS_COLUMNS);
+    let rest = (SPANS_THREADS + 3 * columns) * size_of::<f32>() + SPANS_THREADS * size_of::<f32>();
+    1024 + (slabs + 1) * columns * 128 + 2 * slabs * PAGE_TOKENS * 128 + rest
 }
 
 /// Frequencies on the card, sent once: models have a few.
@@ -217,17 +264,32 @@ pub(crate) fn attend(
         let complete = compressed.map_or(0, |(_, ratio)| complete_rows(position, ratio));
         spec.page_count(position, selection.map_or(complete, |s| s.counts[row]))
     };
-    let most = (0..batch.len()).map(pages).max().unwrap_or(0);
-    let chunk = (SCRATCH_BYTES_MAX / (most * PAGE_TOKENS * spec.heads * size_of::<f32>()).max(1)).max(1);
     let sight = Sight {
         raw: &raw.memory,
         compressed: compressed.map_or(Arg::Null, |(rows, _)| Arg::Memory(&rows.memory)),
         selected: selection.map_or(Arg::Null, |s| Arg::Memory(&s.selected)),
         step: [Arg::Memory(&step.rows), Arg::Memory(&step.lists)],
         ring: Arg::U32(raw.kind.ring_pages().unwrap_or(0)),
-        seen: [spec.window, compressed.map_or(0, |(_, ratio)| ratio), selection.map_or(0, |s| s.top_k), most]
+        seen: [spec.window, compressed.map_or(0, |(_, ratio)| ratio), selection.map_or(0, |s| s.top_k)]
             .map(|n| Arg::U32(n.min(u32::MAX as usize))),
     };
+    if in_spans(raw.form, gpu.arch()) {
+        for run in queries.roles.runs() {
+            let most = run.rows.clone().map(pages).max().unwrap_or(0);
+            attend_in_spans(
+                gpu,
+                (queries, &y),
+                &sinks.memory,
+                (spec, raw.form),
+                &sight,
+                (run.role, run.rows.clone()),
+                most,
+            );
+        }
+        return y;
+    }
+    let most = (0..batch.len()).map(pages).max().unwrap_or(0);
+    let chunk = (SCRATCH_BYTES_MAX / (most * PAGE_TOKENS * spec.heads * size_of::<f32>()).max(1)).max(1);
     for first in (0..batch.len()).step_by(chunk) {
         let rows = (first, chunk.min(batch.len() - first));
         attend_chunk(gpu, (queries, &y), &sinks.memory, (spec, raw.form), &sight, rows, most);
@@ -242,8 +304,48 @@ struct Sight<'a> {
     selected: Arg<'a>,
     step: [Arg<'a>; 2],
     ring: Arg<'a>,
-    /// Window, tokens of a compressed row, selected rows, pages.
-    seen: [Arg<'a>; 4],
+    /// Window, tokens of a compressed row, selected rows.
+    seen: [Arg<'a>; 3],
+}
+
+/// Rows of one role, which go through at most so many pages, on Hopper's matrix units.
+fn attend_in_spans(
+    gpu: &Arc<Gpu>,
+    (queries, y): (&Tensor, &Tensor),
+    sinks: &Memory,
+    (spec, form): (&LatentAttention, RowForm),
+    sight: &Sight<'_>,
+    (role, rows): (Role, Range<usize>),
+    most: usize,
+) {
+    let span_pages = match role {
+        Role::Decode => SPAN_PAGES_DECODE,
+        Role::Prefill => SPAN_PAGES_PREFILL,
+    };
+    let (heads, stride) = (spec.heads, most.div_ceil(span_pages));
+    let cells = heads * if stride > 1 { stride } else { 0 };
+    let rows_max = (PARTS_BYTES_MAX / (cells * (form.width + 2) * size_of::<f32>()).max(1)).max(1);
+    for first in rows.clone().step_by(rows_max) {
+        let count = rows_max.min(rows.end - first);
+        let parts = gpu.take(count * cells * form.width * size_of::<f32>());
+        let stats = gpu.take(count * cells * 2 * size_of::<f32>());
+        let [parts, stats, sinks, y] = [&parts, &stats, sinks, &y.memory].map(Arg::Memory);
+        let (chunk, cut) = ([Arg::U32(first), Arg::U32(heads)], [Arg::U32(stride), Arg::U32(span_pages)]);
+        let (module, raw) = (Module::LatentSpans(form), Arg::Memory(sight.raw));
+
+        let mut args =
+            vec![Arg::Memory(&queries.memory), raw, sight.compressed, sight.selected, parts, stats, sinks, y];
+        args.extend(sight.step.into_iter().chain(chunk).chain([sight.ring]).chain(sight.seen).chain(cut));
+        args.push(Arg::F32(spec.scale));
+        let grid = blocks([count, stride, heads.div_ceil(SPANS_COLUMNS)], SPANS_THREADS);
+        let launch = Launch { shared_bytes: spans_shared_bytes(form), ..grid };
+        gpu.launch(module, "latent_spans", launch, &args);
+        if stride > 1 {
+            let mut args = vec![parts, stats, sinks, y, sight.selected];
+            args.extend(sight.step.into_iter().chain(chunk).chain(sight.seen).chain(cut));
+            gpu.launch(module, "latent_merge", blocks([count * heads, 1, 1], SPANS_THREADS), &args);
+        }
+    }
 }
 
 fn attend_chunk(
@@ -263,18 +365,20 @@ fn attend_chunk(
 
     let mut args = vec![Arg::Memory(&queries.memory), raw, sight.compressed, sight.selected, Arg::Memory(&scores)];
     args.extend(sight.step.into_iter().chain(chunk).chain([sight.ring]).chain(sight.seen));
-    args.push(Arg::F32(spec.scale));
+    args.extend([Arg::U32(most), Arg::F32(spec.scale)]);
     gpu.launch(module, "latent_scores", blocks([count, most, heads.div_ceil(TILE_HEADS)], THREADS), &args);
 
     let mut args = vec![Arg::Memory(&scores), Arg::Memory(&factors), Arg::Memory(&totals), Arg::Memory(sinks)];
     args.push(sight.selected);
     args.extend(sight.step.into_iter().chain([Arg::U32(first), Arg::U32(count), Arg::U32(heads)]).chain(sight.seen));
+    args.push(Arg::U32(most));
     let launch = blocks([(count * heads).div_ceil(THREADS / WARP), 1, 1], THREADS);
     gpu.launch(module, "latent_weights", launch, &args);
 
     let mut args = vec![raw, sight.compressed, sight.selected, Arg::Memory(&scores), Arg::Memory(&factors)];
     args.extend([Arg::Memory(&totals), Arg::Memory(&y.memory)]);
     args.extend(sight.step.into_iter().chain(chunk).chain([sight.ring]).chain(sight.seen));
+    args.push(Arg::U32(most));
     let grid = [count, heads.div_ceil(VALUES_HEADS), form.width.div_ceil(THREADS)];
     gpu.launch(module, "latent_values", blocks(grid, THREADS), &args);
 }

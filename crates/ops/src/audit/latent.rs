@@ -97,8 +97,11 @@ fn shapes() -> Vec<Shape> {
         for shape in [four, many, two, Shape { compressed: Some((4, false)), head_dim: 80, ..plain }] {
             all.extend([Shape { op: Op::Compress, window: 1, ..shape }, shape]);
         }
-        for (rounding, head_dim) in [(Rounding::Fp8 { features: 74 }, 80), (Rounding::HadamardFp4, 128)] {
-            all.push(Shape { op: Op::Compress, window: 1, head_dim, rounding: Some(rounding), ..four });
+        // Cards may attend to rows of f16 in an arithmetic of their own, but not to such narrow ones.
+        let rounded = Shape { op: Op::Compress, window: 1, ..four };
+        let hadamard_dim = if format == KvFormat::F16 { 32 } else { 128 };
+        for (rounding, head_dim) in [(Rounding::Fp8 { features: 74 }, 80), (Rounding::HadamardFp4, hadamard_dim)] {
+            all.push(Shape { head_dim, rounding: Some(rounding), ..rounded });
         }
         // Choices: of one, up to a vector, of a page of keys and beyond.
         for (index_heads, top_k) in [(1, 1), (3, 7), (16, 16), (17, 15), (2, 64), (2, 65)] {
@@ -107,7 +110,9 @@ fn shapes() -> Vec<Shape> {
             all.extend([Shape { op: Op::Select, index, ..shape }, Shape { index, ..shape }]);
         }
     }
-    // As the model has it.
+    // Widths that matrix units take, heads of more than a tile, and as the model has it.
+    let wide = Shape { head_dim: 128, heads: 65, ..PLAIN };
+    all.extend([wide, Shape { head_dim: 384, heads: 7, compressed: Some((4, true)), lengths: &LENGTHS_FEW, ..PLAIN }]);
     let index = Some((64, 9));
     all.push(Shape { heads: 64, head_dim: 512, index, lengths: &LENGTHS_FEW, compressed: Some((4, true)), ..PLAIN });
     all
@@ -126,6 +131,8 @@ fn brief_shapes() -> Vec<Shape> {
     let rounding = Some(Rounding::Fp8 { features: 26 });
     let four = Shape { compressed: Some((4, true)), lengths: &LENGTHS_FEW, op: Op::Compress, ..PLAIN };
     all.extend([many, Shape { rounding, ..four }, Shape { rounding: Some(Rounding::HadamardFp4), ..four }]);
+    let wide = Shape { op: Op::Latent, head_dim: 256, heads: 5, window: 65, ..four };
+    all.extend([wide, Shape { head_dim: 128, heads: 66, lengths: &[5, 66], ..wide }]);
     all
 }
 

@@ -180,7 +180,7 @@ impl Scope {
         match self {
             Scope::All | Scope::Card => true,
             Scope::Projections => op.is_projection(),
-            Scope::Prompt => op.is_projection() || matches!(op, Op::Attention),
+            Scope::Prompt => op.is_projection() || matches!(op, Op::Attention | Op::Latent),
             Scope::Routed => matches!(op, Op::Routed | Op::Combine),
             Scope::Attention => matches!(op, Op::Attention),
         }
@@ -196,7 +196,7 @@ impl Scope {
     pub const fn has_reference(self, op: Op) -> bool {
         match self {
             Scope::Prompt => false,
-            Scope::Card => !matches!(op, Op::Attention),
+            Scope::Card => !matches!(op, Op::Attention | Op::Latent),
             _ => true,
         }
     }

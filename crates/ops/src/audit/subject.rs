@@ -210,7 +210,8 @@ fn alone<S: Subject, D: Device>(
         row.count(order.len(), Some(failure(facts, "alone, again", 1, found)));
     }
     // Keys and values are as coarse on all devices, and set the bound of attention; else operands do.
-    let arithmetic = if facts.op == Op::Attention { facts.arithmetic } else { Arithmetic::Halves };
+    let is_attention = matches!(facts.op, Op::Attention | Op::Latent);
+    let arithmetic = if is_attention { facts.arithmetic } else { Arithmetic::Halves };
     let (truth, bound) = (answers.truth.clone(), arithmetic.bound(width));
     let distances = compare::distances(&reference, &truth, ids, width);
     let found = compare::inexact(&reference, &truth, &distances, width, bound);

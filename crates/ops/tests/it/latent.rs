@@ -316,7 +316,7 @@ proptest! {
     fn a_selection_is_attended_alone(seed in any::<u64>(), window in 1usize..90) {
         let (ratio, tokens) = (4, 280);
         let mut random = Random(seed);
-        let mut pick = |complete: usize| (0..complete as u32).filter(|_| random.bits() % 3 == 0).collect();
+        let mut pick = |complete: usize| (0..complete as u32).filter(|_| random.bits().is_multiple_of(3)).collect();
         let rows: Vec<Vec<u32>> = (0..tokens).map(|p| pick((p + 1) / ratio)).collect();
         let selection = Selection { rows };
         let got = attended(&ReferenceDevice, ratio, tokens, window, Some(&selection));
