@@ -323,9 +323,8 @@ impl Module {
             Module::Store(pages) => pages.constants(),
             Module::Spans(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
             Module::Plain(pages) | Module::Merge(pages) => pages.constants(),
-            Module::StoreRows(form) | Module::IndexScores(form) | Module::Latent(form) => {
-                form.constants(latent::THREADS)
-            }
+            Module::StoreRows(form) | Module::Latent(form) => form.constants(latent::THREADS),
+            Module::IndexScores(form) => form.constants(latent::INDEX_THREADS),
             Module::LatentSpans(form) => {
                 let shared = ("SHARED_BYTES", latent::spans_shared_bytes(form));
                 [form.constants(latent::SPANS_THREADS), vec![shared]].concat()

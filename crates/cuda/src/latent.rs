@@ -59,14 +59,15 @@ const SCRATCH_BYTES_MAX: usize = 64 << 20;
 /// The widest compressed row: a thread has a number of it.
 pub(crate) const COMPRESSED_MAX: usize = ROUNDED_MAX;
 
-/// The widest key of an indexer: 16 queries lie in shared memory.
-const INDEX_DIM_MAX: usize = 512;
+/// Threads of a block of an indexer's scores, and its keys.
+pub(crate) const INDEX_THREADS: usize = 256;
+const INDEX_KEYS: usize = 64;
 
 /// All kernels over rows of a form.
 pub(crate) fn modules(form: RowForm) -> Vec<Module> {
     let mut all = vec![Module::StoreRows(form)];
     all.extend((form.width <= COMPRESSED_MAX).then_some(Module::Compress(form)));
-    all.extend((form.width <= INDEX_DIM_MAX).then_some(Module::IndexScores(form)));
+    all.push(Module::IndexScores(form));
     all.extend(has_spans(form).then_some(Module::LatentSpans(form)));
     all.push(Module::Latent(form));
     all
@@ -197,7 +198,6 @@ pub(crate) fn select(
     selector.check(keys.kind);
     check_line(batch);
     keys.check(batch);
-    assert!(head_dim <= INDEX_DIM_MAX, "keys of an indexer have at most 512 numbers");
     assert_eq!((queries.rows, queries.width), (batch.len(), heads * head_dim), "queries fill all heads");
     assert_eq!((head_weights.rows, head_weights.width), (batch.len(), heads), "each head has a weight");
     let complete = |row: usize| complete_rows(batch.positions[row] as usize, ratio);
@@ -205,7 +205,7 @@ pub(crate) fn select(
     let most = (0..batch.len()).map(complete).max().unwrap_or(0);
     let selection = Selection { selected: gpu.take(batch.len() * top_k * size_of::<u32>()), top_k, counts };
     // Scores that nobody makes take no room. What grows with the sequence grows by blocks, so that a launch comes again.
-    let stride = if most > top_k { most.next_multiple_of(THREADS) } else { 0 };
+    let stride = if most > top_k { most.next_multiple_of(INDEX_KEYS) } else { 0 };
     let chunk = (SCRATCH_BYTES_MAX / (stride * size_of::<f32>()).max(1)).max(1);
     let (rows, lists) = (Arg::Memory(&step.rows), Arg::Memory(&step.lists));
     for first in (0..batch.len()).step_by(chunk) {
@@ -226,7 +226,7 @@ pub(crate) fn select(
                 Arg::U32(stride),
                 Arg::F32(scale),
             ];
-            let launch = blocks([stride / THREADS, count, 1], THREADS);
+            let launch = blocks([stride / INDEX_KEYS, count, 1], INDEX_THREADS);
             gpu.launch(Module::IndexScores(keys.form), "index_scores", launch, &args);
         }
         let args = [Arg::Memory(&scores), Arg::Memory(&selection.selected), rows, lists, Arg::U32(first)];

@@ -4,6 +4,8 @@
 // knows how many of a run of neighbours are selected, and how many before them.
 
 #define WARPS (THREADS / 32)
+// Scores that a thread holds; where there are more than all threads hold, they are read again and again.
+#define HELD 32
 
 // NaN before every number, and both zeros equal.
 DEVICE u32 order_of(float score) {
@@ -54,12 +56,26 @@ KERNEL __launch_bounds__(THREADS) select(const float* scores, u32* selected, con
         return;
     }
     const float* score = scores + (u64)blockIdx.x * stride;
+    const bool is_held = complete <= HELD * THREADS;
+    u32 held[HELD] = {};
+    if (is_held) {
+#pragma unroll
+        for (int i = 0; i < HELD; i++)
+            if (t + i * THREADS < complete) held[i] = order_of(score[t + i * THREADS]);
+    }
     u32 lowest = 0;
     for (u32 bit = 0x80000000u; bit; bit >>= 1) {
+        // What is not there is zero, and no candidate is.
+        const u32 candidate = lowest | bit;
         u32 count = 0;
+        if (is_held) {
+#pragma unroll
+            for (int i = 0; i < HELD; i++) count += held[i] >= candidate;
+        } else {
 #pragma unroll 4
-        for (u32 i = t; i < complete; i += THREADS) count += order_of(score[i]) >= (lowest | bit);
-        if (sum_of_block(count, parts) >= top_k) lowest |= bit;
+            for (u32 i = t; i < complete; i += THREADS) count += order_of(score[i]) >= candidate;
+        }
+        if (sum_of_block(count, parts) >= top_k) lowest = candidate;
     }
     const u32 each = (complete + THREADS - 1) / THREADS;
     const u32 begin = t * each < complete ? t * each : complete, end = begin + each < complete ? begin + each : complete;

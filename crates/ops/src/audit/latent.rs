@@ -23,9 +23,6 @@ const RAW: usize = 3;
 const INDEX_INPUTS: usize = 4;
 const INDEX_ROWS: usize = 5;
 
-/// Numbers of an index key.
-const INDEX_DIM: usize = 32;
-
 /// What is compressed, chosen and attended to.
 #[derive(Clone, Copy)]
 struct Shape {
@@ -37,6 +34,8 @@ struct Shape {
     compressed: Option<(usize, bool)>,
     /// Heads of the indexer, and how many rows it selects.
     index: Option<(usize, usize)>,
+    /// Numbers of its keys.
+    index_dim: usize,
     rounding: Option<Rounding>,
     format: KvFormat,
     /// Whether raw rows are in a ring.
@@ -51,6 +50,7 @@ const PLAIN: Shape = Shape {
     window: 20,
     compressed: None,
     index: None,
+    index_dim: 64,
     rounding: None,
     format: KvFormat::F16,
     is_ring: true,
@@ -103,6 +103,11 @@ fn shapes() -> Vec<Shape> {
         for (rounding, head_dim) in [(Rounding::Fp8 { features: 74 }, 80), (Rounding::HadamardFp4, hadamard_dim)] {
             all.push(Shape { head_dim, rounding: Some(rounding), ..rounded });
         }
+        let odd = Shape { index: Some((5, 3)), index_dim: 40, ..four };
+        all.extend([
+            Shape { op: Op::Select, ..odd },
+            Shape { op: Op::Select, index: Some((65, 5)), index_dim: 128, ..four },
+        ]);
         // Choices: of one, up to a vector, of a page of keys and beyond.
         for (index_heads, top_k) in [(1, 1), (3, 7), (16, 16), (17, 15), (2, 64), (2, 65)] {
             let shape = if top_k > 16 { two } else { four };
@@ -130,6 +135,9 @@ fn brief_shapes() -> Vec<Shape> {
     let many = Shape { compressed: Some((128, false)), lengths: &[130], window: 3, ..PLAIN };
     let rounding = Some(Rounding::Fp8 { features: 26 });
     let four = Shape { compressed: Some((4, true)), lengths: &LENGTHS_FEW, op: Op::Compress, ..PLAIN };
+    // More rows than a block of keys, and more heads than a tile.
+    let two = Shape { compressed: Some((2, true)), lengths: &[2 * PAGE_TOKENS + 14], op: Op::Select, ..PLAIN };
+    all.extend([Shape { index: Some((66, 64)), ..two }, Shape { index: Some((5, 65)), index_dim: 40, ..two }]);
     all.extend([many, Shape { rounding, ..four }, Shape { rounding: Some(Rounding::HadamardFp4), ..four }]);
     let wide = Shape { op: Op::Latent, head_dim: 256, heads: 5, window: 65, ..four };
     all.extend([wide, Shape { head_dim: 128, heads: 66, lengths: &[5, 66], ..wide }]);
@@ -160,15 +168,15 @@ impl Streams {
             queries: inputs("queries", shape.heads * shape.head_dim),
             raw: inputs("raw", shape.head_dim),
             inputs: inputs("inputs", 4 * shape.head_dim),
-            index_inputs: inputs("index inputs", 4 * INDEX_DIM),
-            index_queries: inputs("index queries", index_heads * INDEX_DIM),
+            index_inputs: inputs("index inputs", 4 * shape.index_dim),
+            index_queries: inputs("index queries", index_heads * shape.index_dim),
             index_weights: inputs("index weights", index_heads),
             poisons: vec![],
         };
         let is_overlap = shape.compressed.is_none_or(|c| c.1);
         if !is_overlap {
             streams.inputs = inputs("inputs", 2 * shape.head_dim);
-            streams.index_inputs = inputs("index inputs", 2 * INDEX_DIM);
+            streams.index_inputs = inputs("index inputs", 2 * shape.index_dim);
         }
         for entry in streams.entries(1) {
             let width = entry.row_numbers();
@@ -181,7 +189,7 @@ impl Streams {
 
     /// The cache's entries, whose rings serve steps of so many rows of a sequence.
     fn entries(&self, rows: usize) -> Vec<KvEntry> {
-        let &Shape { head_dim, window, is_ring, .. } = &self.shape;
+        let &Shape { head_dim, window, is_ring, index_dim, .. } = &self.shape;
         let (ratio, overlap) = self.shape.compressed.unwrap_or((4, true));
         let ring_pages = is_ring.then(|| ring_pages_min(window, rows));
         let blocks = if overlap { 2 } else { 1 };
@@ -192,8 +200,8 @@ impl Streams {
             inputs(head_dim),
             KvEntry::Compressed { head_dim, ratio },
             KvEntry::Latent { head_dim, ring_pages },
-            inputs(INDEX_DIM),
-            KvEntry::Compressed { head_dim: INDEX_DIM, ratio },
+            inputs(index_dim),
+            KvEntry::Compressed { head_dim: index_dim, ratio },
         ]
     }
 
@@ -223,7 +231,7 @@ impl Streams {
     fn compressor<D: Device>(&self, device: &D, is_index: bool) -> Result<Compressor<D>, Error> {
         let (ratio, overlap) = self.shape.compressed.unwrap_or((4, true));
         let (inputs, output) = if is_index { (INDEX_INPUTS, INDEX_ROWS) } else { (INPUTS, ROWS) };
-        let head_dim = if is_index { INDEX_DIM } else { self.shape.head_dim };
+        let head_dim = if is_index { self.shape.index_dim } else { self.shape.head_dim };
         let width = if overlap { 2 * head_dim } else { head_dim };
         Ok(Compressor {
             inputs,
@@ -300,7 +308,7 @@ impl Streams {
         cache: &mut D::KvCache,
         step: &Batch,
     ) -> Result<Vec<f32>, Error> {
-        let &Shape { op, heads, head_dim, window, compressed, index, .. } = &self.shape;
+        let &Shape { op, heads, head_dim, window, compressed, index, index_dim, .. } = &self.shape;
         device.store_rows(cache, RAW, &on.raw.rows(device, step), step);
         if compressed.is_some() {
             device.store_rows(cache, INPUTS, &on.inputs.rows(device, step), step);
@@ -309,7 +317,7 @@ impl Streams {
         let selection = index.zip(compressed).map(|((heads, top_k), (ratio, _))| {
             device.store_rows(cache, INDEX_INPUTS, &on.index_inputs.rows(device, step), step);
             device.compress(cache, &on.index_compressor, step);
-            let selector = Selector { entry: INDEX_ROWS, ratio, heads, head_dim: INDEX_DIM, top_k, scale: 0.177 };
+            let selector = Selector { entry: INDEX_ROWS, ratio, heads, head_dim: index_dim, top_k, scale: 0.177 };
             let (queries, weights) = (on.index_queries.rows(device, step), on.index_weights.rows(device, step));
             (device.select(&queries, &weights, cache, &selector, step), top_k)
         });
@@ -350,11 +358,13 @@ impl Subject for Streams {
     type Loaded<D: Device> = Loaded<D>;
 
     fn facts(&self) -> Facts {
-        let &Shape { op, heads, head_dim, window, compressed, index, rounding, format, is_ring, lengths } = &self.shape;
+        let &Shape { op, heads, head_dim, window, compressed, index, index_dim, rounding, format, is_ring, lengths } =
+            &self.shape;
         let compressed = compressed.map_or(String::new(), |(ratio, overlap)| {
             format!(", a row for {ratio} tokens{}", if overlap { " and those before" } else { "" })
         });
-        let index = index.map_or(String::new(), |(heads, top_k)| format!(", {top_k} selected by {heads} heads"));
+        let index =
+            index.map_or(String::new(), |(heads, top_k)| format!(", {top_k} selected by {heads} heads of {index_dim}"));
         let rounded = rounding.map_or(String::new(), |r| format!(", {r:?}"));
         let ring = if is_ring { ", rings" } else { "" };
         let arithmetic = match format {
