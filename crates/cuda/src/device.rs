@@ -222,6 +222,10 @@ impl Device for CudaDevice {
     }
 
     fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Tensor {
+        // What is sent between launches keeps them from becoming one.
+        if batch.page_tables.iter().any(|table| !table.is_empty()) {
+            self.step(batch);
+        }
         let width = table.source.depth;
         let mut values = vec![0.0f32; batch.len() * width];
         for (row, token) in values.chunks_exact_mut(width.max(1)).zip(&batch.tokens) {

@@ -30,23 +30,29 @@ KERNEL store(const float* keys, const float* values, u8* key_pages, u8* value_pa
              u32 pairs, u32 way, u32 turns, const float* queries, float* turned_queries, const float* query_weight, float query_epsilon,
              u32 query_heads) {
     __shared__ float shared[HEAD_DIM];
-    begin_in_turn();
-    const u32 head = blockIdx.x, row = blockIdx.y;
-    if (head >= heads) {
-        const Heads all = {queries, turned_queries, query_weight, query_epsilon, turns & 2 ? angles : 0, query_heads, HEAD_DIM,
-                           first_feature, pairs, way};
-        return all.compute(shared, row, head - heads);
-    }
-    const Heads all = {keys, turned_keys, key_weight, key_epsilon, turns & 1 ? angles : 0, heads, HEAD_DIM, first_feature, pairs, way};
+    let_next_start();
+    const u32 row = blockIdx.y;
+    const bool is_key = blockIdx.x < heads;
+    const u32 head = is_key ? blockIdx.x : blockIdx.x - heads;
+    if (!(turns & (is_key ? 1 : 2))) angles = 0;
+    Heads all = {keys, turned_keys, key_weight, key_epsilon, angles, heads, HEAD_DIM, first_feature, pairs, way};
+    if (!is_key) all = {queries, turned_queries, query_weight, query_epsilon, angles, query_heads, HEAD_DIM, first_feature, pairs, way};
+    all.begin();
+    after_earlier_work();
+    if (!is_key) return all.compute(shared, row, head);
+    // All that is loaded is on its way at once.
+    const Step step = {rows, lists};
+    const u32 place = step.place(row, step.position(row)), slot = place % PAGE;
+    const u64 at = ((u64)step.page(row, place, ring) * heads + head) * HEAD_BYTES;
+    const float* value = values + ((u64)row * heads + head) * HEAD_DIM;
+    float held[BLOCKS];
+#pragma unroll
+    for (u32 b = 0; b < BLOCKS; b++) held[b] = b * 32 + threadIdx.x < HEAD_DIM ? value[b * 32 + threadIdx.x] : 0.0f;
     all.compute(shared, row, head);
-    Step step = {rows, lists};
-    u32 place = step.place(row, step.position(row));
-    u64 at = ((u64)step.page(row, place, ring) * heads + head) * HEAD_BYTES;
-    u32 slot = place % PAGE;
-    u64 in = ((u64)row * heads + head) * HEAD_DIM;
-    for (u32 d = threadIdx.x; d < BLOCKS * 32; d += 32) {
-        float key = d < HEAD_DIM ? shared[d] : 0.0f, value = d < HEAD_DIM ? values[in + d] : 0.0f;
-        keep(key_pages + at, slot, d, key);
-        keep(value_pages + at, slot, d, value);
+#pragma unroll
+    for (u32 b = 0; b < BLOCKS; b++) {
+        const u32 d = b * 32 + threadIdx.x;
+        keep(key_pages + at, slot, d, d < HEAD_DIM ? shared[d] : 0.0f);
+        keep(value_pages + at, slot, d, held[b]);
     }
 }

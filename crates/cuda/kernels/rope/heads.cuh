@@ -18,6 +18,12 @@ struct Heads {
     // Bits: 1 neighbours pair, 2 turn back.
     u32 way;
 
+    // Before its turn: weights come from far.
+    DEVICE_MEMBER void begin() const {
+        const u32 i = threadIdx.x % 32 * 32;
+        if (weight && i < head_dim) prefetch(weight + i);
+    }
+
     DEVICE_MEMBER void compute(float* shared, u64 row, u32 head) const {
         const u32 lane = threadIdx.x % 32;
         const u64 at = (row * heads + head) * head_dim;

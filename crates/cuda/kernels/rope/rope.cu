@@ -4,7 +4,9 @@
 KERNEL rotate(const float* x, float* y, const float* weight, const float* angles, u32 heads, u32 head_dim, u32 first, u32 pairs, u32 way,
               float epsilon) {
     DYNAMIC_SHARED(float, shared);
-    begin_in_turn();
+    let_next_start();
     const Heads all = {x, y, weight, epsilon, angles, heads, head_dim, first, pairs, way};
+    all.begin();
+    after_earlier_work();
     all.compute(shared, blockIdx.y, blockIdx.x);
 }

@@ -13,19 +13,23 @@ DEVICE u64 key_of(float logit, u32 id) {
 // Less than all keys: no token.
 #define NO_KEY 0ull
 
-// Puts all keys into falling order: a bitonic sort.
+// Puts all keys into falling order: a bitonic sort, a pair a thread. Pairs of a warp that are less than 32 apart are its own.
 DEVICE void sort(u64* keys) {
+    static_assert(ENTRIES == 2 * THREADS, "a pair a thread");
+    __syncthreads();
     for (u32 run = 2; run <= ENTRIES; run *= 2) {
         for (u32 stride = run / 2; stride > 0; stride /= 2) {
-            __syncthreads();
-            for (u32 i = threadIdx.x; i < ENTRIES / 2; i += THREADS) {
-                const u32 low = i / stride * 2 * stride + i % stride, high = low + stride;
-                const u64 a = keys[low], b = keys[high];
-                // Runs fall and rise by turns, so that two of them together rise and fall; the last falls.
-                if ((a < b) == ((low & run) == 0)) {
-                    keys[low] = b;
-                    keys[high] = a;
-                }
+            const u32 low = threadIdx.x / stride * 2 * stride + threadIdx.x % stride, high = low + stride;
+            const u64 a = keys[low], b = keys[high];
+            // Runs fall and rise by turns, so that two of them together rise and fall; the last falls.
+            if ((a < b) == ((low & run) == 0)) {
+                keys[low] = b;
+                keys[high] = a;
+            }
+            if (stride > 32 || (stride == 1 && run > 32)) {
+                __syncthreads();
+            } else {
+                __syncwarp();
             }
         }
     }

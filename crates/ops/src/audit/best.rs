@@ -9,20 +9,21 @@ use super::{
 use crate::{Device, Error, ranking::BEST_MAX};
 
 /// Tokens of a vocabulary, and how many are asked for: around a warp, around what a block takes, and several blocks of blocks.
-const SHAPES: [(usize, usize); 9] = [
+const SHAPES: [(usize, usize); 10] = [
     (1, 1),
     (3, 7),
     (33, 1),
     (127, BEST_MAX),
     (576, 40),
-    (4096, BEST_MAX),
-    (4097, 1),
+    (1024, BEST_MAX),
+    (1025, 1),
+    (2049, BEST_MAX),
     (9001, BEST_MAX),
     (140_003, BEST_MAX),
 ];
 
 /// Wider vocabularies have fewer rows, and are left out of a brief audit.
-const WIDE: usize = 5000;
+const WIDE: usize = 3000;
 
 /// Rows of logits.
 const IDS: u32 = 13;
