@@ -1,71 +1,107 @@
-//! Times decode products on a card: `cargo run --release -p tessera-cuda --example bench_matmul [ROWS DEPTH FORMATS COLUMNS [tiles]]`,
-//! FORMATS and COLUMNS with commas between.
+//! Times decode products on a card: `cargo run --release -p tessera-cuda --example bench_matmul [SHAPE FORMATS COLUMNS [tiles]]`.
 //!
-//! Weights are random and cold in the cache; every figure's result is held to the reference first. GB/s are of the file's bytes.
-//! With `tiles`, tiles of many shapes are measured beside the table's own.
+//! SHAPE is `32768x8192`; `8/1024x4096` for 8 groups, each of which meets its slice of a row; `256:6x2048x4096` for 256 experts, 6 of them a
+//! token. Formats and columns have commas between.
+//!
+//! Weights are random and cold in the cache; every figure's result is held to the reference first. GB/s are of the file's bytes, of
+//! experts those that are met. With `tiles`, tiles of many shapes are measured beside the table's own.
 
 use tessera_cuda::{
     Cache, CudaDevice,
-    matmul::{Packed, select, tile::CodesTile},
-    measure::{Measured, Subject},
+    matmul::{
+        Packed,
+        layout::Layout,
+        select,
+        tile::CodesTile,
+        wide_tile::{Tile, WideTile, shared_bytes_max},
+    },
+    measure::{Form, Measured, Subject},
 };
 use tessera_formats::DType;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// Row tiles of a warp, blocks of a processor, and warps of a tile.
-const SHAPES: [(usize, usize, usize); 10] =
-    [(1, 2, 8), (1, 2, 2), (1, 3, 8), (1, 3, 2), (2, 2, 8), (2, 2, 4), (2, 2, 2), (4, 1, 8), (4, 1, 2), (2, 1, 2)];
+const NARROW: [(usize, usize, usize); 7] =
+    [(1, 2, 8), (1, 2, 2), (1, 3, 2), (2, 2, 8), (2, 2, 4), (2, 2, 2), (4, 1, 2)];
+
+/// Row tiles of a warp, blocks of a processor, teams and parts.
+const WIDE: [(usize, usize, usize, usize); 9] = [
+    (1, 1, 8, 1),
+    (1, 2, 8, 1),
+    (2, 1, 8, 1),
+    (2, 2, 8, 1),
+    (4, 1, 8, 1),
+    (2, 2, 4, 1),
+    (2, 1, 2, 4),
+    (1, 2, 2, 4),
+    (1, 2, 1, 8),
+];
 
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let argument = |index: usize, default: &'static str| arguments.get(index).cloned().unwrap_or(default.to_owned());
-    let (rows, depth) = (argument(0, "32768").parse()?, argument(1, "8192").parse()?);
-    let formats = argument(2, "Q8_0,Q4_K");
-    let columns: Vec<usize> = argument(3, "1,2,4,8,16,64").split(',').map(str::parse).collect::<Result<_, _>>()?;
+    let (shape, formats) = (argument(0, "32768x8192"), argument(1, "Q8_0,Q4_K"));
+    let columns: Vec<usize> = argument(2, "1,2,4,8,16,64").split(',').map(str::parse).collect::<Result<_, _>>()?;
     let cache = std::env::var_os("TESSERA_CUDA_CACHE").map(Into::into);
     let device = CudaDevice::open(0, Cache::new(cache))?;
-    println!("{}, [{rows} x {depth}]", tessera_ops::Device::name(&device));
+    println!("{}, [{shape}]", tessera_ops::Device::name(&device));
+    let (form, of_one) = form(&shape)?;
     for format in formats.split(',') {
         let dtype = DType::from_name(format).ok_or(format!("no format {format}"))?;
-        let mut subject = Subject::new(&device, dtype, rows, depth)?;
+        let mut subject = Subject::new(&device, dtype, form, of_one)?;
         for &count in &columns {
             line(&format!("{format} {count}"), subject.measure(count)?);
         }
-        if argument(4, "") == "tiles" {
+        if argument(3, "") == "tiles"
+            && let Some(Packed::Codes(layout)) = select(dtype)
+        {
             for &count in &columns {
-                tiles(&mut subject, dtype, count)?;
+                tiles(&mut subject, layout, &format!("{format} {count}"), count)?;
             }
         }
     }
     Ok(())
 }
 
-fn tiles(subject: &mut Subject<'_>, dtype: DType, columns: usize) -> Outcome<()> {
-    let Some(Packed::Codes(layout)) = select(dtype) else { return Ok(()) };
-    let own = CodesTile::for_columns(layout, columns);
+fn form(shape: &str) -> Outcome<(Form, (usize, usize))> {
+    let numbers: Vec<usize> = shape.split([':', 'x', '/']).map(str::parse).collect::<Result<_, _>>()?;
+    Ok(match numbers[..] {
+        [rows, depth] => (Form::Dense, (rows, depth)),
+        [count, rows, depth] => (Form::Grouped(count), (rows, depth)),
+        [count, slots, rows, depth] => (Form::Experts { count, slots }, (rows, depth)),
+        _ => return Err(format!("{shape} is no shape").into()),
+    })
+}
+
+fn tiles(subject: &mut Subject<'_>, layout: Layout, name: &str, columns: usize) -> Outcome<()> {
     let mut tiles = vec![];
-    for (fold, (row_tiles, blocks, warps)) in [1, 2, 4].into_iter().flat_map(|f| SHAPES.map(|s| (f, s))) {
-        // As many columns at once, or some.
-        for column_tiles in [1, 2, 4, 8].into_iter().filter(|t| *t <= columns.div_ceil(8 / fold)) {
-            let tile = CodesTile { row_tiles, column_tiles, fold, blocks, warps, stages: 2 }.with_ring(layout);
-            if tile.is_sound(layout)
-                && (fold == 1 || columns <= 8 / fold)
-                && 4 * tile.columns() >= columns
-                && tile != own
-            {
-                tiles.push(tile);
-            }
+    for (fold, (row_tiles, blocks, warps)) in [1, 2, 4].into_iter().flat_map(|f| NARROW.map(|s| (f, s))) {
+        let tile = CodesTile { row_tiles, column_tiles: 1, fold, blocks, warps, stages: 2 }.with_ring(layout);
+        if columns <= 8 && tile.is_sound(layout) && tile.columns() < 2 * columns && tile.columns() >= columns {
+            tiles.push(Tile::Narrow(tile));
+        }
+    }
+    let room = shared_bytes_max("sm_90a");
+    for (column_tiles, (row_tiles, blocks, teams, parts)) in [2, 4, 8].into_iter().flat_map(|c| WIDE.map(|s| (c, s))) {
+        let tile = WideTile { row_tiles, column_tiles, teams, parts, blocks, stages: 0 }.with_ring(layout, room);
+        let is_near = tile.columns() < 2 * columns && 2 * tile.columns() >= columns.min(64);
+        if columns > 8 && is_near && tile.is_sound(layout, room) {
+            tiles.push(Tile::Wide(tile));
         }
     }
     subject.prepare(&tiles)?;
     for tile in tiles {
-        subject.force_tile(tile)?;
-        let CodesTile { row_tiles, column_tiles, fold, blocks, warps, stages } = tile;
-        let name = format!(
-            "{dtype} {columns}: {row_tiles}x{column_tiles} fold {fold} blocks {blocks} warps {warps} stages {stages}"
-        );
-        line(&name, subject.measure(columns)?);
+        subject.force_tile(tile);
+        let tile = match tile {
+            Tile::Narrow(CodesTile { row_tiles, fold, blocks, warps, stages, .. }) => {
+                format!("{row_tiles} rows, fold {fold}, {blocks} blocks, warps {warps}, stages {stages}")
+            }
+            Tile::Wide(WideTile { row_tiles, column_tiles, teams, parts, blocks, stages }) => {
+                format!("{row_tiles}x{column_tiles} {blocks} blocks, teams {teams}, parts {parts}, stages {stages}")
+            }
+        };
+        line(&format!("{name}: {tile}"), subject.measure(columns)?);
     }
     Ok(())
 }
@@ -73,7 +109,7 @@ fn tiles(subject: &mut Subject<'_>, dtype: DType, columns: usize) -> Outcome<()>
 fn line(name: &str, measured: Option<Measured>) {
     match measured {
         Some(Measured { product_us, quantize_us, file_bytes, packed_bytes }) => {
-            let speed = |bytes: usize| bytes as f64 / product_us / 1e3;
+            let speed = |bytes: f64| bytes / product_us / 1e3;
             let (file, packed) = (speed(file_bytes), speed(packed_bytes));
             println!(
                 "{name:56} {product_us:9.1} us {file:7.0} GB/s (packed {packed:5.0}), quantize {quantize_us:5.1} us"

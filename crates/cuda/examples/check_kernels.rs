@@ -16,11 +16,9 @@ use std::{
 
 use tessera_cuda::{
     compiler::Compiler,
-    kernels::Module,
+    kernels::{CARDS, Module},
     matmul::{prefill_tile, tile::CodesTile},
 };
-
-const ARCHS: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
 
 /// The assembler moves loads ahead until registers run out, and then spills a few. Measured, such tiles are faster than the narrower
 /// ones that spill nothing; beyond this, they are not.
@@ -53,7 +51,7 @@ fn main() -> ExitCode {
     let is_few = asked.first().is_some_and(|a| a == "few");
     asked.drain(..usize::from(is_few));
     let (archs, names): (Vec<&str>, Vec<&str>) = asked.iter().map(String::as_str).partition(|a| a.starts_with("sm_"));
-    let archs = if archs.is_empty() { ARCHS.to_vec() } else { archs };
+    let archs = if archs.is_empty() { CARDS.to_vec() } else { archs };
     let modules: Vec<Module> =
         Module::all().into_iter().filter(|m| names.is_empty() || names.contains(&m.name())).collect();
     let all = archs.iter().flat_map(|a| modules.iter().filter(|m| m.runs_on(a)).map(move |m| (*m, *a)));

@@ -64,6 +64,12 @@ DEVICE void multiply(int (&c)[4], const u32 (&a)[4], uint2 b, const int (&start)
         : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(start[0]), "r"(start[1]), "r"(start[2]), "r"(start[3]));
 }
+// The same of 32 features, both signed.
+DEVICE void multiply_signed(int (&c)[4], const u32 (&a)[4], uint2 b, const int (&start)[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
+        : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(start[0]), "r"(start[1]), "r"(start[2]), "r"(start[3]));
+}
 // The same of 16 features.
 DEVICE void multiply_half(int (&c)[4], u32 a0, u32 a1, u32 b, const int (&start)[4]) {
     asm("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5},{%6},{%7,%8,%9,%10};"
@@ -74,6 +80,12 @@ DEVICE void multiply_half(int (&c)[4], u32 a0, u32 a1, u32 b, const int (&start)
 DEVICE void multiply_numbers(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// Two signed numbers of 16 bits times the two lowest signed bytes of `factors`, and `sum`.
+DEVICE int dot_pair(u32 pair, int factors, int sum) {
+    int result;
+    asm("dp2a.lo.s32.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(pair), "r"(factors), "r"(sum));
+    return result;
 }
 // An address as instructions of shared memory take it.
 DEVICE u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }

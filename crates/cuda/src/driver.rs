@@ -22,7 +22,10 @@ use crate::{
     error::OpenError,
     hash::HashMap,
     kernels::Module,
-    matmul::tile::Launch,
+    matmul::{
+        tile::Launch,
+        wide_tile::{Shape, Tile},
+    },
     queue::{ARGS_MAX, Call, Queue},
 };
 
@@ -169,6 +172,11 @@ impl Gpu {
     /// Blocks that can each have a processor.
     pub(crate) fn processors(&self) -> usize {
         self.processors
+    }
+
+    /// The tile of a product. Under audit matrices are small, so any tile of its width may be asked to compute what one would.
+    pub(crate) fn tile(&self, tiles: &[Tile], shape: Shape) -> Tile {
+        if self.is_audited { Tile::any(tiles, shape) } else { Tile::select(tiles, self.processors, shape) }
     }
 
     fn bind(&self) {

@@ -2,7 +2,7 @@
 //!
 //! Sources are joined into one text with `#line` marks: the compiler needs no include path, and the text is the cache's key.
 
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 use sha2::{Digest, Sha256};
 use tessera_ops::{KvFormat, PAGE_TOKENS, streams::STREAMS_MAX};
@@ -15,6 +15,7 @@ use crate::{
         layout::{Float, Layout},
         prefill_tile::{self, PrefillTile, warps},
         tile::{CodesTile, FloatsTile, WARP},
+        wide_tile::{Tile, WideTile, shared_bytes_max},
     },
     routes::LIST_THREADS,
     rowwise::ROUNDED_MAX,
@@ -28,6 +29,8 @@ pub enum Module {
     Quantize,
     /// Products with quantized weights.
     Codes(Layout, CodesTile),
+    /// The same for many columns.
+    Wide(Layout, WideTile),
     /// Products with plain weights.
     Floats(Float, FloatsTile),
     /// Activations to f16.
@@ -116,6 +119,9 @@ fn number_of(format: KvFormat) -> usize {
     }
 }
 
+/// Cards that kernels are compiled for in advance, to see that they can be.
+pub const CARDS: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
+
 /// Cards that have Hopper's own instructions.
 pub(crate) const HOPPER_ARCH: &str = "sm_90a";
 
@@ -160,6 +166,7 @@ const CODES: (&str, &str) = source!("quantize/blocks.cuh");
 const STEP: (&str, &str) = source!("attention/step.cuh");
 const HOPPER: (&str, &str) = source!("hopper/ptx.cuh");
 const WGMMA: (&str, &str) = source!("hopper/wgmma.cuh");
+const RAW: (&str, &str) = source!("matmul/raw.cuh");
 const EXPAND: (&str, &str) = source!("matmul/expand.cuh");
 const HEADS_OF_ROWS: (&str, &str) = source!("rope/heads.cuh");
 const PAGES: (&str, &str) = source!("attention/pages.cuh");
@@ -177,6 +184,9 @@ impl Module {
         all.extend([Module::Halves, Module::Rounding, Module::Streams, Module::Best]);
         for layout in Layout::all() {
             all.extend(CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)));
+            let wide = CARDS.iter().flat_map(|arch| WideTile::all(layout, shared_bytes_max(arch)));
+            let wide: HashSet<_> = wide.map(|tile| Module::Wide(layout, tile)).collect();
+            all.extend(wide);
         }
         for form in Layout::all().into_iter().map(Packed::Codes).chain(Float::forms()) {
             all.extend(Module::prefill(form));
@@ -201,6 +211,7 @@ impl Module {
         match self {
             Module::Quantize => "quantize",
             Module::Codes(..) => "codes",
+            Module::Wide(..) => "wide",
             Module::Floats(..) => "floats",
             Module::Halves => "halves",
             Module::Prefill(..) => "prefill",
@@ -230,6 +241,7 @@ impl Module {
         match self {
             Module::Quantize => &["quantize"],
             Module::Codes(..) => &["codes"],
+            Module::Wide(..) => &["wide"],
             Module::Floats(..) => &["floats"],
             Module::Halves => &["halves"],
             Module::Prefill(..) => &["prefill", "add_parts"],
@@ -256,6 +268,14 @@ impl Module {
         }
     }
 
+    /// The kernel of a tile.
+    pub(crate) fn product(layout: Layout, tile: Tile) -> Module {
+        match tile {
+            Tile::Narrow(tile) => Module::Codes(layout, tile),
+            Tile::Wide(tile) => Module::Wide(layout, tile),
+        }
+    }
+
     /// The kernels that multiply prompt rows by weights of a form, of all cards.
     pub(crate) fn prefill(form: Packed) -> Vec<Module> {
         let tiles = prefill_tile::all(form).into_iter().map(|tile| Module::Prefill(form, tile));
@@ -267,6 +287,7 @@ impl Module {
         match self {
             Module::Prefill(..) | Module::Spans(..) | Module::LatentSpans(_) => arch == HOPPER_ARCH,
             Module::PrefillWarps(_) => arch != HOPPER_ARCH,
+            Module::Wide(layout, tile) => WideTile::all(layout, shared_bytes_max(arch)).contains(&tile),
             _ => true,
         }
     }
@@ -275,10 +296,11 @@ impl Module {
         match self {
             Module::Quantize => vec![COMMON, CODES, source!("quantize/quantize.cu")],
             Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/codes.cu")],
+            Module::Wide(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, source!("matmul/wide.cu")],
             Module::Floats(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/floats.cu")],
             Module::Halves => vec![COMMON, source!("quantize/halves.cu")],
-            Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, EXPAND, source!("matmul/prefill.cu")],
-            Module::PrefillWarps(_) => vec![COMMON, EXPAND, source!("matmul/prefill_warps.cu")],
+            Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, RAW, EXPAND, source!("matmul/prefill.cu")],
+            Module::PrefillWarps(_) => vec![COMMON, RAW, EXPAND, source!("matmul/prefill_warps.cu")],
             Module::Norm => vec![COMMON, CODES, source!("norm/norm.cu")],
             Module::Rope => vec![COMMON, HEADS_OF_ROWS, source!("rope/rope.cu")],
             Module::Rounding => vec![COMMON, ROUNDING, source!("rounding/rounding.cu")],
@@ -316,6 +338,7 @@ impl Module {
     pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
         match self {
             Module::Codes(layout, tile) => [layout.constants(), tile.constants(layout)].concat(),
+            Module::Wide(layout, tile) => [layout.constants(), tile.constants(layout)].concat(),
             Module::Floats(float, tile) => [float.constants(), tile.constants()].concat(),
             Module::Halves => vec![("THREADS", HALVES_THREADS), ("HELD", HALVES_HELD)],
             Module::Prefill(form, tile) => tile.constants(form),
@@ -357,8 +380,6 @@ impl fmt::Display for Module {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     #[test]

@@ -4,13 +4,14 @@ pub mod attention;
 pub mod prompt;
 
 use tessera_formats::{DType, codec::RandomBlocks};
-use tessera_ops::{Device, Error, Linear, MatrixSource, reference};
+use tessera_ops::{Device, Error, Linear, LinearStack, MatrixSource, Router, Routing, Score, reference};
 
 use crate::{
     CudaDevice,
     driver::Gpu,
     kernels::Module,
-    matmul::{Columns, Operand, Packed, PackedMatrix, product, project, tile::CodesTile},
+    matmul::{Columns, Operand, Packed, PackedMatrix, product, wide_tile::Tile},
+    routes::Routes,
     tensor::Tensor,
 };
 
@@ -23,8 +24,11 @@ const SAMPLES: usize = 15;
 /// Launches of a sample.
 const LAUNCHES: usize = 12;
 
-/// Rows at both ends of the matrix that are held to the reference.
+/// Rows at both ends of each matrix that are held to the reference.
 const CHECKED_ROWS: usize = 24;
+
+/// Choices of experts that are gone through in turn.
+const CHOICES: usize = 24;
 
 /// The median of `samples`, each of so many launches in turn: microseconds of a launch.
 fn median(gpu: &Gpu, samples: usize, launches: usize, launch: &dyn Fn(usize)) -> Result<f64, Error> {
@@ -34,9 +38,37 @@ fn median(gpu: &Gpu, samples: usize, launches: usize, launch: &dyn Fn(usize)) ->
     Ok(times[samples / 2])
 }
 
-/// A matrix of random weights to be multiplied.
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One matrix.
+    Dense,
+    /// So many, each by its slice of a row.
+    Grouped(usize),
+    /// So many, of which a row meets some.
+    Experts {
+        /// Matrices.
+        count: usize,
+        /// Of a row.
+        slots: usize,
+    },
+}
+
+impl Form {
+    fn segments(self) -> usize {
+        match self {
+            Form::Dense => 1,
+            Form::Grouped(count) | Form::Experts { count, .. } => count,
+        }
+    }
+}
+
+/// Random weights to be multiplied.
 pub struct Subject<'a> {
     device: &'a CudaDevice,
+    form: Form,
+    /// Rows of each matrix.
+    rows: usize,
     source: MatrixSource,
     copies: Vec<PackedMatrix>,
 }
@@ -48,72 +80,132 @@ pub struct Measured {
     pub product_us: f64,
     /// Quantizing the input, where weights are quantized.
     pub quantize_us: f64,
-    /// Bytes of the weights in their file's format: what a speed is reckoned from.
-    pub file_bytes: usize,
-    /// Bytes of the packed weights.
-    pub packed_bytes: usize,
+    /// Bytes of the weights that are met, in their file's format: what a speed is reckoned from.
+    pub file_bytes: f64,
+    /// The same of packed weights.
+    pub packed_bytes: f64,
 }
 
 impl<'a> Subject<'a> {
-    /// Makes weights of a format, in as many copies as keep the cache cold.
+    /// Makes weights of a format, matrices of `rows` rows each, in as many copies as keep the cache cold.
     ///
     /// # Errors
     /// As [`Device::load_matrix`].
-    pub fn new(device: &'a CudaDevice, dtype: DType, rows: usize, depth: usize) -> Result<Subject<'a>, Error> {
+    pub fn new(
+        device: &'a CudaDevice,
+        dtype: DType,
+        form: Form,
+        (rows, depth): (usize, usize),
+    ) -> Result<Subject<'a>, Error> {
+        // Of experts, some are met at a time, others the next time.
+        let least = if matches!(form, Form::Experts { .. }) { 1 } else { 2 };
+        let bytes = form.segments() * rows * dtype.row_bytes(depth).unwrap_or(0);
+        Subject::with(device, dtype, form, (rows, depth), COLD_BYTES.div_ceil(bytes.max(1)).max(least))
+    }
+
+    /// As [`Subject::new`], once: what is right is of interest, and no time.
+    ///
+    /// # Errors
+    /// As [`Subject::new`].
+    pub fn single(
+        device: &'a CudaDevice,
+        dtype: DType,
+        form: Form,
+        of_one: (usize, usize),
+    ) -> Result<Subject<'a>, Error> {
+        Subject::with(device, dtype, form, of_one, 1)
+    }
+
+    fn with(
+        device: &'a CudaDevice,
+        dtype: DType,
+        form: Form,
+        (rows, depth): (usize, usize),
+        count: usize,
+    ) -> Result<Subject<'a>, Error> {
         let row_bytes = dtype.row_bytes(depth).unwrap_or(0);
-        let mut bytes = vec![0; rows * row_bytes];
+        let mut bytes = vec![0; form.segments() * rows * row_bytes];
         RandomBlocks::new(dtype, 0.02).fill(1, 0, &mut bytes);
-        let source = MatrixSource { name: "random".to_owned(), dtype, rows, depth, bytes: bytes.into() };
-        let count = COLD_BYTES.div_ceil(source.bytes.len().max(1)).max(2);
-        let copies = (0..count).map(|_| device.load_matrix(&source)).collect::<Result<_, _>>()?;
-        Ok(Subject { device, source, copies })
+        let all_rows = form.segments() * rows;
+        let source = MatrixSource { name: "random".to_owned(), dtype, rows: all_rows, depth, bytes: bytes.into() };
+        let copies = (0..count).map(|_| device.load_stack(&source, form.segments())).collect::<Result<_, _>>()?;
+        Ok(Subject { device, form, rows, source, copies })
     }
 
     /// Compiles the kernels of tiles, all at once.
     ///
     /// # Errors
     /// If one does not compile.
-    pub fn prepare(&self, tiles: &[CodesTile]) -> Result<(), Error> {
+    pub fn prepare(&self, tiles: &[Tile]) -> Result<(), Error> {
         let Some(Packed::Codes(layout)) = self.copies.first().map(PackedMatrix::form) else { return Ok(()) };
-        let modules: Vec<Module> = tiles.iter().map(|tile| Module::Codes(layout, *tile)).collect();
+        let modules: Vec<Module> = tiles.iter().map(|tile| Module::product(layout, *tile)).collect();
         self.device.gpu().prepare(&modules)
     }
 
-    /// Multiplies in a tile from now on.
-    ///
-    /// # Errors
-    /// If its kernel does not compile.
-    pub fn force_tile(&mut self, tile: CodesTile) -> Result<(), Error> {
-        if let Some(Packed::Codes(layout)) = self.copies.first().map(PackedMatrix::form) {
-            self.device.gpu().prepare(&[Module::Codes(layout, tile)])?;
-            self.copies.iter_mut().for_each(|m| m.force_tile(tile));
-        }
-        Ok(())
+    /// Multiplies in a tile from now on; its kernel has to be compiled.
+    pub fn force_tile(&mut self, tile: Tile) {
+        self.copies.iter_mut().for_each(|m| m.force_tile(tile));
     }
 
-    /// Measures the product with `columns` tokens; none where it is not the reference's, bit for bit.
+    /// Measures the product with `tokens` rows; none where it is not the reference's, bit for bit.
     ///
     /// # Errors
     /// If the card fails.
-    pub fn measure(&self, columns: usize) -> Result<Option<Measured>, Error> {
-        let (device, gpu, depth) = (self.device, self.device.gpu(), self.source.depth);
-        let input: Vec<f32> = (0..columns * depth).map(|i| ((i * 7919 + 13) % 2003) as f32 / 1001.0 - 1.0).collect();
-        if !self.is_right(columns, &input)? {
+    pub fn measure(&self, tokens: usize) -> Result<Option<Measured>, Error> {
+        self.step(tokens, true)
+    }
+
+    /// Whether the product with `tokens` rows is the reference's, bit for bit.
+    ///
+    /// # Errors
+    /// As [`Subject::measure`].
+    pub fn check(&self, tokens: usize) -> Result<bool, Error> {
+        Ok(self.step(tokens, false)?.is_some())
+    }
+
+    fn step(&self, tokens: usize, is_timed: bool) -> Result<Option<Measured>, Error> {
+        let (device, gpu) = (self.device, self.device.gpu());
+        let slices = if let Form::Grouped(count) = self.form { count } else { 1 };
+        let width = slices * self.source.depth;
+        let input: Vec<f32> = (0..tokens * width).map(|i| ((i * 7919 + 13) % 2003) as f32 / 1001.0 - 1.0).collect();
+        let x = device.sent_rows(tokens, &input);
+        let routes: Vec<Routes> = (0..CHOICES).map_while(|choice| self.routes(tokens, choice)).collect();
+        let columns = |turn: usize| match (self.form, &routes[..]) {
+            (Form::Experts { slots, .. }, routes) => {
+                Columns::Routed { routes: &routes[turn % CHOICES], places_each: slots }
+            }
+            (Form::Grouped(_), _) => Columns::Grouped,
+            (Form::Dense, _) => Columns::Dense,
+        };
+        let slots = if let Form::Experts { slots, .. } = self.form { slots } else { 1 };
+        let y = Tensor::new(gpu, tokens * slots, slices * self.rows, x.roles.times(slots));
+        let first = &self.copies[0];
+        let shares: Vec<_> = (0..CHOICES).map(|turn| columns(turn).shares(&x)).collect();
+        let operand = Operand::of(gpu, &x, &[first], &shares[0][0]);
+        let launch = |turn: usize| {
+            let matrix = &self.copies[turn % self.copies.len()];
+            product(gpu, &x, &operand, (matrix, None), &shares[turn % CHOICES][0], &y);
+        };
+        gpu.poison(&y.memory);
+        launch(0);
+        if !self.is_right(tokens, &input, &y)? {
             return Ok(None);
         }
-        let x = device.sent_rows(columns, &input);
-        let shares = Columns::Dense.shares(&x);
-        let [share] = &shares[..] else { return Ok(None) };
-        let first = &self.copies[0];
-        let operand = Operand::of(gpu, &x, &[first], share);
-        let y = Tensor::like(gpu, &x, self.source.rows);
-        let product_us = self.median(|turn| {
-            product(gpu, &x, &operand, (&self.copies[turn % self.copies.len()], None), share, &y);
-        })?;
-        let is_coded = matches!(first.form(), Packed::Codes(_));
-        let quantize_us = if is_coded { self.median(|_| drop(Operand::of(gpu, &x, &[first], share)))? } else { 0.0 };
-        let (file_bytes, packed_bytes) = (self.source.bytes.len(), self.copies[0].bytes());
-        Ok(Some(Measured { product_us, quantize_us, file_bytes, packed_bytes }))
+        let (mut product_us, mut quantize_us) = (0.0, 0.0);
+        if is_timed {
+            product_us = self.median(launch)?;
+        }
+        if is_timed && matches!(first.form(), Packed::Codes(_)) {
+            quantize_us = self.median(|_| drop(Operand::of(gpu, &x, &[first], &shares[0][0])))?;
+        }
+        let met = self.met(&routes)?;
+        let part = |bytes: usize| bytes as f64 * met;
+        Ok(Some(Measured {
+            product_us,
+            quantize_us,
+            file_bytes: part(self.source.bytes.len()),
+            packed_bytes: part(first.bytes()),
+        }))
     }
 
     fn median(&self, work: impl Fn(usize)) -> Result<f64, Error> {
@@ -126,28 +218,80 @@ impl<'a> Subject<'a> {
         median(self.device.gpu(), SAMPLES, LAUNCHES, &launch)
     }
 
-    /// Holds the first and the last rows to the reference.
-    fn is_right(&self, columns: usize, input: &[f32]) -> Result<bool, Error> {
-        let (rows, row_bytes) = (self.source.rows, self.source.row_bytes()?);
-        let x = self.device.sent_rows(columns, input);
-        let [y] = project(self.device.gpu(), &x, [(&self.copies[0], None)], Columns::Dense);
+    /// What experts are chosen by: all are as likely.
+    fn logits(&self, tokens: usize, choice: usize) -> Vec<f32> {
+        let hash = |i: usize| (i + choice * 65_537 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        (0..tokens * self.form.segments()).map(|i| hash(i) as f32 / (1 << 24) as f32).collect()
+    }
+
+    fn routing(slots: usize) -> Routing {
+        Routing { slots, score: Score::Softmax, groups: None, normalise: true, scale: 1.0 }
+    }
+
+    fn routes(&self, tokens: usize, choice: usize) -> Option<Routes> {
+        let Form::Experts { slots, .. } = self.form else { return None };
+        let logits = self.device.sent_rows(tokens, &self.logits(tokens, choice));
+        Some(Routes::new(self.device.gpu(), &logits, &Subject::routing(slots), None, None))
+    }
+
+    /// The share of all matrices that a launch meets, in the mean.
+    fn met(&self, routes: &[Routes]) -> Result<f64, Error> {
+        let Form::Experts { count, .. } = self.form else { return Ok(1.0) };
+        let mut met = 0;
+        for routes in routes {
+            let (mut chosen, mut weights) = (vec![], vec![]);
+            self.device.read_routes(routes, &mut chosen, &mut weights)?;
+            chosen.sort_unstable();
+            chosen.dedup();
+            met += chosen.len();
+        }
+        Ok(met as f64 / (routes.len() * count) as f64)
+    }
+
+    /// Holds the first and the last rows of each matrix to the reference.
+    fn is_right(&self, tokens: usize, input: &[f32], y: &Tensor) -> Result<bool, Error> {
+        let (rows, row_bytes, segments) = (self.rows, self.source.row_bytes()?, self.form.segments());
         let mut got = vec![];
-        self.device.read(&y, &mut got)?;
+        self.device.read(y, &mut got)?;
         let count = CHECKED_ROWS.min(rows);
         for first in [0, rows - count] {
-            let bytes = self.source.bytes[first * row_bytes..][..count * row_bytes].to_vec();
-            let part = MatrixSource { rows: count, bytes: bytes.into(), ..self.source.clone() };
-            let matrix = reference::ReferenceDevice.load_matrix(&part)?;
-            let x = reference::Tensor { rows: columns, width: self.source.depth, values: input.to_vec() };
-            let [want] = reference::ReferenceDevice.project(&x, [&Linear { matrix, bias: None }]);
-            let same = |token: usize| {
-                let got = &got[token * rows + first..][..count];
-                got.iter().zip(want.row(token)).all(|(g, w)| g.to_bits() == w.to_bits())
+            let of = |segment: usize| &self.source.bytes[(segment * rows + first) * row_bytes..][..count * row_bytes];
+            let bytes: Vec<u8> = (0..segments).flat_map(of).copied().collect();
+            let part = MatrixSource { rows: segments * count, bytes: bytes.into(), ..self.source.clone() };
+            let want = self.reference(&part, tokens, input)?;
+            // Slices of a row, or rows of places, of the reference's few rows among all.
+            let same = |index: usize, want: &[f32]| {
+                let got = &got[index * rows + first..][..count];
+                got.iter().zip(want).all(|(g, w)| g.to_bits() == w.to_bits())
             };
-            if !(0..columns).all(same) {
+            if !want.chunks_exact(count).enumerate().all(|(index, want)| same(index, want)) {
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    fn reference(&self, part: &MatrixSource, tokens: usize, input: &[f32]) -> Result<Vec<f32>, Error> {
+        let device = reference::ReferenceDevice;
+        let tensor =
+            |values: &[f32]| reference::Tensor { rows: tokens, width: values.len() / tokens, values: values.to_vec() };
+        let x = tensor(input);
+        Ok(match self.form {
+            Form::Dense => {
+                let [y] = device.project(&x, [&Linear { matrix: device.load_matrix(part)?, bias: None }]);
+                y.values
+            }
+            Form::Grouped(count) => {
+                let stack = LinearStack { matrices: device.load_stack(part, count)?, bias: None };
+                device.project_grouped(&x, &stack).values
+            }
+            Form::Experts { count, slots } => {
+                let router = Router { routing: Subject::routing(slots), bias: None, factors: None };
+                let routes = device.route(&tensor(&self.logits(tokens, 0)), &router);
+                let stack = LinearStack { matrices: device.load_stack(part, count)?, bias: None };
+                let [y] = device.project_routed(&x, [&stack], &routes);
+                y.values
+            }
+        })
     }
 }

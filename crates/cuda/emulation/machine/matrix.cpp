@@ -3,14 +3,14 @@
 
 namespace emulation {
 
-// m16n8k32 and m16n8k16: unsigned codes by signed ones. `g` is the row, or column, of a thread, `t` its place along the depth.
-template <unsigned depth> static void multiply_codes(const u64 (&parts)[lanes]) {
+// m16n8k32 and m16n8k16: codes, unsigned or signed as `Code` says, by signed ones. `g` is the row, or column, of a thread, `t` its place along the depth.
+template <unsigned depth, class Code> static void multiply_codes(const u64 (&parts)[lanes]) {
     short a[16][depth], b[8][depth];
     for (unsigned lane = 0; lane < lanes; lane++) {
         const auto* part = reinterpret_cast<const Multiplication*>(parts[lane]);
         unsigned g = lane / 4, t = lane % 4;
         for (unsigned r = 0; r < depth / 8; r++)
-            for (unsigned i = 0; i < 4; i++) a[g + r % 2 * 8][t * 4 + i + r / 2 * 16] = static_cast<u8>(part->a[r] >> (8 * i));
+            for (unsigned i = 0; i < 4; i++) a[g + r % 2 * 8][t * 4 + i + r / 2 * 16] = static_cast<Code>(part->a[r] >> (8 * i));
         for (unsigned r = 0; r < depth / 16; r++)
             for (unsigned i = 0; i < 4; i++) b[g][t * 4 + i + r * 16] = static_cast<signed char>(part->b[r] >> (8 * i));
     }
@@ -51,8 +51,9 @@ static void multiply_numbers(const u64 (&parts)[lanes]) {
 
 void multiply(const u64 (&parts)[lanes]) {
     switch (reinterpret_cast<const Multiplication*>(parts[0])->kind) {
-    case Multiplication::U8S8Depth32: return multiply_codes<32>(parts);
-    case Multiplication::U8S8Depth16: return multiply_codes<16>(parts);
+    case Multiplication::U8S8Depth32: return multiply_codes<32, u8>(parts);
+    case Multiplication::S8S8Depth32: return multiply_codes<32, signed char>(parts);
+    case Multiplication::U8S8Depth16: return multiply_codes<16, u8>(parts);
     case Multiplication::F16Depth16: return multiply_numbers(parts);
     }
 }

@@ -360,7 +360,7 @@ struct Sums {
     }
 };
 
-// weights [segments of blockIdx.z][row tiles][depth / (32 UNITS)][CHUNK]; codes, scales and minima as quantize.cu leaves them, rows of
+// weights [segments][row tiles][depth / (32 UNITS)][CHUNK]; codes, scales and minima as quantize.cu leaves them, rows of
 // `row_blocks` blocks; y [columns][segments, where each has its slice][rows]. `split` is how many segments the depth has, `groups` how
 // many tiles a block takes, each by an equal part of its warps. Up to three matrices share an input: blocks `from1 ..` are the
 // second's, `from2 ..` the third's.
@@ -368,7 +368,8 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
                                                 const uint2* x_scales, const float4* x_minima, float* y, float* y1, float* y2,
                                                 const float* bias, const float* bias1, const float* bias2, const u32* starts,
                                                 const u32* order, u32 rows, u32 rows1, u32 rows2, u32 from1, u32 from2, u32 depth,
-                                                u32 tokens, u32 slots, u32 row_blocks, u32 split, u32 groups, u32 sliced) {
+                                                u32 tokens, u32 slots, u32 row_blocks, u32 split, u32 groups, u32 sliced,
+                                                const u32* chosen) {
     DYNAMIC_SHARED(uint4, dynamic);
     let_next_start();
     u32 block = blockIdx.x;
@@ -380,13 +381,15 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
     const u32 width = COLUMN_TILES * FOLD_COLUMNS, height = ROW_TILES * 16;
     // Routed columns are earlier work's result. Others wait only where they are read: weights are on their way by then.
     if (starts) after_earlier_work();
-    Columns columns = columns_of_tile(starts, order, tokens, slots, width);
+    const u32 matrix = matrix_of_block(starts, order, chosen);
+    if (matrix == 0xffffffffu) return;
+    Columns columns = columns_of_tile(matrix, starts, order, tokens, slots, width, blockIdx.y);
     if (columns.first >= columns.count) return;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const u32 warps_each = warps / groups, group = warp / warps_each, part = warp % warps_each;
     const u32 tiles = (rows + 15) / 16, tile = (block * groups + group) * ROW_TILES;
     const u64 tile_bytes = (u64)(depth / (32 * UNITS)) * CHUNK;
-    const u32 slice = sliced ? blockIdx.z : 0;
+    const u32 slice = sliced ? matrix : 0;
 
     // Shared memory: the warps' rings, and the sums of all segments, [group][segment][row][column], columns padded by one. Where each
     // warp has one segment, its sums take the place of weights that are done with.
@@ -418,7 +421,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
         const u8* base[ROW_TILES];
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++)
-            base[r] = weights + (blockIdx.z * (u64)tiles + (tile + r < tiles ? tile + r : tiles - 1)) * tile_bytes;
+            base[r] = weights + (matrix * (u64)tiles + (tile + r < tiles ? tile + r : tiles - 1)) * tile_bytes;
         ColumnBlocks blocks[COLUMN_TILES];
         auto first_block = [&](u32 column) {
             u32 row = columns.row(column);
@@ -485,7 +488,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
         const float* in = partial + (of_group * split * height + row_here) * (width + 1) + column;
         float sum = in[0];
         for (u32 s = 1; s < split; s++) sum = sum + in[s * height * (width + 1)];
-        if (bias) sum = sum + bias[blockIdx.z * rows + row];
+        if (bias) sum = sum + bias[matrix * rows + row];
         y[(u64)columns.place(column) * stride + slice * rows + row] = sum;
     }
 }

@@ -1,8 +1,8 @@
 // Which rows of activations the columns of a launch are, and where their results go: dense, grouped and routed alike.
 //
-// blockIdx.z names the segment (a group or an expert; 0 where there is one matrix), blockIdx.y the tile of columns.
-// - `starts` null: columns are the tokens. Segment z reads its slice of a row, and writes its slice.
-// - else: columns are the places `order[starts[z] .. starts[z + 1]]`; place p reads row p / slots and writes row p.
+// `matrix` is the segment (a group or an expert; 0 where there is one matrix), `tile` the tile of `width` columns.
+// - `starts` null: columns are the tokens. Each segment reads its slice of a row, and writes its slice.
+// - else: columns are the places `order[starts[matrix] .. starts[matrix + 1]]`; place p reads row p / slots and writes row p.
 
 struct Columns {
     u32 first;
@@ -19,13 +19,21 @@ struct Columns {
     DEVICE_MEMBER bool has(u32 column) const { return first + column < count; }
 };
 
-DEVICE Columns columns_of_tile(const u32* starts, const u32* order, u32 tokens, u32 slots, u32 tile) {
-    Columns c = {blockIdx.y * tile, tokens, 0, 1};
+DEVICE Columns columns_of_tile(u32 matrix, const u32* starts, const u32* order, u32 tokens, u32 slots, u32 width, u32 tile) {
+    Columns c = {tile * width, tokens, 0, 1};
     if (starts) {
-        u32 start = starts[blockIdx.z];
-        c.count = starts[blockIdx.z + 1] - start;
+        u32 start = starts[matrix];
+        c.count = starts[matrix + 1] - start;
         c.order = order + start;
         c.slots = slots;
     }
     return c;
+}
+
+// The matrix of blockIdx.z: itself; or, where experts are more than places, the expert that was `chosen` for place `order[blockIdx.z]`, by
+// the block of its first place. Else none, which is more than there are.
+DEVICE u32 matrix_of_block(const u32* starts, const u32* order, const u32* chosen) {
+    if (!chosen) return blockIdx.z;
+    const u32 expert = chosen[order[blockIdx.z]];
+    return starts[expert] == blockIdx.z ? expert : 0xffffffffu;
 }

@@ -23,7 +23,7 @@ KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const float* x, floa
                                          u32 split, u32 groups, u32 sliced) {
     begin_in_turn();
     DYNAMIC_SHARED(float, shared);
-    Columns columns = columns_of_tile(starts, order, tokens, slots, COLUMNS);
+    Columns columns = columns_of_tile(blockIdx.z, starts, order, tokens, slots, COLUMNS, blockIdx.y);
     if (columns.first >= columns.count) return;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 tiles = (rows + 31) / 32, tile = blockIdx.x * groups + warp / split;

@@ -7,6 +7,7 @@ pub mod prefill_tile;
 mod project;
 mod select;
 pub mod tile;
+pub mod wide_tile;
 
 pub use pack::PackedMatrix;
 pub(crate) use project::{Codes, Columns, NO_BLOCK, Operand, product, project, project_fine};

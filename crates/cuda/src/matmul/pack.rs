@@ -16,7 +16,8 @@ use super::{
     layout::{Float, Layout, Scale, Scales},
     prefill_tile::PrefillTile,
     select::{Packed, select, units_at},
-    tile::{CodesTile, FloatsTile, MMA_ROWS},
+    tile::{FloatsTile, MMA_ROWS},
+    wide_tile::{Shape, Tile},
 };
 use crate::{
     driver::{Gpu, Memory},
@@ -34,9 +35,9 @@ pub struct PackedMatrix {
     pub(super) depth: usize,
     pub(super) memory: Memory,
     /// The tiles of its layout, from the narrowest; of plain weights, none. Each launch looks.
-    tiles: Vec<CodesTile>,
+    tiles: Vec<Tile>,
     /// Multiplied in this tile whatever the width, to measure it.
-    forced: Option<CodesTile>,
+    pub(super) forced: Option<Tile>,
     /// The same of prompt rows.
     pub(super) forced_prefill: Option<PrefillTile>,
     /// The power of two that brings the largest weight near the largest f16, for prefill's operands.
@@ -56,7 +57,7 @@ impl PackedMatrix {
             what: format!("a projection with {} weights (tensor {})", source.dtype, source.name),
             remedy: "convert the model to a format of weights, such as Q8_0",
         })?;
-        gpu.prepare(&form.modules())?;
+        gpu.prepare(&form.modules(gpu, (rows, segments)))?;
         let prefill = Module::prefill(form).into_iter().filter(|m| m.runs_on(gpu.arch()));
         gpu.prepare(&prefill.collect::<Vec<_>>())?;
         let (tile_rows, tile_bytes) = (form.tile_rows(), form.tile_bytes(source.depth));
@@ -72,12 +73,18 @@ impl PackedMatrix {
             largest = largest.max(part.largest);
         }
         let up = form.up(largest);
-        let tiles = match form {
-            Packed::Codes(layout) => CodesTile::all(layout).collect(),
-            Packed::Float(_) => vec![],
-        };
-        let depth = source.depth;
-        Ok(PackedMatrix { form, segments, rows, depth, memory, tiles, forced: None, forced_prefill: None, up })
+        let tiles = form.tiles(gpu.arch());
+        Ok(PackedMatrix {
+            form,
+            segments,
+            rows,
+            depth: source.depth,
+            memory,
+            tiles,
+            forced: None,
+            forced_prefill: None,
+            up,
+        })
     }
 }
 
@@ -87,14 +94,14 @@ impl PackedMatrix {
         self.form
     }
 
-    /// The tile for so many columns: the narrowest that takes them at once, or the widest.
-    pub(super) fn tile(&self, columns: usize) -> Option<CodesTile> {
-        let fits = || self.tiles.iter().find(|t| t.columns() >= columns).or(self.tiles.last()).copied();
-        self.forced.or_else(fits)
+    /// The tile of a launch.
+    pub(super) fn tile(&self, gpu: &Gpu, columns: usize) -> Tile {
+        let shape = Shape { rows: self.rows, segments: self.segments, columns };
+        self.forced.unwrap_or_else(|| gpu.tile(&self.tiles, shape))
     }
 
     /// Multiplies in this tile from now on, whatever the width: no bit depends on it.
-    pub fn force_tile(&mut self, tile: CodesTile) {
+    pub fn force_tile(&mut self, tile: Tile) {
         self.forced = Some(tile);
     }
 
@@ -143,10 +150,18 @@ impl Packed {
         if largest > 0.0 { 2.0f32.powi(exponent.clamp(*limit.start(), *limit.end())) } else { 1.0 }
     }
 
-    /// The kernels that multiply by it, at any width.
-    fn modules(self) -> Vec<Module> {
+    /// The tiles of its layout.
+    fn tiles(self, arch: &str) -> Vec<Tile> {
+        if let Packed::Codes(layout) = self { Tile::all(layout, arch) } else { vec![] }
+    }
+
+    /// The kernels that multiply by matrices of a shape, at any width.
+    fn modules(self, gpu: &Gpu, shape: (usize, usize)) -> Vec<Module> {
         match self {
-            Packed::Codes(layout) => CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)).collect(),
+            Packed::Codes(layout) => {
+                let tiles = Tile::of_matrix(&self.tiles(gpu.arch()), gpu.processors(), shape);
+                tiles.into_iter().map(|tile| Module::product(layout, tile)).collect()
+            }
             Packed::Float(float) => FloatsTile::ALL.map(|tile| Module::Floats(float, tile)).to_vec(),
         }
     }

@@ -65,29 +65,37 @@ pub(crate) struct Share<'a> {
     pub(crate) y: Range<usize>,
     /// The places of each expert, and how many a row of the input serves.
     pub(crate) places: Option<(&'a List, usize)>,
+    /// The expert of each place.
+    pub(crate) chosen: Option<Arg<'a>>,
     /// Whether each matrix has its slice of a row.
     pub(crate) is_sliced: bool,
 }
 
-impl Columns<'_> {
+impl<'a> Columns<'a> {
     /// Launches of an input.
-    pub(crate) fn shares(&self, x: &Tensor) -> Vec<Share<'_>> {
+    pub(crate) fn shares(&self, x: &Tensor) -> Vec<Share<'a>> {
         let is_sliced = matches!(self, Columns::Grouped);
         match *self {
             Columns::Dense | Columns::Grouped => {
-                let share =
-                    |role, rows: Range<usize>| Share { role, x: rows.clone(), y: rows, places: None, is_sliced };
+                let share = |role, rows: Range<usize>| Share {
+                    role,
+                    x: rows.clone(),
+                    y: rows,
+                    places: None,
+                    chosen: None,
+                    is_sliced,
+                };
                 x.roles.runs().iter().map(|run| share(run.role, run.rows.clone())).collect()
             }
             Columns::Routed { routes, places_each } => {
-                let share = |list: &'_ List| {
+                let share = |list: &'a List| {
                     let rows_of = |each: usize| list.rows.start * each..list.rows.end * each;
-                    let (x, y) = (rows_of(routes.slots / places_each), rows_of(routes.slots));
-                    (list.role, x, y)
+                    let y = rows_of(routes.slots);
+                    let chosen = Some(Arg::From(&routes.chosen, y.start * size_of::<u32>()));
+                    let (x, places) = (rows_of(routes.slots / places_each), Some((list, places_each)));
+                    Share { role: list.role, x, y, places, chosen, is_sliced }
                 };
-                let all = routes.lists.iter().map(|list| (list, share(list)));
-                all.map(|(list, (role, x, y))| Share { role, x, y, places: Some((list, places_each)), is_sliced })
-                    .collect()
+                routes.lists.iter().map(share).collect()
             }
         }
     }
@@ -120,6 +128,16 @@ impl Share<'_> {
     /// Places that a row of the input serves.
     pub(crate) fn places_each(&self) -> usize {
         self.places.map_or(1, |(_, each)| each)
+    }
+
+    /// Columns that a matrix is expected to have: of experts, half again the mean.
+    fn columns_expected(&self, segments: usize) -> usize {
+        let places = self.x.len() * self.places_each();
+        if self.places.is_some() {
+            (places + places / 2).div_ceil(segments.max(1)).min(self.columns_max())
+        } else {
+            places
+        }
     }
 
     /// Where each matrix's places begin, and the places.
@@ -265,10 +283,17 @@ fn multiply(
 ) {
     let PackedMatrix { form, segments, rows, depth, .. } = *matrix;
     let (columns_max, split) = (share.columns_max(), segment_count(depth));
+    // Blocks for each place, where experts are more.
+    let mut by_place = None;
     let (module, launch, row_length) = match &input {
         Input::Codes(layout, codes) => {
-            let tile = matrix.tile(columns_max).expect("a layout has tiles");
-            (Module::Codes(*layout, tile), tile.launch(*layout, (rows, columns_max), segments, split), codes.blocks)
+            let tile = matrix.tile(gpu, share.columns_expected(segments));
+            let mut launch = tile.launch(*layout, (rows, columns_max), segments, split);
+            by_place = share.chosen.filter(|_| share.x.len() * share.places_each() < segments);
+            if by_place.is_some() {
+                launch.grid[2] = share.x.len() * share.places_each();
+            }
+            (Module::product(*layout, tile), launch, codes.blocks)
         }
         Input::Floats(x) => {
             let (tile, Packed::Float(float)) = (FloatsTile::for_columns(columns_max), form) else {
@@ -291,6 +316,7 @@ fn multiply(
             args.extend(
                 [depth, share.x.len(), share.places_each(), row_length, split, groups, is_sliced].map(Arg::U32),
             );
+            args.push(by_place.unwrap_or(Arg::Null));
         }
         Input::Floats(x) => {
             args = vec![weights, rows_of(x, &share.x), y_rows, bias.into()];

@@ -164,7 +164,7 @@ impl Call {
 /// Two neighbours as one launch, where there is one that does the same.
 fn joined(last: &Call, next: &Call) -> Option<Call> {
     match (last.module, next.module) {
-        (Module::Codes(..), Module::Codes(..)) => joined_products(last, next),
+        (Module::Codes(..) | Module::Wide(..), Module::Codes(..) | Module::Wide(..)) => joined_products(last, next),
         (Module::Elementwise, Module::Norm) if last.entry == "add" => joined_norm(last, next),
         _ => heads::joined(last, next),
     }

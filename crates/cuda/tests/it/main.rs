@@ -4,5 +4,6 @@ mod card;
 mod emulation;
 mod joined;
 mod packing;
+mod products;
 mod prompt;
 mod stand_in;

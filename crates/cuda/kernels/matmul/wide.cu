@@ -1,0 +1,435 @@
+// Quantized weights times quantized activations for many columns: the numbers of codes.cu, bit for bit, where scales and not memory
+// would limit.
+//
+// A block has PARTS x TEAMS warps. The warps of a part have the same features and columns, and ROW_TILES x 16 rows each; a part takes
+// an equal share of the segments of the depth. Steps of weights and of activations come through one ring of STAGES in shared
+// memory, which all wait for at once. A warp expands a unit of weights once for its COLUMN_TILES x 8 columns, and reads scales of columns
+// once for its rows; what is left for each 16 x 8 sums is a product, four subtractions that make them floats, four products of scales, and
+// four (with minima, eight) multiply-adds in the canonical order.
+
+#define WIDTH (COLUMN_TILES * 8)
+#define HEIGHT (TEAMS * ROW_TILES * 16)
+#define PART_THREADS (TEAMS * 32)
+#define STEP_UNITS (UNITS >= 4 ? UNITS : 4)
+#define STEP_CHUNKS (STEP_UNITS / UNITS)
+#define STEP_BYTES (STEP_CHUNKS * CHUNK)
+#define SCALES_AT (PLANE_BYTES(LOW) + PLANE_BYTES(HIGH))
+// Bytes are multiplied as signed numbers, so that no sum has to be corrected.
+#define IS_SIGNED (LOW == 8 && OFFSET == 128)
+#define IS_CORRECTED (OFFSET > 0 && !IS_SIGNED)
+// What sums need of a block of activations: its scale; and the sums of its codes, or these times the scale.
+#define COLUMN_BYTES (HAS_MIN ? (SUB == 32 ? 8 : 16) : IS_CORRECTED ? 8 : 4)
+#define WEIGHT_BYTES (TEAMS * ROW_TILES * STEP_BYTES)
+#define PART_BYTES (WEIGHT_BYTES + STEP_UNITS * WIDTH * (32 + COLUMN_BYTES))
+
+static_assert(PARTS * PART_BYTES == STAGE_BYTES && STAGES >= 2, "the ring is as the host reckons it");
+static_assert(THREADS == PARTS * PART_THREADS && THREADS >= WIDTH, "a thread looks up a column");
+static_assert(PARTS == 1 || PARTS >= 4, "a part keeps the sums of two segments at most");
+static_assert(!(HAS_MIN && OFFSET > 0), "minima take the place of an offset");
+
+#define MAGIC_BITS_OF(shift) (MAGIC_BITS - ((shift) << 23))
+#define MAGIC_OF(shift) (MAGIC / (float)(1 << (shift)))
+
+// How many bits too far up the codes of a register are multiplied: they are masked where they lie.
+DEVICE constexpr int shift_of(int row, int half) {
+    return HIGH > 0 || LOW == 8 ? 0 : LOW == 4 ? row * 4 : SUB == 16 ? half * 4 + row * 2 : row * 2;
+}
+
+// The codes of register `i`: row g + 8 (i % 2), half i / 2.
+DEVICE u32 placed(const Raw& raw, int i) {
+#if HIGH > 0 || (LOW == 8 && !IS_SIGNED)
+    return raw.bytes(i);
+#elif LOW == 8
+    return raw.bytes(i) ^ 0x80808080u;
+#elif LOW == 4
+    return raw.low[i / 2] & (0x0f0f0f0fu << (i % 2 * 4));
+#elif SUB == 16
+    return raw.low[0] & (0x03030303u << (i * 2));
+#else
+    return (raw.low[0] >> (i / 2 * 4)) & (0x03030303u << (i % 2 * 2));
+#endif
+}
+
+// Scales (and minima) of rows g and g + 8 in a unit, as they lie.
+struct RawScales {
+#if SCALES == SUPER_SCALES
+    // The factors of the unit's sub-blocks, a byte each.
+    u32 factors[1 + HAS_MIN][2];
+#else
+    u32 values[1 + HAS_MIN][SUBS_PER_UNIT][SCALES == F32_SCALES ? 2 : 1];
+#endif
+    DEVICE_MEMBER void load(const u8* part, u32 unit, u32 g) {
+#pragma unroll
+        for (int m = 0; m < 1 + HAS_MIN; m++, part += SCALE_PART) {
+#if SCALES == SUPER_SCALES
+#pragma unroll
+            for (int row = 0; row < 2; row++) {
+                const u8* at = part + 32 + (2 * g + row) * SUBS + unit * SUBS_PER_UNIT;
+                factors[m][row] = SUBS_PER_UNIT == 2 ? *(const u16*)at : *at;
+            }
+#else
+#pragma unroll
+            for (int s = 0; s < SUBS_PER_UNIT; s++) {
+                const u8* at = part + (g * SUBS + unit * SUBS_PER_UNIT + s) * (SCALES == F32_SCALES ? 8 : 4);
+                values[m][s][0] = *(const u32*)at;
+                if (SCALES == F32_SCALES) values[m][s][SCALES == F32_SCALES] = *(const u32*)(at + 4);
+            }
+#endif
+        }
+    }
+};
+
+// What factors count: of a chunk of 256 features; nothing elsewhere. `excess` is what 2^15 and a factor's bias make of it.
+struct ScaleUnits {
+#if SCALES == SUPER_SCALES
+    float units[1 + HAS_MIN][2];
+    float excess[1 + HAS_MIN][2];
+#endif
+    DEVICE_MEMBER void load(const u8* part, u32 g) {
+#if SCALES == SUPER_SCALES
+#pragma unroll
+        for (int m = 0; m < 1 + HAS_MIN; m++) {
+            const u32 pair = *(const u32*)(part + m * SCALE_PART + g * 4);
+#pragma unroll
+            for (int row = 0; row < 2; row++) {
+                units[m][row] = half_to_float(pair >> (row * 16));
+                excess[m][row] = -32896.0f * units[m][row];
+            }
+        }
+#endif
+    }
+    // unit * (byte - 128), exact: 2^15 + byte is put together as a float, and the rest of it taken off by one fused multiply-add.
+    DEVICE_MEMBER float get(const RawScales& raw, int m, int row, int sub) const {
+#if SCALES == SUPER_SCALES
+        const u32 biased = __byte_perm(raw.factors[m][row], 0x47000000u, 0x7404 + sub * 16);
+        return fma(__uint_as_float(biased), units[m][row], excess[m][row]);
+#elif SCALES == F32_SCALES
+        return __uint_as_float(raw.values[m][sub][row]);
+#else
+        return half_to_float(raw.values[m][sub][0] >> (row * 16));
+#endif
+    }
+};
+
+// A unit of a row tile on its way from shared memory.
+struct UnitWeights {
+    Raw raw;
+    RawScales scales;
+    DEVICE_MEMBER void load(const u8* step, u32 unit, u32 lane) {
+        const u8* chunk = step + unit / UNITS * CHUNK;
+        raw.load(chunk, unit % UNITS, lane);
+        scales.load(chunk + SCALES_AT, unit % UNITS, lane / 4);
+    }
+};
+
+// What sums of this thread's two columns need of a block of activations.
+struct ColumnScales {
+    float dx[2];
+    // With minima: scales times sums of codes, for each sub-block.
+    float weighed[2][SUBS_PER_UNIT];
+    // Sums of the codes of both halves, in 16 bits each.
+    u32 sums[2];
+    DEVICE_MEMBER void load(const u8* at) {
+#if HAS_MIN && SUB == 32
+        const float4 v = *(const float4*)at;
+        dx[0] = v.x; weighed[0][0] = v.y; dx[1] = v.z; weighed[1][0] = v.w;
+#elif HAS_MIN
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const float4 v = ((const float4*)at)[i];
+            dx[i] = v.x; weighed[i][0] = v.z; weighed[i][SUBS_PER_UNIT - 1] = v.w;
+        }
+#elif IS_CORRECTED
+        const uint4 v = *(const uint4*)at;
+        dx[0] = __uint_as_float(v.x); sums[0] = v.y; dx[1] = __uint_as_float(v.z); sums[1] = v.w;
+#else
+        const float2 v = *(const float2*)at;
+        dx[0] = v.x; dx[1] = v.y;
+#endif
+    }
+};
+
+// Integer sums start at the magic number of their row's shift, less the offset's share, so that they end as `code - offset` would give
+// them; as floats they are then a subtraction away from the sums themselves.
+DEVICE void start_sums(int (&start)[4], const int (&magic)[4], const ColumnScales& columns, int half) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+#if IS_CORRECTED
+        const int factor = (-OFFSET << shift_of(i / 2, half)) & 0xff;
+        start[i] = dot_pair(columns.sums[i % 2], SUB == 32 ? factor * 0x101 : factor << (half * 8), magic[i]);
+#else
+        start[i] = magic[i];
+#endif
+    }
+}
+
+struct Sums {
+    float acc[ROW_TILES][COLUMN_TILES][4];
+
+    // Adds a unit. `codes` and `scales` are of this thread in the unit's first run of columns.
+    DEVICE_MEMBER void take(const UnitWeights (&weights)[ROW_TILES], const ScaleUnits (&units)[ROW_TILES], const u8* codes, const u8* scales,
+                            const int (&magic)[SUBS_PER_UNIT][4]) {
+        u32 a[ROW_TILES][4];
+        float scale[ROW_TILES][1 + HAS_MIN][SUBS_PER_UNIT][2];
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) a[r][i] = placed(weights[r].raw, i);
+#pragma unroll
+            for (int i = 0; i < (1 + HAS_MIN) * SUBS_PER_UNIT * 2; i++) {
+                const int m = i / (2 * SUBS_PER_UNIT), h = i / 2 % SUBS_PER_UNIT, row = i % 2;
+                scale[r][m][h][row] = units[r].get(weights[r].scales, m, row, h);
+            }
+        }
+#pragma unroll
+        for (int c = 0; c < COLUMN_TILES; c++) {
+            const uint2 b = *(const uint2*)(codes + c * 256);
+            ColumnScales columns;
+            columns.load(scales + c * 8 * COLUMN_BYTES);
+#pragma unroll
+            for (int h = 0; h < SUBS_PER_UNIT; h++) {
+                int start[4];
+                start_sums(start, magic[h], columns, h);
+#pragma unroll
+                for (int r = 0; r < ROW_TILES; r++) {
+                    int sums[4];
+#if SUB == 32 && IS_SIGNED
+                    multiply_signed(sums, a[r], b, start);
+#elif SUB == 32
+                    multiply(sums, a[r], b, start);
+#else
+                    static_assert(!IS_SIGNED, "bytes of sub-blocks of 16 have other offsets");
+                    multiply_half(sums, a[r][2 * h], a[r][2 * h + 1], h ? b.y : b.x, start);
+#endif
+                    accumulate(acc[r][c], sums, scale[r], columns, h);
+                }
+            }
+        }
+    }
+
+private:
+    DEVICE_MEMBER void accumulate(float (&to)[4], const int (&sums)[4], const float (&scale)[1 + HAS_MIN][SUBS_PER_UNIT][2],
+                                  const ColumnScales& columns, int h) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float sum = __int_as_float(sums[i]) - MAGIC_OF(shift_of(i / 2, h));
+            to[i] = fma(sum, scale[0][h][i / 2] * columns.dx[i % 2], to[i]);
+#if HAS_MIN
+            to[i] = fma(scale[1][h][i / 2], columns.weighed[i % 2][h], to[i]);
+#endif
+        }
+    }
+};
+
+// The activations of a launch, and where the blocks of each column of this tile begin: fewer than 2^32 blocks.
+struct Activations {
+    const u8* codes;
+    const u8* scales;
+    const u8* minima;
+    const u32* first_blocks;
+
+    // Starts copies of `count` units from `unit` on to a part of a stage, behind its weights. `thread` counts within the part.
+    DEVICE_MEMBER void bring(u8* to, u32 unit, u32 count, u32 thread) const {
+#pragma unroll
+        for (u32 i = 0; i < STEP_UNITS * WIDTH * 2; i += PART_THREADS) {
+            const u32 piece = i + thread, u = piece / (2 * WIDTH);
+            if (piece < STEP_UNITS * WIDTH * 2 && u < count)
+                copy_16(to + piece * 16, codes + ((u64)first_blocks[piece / 2 % WIDTH] + (unit + u) * 8) * 32 + piece % 2 * 16);
+        }
+        to += STEP_UNITS * WIDTH * 32;
+#pragma unroll
+        for (u32 i = 0; i < STEP_UNITS * WIDTH; i += PART_THREADS) {
+            const u32 piece = i + thread, u = piece / WIDTH;
+            if (piece >= STEP_UNITS * WIDTH || u >= count) continue;
+            const u64 block = (u64)first_blocks[piece % WIDTH] + (unit + u) * 8;
+            u8* at = to + piece * COLUMN_BYTES;
+            if (COLUMN_BYTES == 16) copy_16(at, minima + block * 16);
+            else if (HAS_MIN) copy_8(at, minima + block * 16);
+            else if (COLUMN_BYTES == 8) copy_8(at, scales + block * 8);
+            else copy_4(at, scales + block * 8);
+        }
+    }
+};
+
+// Starts copies of a step of this warp's row tiles.
+DEVICE void bring_weights(u8* to, const u8* const (&base)[ROW_TILES], u32 chunk, u32 chunks, u32 lane) {
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++) {
+        const u8* from = base[r] + (u64)chunk * CHUNK;
+#pragma unroll
+        for (u32 i = 0; i < STEP_BYTES; i += 512)
+            if (i + lane * 16 < chunks * CHUNK) copy_16_once(to + r * STEP_BYTES + i + lane * 16, from + i + lane * 16);
+    }
+}
+
+// As `codes` of codes.cu. Blocks that share rows of weights follow each other.
+KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weights1, const u8* weights2, const u8* x_codes,
+                                               const u8* x_scales, const u8* x_minima, float* y, float* y1, float* y2, const float* bias,
+                                               const float* bias1, const float* bias2, const u32* starts, const u32* order, u32 rows,
+                                               u32 rows1, u32 rows2, u32 from1, u32 from2, u32 depth, u32 tokens, u32 slots,
+                                               u32 row_blocks, u32 split, u32 groups, u32 sliced,
+                                               const u32* chosen) {
+    DYNAMIC_SHARED(uint4, dynamic);
+    let_next_start();
+    const u32 index = blockIdx.y * gridDim.x + blockIdx.x;
+    u32 block = index / gridDim.y;
+    if (block >= from2) {
+        weights = weights2, y = y2, bias = bias2, rows = rows2, block -= from2;
+    } else if (block >= from1) {
+        weights = weights1, y = y1, bias = bias1, rows = rows1, block -= from1;
+    }
+    if (starts) after_earlier_work();
+    const u32 matrix = matrix_of_block(starts, order, chosen);
+    if (matrix == 0xffffffffu) return;
+    Columns columns = columns_of_tile(matrix, starts, order, tokens, slots, WIDTH, index % gridDim.y);
+    if (columns.first >= columns.count) return;
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = warp / TEAMS, group = warp % TEAMS;
+    const u32 tiles = (rows + 15) / 16, tile = (block * TEAMS + group) * ROW_TILES;
+    const u64 tile_bytes = (u64)(depth / (32 * UNITS)) * CHUNK;
+    const u32 slice = sliced ? matrix : 0;
+
+    u8* const ring = (u8*)dynamic;
+    float* const partial = (float*)dynamic;
+    u32* const first_blocks = (u32*)(ring + FIRST_BLOCKS_AT);
+    if (threadIdx.x < WIDTH) {
+        const u32 row = columns.row(threadIdx.x);
+        first_blocks[threadIdx.x] = (row / 8 * row_blocks + slice * (depth / 32)) * 8 + row % 8;
+    }
+    __syncthreads();
+    const Activations x = {x_codes, x_scales, x_minima, first_blocks};
+
+    // Units of this part, and steps of the longest.
+    const u32 first_segment = split * part / PARTS, segments_end = split * (part + 1) / PARTS;
+    u32 start = 0, end = 0, segment_end = 0, steps = 0;
+#pragma unroll 1
+    for (u32 p = 0; p < PARTS; p++) {
+        const u32 first = split * p / PARTS, last = split * (p + 1) / PARTS;
+        if (first == last) continue;
+        u32 from, from_end, unused, to;
+        segment_of(depth, split, first, from, from_end);
+        segment_of(depth, split, last - 1, unused, to);
+        steps = max(steps, ((to - from) / 32 + STEP_UNITS - 1) / STEP_UNITS);
+        if (p == part) start = from / 32, segment_end = from_end / 32, end = to / 32;
+    }
+    const u8* base[ROW_TILES];
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++)
+        base[r] = weights + (matrix * (u64)tiles + (tile + r < tiles ? tile + r : tiles - 1)) * tile_bytes;
+
+    auto units_of = [&](u32 step) {
+        const u32 at = start + step * STEP_UNITS;
+        return at >= end ? 0 : end - at < STEP_UNITS ? end - at : STEP_UNITS;
+    };
+    auto weights_of = [&](u32 step, u8* stage) {
+        const u32 count = units_of(step);
+        u8* to = stage + part * PART_BYTES + group * ROW_TILES * STEP_BYTES;
+        if (count > 0 && tile < tiles) bring_weights(to, base, start / UNITS + step * STEP_CHUNKS, count / UNITS, lane);
+    };
+    auto activations_of = [&](u32 step, u8* stage) {
+        x.bring(stage + part * PART_BYTES + WEIGHT_BYTES, start + step * STEP_UNITS, units_of(step), group * 32 + lane);
+    };
+    // Weights wait for nobody.
+#pragma unroll 1
+    for (u32 s = 0; s < STAGES - 1; s++) weights_of(s, ring + s * STAGE_BYTES);
+    if (!starts) after_earlier_work();
+#pragma unroll 1
+    for (u32 s = 0; s < STAGES - 1; s++) {
+        activations_of(s, ring + s * STAGE_BYTES);
+        end_of_copies();
+    }
+
+    Sums sums = {};
+    // The sums of segments that are done: all of them, or the first of two.
+    float kept[ROW_TILES][COLUMN_TILES][4];
+#pragma unroll
+    for (int i = 0; i < ROW_TILES * COLUMN_TILES * 4; i++) kept[i / 4 / COLUMN_TILES][i / 4 % COLUMN_TILES][i % 4] = -0.0f;
+    int magic[SUBS_PER_UNIT][4];
+#pragma unroll
+    for (int i = 0; i < 4 * SUBS_PER_UNIT; i++) magic[i / 4][i % 4] = opaque(MAGIC_BITS_OF(shift_of(i % 4 / 2, i / 4)));
+    u32 segment = first_segment, slot = 0;
+#pragma unroll 1
+    for (u32 step = 0; step < steps; step++) {
+        wait_for_copies<STAGES - 2>();
+        __syncthreads();
+        {
+            u8* next = ring + (slot == 0 ? STAGES - 1 : slot - 1) * STAGE_BYTES;
+            weights_of(step + STAGES - 1, next);
+            activations_of(step + STAGES - 1, next);
+            end_of_copies();
+        }
+        const u32 count = units_of(step);
+        const u8* stage = ring + slot * STAGE_BYTES + part * PART_BYTES;
+        slot = slot + 1 < STAGES ? slot + 1 : 0;
+        if (tile >= tiles || count == 0) continue;
+        const u8* own = stage + group * ROW_TILES * STEP_BYTES;
+        const u8* codes = stage + WEIGHT_BYTES + lane * 8;
+        const u8* scales = stage + WEIGHT_BYTES + STEP_UNITS * WIDTH * 32 + lane % 4 * 2 * COLUMN_BYTES;
+        UnitWeights at[ROW_TILES];
+        ScaleUnits units[ROW_TILES];
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++) {
+            at[r].load(own + r * STEP_BYTES, 0, lane);
+            units[r].load(own + r * STEP_BYTES + SCALES_AT, lane / 4);
+        }
+        // The next unit's weights are on their way while one is multiplied.
+        auto take = [&](u32 u, u32 last) {
+            UnitWeights next[ROW_TILES];
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++) next[r].load(own + r * STEP_BYTES, u < last ? u + 1 : u, lane);
+            sums.take(at, units, codes + u * WIDTH * 32, scales + u * WIDTH * COLUMN_BYTES, magic);
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++) at[r] = next[r];
+        };
+        if (UNITS >= 4 || count == STEP_UNITS) {
+#pragma unroll(COLUMN_TILES > 4 ? 1 : 4 / (COLUMN_TILES / 2))
+            for (u32 u = 0; u < STEP_UNITS; u++) take(u, STEP_UNITS - 1);
+        } else {
+#pragma unroll 1
+            for (u32 u = 0; u < count; u++) take(u, count - 1);
+        }
+        // Segments end where steps do.
+        if (start + step * STEP_UNITS + count >= segment_end && segment < segments_end) {
+            const bool is_last = ++segment == segments_end;
+            u32 unused, to;
+            segment_of(depth, split, is_last ? segment - 1 : segment, unused, to);
+            segment_end = to / 32;
+            if (PARTS == 1 || !is_last)
+#pragma unroll
+                for (int i = 0; i < ROW_TILES * COLUMN_TILES * 4; i++) {
+                    const int r = i / 4 / COLUMN_TILES, c = i / 4 % COLUMN_TILES;
+                    kept[r][c][i % 4] = kept[r][c][i % 4] + sums.acc[r][c][i % 4];
+                    sums.acc[r][c][i % 4] = 0.0f;
+                }
+        }
+    }
+    wait_for_copies<0>();
+    __syncthreads();
+
+    // Sums of segments take the place of the ring: [segment][row][column], columns padded by one.
+    auto write = [&](const float (&of)[ROW_TILES][COLUMN_TILES][4], u32 at) {
+        float* out = partial + (at * HEIGHT + group * ROW_TILES * 16) * (WIDTH + 1);
+#pragma unroll
+        for (int i = 0; i < ROW_TILES * COLUMN_TILES * 4; i++) {
+            const u32 r = i / 4 / COLUMN_TILES, c = i / 4 % COLUMN_TILES, cell = i % 4;
+            out[(r * 16 + lane / 4 + cell / 2 * 8) * (WIDTH + 1) + c * 8 + lane % 4 * 2 + cell % 2] = of[r][c][cell];
+        }
+    };
+    if (PARTS == 1) {
+        write(kept, 0);
+    } else if (first_segment < segments_end) {
+        if (segments_end - first_segment > 1) write(kept, first_segment);
+        write(sums.acc, segments_end - 1);
+    }
+    __syncthreads();
+    const u32 count = PARTS == 1 ? 1 : split;
+    const u64 stride = (u64)rows * (sliced ? gridDim.z : 1);
+    for (u32 cell = threadIdx.x; cell < HEIGHT * WIDTH; cell += THREADS) {
+        const u32 row = block * HEIGHT + cell % HEIGHT, column = cell / HEIGHT;
+        if (row >= rows || !columns.has(column)) continue;
+        const float* in = partial + cell % HEIGHT * (WIDTH + 1) + column;
+        float sum = in[0];
+        for (u32 s = 1; s < count; s++) sum = sum + in[s * HEIGHT * (WIDTH + 1)];
+        if (bias) sum = sum + bias[matrix * rows + row];
+        y[(u64)columns.place(column) * stride + slice * rows + row] = sum;
+    }
+}

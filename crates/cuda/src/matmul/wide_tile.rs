@@ -1,0 +1,275 @@
+//! Tiles of the kernel for many columns: what a block holds, which shapes there are, and which a launch gets.
+
+use tessera_ops::numerics::SEGMENTS_MAX;
+
+use super::{
+    layout::{Layout, UNIT},
+    tile::{CodesTile, Launch, MMA_COLUMNS, MMA_ROWS, WARP},
+};
+
+/// What a block of `wide.cu` holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WideTile {
+    /// Runs of 16 rows of a warp.
+    pub row_tiles: usize,
+    /// Runs of 8 columns of a warp: 2, 4 or 8.
+    pub column_tiles: usize,
+    /// Warps that share features and columns, and differ in rows.
+    pub teams: usize,
+    /// Shares of the depth: 1, or 4 to 8.
+    pub parts: usize,
+    /// Blocks that a processor shall hold at once.
+    pub blocks: usize,
+    /// Steps of weights and activations in the ring.
+    pub stages: usize,
+}
+
+/// Beyond this, more bytes on their way make nothing faster.
+const STAGES_MAX: usize = 6;
+
+/// What sums in a narrow tile cost beside those in a wide one: scales of columns are read for 16 rows alone.
+const NARROW_COST: f64 = 1.7;
+
+/// More columns than any tile has.
+const MANY_COLUMNS: usize = 4096;
+
+/// Bytes of shared memory that a block of a card may have.
+pub fn shared_bytes_max(arch: &str) -> usize {
+    match arch {
+        "sm_90a" => 227 << 10,
+        "sm_80" => 163 << 10,
+        _ => 99 << 10,
+    }
+}
+
+/// Bytes that a processor keeps for itself of each block's shared memory.
+const BLOCK_OWN_BYTES: usize = 1 << 10;
+
+impl WideTile {
+    /// Every tile of a layout on a card whose blocks may have so much shared memory.
+    pub fn all(layout: Layout, room: usize) -> Vec<WideTile> {
+        let mut all: Vec<WideTile> = vec![];
+        for column_tiles in [2, 4, 8] {
+            for (teams, parts) in [(8, 1), (2, 4)] {
+                let shape = |row_tiles| WideTile { row_tiles, column_tiles, teams, parts, blocks: 1, stages: 0 };
+                let tiles = [shape(2), shape(1)].map(|tile| tile.with_ring(layout, room));
+                let sound = |least: usize| tiles.into_iter().find(|t| t.stages >= least && t.is_sound(layout, room));
+                all.extend(sound(3).or(sound(2)));
+            }
+        }
+        all
+    }
+
+    /// With as many stages as fit.
+    #[must_use]
+    pub fn with_ring(self, layout: Layout, room: usize) -> WideTile {
+        let share = room / self.blocks - if self.blocks > 1 { BLOCK_OWN_BYTES } else { 0 };
+        let stages = share.saturating_sub(self.columns() * size_of::<u32>()) / self.stage_bytes(layout);
+        WideTile { stages: stages.min(STAGES_MAX), ..self }
+    }
+
+    /// Whether a launch can have it.
+    pub fn is_sound(self, layout: Layout, room: usize) -> bool {
+        let is_known =
+            matches!(self.column_tiles, 2 | 4 | 8) && (self.parts == 1 || (4..=SEGMENTS_MAX).contains(&self.parts));
+        is_known
+            && self.row_tiles * self.column_tiles <= 16
+            && self.stages >= 2
+            && self.threads() >= self.columns()
+            && self.shared_bytes(layout) <= room
+    }
+
+    /// Weight rows of a block.
+    pub const fn rows(self) -> usize {
+        self.teams * self.row_tiles * MMA_ROWS
+    }
+
+    /// Columns of a block.
+    pub const fn columns(self) -> usize {
+        self.column_tiles * MMA_COLUMNS
+    }
+
+    const fn threads(self) -> usize {
+        self.teams * self.parts * WARP
+    }
+
+    /// Bytes of a step of all parts: whole chunks, four units at least.
+    const fn stage_bytes(self, layout: Layout) -> usize {
+        let units = if layout.units > 4 { layout.units } else { 4 };
+        let weights = self.teams * self.row_tiles * (units / layout.units) * layout.chunk_bytes();
+        let is_corrected = layout.offset > 0 && !(layout.low == 8 && layout.offset == 128);
+        let scales = match (layout.has_min, layout.sub) {
+            (true, 32) => 8,
+            (true, _) => 16,
+            (false, _) => 4 << is_corrected as usize,
+        };
+        self.parts * (weights + units * self.columns() * (UNIT + scales))
+    }
+
+    /// Where the blocks of columns are noted: behind the ring, and behind the sums that take its place.
+    const fn first_blocks_at(self, layout: Layout) -> usize {
+        let segments = if self.parts == 1 { 1 } else { SEGMENTS_MAX };
+        let sums = segments * self.rows() * (self.columns() + 1) * size_of::<f32>();
+        let ring = self.stages * self.stage_bytes(layout);
+        if ring > sums { ring } else { sums }
+    }
+
+    const fn shared_bytes(self, layout: Layout) -> usize {
+        self.first_blocks_at(layout) + self.columns() * size_of::<u32>()
+    }
+
+    /// The launch for `segments` matrices of some rows and columns each.
+    pub fn launch(self, layout: Layout, (rows, columns): (usize, usize), segments: usize) -> Launch {
+        Launch {
+            grid: [rows.div_ceil(self.rows()), columns.div_ceil(self.columns()), segments],
+            threads: self.threads(),
+            shared_bytes: self.shared_bytes(layout),
+            groups: 1,
+        }
+    }
+
+    pub(crate) fn constants(self, layout: Layout) -> Vec<(&'static str, usize)> {
+        let WideTile { row_tiles, column_tiles, teams, parts, blocks, stages } = self;
+        vec![
+            ("ROW_TILES", row_tiles),
+            ("COLUMN_TILES", column_tiles),
+            ("TEAMS", teams),
+            ("PARTS", parts),
+            ("BLOCKS", blocks),
+            ("THREADS", self.threads()),
+            ("STAGES", stages),
+            ("STAGE_BYTES", self.stage_bytes(layout)),
+            ("FIRST_BLOCKS_AT", self.first_blocks_at(layout)),
+        ]
+    }
+}
+
+/// A tile of either kernel of quantized products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tile {
+    /// Of `codes.cu`.
+    Narrow(CodesTile),
+    /// Of `wide.cu`.
+    Wide(WideTile),
+}
+
+/// The matrices of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Rows of each.
+    pub rows: usize,
+    /// Matrices.
+    pub segments: usize,
+    /// Columns that each is expected to have.
+    pub columns: usize,
+}
+
+impl Tile {
+    /// Columns of a block.
+    pub fn columns(self) -> usize {
+        match self {
+            Tile::Narrow(tile) => tile.columns(),
+            Tile::Wide(tile) => tile.columns(),
+        }
+    }
+
+    /// As [`CodesTile::launch`].
+    pub fn launch(self, layout: Layout, shape: (usize, usize), segments: usize, split: usize) -> Launch {
+        match self {
+            Tile::Narrow(tile) => tile.launch(layout, shape, segments, split),
+            Tile::Wide(tile) => tile.launch(layout, shape, segments),
+        }
+    }
+
+    /// Every tile that a launch on some card may get, whatever its shape.
+    pub fn all(layout: Layout, arch: &str) -> Vec<Tile> {
+        let wide = WideTile::all(layout, shared_bytes_max(arch)).into_iter().map(Tile::Wide);
+        CodesTile::all(layout).map(Tile::Narrow).chain(wide).collect()
+    }
+
+    /// Those that a matrix of a shape may get at any width.
+    pub fn of_matrix(tiles: &[Tile], processors: usize, (rows, segments): (usize, usize)) -> Vec<Tile> {
+        let mut some: Vec<Tile> = vec![];
+        for columns in tiles.iter().map(|t| t.columns()).chain([MANY_COLUMNS]) {
+            let tile = Tile::select(tiles, processors, Shape { rows, segments, columns });
+            if !some.contains(&tile) {
+                some.push(tile);
+            }
+        }
+        some
+    }
+
+    /// One of the tiles that some shape of this width has: which of them goes by the rows.
+    pub fn any(tiles: &[Tile], shape: Shape) -> Tile {
+        let width = width_for(tiles.iter(), shape.columns);
+        let fitting: Vec<Tile> = tiles.iter().filter(|t| t.columns() == width).copied().collect();
+        fitting[shape.rows % fitting.len()]
+    }
+
+    /// The tile of a launch, of those of its layout: the narrowest that takes all columns at once, or the widest; of those of one width,
+    /// the one whose rounds over the card's processors are shortest. No bit depends on it.
+    pub fn select(tiles: &[Tile], processors: usize, shape: Shape) -> Tile {
+        let columns = shape.columns.max(1);
+        let of_kind = |is_wide| tiles.iter().filter(move |t| matches!(t, Tile::Wide(_)) == is_wide);
+        let widths = [false, true].map(|is_wide| width_for(of_kind(is_wide), columns));
+        let cost = |tile: &Tile| {
+            let (height, blocks, each) = match tile {
+                Tile::Narrow(tile) => (tile.rows(), tile.blocks, NARROW_COST),
+                Tile::Wide(tile) => (tile.rows(), tile.blocks, 1.0),
+            };
+            let launched = shape.rows.div_ceil(height) * columns.div_ceil(tile.columns()) * shape.segments;
+            let rounds = launched.div_ceil(processors * blocks) * blocks;
+            (rounds * height * tile.columns()) as f64 * each
+        };
+        let fits = |t: &&Tile| t.columns() == widths[usize::from(matches!(t, Tile::Wide(_)))];
+        let wanted = |t: &&Tile| columns > MMA_COLUMNS || matches!(t, Tile::Narrow(_));
+        let best = tiles.iter().filter(fits).filter(wanted).min_by(|a, b| cost(a).total_cmp(&cost(b)));
+        *best.expect("a layout has tiles")
+    }
+}
+
+/// The narrowest of some tiles that takes so many columns at once, or the widest.
+fn width_for<'a>(tiles: impl Iterator<Item = &'a Tile> + Clone, columns: usize) -> usize {
+    let widths = tiles.map(|t| t.columns());
+    widths.clone().filter(|w| *w >= columns).min().or(widths.max()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A matrix as large as the card gets blocks of many rows, a small one blocks that share its depth.
+    #[test]
+    fn shapes_get_their_tile() {
+        let layout = Layout::all()[0];
+        for (rows, columns, parts, width) in
+            [(32_768, 16, 1, 16), (32_768, 64, 1, 64), (32_768, 2048, 1, 64), (4096, 64, 4, 64), (4096, 20, 4, 32)]
+        {
+            let tile = Tile::select(&Tile::all(layout, "sm_90a"), 132, Shape { rows, segments: 1, columns });
+            let Tile::Wide(tile) = tile else { panic!("{rows} rows, {columns} columns: {tile:?}") };
+            assert_eq!((tile.parts, tile.columns()), (parts, width), "{rows} rows, {columns} columns");
+        }
+        let few = Tile::select(&Tile::all(layout, "sm_90a"), 132, Shape { rows: 4096, segments: 1, columns: 8 });
+        assert_eq!(few, Tile::Narrow(CodesTile::for_columns(layout, 8)));
+    }
+
+    proptest! {
+        /// Whatever is multiplied, its tile was compiled when it was loaded, covers its cells, and fits.
+        #[test]
+        fn every_shape_has_a_tile(rows in 1usize..40_000, columns in 1usize..5000, segments in 1usize..300, arch in 0usize..4) {
+            let arch = ["sm_80", "sm_86", "sm_89", "sm_90a"][arch];
+            for layout in Layout::all() {
+                let tiles = Tile::all(layout, arch);
+                let tile = Tile::select(&tiles, 132, Shape { rows, segments, columns });
+                prop_assert!(columns > 64 || Tile::of_matrix(&tiles, 132, (rows, segments)).contains(&tile), "{tile:?}");
+                let Tile::Wide(wide) = tile else { continue };
+                let launch = wide.launch(layout, (rows, columns), segments);
+                prop_assert!(launch.grid[0] * wide.rows() >= rows && (launch.grid[0] - 1) * wide.rows() < rows);
+                prop_assert!(launch.grid[1] * wide.columns() >= columns && (launch.grid[1] - 1) * wide.columns() < columns);
+                prop_assert!(launch.shared_bytes <= shared_bytes_max(arch));
+            }
+        }
+    }
+}
