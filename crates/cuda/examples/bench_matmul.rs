@@ -1,10 +1,11 @@
-//! Times decode products on a card: `cargo run --release -p tessera-cuda --example bench_matmul [SHAPE FORMATS COLUMNS [tiles]]`.
+//! Times decode products on a card: `cargo run --release -p tessera-cuda --example bench_matmul [SHAPE FORMATS COLUMNS [tiles | check]]`.
 //!
 //! SHAPE is `32768x8192`; `8/1024x4096` for 8 groups, each of which meets its slice of a row; `256:6x2048x4096` for 256 experts, 6 of them a
 //! token. Formats and columns have commas between.
 //!
 //! Weights are random and cold in the cache; every figure's result is held to the reference first. GB/s are of the file's bytes, of
-//! experts those that are met. With `tiles`, tiles of many shapes are measured beside the table's own.
+//! experts those that are met. With `tiles`, tiles of many shapes are measured beside the table's own; with `check` they are only held to the
+//! reference.
 
 use tessera_cuda::{
     Cache, CudaDevice,
@@ -26,14 +27,15 @@ const NARROW: [(usize, usize, usize); 7] =
     [(1, 2, 8), (1, 2, 2), (1, 3, 2), (2, 2, 8), (2, 2, 4), (2, 2, 2), (4, 1, 2)];
 
 /// Row tiles of a warp, blocks of a processor, teams and parts.
-const WIDE: [(usize, usize, usize, usize); 9] = [
-    (1, 1, 8, 1),
+const WIDE: [(usize, usize, usize, usize); 10] = [
     (1, 2, 8, 1),
+    (1, 4, 4, 1),
     (2, 1, 8, 1),
     (2, 2, 8, 1),
     (4, 1, 8, 1),
     (2, 2, 4, 1),
     (2, 1, 2, 4),
+    (1, 1, 2, 4),
     (1, 2, 2, 4),
     (1, 2, 1, 8),
 ];
@@ -49,15 +51,17 @@ fn main() -> Outcome<()> {
     let (form, of_one) = form(&shape)?;
     for format in formats.split(',') {
         let dtype = DType::from_name(format).ok_or(format!("no format {format}"))?;
-        let mut subject = Subject::new(&device, dtype, form, of_one)?;
-        for &count in &columns {
+        let is_timed = argument(3, "") != "check";
+        let make = if is_timed { Subject::new } else { Subject::single };
+        let mut subject = make(&device, dtype, form, of_one)?;
+        for &count in columns.iter().filter(|_| is_timed) {
             line(&format!("{format} {count}"), subject.measure(count)?);
         }
-        if argument(3, "") == "tiles"
+        if !argument(3, "").is_empty()
             && let Some(Packed::Codes(layout)) = select(dtype)
         {
             for &count in &columns {
-                tiles(&mut subject, layout, &format!("{format} {count}"), count)?;
+                tiles(&mut subject, layout, &format!("{format} {count}"), count, is_timed)?;
             }
         }
     }
@@ -74,7 +78,7 @@ fn form(shape: &str) -> Outcome<(Form, (usize, usize))> {
     })
 }
 
-fn tiles(subject: &mut Subject<'_>, layout: Layout, name: &str, columns: usize) -> Outcome<()> {
+fn tiles(subject: &mut Subject<'_>, layout: Layout, name: &str, columns: usize, is_timed: bool) -> Outcome<()> {
     let mut tiles = vec![];
     for (fold, (row_tiles, blocks, warps)) in [1, 2, 4].into_iter().flat_map(|f| NARROW.map(|s| (f, s))) {
         let tile = CodesTile { row_tiles, column_tiles: 1, fold, blocks, warps, stages: 2 }.with_ring(layout);
@@ -83,25 +87,34 @@ fn tiles(subject: &mut Subject<'_>, layout: Layout, name: &str, columns: usize) 
         }
     }
     let room = shared_bytes_max("sm_90a");
-    for (column_tiles, (row_tiles, blocks, teams, parts)) in [2, 4, 8].into_iter().flat_map(|c| WIDE.map(|s| (c, s))) {
-        let tile = WideTile { row_tiles, column_tiles, teams, parts, blocks, stages: 0 }.with_ring(layout, room);
-        let is_near = tile.columns() < 2 * columns && 2 * tile.columns() >= columns.min(64);
-        if columns > 8 && is_near && tile.is_sound(layout, room) {
+    let runs = [(1, 4), (1, 2), (1, 1), (2, 1), (4, 1), (8, 1)];
+    for ((column_tiles, fold), (row_tiles, blocks, teams, parts)) in runs.into_iter().flat_map(|r| WIDE.map(|s| (r, s)))
+    {
+        let tile = WideTile { row_tiles, column_tiles, fold, teams, parts, blocks, stages: 0 }.with_ring(layout, room);
+        let is_near = tile.columns() >= columns && tile.columns() < 3 * columns.max(2);
+        if (is_near || column_tiles == 8 && columns > 64) && tile.is_sound(layout, room) {
             tiles.push(Tile::Wide(tile));
         }
     }
     subject.prepare(&tiles)?;
+    println!("{name}: {} other tiles", tiles.len());
     for tile in tiles {
         subject.force_tile(tile);
         let tile = match tile {
             Tile::Narrow(CodesTile { row_tiles, fold, blocks, warps, stages, .. }) => {
                 format!("{row_tiles} rows, fold {fold}, {blocks} blocks, warps {warps}, stages {stages}")
             }
-            Tile::Wide(WideTile { row_tiles, column_tiles, teams, parts, blocks, stages }) => {
-                format!("{row_tiles}x{column_tiles} {blocks} blocks, teams {teams}, parts {parts}, stages {stages}")
+            Tile::Wide(WideTile { row_tiles, column_tiles, fold, teams, parts, blocks, stages }) => {
+                format!(
+                    "{row_tiles}x{column_tiles} fold {fold}, {blocks} blocks, teams {teams}, parts {parts}, stages {stages}"
+                )
             }
         };
-        line(&format!("{name}: {tile}"), subject.measure(columns)?);
+        if is_timed {
+            line(&format!("{name}: {tile}"), subject.measure(columns)?);
+        } else if !subject.check(columns)? {
+            line(&format!("{name}: {tile}"), None);
+        }
     }
     Ok(())
 }

@@ -231,7 +231,7 @@ impl<'a> Subject<'a> {
     fn routes(&self, tokens: usize, choice: usize) -> Option<Routes> {
         let Form::Experts { slots, .. } = self.form else { return None };
         let logits = self.device.sent_rows(tokens, &self.logits(tokens, choice));
-        Some(Routes::new(self.device.gpu(), &logits, &Subject::routing(slots), None, None))
+        Some(Routes::new(self.device.gpu(), &logits, &Subject::routing(slots), None, None, None))
     }
 
     /// The share of all matrices that a launch meets, in the mean.

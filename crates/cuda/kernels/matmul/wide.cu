@@ -5,9 +5,13 @@
 // an equal share of the segments of the depth. Steps of weights and of activations come through one ring of STAGES in shared
 // memory, which all wait for at once. A warp expands a unit of weights once for its COLUMN_TILES x 8 columns, and reads scales of columns
 // once for its rows; what is left for each 16 x 8 sums is a product, four subtractions that make them floats, four products of scales, and
-// four (with minima, eight) multiply-adds in the canonical order.
+// four (with minima, eight) multiply-adds in the canonical order. Where columns are few, FOLD row tiles share the eight of an instruction: each
+// multiplies columns that are zero but for its own, all into one set of sums, and a thread scales sums of one of them.
 
-#define WIDTH (COLUMN_TILES * 8)
+// Row tiles that share the eight columns of an instruction, each having a part of them; sums are of sets of as many.
+#define SETS (ROW_TILES / FOLD)
+#define FOLD_COLUMNS (8 / FOLD)
+#define WIDTH (COLUMN_TILES * FOLD_COLUMNS)
 #define HEIGHT (TEAMS * ROW_TILES * 16)
 #define PART_THREADS (TEAMS * 32)
 #define STEP_UNITS (UNITS >= 4 ? UNITS : 4)
@@ -25,6 +29,7 @@
 static_assert(PARTS * PART_BYTES == STAGE_BYTES && STAGES >= 2, "the ring is as the host reckons it");
 static_assert(THREADS == PARTS * PART_THREADS && THREADS >= WIDTH, "a thread looks up a column");
 static_assert(PARTS == 1 || PARTS >= 4, "a part keeps the sums of two segments at most");
+static_assert(ROW_TILES % FOLD == 0 && (FOLD == 1 || COLUMN_TILES == 1 && FOLD <= 4), "a thread's two columns are of one row tile");
 static_assert(!(HAS_MIN && OFFSET > 0), "minima take the place of an offset");
 
 #define MAGIC_BITS_OF(shift) (MAGIC_BITS - ((shift) << 23))
@@ -111,14 +116,16 @@ struct ScaleUnits {
     }
 };
 
-// A unit of a row tile on its way from shared memory.
+// A unit of this warp's row tiles on its way from shared memory. `scaled` is which tile of a set this thread scales.
 struct UnitWeights {
-    Raw raw;
-    RawScales scales;
-    DEVICE_MEMBER void load(const u8* step, u32 unit, u32 lane) {
+    Raw raw[ROW_TILES];
+    RawScales scales[SETS];
+    DEVICE_MEMBER void load(const u8* step, u32 unit, u32 lane, u32 scaled) {
         const u8* chunk = step + unit / UNITS * CHUNK;
-        raw.load(chunk, unit % UNITS, lane);
-        scales.load(chunk + SCALES_AT, unit % UNITS, lane / 4);
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++) raw[r].load(chunk + r * STEP_BYTES, unit % UNITS, lane);
+#pragma unroll
+        for (int s = 0; s < SETS; s++) scales[s].load(chunk + (s * FOLD + scaled) * STEP_BYTES + SCALES_AT, unit % UNITS, lane / 4);
     }
 };
 
@@ -164,22 +171,21 @@ DEVICE void start_sums(int (&start)[4], const int (&magic)[4], const ColumnScale
 }
 
 struct Sums {
-    float acc[ROW_TILES][COLUMN_TILES][4];
+    float acc[SETS][COLUMN_TILES][4];
 
-    // Adds a unit. `codes` and `scales` are of this thread in the unit's first run of columns.
-    DEVICE_MEMBER void take(const UnitWeights (&weights)[ROW_TILES], const ScaleUnits (&units)[ROW_TILES], const u8* codes, const u8* scales,
-                            const int (&magic)[SUBS_PER_UNIT][4]) {
+    // Adds a unit. `codes` and `scales` are of this thread in the unit's first run of columns; `brought` is the tile of a set whose columns
+    // it brings.
+    DEVICE_MEMBER void take(const UnitWeights& weights, const ScaleUnits (&units)[SETS], const u8* codes, const u8* scales,
+                            const int (&magic)[SUBS_PER_UNIT][4], u32 brought) {
         u32 a[ROW_TILES][4];
-        float scale[ROW_TILES][1 + HAS_MIN][SUBS_PER_UNIT][2];
+        float scale[SETS][1 + HAS_MIN][SUBS_PER_UNIT][2];
 #pragma unroll
-        for (int r = 0; r < ROW_TILES; r++) {
+        for (int i = 0; i < ROW_TILES * 4; i++) a[i / 4][i % 4] = placed(weights.raw[i / 4], i % 4);
 #pragma unroll
-            for (int i = 0; i < 4; i++) a[r][i] = placed(weights[r].raw, i);
-#pragma unroll
-            for (int i = 0; i < (1 + HAS_MIN) * SUBS_PER_UNIT * 2; i++) {
-                const int m = i / (2 * SUBS_PER_UNIT), h = i / 2 % SUBS_PER_UNIT, row = i % 2;
-                scale[r][m][h][row] = units[r].get(weights[r].scales, m, row, h);
-            }
+        for (int i = 0; i < SETS * (1 + HAS_MIN) * SUBS_PER_UNIT * 2; i++) {
+            const int s = i / (2 * SUBS_PER_UNIT * (1 + HAS_MIN)), m = i / (2 * SUBS_PER_UNIT) % (1 + HAS_MIN);
+            const int h = i / 2 % SUBS_PER_UNIT, row = i % 2;
+            scale[s][m][h][row] = units[s].get(weights.scales[s], m, row, h);
         }
 #pragma unroll
         for (int c = 0; c < COLUMN_TILES; c++) {
@@ -191,17 +197,22 @@ struct Sums {
                 int start[4];
                 start_sums(start, magic[h], columns, h);
 #pragma unroll
-                for (int r = 0; r < ROW_TILES; r++) {
-                    int sums[4];
+                for (int s = 0; s < SETS; s++) {
+                    int sums[4] = {start[0], start[1], start[2], start[3]};
+#pragma unroll
+                    for (int p = 0; p < FOLD; p++) {
+                        const u32(&own)[4] = a[s * FOLD + p];
+                        const uint2 by = FOLD == 1 || brought == p ? b : make_uint2(0, 0);
 #if SUB == 32 && IS_SIGNED
-                    multiply_signed(sums, a[r], b, start);
+                        multiply_signed(sums, own, by, sums);
 #elif SUB == 32
-                    multiply(sums, a[r], b, start);
+                        multiply(sums, own, by, sums);
 #else
-                    static_assert(!IS_SIGNED, "bytes of sub-blocks of 16 have other offsets");
-                    multiply_half(sums, a[r][2 * h], a[r][2 * h + 1], h ? b.y : b.x, start);
+                        static_assert(!IS_SIGNED, "bytes of sub-blocks of 16 have other offsets");
+                        multiply_half(sums, own[2 * h], own[2 * h + 1], h ? by.y : by.x, sums);
 #endif
-                    accumulate(acc[r][c], sums, scale[r], columns, h);
+                    }
+                    accumulate(acc[s][c], sums, scale[s], columns, h);
                 }
             }
         }
@@ -221,45 +232,46 @@ private:
     }
 };
 
-// The activations of a launch, and where the blocks of each column of this tile begin: fewer than 2^32 blocks.
-struct Activations {
-    const u8* codes;
-    const u8* scales;
-    const u8* minima;
-    const u32* first_blocks;
+// Pieces of activations that a thread of a part copies, EACH of BYTES a unit for all columns; in memory a unit is STRIDE further.
+template <u32 EACH, u32 BYTES, u32 STRIDE> struct Feed {
+    static constexpr u32 COUNT = EACH > PART_THREADS ? EACH / PART_THREADS : 1;
+    static constexpr u32 UNITS_AT_ONCE = EACH > PART_THREADS ? 1 : PART_THREADS / EACH;
+    static_assert(EACH % PART_THREADS == 0 || PART_THREADS % EACH == 0, "threads keep their columns");
+    const u8* from[COUNT];
+    u32 thread;
 
-    // Starts copies of `count` units from `unit` on to a part of a stage, behind its weights. `thread` counts within the part.
-    DEVICE_MEMBER void bring(u8* to, u32 unit, u32 count, u32 thread) const {
+    // `piece(index)` is where a piece of the part's first unit lies.
+    template <class Piece> DEVICE_MEMBER Feed(u32 thread, Piece piece) : thread(thread) {
 #pragma unroll
-        for (u32 i = 0; i < STEP_UNITS * WIDTH * 2; i += PART_THREADS) {
-            const u32 piece = i + thread, u = piece / (2 * WIDTH);
-            if (piece < STEP_UNITS * WIDTH * 2 && u < count)
-                copy_16(to + piece * 16, codes + ((u64)first_blocks[piece / 2 % WIDTH] + (unit + u) * 8) * 32 + piece % 2 * 16);
-        }
-        to += STEP_UNITS * WIDTH * 32;
+        for (u32 n = 0; n < COUNT; n++) from[n] = piece(n * PART_THREADS + thread % EACH) + thread / EACH * STRIDE;
+    }
+    // Starts copies of `count` units.
+    DEVICE_MEMBER void bring(u8* to, u32 count) const {
 #pragma unroll
-        for (u32 i = 0; i < STEP_UNITS * WIDTH; i += PART_THREADS) {
-            const u32 piece = i + thread, u = piece / WIDTH;
-            if (piece >= STEP_UNITS * WIDTH || u >= count) continue;
-            const u64 block = (u64)first_blocks[piece % WIDTH] + (unit + u) * 8;
-            u8* at = to + piece * COLUMN_BYTES;
-            if (COLUMN_BYTES == 16) copy_16(at, minima + block * 16);
-            else if (HAS_MIN) copy_8(at, minima + block * 16);
-            else if (COLUMN_BYTES == 8) copy_8(at, scales + block * 8);
-            else copy_4(at, scales + block * 8);
-        }
+        for (u32 k = 0; k < STEP_UNITS; k += UNITS_AT_ONCE)
+#pragma unroll
+            for (u32 n = 0; n < COUNT; n++) {
+                u8* at = to + (k * EACH + n * PART_THREADS + thread) * BYTES;
+                const u8* source = from[n] + k * STRIDE;
+                if (thread / EACH + k >= count) continue;
+                if (BYTES == 16) copy_16(at, source);
+                else if (BYTES == 8) copy_8(at, source);
+                else copy_4(at, source);
+            }
+    }
+    DEVICE_MEMBER void next() {
+#pragma unroll
+        for (u32 n = 0; n < COUNT; n++) from[n] += STEP_UNITS * STRIDE;
     }
 };
 
-// Starts copies of a step of this warp's row tiles.
-DEVICE void bring_weights(u8* to, const u8* const (&base)[ROW_TILES], u32 chunk, u32 chunks, u32 lane) {
+// Starts copies of `chunks` chunks of this warp's row tiles.
+DEVICE void bring_weights(u8* to, const u8* const (&from)[ROW_TILES], u32 chunks, u32 lane) {
 #pragma unroll
-    for (int r = 0; r < ROW_TILES; r++) {
-        const u8* from = base[r] + (u64)chunk * CHUNK;
+    for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
         for (u32 i = 0; i < STEP_BYTES; i += 512)
-            if (i + lane * 16 < chunks * CHUNK) copy_16_once(to + r * STEP_BYTES + i + lane * 16, from + i + lane * 16);
-    }
+            if (i + 512 <= chunks * CHUNK || i + lane * 16 < chunks * CHUNK) copy_16_once(to + r * STEP_BYTES + i, from[r] + i);
 }
 
 // As `codes` of codes.cu. Blocks that share rows of weights follow each other.
@@ -283,8 +295,8 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
     if (matrix == 0xffffffffu) return;
     Columns columns = columns_of_tile(matrix, starts, order, tokens, slots, WIDTH, index % gridDim.y);
     if (columns.first >= columns.count) return;
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = warp / TEAMS, group = warp % TEAMS;
-    const u32 tiles = (rows + 15) / 16, tile = (block * TEAMS + group) * ROW_TILES;
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = warp / TEAMS, team = warp % TEAMS;
+    const u32 tiles = (rows + 15) / 16, tile = (block * TEAMS + team) * ROW_TILES;
     const u64 tile_bytes = (u64)(depth / (32 * UNITS)) * CHUNK;
     const u32 slice = sliced ? matrix : 0;
 
@@ -296,7 +308,6 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
         first_blocks[threadIdx.x] = (row / 8 * row_blocks + slice * (depth / 32)) * 8 + row % 8;
     }
     __syncthreads();
-    const Activations x = {x_codes, x_scales, x_minima, first_blocks};
 
     // Units of this part, and steps of the longest.
     const u32 first_segment = split * part / PARTS, segments_end = split * (part + 1) / PARTS;
@@ -311,22 +322,42 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
         steps = max(steps, ((to - from) / 32 + STEP_UNITS - 1) / STEP_UNITS);
         if (p == part) start = from / 32, segment_end = from_end / 32, end = to / 32;
     }
-    const u8* base[ROW_TILES];
+    const u8* from[ROW_TILES];
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++)
-        base[r] = weights + (matrix * (u64)tiles + (tile + r < tiles ? tile + r : tiles - 1)) * tile_bytes;
+        from[r] = weights + (matrix * (u64)tiles + (tile + r < tiles ? tile + r : tiles - 1)) * tile_bytes + (u64)(start / UNITS) * CHUNK + lane * 16;
+    // Fewer than 2^32 blocks; those of a unit of eight columns lie together (quantize.cu).
+    const u32 own_thread = team * 32 + lane;
+    auto block_of = [&](u32 column) { return (u64)first_blocks[column] + start * 8; };
+    Feed<WIDTH * 2, 16, 256> codes_feed(own_thread, [&](u32 i) { return x_codes + block_of(i / 2) * 32 + i % 2 * 16; });
+    Feed<WIDTH, COLUMN_BYTES, HAS_MIN ? 128 : 64> scales_feed(
+        own_thread, [&](u32 i) { return HAS_MIN ? x_minima + block_of(i) * 16 : x_scales + block_of(i) * 8; });
 
     auto units_of = [&](u32 step) {
         const u32 at = start + step * STEP_UNITS;
         return at >= end ? 0 : end - at < STEP_UNITS ? end - at : STEP_UNITS;
     };
+    // Each goes from step to step by itself.
     auto weights_of = [&](u32 step, u8* stage) {
-        const u32 count = units_of(step);
-        u8* to = stage + part * PART_BYTES + group * ROW_TILES * STEP_BYTES;
-        if (count > 0 && tile < tiles) bring_weights(to, base, start / UNITS + step * STEP_CHUNKS, count / UNITS, lane);
+        const u32 count = tile < tiles ? units_of(step) : 0;
+        u8* to = stage + part * PART_BYTES + team * ROW_TILES * STEP_BYTES + lane * 16;
+        if (count == STEP_UNITS) bring_weights(to, from, STEP_CHUNKS, lane);
+        else if (STEP_CHUNKS > 1 && count > 0) bring_weights(to, from, count / UNITS, lane);
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++) from[r] += STEP_BYTES;
     };
     auto activations_of = [&](u32 step, u8* stage) {
-        x.bring(stage + part * PART_BYTES + WEIGHT_BYTES, start + step * STEP_UNITS, units_of(step), group * 32 + lane);
+        const u32 count = units_of(step);
+        u8* to = stage + part * PART_BYTES + WEIGHT_BYTES;
+        if (count == STEP_UNITS) {
+            codes_feed.bring(to, STEP_UNITS);
+            scales_feed.bring(to + STEP_UNITS * WIDTH * 32, STEP_UNITS);
+        } else if (STEP_CHUNKS > 1) {
+            codes_feed.bring(to, count);
+            scales_feed.bring(to + STEP_UNITS * WIDTH * 32, count);
+        }
+        codes_feed.next();
+        scales_feed.next();
     };
     // Weights wait for nobody.
 #pragma unroll 1
@@ -340,12 +371,13 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
 
     Sums sums = {};
     // The sums of segments that are done: all of them, or the first of two.
-    float kept[ROW_TILES][COLUMN_TILES][4];
+    float kept[SETS][COLUMN_TILES][4];
 #pragma unroll
-    for (int i = 0; i < ROW_TILES * COLUMN_TILES * 4; i++) kept[i / 4 / COLUMN_TILES][i / 4 % COLUMN_TILES][i % 4] = -0.0f;
+    for (int i = 0; i < SETS * COLUMN_TILES * 4; i++) kept[i / 4 / COLUMN_TILES][i / 4 % COLUMN_TILES][i % 4] = -0.0f;
     int magic[SUBS_PER_UNIT][4];
 #pragma unroll
     for (int i = 0; i < 4 * SUBS_PER_UNIT; i++) magic[i / 4][i % 4] = opaque(MAGIC_BITS_OF(shift_of(i % 4 / 2, i / 4)));
+    const u32 brought = lane / 4 / FOLD_COLUMNS, scaled = lane % 4 * 2 / FOLD_COLUMNS;
     u32 segment = first_segment, slot = 0;
 #pragma unroll 1
     for (u32 step = 0; step < steps; step++) {
@@ -361,27 +393,23 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
         const u8* stage = ring + slot * STAGE_BYTES + part * PART_BYTES;
         slot = slot + 1 < STAGES ? slot + 1 : 0;
         if (tile >= tiles || count == 0) continue;
-        const u8* own = stage + group * ROW_TILES * STEP_BYTES;
-        const u8* codes = stage + WEIGHT_BYTES + lane * 8;
-        const u8* scales = stage + WEIGHT_BYTES + STEP_UNITS * WIDTH * 32 + lane % 4 * 2 * COLUMN_BYTES;
-        UnitWeights at[ROW_TILES];
-        ScaleUnits units[ROW_TILES];
+        const u8* own = stage + team * ROW_TILES * STEP_BYTES;
+        const u8* codes = stage + WEIGHT_BYTES + lane / 4 % FOLD_COLUMNS * 32 + lane % 4 * 8;
+        const u8* scales = stage + WEIGHT_BYTES + STEP_UNITS * WIDTH * 32 + lane % 4 * 2 % FOLD_COLUMNS * COLUMN_BYTES;
+        UnitWeights at;
+        ScaleUnits units[SETS];
+        at.load(own, 0, lane, scaled);
 #pragma unroll
-        for (int r = 0; r < ROW_TILES; r++) {
-            at[r].load(own + r * STEP_BYTES, 0, lane);
-            units[r].load(own + r * STEP_BYTES + SCALES_AT, lane / 4);
-        }
+        for (int s = 0; s < SETS; s++) units[s].load(own + (s * FOLD + scaled) * STEP_BYTES + SCALES_AT, lane / 4);
         // The next unit's weights are on their way while one is multiplied.
         auto take = [&](u32 u, u32 last) {
-            UnitWeights next[ROW_TILES];
-#pragma unroll
-            for (int r = 0; r < ROW_TILES; r++) next[r].load(own + r * STEP_BYTES, u < last ? u + 1 : u, lane);
-            sums.take(at, units, codes + u * WIDTH * 32, scales + u * WIDTH * COLUMN_BYTES, magic);
-#pragma unroll
-            for (int r = 0; r < ROW_TILES; r++) at[r] = next[r];
+            UnitWeights next;
+            next.load(own, u < last ? u + 1 : u, lane, scaled);
+            sums.take(at, units, codes + u * WIDTH * 32, scales + u * WIDTH * COLUMN_BYTES, magic, brought);
+            at = next;
         };
         if (UNITS >= 4 || count == STEP_UNITS) {
-#pragma unroll(COLUMN_TILES > 4 ? 1 : 4 / (COLUMN_TILES / 2))
+#pragma unroll(COLUMN_TILES > 4 ? 1 : COLUMN_TILES > 2 ? 2 : 4)
             for (u32 u = 0; u < STEP_UNITS; u++) take(u, STEP_UNITS - 1);
         } else {
 #pragma unroll 1
@@ -395,10 +423,10 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
             segment_end = to / 32;
             if (PARTS == 1 || !is_last)
 #pragma unroll
-                for (int i = 0; i < ROW_TILES * COLUMN_TILES * 4; i++) {
-                    const int r = i / 4 / COLUMN_TILES, c = i / 4 % COLUMN_TILES;
-                    kept[r][c][i % 4] = kept[r][c][i % 4] + sums.acc[r][c][i % 4];
-                    sums.acc[r][c][i % 4] = 0.0f;
+                for (int i = 0; i < SETS * COLUMN_TILES * 4; i++) {
+                    const int s = i / 4 / COLUMN_TILES, c = i / 4 % COLUMN_TILES;
+                    kept[s][c][i % 4] = kept[s][c][i % 4] + sums.acc[s][c][i % 4];
+                    sums.acc[s][c][i % 4] = 0.0f;
                 }
         }
     }
@@ -406,12 +434,13 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
     __syncthreads();
 
     // Sums of segments take the place of the ring: [segment][row][column], columns padded by one.
-    auto write = [&](const float (&of)[ROW_TILES][COLUMN_TILES][4], u32 at) {
-        float* out = partial + (at * HEIGHT + group * ROW_TILES * 16) * (WIDTH + 1);
+    auto write = [&](const float (&of)[SETS][COLUMN_TILES][4], u32 at) {
+        float* out = partial + (at * HEIGHT + team * ROW_TILES * 16) * (WIDTH + 1);
 #pragma unroll
-        for (int i = 0; i < ROW_TILES * COLUMN_TILES * 4; i++) {
-            const u32 r = i / 4 / COLUMN_TILES, c = i / 4 % COLUMN_TILES, cell = i % 4;
-            out[(r * 16 + lane / 4 + cell / 2 * 8) * (WIDTH + 1) + c * 8 + lane % 4 * 2 + cell % 2] = of[r][c][cell];
+        for (int i = 0; i < SETS * COLUMN_TILES * 4; i++) {
+            const u32 s = i / 4 / COLUMN_TILES, c = i / 4 % COLUMN_TILES, cell = i % 4;
+            const u32 row = (s * FOLD + scaled) * 16 + lane / 4 + cell / 2 * 8;
+            out[row * (WIDTH + 1) + c * 8 + (lane % 4 * 2 + cell % 2) % FOLD_COLUMNS] = of[s][c][cell];
         }
     };
     if (PARTS == 1) {

@@ -12,8 +12,10 @@ use super::{
 pub struct WideTile {
     /// Runs of 16 rows of a warp.
     pub row_tiles: usize,
-    /// Runs of 8 columns of a warp: 2, 4 or 8.
+    /// Runs of 8 columns of a warp: 1, 2, 4 or 8.
     pub column_tiles: usize,
+    /// Runs of rows that share 8 columns, each having a part of them: 1, 2 or 4.
+    pub fold: usize,
     /// Warps that share features and columns, and differ in rows.
     pub teams: usize,
     /// Shares of the depth: 1, or 4 to 8.
@@ -51,7 +53,8 @@ impl WideTile {
         let mut all: Vec<WideTile> = vec![];
         for column_tiles in [2, 4, 8] {
             for (teams, parts) in [(8, 1), (2, 4)] {
-                let shape = |row_tiles| WideTile { row_tiles, column_tiles, teams, parts, blocks: 1, stages: 0 };
+                let shape =
+                    |row_tiles| WideTile { row_tiles, column_tiles, fold: 1, teams, parts, blocks: 1, stages: 0 };
                 let tiles = [shape(2), shape(1)].map(|tile| tile.with_ring(layout, room));
                 let sound = |least: usize| tiles.into_iter().find(|t| t.stages >= least && t.is_sound(layout, room));
                 all.extend(sound(3).or(sound(2)));
@@ -70,9 +73,15 @@ impl WideTile {
 
     /// Whether a launch can have it.
     pub fn is_sound(self, layout: Layout, room: usize) -> bool {
-        let is_known =
-            matches!(self.column_tiles, 2 | 4 | 8) && (self.parts == 1 || (4..=SEGMENTS_MAX).contains(&self.parts));
-        is_known
+        let is_folded = match self.fold {
+            1 => true,
+            2 | 4 => self.row_tiles.is_multiple_of(self.fold) && self.column_tiles == 1,
+            _ => false,
+        };
+        let has_parts = self.parts == 1 || (4..=SEGMENTS_MAX).contains(&self.parts);
+        is_folded
+            && has_parts
+            && matches!(self.column_tiles, 1 | 2 | 4 | 8)
             && self.row_tiles * self.column_tiles <= 16
             && self.stages >= 2
             && self.threads() >= self.columns()
@@ -86,7 +95,7 @@ impl WideTile {
 
     /// Columns of a block.
     pub const fn columns(self) -> usize {
-        self.column_tiles * MMA_COLUMNS
+        self.column_tiles * MMA_COLUMNS / self.fold
     }
 
     const fn threads(self) -> usize {
@@ -129,10 +138,11 @@ impl WideTile {
     }
 
     pub(crate) fn constants(self, layout: Layout) -> Vec<(&'static str, usize)> {
-        let WideTile { row_tiles, column_tiles, teams, parts, blocks, stages } = self;
+        let WideTile { row_tiles, column_tiles, fold, teams, parts, blocks, stages } = self;
         vec![
             ("ROW_TILES", row_tiles),
             ("COLUMN_TILES", column_tiles),
+            ("FOLD", fold),
             ("TEAMS", teams),
             ("PARTS", parts),
             ("BLOCKS", blocks),
