@@ -28,7 +28,7 @@ enum class Meeting : unsigned { Block, Warp, Gather, Multiply, Threads, Cluster,
 
 // What a thread brings to a product of matrices. Sums are as many as the instruction leaves in a thread.
 struct Multiplication {
-    enum Kind : unsigned { U8S8Depth32, S8S8Depth32, U8S8Depth16, F16Depth16 } kind;
+    enum Kind : unsigned { U8S8Depth32, U8S8Depth16, S8S8Depth32, S8S8Depth16, F16Depth16 } kind;
     void* sums;
     const u32* a;
     const u32* b;

@@ -14,6 +14,9 @@ extern "C" __device__ const u64 tile_stamp = STAMP;
 #define MAGIC_BITS 0x4B400000
 #define MAGIC 12582912.0f
 
+// Two to so many halvings.
+#define UNIT_SCALE (1.0f / (float)(1 << UNIT_HALVINGS))
+
 DEVICE float exact(int magic_sum) { return __int_as_float(magic_sum) - MAGIC; }
 
 DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }

@@ -295,7 +295,7 @@ impl Module {
     fn parts(self) -> Vec<(&'static str, &'static str)> {
         match self {
             Module::Quantize => vec![COMMON, CODES, source!("quantize/quantize.cu")],
-            Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/codes.cu")],
+            Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, source!("matmul/codes.cu")],
             Module::Wide(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, source!("matmul/wide.cu")],
             Module::Floats(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/floats.cu")],
             Module::Halves => vec![COMMON, source!("quantize/halves.cu")],

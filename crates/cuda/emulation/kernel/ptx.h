@@ -46,6 +46,12 @@ EMULATED void multiply_signed(int (&c)[4], const u32 (&a)[4], uint2 b, const int
     const emulation::Multiplication part = {emulation::Multiplication::S8S8Depth32, c, a, registers};
     emulation_multiply(&part, here);
 }
+EMULATED void multiply_half_signed(int (&c)[4], u32 a0, u32 a1, u32 b, const int (&start)[4], HERE) {
+    const u32 registers[2] = {a0, a1};
+    for (int i = 0; i < 4; i++) c[i] = start[i];
+    const emulation::Multiplication part = {emulation::Multiplication::S8S8Depth16, c, registers, &b};
+    emulation_multiply(&part, here);
+}
 EMULATED int dot_pair(u32 pair, int factors, int sum) {
     return sum + (short)pair * (signed char)factors + (short)(pair >> 16) * (signed char)(factors >> 8);
 }

@@ -54,6 +54,7 @@ void multiply(const u64 (&parts)[lanes]) {
     case Multiplication::U8S8Depth32: return multiply_codes<32, u8>(parts);
     case Multiplication::S8S8Depth32: return multiply_codes<32, signed char>(parts);
     case Multiplication::U8S8Depth16: return multiply_codes<16, u8>(parts);
+    case Multiplication::S8S8Depth16: return multiply_codes<16, signed char>(parts);
     case Multiplication::F16Depth16: return multiply_numbers(parts);
     }
 }

@@ -18,17 +18,9 @@
 //   scales   by SCALES: [8][subs][2] f16 or f32 (and minima in the same form); or [8][2] f16 for 256 features and
 //            [8][2][subs] bytes, 128 more than the sub-block's factor (the minima's in the same form)
 
-#define SUBS_PER_UNIT (32 / SUB)
-#define SUBS (UNITS * SUBS_PER_UNIT)
-#define F16_SCALES 0
-#define F32_SCALES 1
-#define SUPER_SCALES 2
-
 #define LOW_BYTES (UNITS * LOW * 2)
 #define HIGH_BYTES (UNITS * HIGH * 2)
 #define SCALE_VALUE_BYTES (SCALES == F32_SCALES ? 4 : 2)
-#define SCALE_PART (SCALES == SUPER_SCALES ? 32 + 16 * SUBS : 16 * SUBS * SCALE_VALUE_BYTES)
-#define CHUNK_BYTES (32 * (LOW_BYTES + HIGH_BYTES) + SCALE_PART * (1 + HAS_MIN))
 
 // Sets of sums: of FOLD row tiles each.
 #define SETS (ROW_TILES / FOLD)
@@ -37,7 +29,6 @@
 // Units that are taken in one go.
 #define STEP_CHUNKS (UNITS >= 4 ? 1 : 4 / UNITS)
 
-static_assert(CHUNK == CHUNK_BYTES, "the packed layout and the kernel disagree");
 static_assert(ROW_TILES % FOLD == 0 && COLUMN_TILES >= 1, "a tile holds something");
 static_assert(FOLD == 1 || FOLD == 2 || FOLD == 4, "a thread's two columns are of one row tile");
 
@@ -64,7 +55,7 @@ template <int BYTES> struct Plane {
 
 // Codes are taken as they lie, without shifting them down, where that saves an instruction: how many bits too far up they are.
 DEVICE constexpr int shift_of(int row, int half) {
-    return HIGH > 0 || LOW == 8 ? 0 : LOW == 4 ? row * 4 : SUB == 16 ? half * 4 + row * 2 : row * 2;
+    return HIGH > 0 || LOW == 8 || TABLE > 0 ? 0 : LOW == 4 ? row * 4 : SUB == 16 ? half * 4 + row * 2 : row * 2;
 }
 
 // Registers of unit `u` from a plane of BITS bits a code, shifted down.
@@ -97,7 +88,16 @@ struct Codes {
     }
     // The operand registers of unit `u`, each shifted up as `shift_of` says.
     DEVICE_MEMBER void registers(int u, u32 (&a)[4]) const {
+#if TABLE > 0
+        Raw raw;
+#pragma unroll
+        for (int i = 0; i < LOW / 2; i++) raw.low[i] = low.words[u * (LOW / 2) + i];
 #if HIGH > 0
+        raw.high = high.words[u / 2] >> (u % 2 * 2);
+#endif
+#pragma unroll
+        for (int i = 0; i < 4; i++) a[i] = raw.looked_up<false>(i);
+#elif HIGH > 0
         u32 upper[4];
         planed<LOW>(low, u, a);
         planed<HIGH>(high, u, upper);
@@ -142,7 +142,7 @@ struct Scales {
             const u32 unit = *(const u32*)(part + g * 4);
 #pragma unroll
             for (int row = 0; row < 2; row++) {
-                units[m][row] = half_to_float(unit >> (row * 16));
+                units[m][row] = half_to_float(unit >> (row * 16)) * UNIT_SCALE;
                 excess[m][row] = -32896.0f * units[m][row];
             }
 #pragma unroll
@@ -231,7 +231,7 @@ struct ColumnScales {
 DEVICE void start_sums(int (&start)[4], const int (&magic)[4], const ColumnScales& columns, int half) {
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        start[i] = OFFSET == 0 ? magic[i] : magic[i] - (OFFSET << shift_of(i / 2, half)) * columns.sums[i % 2][half];
+        start[i] = OFFSET == 0 || TABLE > 0 ? magic[i] : magic[i] - (OFFSET << shift_of(i / 2, half)) * columns.sums[i % 2][half];
 }
 
 DEVICE void accumulate(float (&acc)[4], const int (&sums)[4], const RowScales& rows, const ColumnScales& columns, int half) {
@@ -255,10 +255,11 @@ DEVICE void take_unit(float (&acc)[4], const u32 (*a)[4], const RowScales (&rows
     for (int p = 0; p < FOLD; p++) {
         const uint2 own = FOLD == 1 || mine == p ? b : make_uint2(0, 0);
         if (SUB == 32) {
-            multiply(sums[0], a[p], own, sums[0]);
+            (TABLE > 0 ? multiply_signed : multiply)(sums[0], a[p], own, sums[0]);
         } else {
-            multiply_half(sums[0], a[p][0], a[p][1], own.x, sums[0]);
-            multiply_half(sums[SUBS_PER_UNIT - 1], a[p][2], a[p][3], own.y, sums[SUBS_PER_UNIT - 1]);
+            auto half = TABLE > 0 ? multiply_half_signed : multiply_half;
+            half(sums[0], a[p][0], a[p][1], own.x, sums[0]);
+            half(sums[SUBS_PER_UNIT - 1], a[p][2], a[p][3], own.y, sums[SUBS_PER_UNIT - 1]);
         }
     }
 #pragma unroll

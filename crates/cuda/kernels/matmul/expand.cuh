@@ -33,7 +33,7 @@ template <int SHIFT, int BITS> DEVICE u32 field(u32 word) {
 
 // Exact codes of half I / 2, row g + 8 (I % 2): even features, then odd ones.
 template <int I> DEVICE void exact_codes(const Raw& raw, u32& even, u32& odd) {
-    if constexpr (HIGH == 0 && LOW < 8) {
+    if constexpr (HIGH == 0 && LOW < 8 && TABLE == 0) {
         constexpr int shift = LOW == 4 ? I % 2 * 4 : I * 2;
         u32 word = raw.low[LOW == 4 ? I / 2 : 0];
         even = field<shift, LOW>(word);
@@ -138,7 +138,8 @@ DEVICE void load_block(Unit (&units)[2], const u8* chunks, u32 block, u32 lane, 
     units[0].raw.high = high.x; units[1].raw.high = high.y;
 #elif HIGH == 1
     u32 high = *(const u32*)codes_at<1>(chunk + PLANE_BYTES(LOW), unit, lane);
-    units[0].raw.high = high & 0xffffu; units[1].raw.high = high >> 16;
+    units[0].raw.high = TABLE == 8 ? high : high & 0xffffu;
+    units[1].raw.high = TABLE == 8 ? high >> 2 : high >> 16;
 #endif
     const u8* part = chunk + PLANE_BYTES(LOW) + PLANE_BYTES(HIGH);
     auto scales = [&](const u8* part, auto put) {

@@ -1,4 +1,7 @@
 // Packed weights by units, as crates/cuda/src/matmul/layout.rs lays them: where they are in a chunk, and codes in bytes.
+//
+// Codes of a few levels name bytes of a table, which stands in TABLE / 4 registers: eight, by two low bits and a high one, or sixteen, by
+// four bits. They lie as the instruction that looks bytes up wants them: the four of an operand register in neighbouring nibbles.
 
 #ifdef CHUNK
 
@@ -20,6 +23,15 @@ template <int BITS> DEVICE const u8* codes_at(const u8* plane, u32 unit, u32 lan
     return plane + (lane_bytes >= 16 ? at / 16 * 512 + lane * 16 + at % 16 : lane * lane_bytes + at);
 }
 
+#if TABLE > 0
+// Bytes of the table: levels, or the OFFSET more that codes are elsewhere.
+DEVICE constexpr u32 level_bytes(u32 levels, bool is_raised) {
+    u32 bytes = 0;
+    for (int i = 0; i < 4; i++) bytes |= (((levels >> (8 * i)) + (is_raised ? OFFSET : 0)) & 0xff) << (8 * i);
+    return bytes;
+}
+#endif
+
 // Codes of a unit as they lie.
 struct Raw {
     u32 low[LOW / 2];
@@ -36,10 +48,33 @@ struct Raw {
             low[0] = *(const u32*)at;
         }
         if constexpr (HIGH == 2) high = *(const u32*)codes_at<2>(chunk + PLANE_BYTES(LOW), unit, lane);
+#if TABLE == 8
+        // The bits of two units share nibbles.
+        high = *(const u32*)codes_at<1>(chunk + PLANE_BYTES(LOW), unit & ~1u, lane) >> (unit % 2 * 2);
+#else
         if constexpr (HIGH == 1) high = *(const u16*)codes_at<1>(chunk + PLANE_BYTES(LOW), unit, lane);
+#endif
     }
+#if TABLE > 0
+    // Four bytes of the table: half i / 2, row g + 8 (i % 2).
+    template <bool IS_RAISED> DEVICE_MEMBER u32 looked_up(int i) const {
+        constexpr u32 first = level_bytes(LEVELS_0, IS_RAISED), second = level_bytes(LEVELS_1, IS_RAISED);
+#if TABLE == 8
+        const u32 bits = i / 2 ? low[0] >> 2 : low[0], sign = (i / 2 ? high << 1 : high << 2) & 0x44444444u;
+        return __byte_perm(first, second, ((bits & 0x33333333u) | sign) >> (i % 2 * 16));
+#else
+        constexpr u32 third = level_bytes(LEVELS_2, IS_RAISED), fourth = level_bytes(LEVELS_3, IS_RAISED);
+        const u32 which = low[i / 2] & 0x77777777u, upper = ((low[i / 2] >> 1) & 0x44444444u) | 0x32103210u;
+        const u32 shift = i % 2 * 16;
+        return __byte_perm(__byte_perm(first, second, which >> shift), __byte_perm(third, fourth, which >> shift), upper >> shift);
+#endif
+    }
+#endif
     // Four codes in bytes: half i / 2, row g + 8 (i % 2).
     DEVICE_MEMBER u32 bytes(int i) const {
+#if TABLE > 0
+        return looked_up<true>(i);
+#endif
         u32 codes;
         if constexpr (LOW == 8) codes = low[i];
         else if constexpr (LOW == 4) codes = (low[i / 2] >> (i % 2 * 4)) & 0x0f0f0f0fu;

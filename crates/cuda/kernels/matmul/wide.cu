@@ -19,7 +19,7 @@
 #define STEP_BYTES (STEP_CHUNKS * CHUNK)
 #define SCALES_AT (PLANE_BYTES(LOW) + PLANE_BYTES(HIGH))
 // Bytes are multiplied as signed numbers, so that no sum has to be corrected.
-#define IS_SIGNED (LOW == 8 && OFFSET == 128)
+#define IS_SIGNED (TABLE > 0 || (LOW == 8 && OFFSET == 128))
 #define IS_CORRECTED (OFFSET > 0 && !IS_SIGNED)
 // What sums need of a block of activations: its scale; and the sums of its codes, or these times the scale.
 #define COLUMN_BYTES (HAS_MIN ? (SUB == 32 ? 8 : 16) : IS_CORRECTED ? 8 : 4)
@@ -37,12 +37,14 @@ static_assert(!(HAS_MIN && OFFSET > 0), "minima take the place of an offset");
 
 // How many bits too far up the codes of a register are multiplied: they are masked where they lie.
 DEVICE constexpr int shift_of(int row, int half) {
-    return HIGH > 0 || LOW == 8 ? 0 : LOW == 4 ? row * 4 : SUB == 16 ? half * 4 + row * 2 : row * 2;
+    return HIGH > 0 || LOW == 8 || TABLE > 0 ? 0 : LOW == 4 ? row * 4 : SUB == 16 ? half * 4 + row * 2 : row * 2;
 }
 
 // The codes of register `i`: row g + 8 (i % 2), half i / 2.
 DEVICE u32 placed(const Raw& raw, int i) {
-#if HIGH > 0 || (LOW == 8 && !IS_SIGNED)
+#if TABLE > 0
+    return raw.looked_up<false>(i);
+#elif HIGH > 0 || (LOW == 8 && !IS_SIGNED)
     return raw.bytes(i);
 #elif LOW == 8
     return raw.bytes(i) ^ 0x80808080u;
@@ -58,8 +60,8 @@ DEVICE u32 placed(const Raw& raw, int i) {
 // Scales (and minima) of rows g and g + 8 in a unit, as they lie.
 struct RawScales {
 #if SCALES == SUPER_SCALES
-    // The factors of the unit's sub-blocks, a byte each.
-    u32 factors[1 + HAS_MIN][2];
+    // The factors of four units' sub-blocks, a byte each.
+    u32 factors[1 + HAS_MIN][2][SUBS_PER_UNIT];
 #else
     u32 values[1 + HAS_MIN][SUBS_PER_UNIT][SCALES == F32_SCALES ? 2 : 1];
 #endif
@@ -68,9 +70,9 @@ struct RawScales {
         for (int m = 0; m < 1 + HAS_MIN; m++, part += SCALE_PART) {
 #if SCALES == SUPER_SCALES
 #pragma unroll
-            for (int row = 0; row < 2; row++) {
-                const u8* at = part + 32 + (2 * g + row) * SUBS + unit * SUBS_PER_UNIT;
-                factors[m][row] = SUBS_PER_UNIT == 2 ? *(const u16*)at : *at;
+            for (int i = 0; i < 2 * SUBS_PER_UNIT; i++) {
+                const int row = i / SUBS_PER_UNIT, word = i % SUBS_PER_UNIT;
+                factors[m][row][word] = *(const u32*)(part + 32 + (2 * g + row) * SUBS + unit / 4 * 4 * SUBS_PER_UNIT + word * 4);
             }
 #else
 #pragma unroll
@@ -97,16 +99,18 @@ struct ScaleUnits {
             const u32 pair = *(const u32*)(part + m * SCALE_PART + g * 4);
 #pragma unroll
             for (int row = 0; row < 2; row++) {
-                units[m][row] = half_to_float(pair >> (row * 16));
+                units[m][row] = half_to_float(pair >> (row * 16)) * UNIT_SCALE;
                 excess[m][row] = -32896.0f * units[m][row];
             }
         }
 #endif
     }
     // unit * (byte - 128), exact: 2^15 + byte is put together as a float, and the rest of it taken off by one fused multiply-add.
-    DEVICE_MEMBER float get(const RawScales& raw, int m, int row, int sub) const {
+    DEVICE_MEMBER float get(const RawScales& raw, int m, int row, int sub, u32 unit) const {
 #if SCALES == SUPER_SCALES
-        const u32 biased = __byte_perm(raw.factors[m][row], 0x47000000u, 0x7404 + sub * 16);
+        const u32 index = unit % 4 * SUBS_PER_UNIT + sub;
+        const u32 four = index < 4 ? raw.factors[m][row][0] : raw.factors[m][row][SUBS_PER_UNIT - 1];
+        const u32 biased = __byte_perm(four, 0x47000000u, 0x7404 + index % 4 * 16);
         return fma(__uint_as_float(biased), units[m][row], excess[m][row]);
 #elif SCALES == F32_SCALES
         return __uint_as_float(raw.values[m][sub][row]);
@@ -125,7 +129,8 @@ struct UnitWeights {
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++) raw[r].load(chunk + r * STEP_BYTES, unit % UNITS, lane);
 #pragma unroll
-        for (int s = 0; s < SETS; s++) scales[s].load(chunk + (s * FOLD + scaled) * STEP_BYTES + SCALES_AT, unit % UNITS, lane / 4);
+        for (int s = 0; s < SETS; s++)
+            if (SCALES != SUPER_SCALES || unit % 4 == 0) scales[s].load(chunk + (s * FOLD + scaled) * STEP_BYTES + SCALES_AT, unit % UNITS, lane / 4);
     }
 };
 
@@ -176,7 +181,7 @@ struct Sums {
     // Adds a unit. `codes` and `scales` are of this thread in the unit's first run of columns; `brought` is the tile of a set whose columns
     // it brings.
     DEVICE_MEMBER void take(const UnitWeights& weights, const ScaleUnits (&units)[SETS], const u8* codes, const u8* scales,
-                            const int (&magic)[SUBS_PER_UNIT][4], u32 brought) {
+                            const int (&magic)[SUBS_PER_UNIT][4], u32 brought, u32 unit) {
         u32 a[ROW_TILES][4];
         float scale[SETS][1 + HAS_MIN][SUBS_PER_UNIT][2];
 #pragma unroll
@@ -185,7 +190,7 @@ struct Sums {
         for (int i = 0; i < SETS * (1 + HAS_MIN) * SUBS_PER_UNIT * 2; i++) {
             const int s = i / (2 * SUBS_PER_UNIT * (1 + HAS_MIN)), m = i / (2 * SUBS_PER_UNIT) % (1 + HAS_MIN);
             const int h = i / 2 % SUBS_PER_UNIT, row = i % 2;
-            scale[s][m][h][row] = units[s].get(weights.scales[s], m, row, h);
+            scale[s][m][h][row] = units[s].get(weights.scales[s], m, row, h, unit);
         }
 #pragma unroll
         for (int c = 0; c < COLUMN_TILES; c++) {
@@ -207,8 +212,9 @@ struct Sums {
                         multiply_signed(sums, own, by, sums);
 #elif SUB == 32
                         multiply(sums, own, by, sums);
+#elif IS_SIGNED
+                        multiply_half_signed(sums, own[2 * h], own[2 * h + 1], h ? by.y : by.x, sums);
 #else
-                        static_assert(!IS_SIGNED, "bytes of sub-blocks of 16 have other offsets");
                         multiply_half(sums, own[2 * h], own[2 * h + 1], h ? by.y : by.x, sums);
 #endif
                     }
@@ -403,9 +409,9 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
         for (int s = 0; s < SETS; s++) units[s].load(own + (s * FOLD + scaled) * STEP_BYTES + SCALES_AT, lane / 4);
         // The next unit's weights are on their way while one is multiplied.
         auto take = [&](u32 u, u32 last) {
-            UnitWeights next;
+            UnitWeights next = at;
             next.load(own, u < last ? u + 1 : u, lane, scaled);
-            sums.take(at, units, codes + u * WIDTH * 32, scales + u * WIDTH * COLUMN_BYTES, magic, brought);
+            sums.take(at, units, codes + u * WIDTH * 32, scales + u * WIDTH * COLUMN_BYTES, magic, brought, u);
             at = next;
         };
         if (UNITS >= 4 || count == STEP_UNITS) {

@@ -2,7 +2,10 @@
 //!
 //! 16 rows make a tile, and 32 features of it a *unit*: what one matrix instruction takes. A chunk is a few units with their
 //! scales. Codes are unsigned and lie in planes, for each thread of the warp the four registers that the instruction wants:
-//! 8, 4 or 2 low bits, and 1 or 2 high ones where a format needs 3, 5 or 6. Nothing is rounded.
+//! 8, 4 or 2 low bits, and 1 or 2 high ones where a format needs 3, 5 or 6. Codes of few levels name bytes of a small table, which
+//! a kernel looks up in registers. Nothing is rounded.
+
+use tessera_formats::codec::grids::{LEVELS_FP4, LEVELS_IQ2, LEVELS_IQ3_S, LEVELS_IQ3_XXS, LEVELS_IQ4};
 
 use super::{
     select::{Packed, select},
@@ -23,6 +26,38 @@ pub enum Scales {
     Super,
 }
 
+/// The levels that codes name, where they are no numbers themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Levels {
+    /// Codes are numbers.
+    None,
+    /// Three sizes, with a sign: of IQ2.
+    Iq2,
+    /// Eight sizes, with a sign: of IQ3_XXS.
+    Iq3Xxs,
+    /// The same of IQ3_S.
+    Iq3S,
+    /// Sixteen, of IQ4.
+    Iq4,
+    /// Sixteen, of 4-bit floats, doubled.
+    Fp4,
+}
+
+impl Levels {
+    /// The level of each code: 8, 16 or none.
+    pub(super) fn table(self) -> Vec<i8> {
+        let signed = |sizes: &[i8]| sizes.iter().copied().chain(sizes.iter().map(|size| -size)).collect();
+        match self {
+            Levels::None => vec![],
+            Levels::Iq2 => signed(&LEVELS_IQ2),
+            Levels::Iq3Xxs => signed(&LEVELS_IQ3_XXS),
+            Levels::Iq3S => signed(&LEVELS_IQ3_S),
+            Levels::Iq4 => LEVELS_IQ4.to_vec(),
+            Levels::Fp4 => LEVELS_FP4.to_vec(),
+        }
+    }
+}
+
 /// The layout of a quantized format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Layout {
@@ -40,6 +75,10 @@ pub struct Layout {
     pub has_min: bool,
     /// What is subtracted from a code.
     pub offset: usize,
+    /// What codes name.
+    pub levels: Levels,
+    /// Units of scales are so many times halved.
+    pub halvings: usize,
 }
 
 impl Layout {
@@ -93,13 +132,24 @@ impl Layout {
     }
 
     pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
-        let Layout { low, high, units, sub, scales, has_min, offset } = self;
+        let Layout { low, high, units, sub, scales, has_min, offset, levels, halvings } = self;
         let scales = match scales {
             Scales::F16 => 0,
             Scales::F32 => 1,
             Scales::Super => 2,
         };
+        let table = levels.table();
+        let word = |i: usize| {
+            let bytes = table.get(4 * i..4 * i + 4).and_then(|some| some.first_chunk()).copied().unwrap_or([0i8; 4]);
+            u32::from_le_bytes(bytes.map(|level| level as u8)) as usize
+        };
         vec![
+            ("TABLE", table.len()),
+            ("LEVELS_0", word(0)),
+            ("LEVELS_1", word(1)),
+            ("LEVELS_2", word(2)),
+            ("LEVELS_3", word(3)),
+            ("UNIT_HALVINGS", halvings),
             ("LOW", low),
             ("HIGH", high),
             ("UNITS", units),
@@ -111,10 +161,27 @@ impl Layout {
         ]
     }
 
+    /// The code that is packed for a format's code: that of its level.
+    pub(super) fn code_of(self) -> [u8; 256] {
+        let table = self.levels.table();
+        std::array::from_fn(|code| {
+            let level = code as i32 - self.offset as i32;
+            let place = table.iter().position(|l| i32::from(*l) == level);
+            if table.is_empty() { code as u8 } else { place.unwrap_or(0) as u8 }
+        })
+    }
+
+    /// The largest that a code stands for.
+    pub(super) fn code_max(self) -> f32 {
+        let largest = self.levels.table().iter().map(|level| level.unsigned_abs()).max();
+        let of_number = || self.offset.max((1 << (self.low + self.high)) - 1 - self.offset) as f32;
+        largest.map_or_else(of_number, f32::from)
+    }
+
     /// Puts a code of row `row` (of 16), feature `feature` (of the chunk), into a chunk of zeros.
     pub(super) fn put_code(self, chunk: &mut [u8], row: usize, feature: usize, code: u8) {
         let (low, high) = chunk.split_at_mut(self.plane_bytes(self.low));
-        let place = |bits| Place::new(self.units, bits, row, feature);
+        let place = |bits| Place::new(self, bits, row, feature);
         let at = place(self.low);
         low[at.byte] |= (code & (0xff >> (8 - self.low))) << at.shift;
         if self.high > 0 {
@@ -163,12 +230,19 @@ struct Place {
 }
 
 impl Place {
-    fn new(units: usize, bits: usize, row: usize, feature: usize) -> Place {
+    fn new(layout: Layout, bits: usize, row: usize, feature: usize) -> Place {
+        let units = layout.units;
         let (unit, k) = (feature / UNIT, feature % UNIT);
         let (half, thread, byte) = (k / 16, k % 16 / 4, k % 4);
         let (lane, register) = (row % 8 * 4 + thread, half * 2 + row / 8);
         // Within the bytes of the lane.
+        // Of a table, the four codes of a register stand in neighbouring nibbles.
+        let nibble = register % 2 * 16 + byte * 4;
+        let looked_up = |word: usize, bit: usize| (word * 4 + bit / 8, bit % 8);
         let (at, shift) = match bits {
+            4 if layout.levels != Levels::None => looked_up(2 * unit + half, nibble),
+            2 if layout.levels != Levels::None => looked_up(unit, nibble + 2 * half),
+            1 if layout.levels != Levels::None => looked_up(unit / 2, nibble + unit % 2 * 2 + half),
             8 => (unit * 16 + register * 4 + byte, 0),
             4 => (unit * 8 + register / 2 * 4 + byte, register % 2 * 4),
             2 => (unit * 4 + byte, register * 2),
@@ -231,7 +305,7 @@ mod tests {
                 let mut seen = HashSet::new();
                 for row in 0..MMA_ROWS {
                     for feature in 0..layout.chunk_features() {
-                        let at = Place::new(layout.units, bits, row, feature);
+                        let at = Place::new(layout, bits, row, feature);
                         assert!(at.byte < layout.plane_bytes(bits) && at.shift + bits <= 8, "{layout:?}");
                         assert!((0..bits).all(|bit| seen.insert(at.byte * 8 + at.shift + bit)), "{layout:?}");
                     }

@@ -94,9 +94,9 @@ impl PackedMatrix {
         self.form
     }
 
-    /// The tile of a launch.
-    pub(super) fn tile(&self, gpu: &Gpu, columns: usize) -> Tile {
-        let shape = Shape { rows: self.rows, segments: self.segments, columns };
+    /// The tile of a launch that meets some matrices, with so many columns each.
+    pub(super) fn tile(&self, gpu: &Gpu, segments: usize, columns: usize) -> Tile {
+        let shape = Shape { rows: self.rows, segments, columns };
         self.forced.unwrap_or_else(|| gpu.tile(&self.tiles, shape))
     }
 
@@ -136,6 +136,11 @@ impl Packed {
             Packed::Codes(layout) => layout.tile_bytes(depth),
             Packed::Float(float) => float.tile_bytes(depth),
         }
+    }
+
+    /// The power of two that units of scales are multiplied by, beside what brings weights near the largest f16.
+    pub(super) fn halved(self) -> f32 {
+        if let Packed::Codes(layout) = self { 0.5f32.powi(layout.halvings as i32) } else { 1.0 }
     }
 
     /// The power of two that takes weights whose bound is `largest` up to 2^15, as far as the form's scales may be multiplied by it.
@@ -221,7 +226,7 @@ fn put_codes(layout: Layout, source: &MatrixSource, tile: &mut [u8], row: usize,
     let (length, subs) = (dtype.block_len(), dtype.block_len() / layout.sub);
     let (mut codes, mut scales, mut mins) = ([0; MAX_BLOCK_LEN], [0.0; MAX_SUB_BLOCKS], [0.0; MAX_SUB_BLOCKS]);
     let (codes, scales, mins) = (&mut codes[..length], &mut scales[..subs], &mut mins[..subs]);
-    let code_max = layout.offset.max((1 << (layout.low + layout.high)) - 1 - layout.offset) as f32;
+    let (code_max, code_of) = (layout.code_max(), layout.code_of());
     let (mut is_good, mut bound) = (true, 0.0f32);
     for (block, raw) in raw.chunks_exact(dtype.block_bytes()).enumerate() {
         codec::integers(dtype, raw, Integers { codes, scales, mins });
@@ -229,14 +234,16 @@ fn put_codes(layout: Layout, source: &MatrixSource, tile: &mut [u8], row: usize,
             is_good = false;
             continue;
         }
-        let units = units_at(dtype).map(|at| (half_at(raw, at.scale), half_at(raw, at.min)));
-        if let Some((scale, min)) = units {
-            bound = bound.max(scale.to_f32().abs() * code_max + min.to_f32().abs());
+        let halved = 0.5f32.powi(layout.halvings as i32);
+        let units = units_at(dtype).map(|at| [at.scale, at.min].map(|at| Unit { bits: half_at(raw, at), halved }));
+        if let Some([scale, min]) = units {
+            let least = if layout.has_min { min.value().abs() } else { 0.0 };
+            bound = bound.max(scale.value().abs() * code_max + least);
         }
         for (i, code) in codes.iter().enumerate() {
             let feature = block * length + i;
             let chunk = &mut tile[feature / layout.chunk_features() * layout.chunk_bytes()..];
-            layout.put_code(chunk, row, feature % layout.chunk_features(), *code);
+            layout.put_code(chunk, row, feature % layout.chunk_features(), code_of[usize::from(*code)]);
         }
         for sub in 0..subs {
             bound = bound.max(scales[sub].abs() * code_max + if layout.has_min { mins[sub].abs() } else { 0.0 });
@@ -246,9 +253,9 @@ fn put_codes(layout: Layout, source: &MatrixSource, tile: &mut [u8], row: usize,
                 Some(scale) => layout.put_scale(chunk, is_min, row, at % layout.subs(), scale),
                 None => is_good = false,
             };
-            put(false, scales[sub], units.map(|u| u.0));
+            put(false, scales[sub], units.map(|u| u[0]));
             if layout.has_min {
-                put(true, mins[sub], units.map(|u| u.1));
+                put(true, mins[sub], units.map(|u| u[1]));
             }
         }
     }
@@ -259,8 +266,21 @@ fn half_at(raw: &[u8], at: usize) -> f16 {
     f16::from_le_bytes([raw[at], raw[at + 1]])
 }
 
+/// What factors count: an f16, halved some times.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Unit {
+    bits: f16,
+    halved: f32,
+}
+
+impl Unit {
+    fn value(self) -> f32 {
+        self.bits.to_f32() * self.halved
+    }
+}
+
 /// A scale in the form of its layout, or none where that would not be the same number.
-fn kept(scales: Scales, value: f32, unit: Option<f16>) -> Option<Scale> {
+fn kept(scales: Scales, value: f32, unit: Option<Unit>) -> Option<Scale> {
     match (scales, unit) {
         (Scales::F32, _) => Some(Scale::F32(value)),
         (Scales::F16, _) => {
@@ -268,9 +288,9 @@ fn kept(scales: Scales, value: f32, unit: Option<f16>) -> Option<Scale> {
             (half.to_f32() == value).then_some(Scale::F16(half.to_bits()))
         }
         (Scales::Super, Some(unit)) => {
-            let factor = if value == 0.0 { 0.0 } else { (value / unit.to_f32()).round() };
-            let fits = (-128.0..=127.0).contains(&factor) && (value == 0.0 || unit.to_f32() * factor == value);
-            fits.then_some(Scale::Super { unit: unit.to_bits(), factor: factor as i8 })
+            let factor = if value == 0.0 { 0.0 } else { (value / unit.value()).round() };
+            let fits = (-128.0..=127.0).contains(&factor) && (value == 0.0 || unit.value() * factor == value);
+            fits.then_some(Scale::Super { unit: unit.bits.to_bits(), factor: factor as i8 })
         }
         (Scales::Super, None) => None,
     }
@@ -299,13 +319,22 @@ mod tests {
     use crate::matmul::layout::UNIT;
 
     /// The four operand registers of a thread, as `planed` of codes.cu takes them from a plane.
-    fn registers(plane: &[u8], bits: usize, units: usize, unit: usize, lane: usize) -> [u32; 4] {
+    fn registers(plane: &[u8], layout: Layout, bits: usize, unit: usize, lane: usize) -> [u32; 4] {
+        let units = layout.units;
         let lane_bytes = units * bits * 2;
         let byte = |at: usize| {
             plane[if lane_bytes >= 16 { at / 16 * 512 + lane * 16 + at % 16 } else { lane * lane_bytes + at }]
         };
         let word = |index: usize| u32::from_le_bytes(std::array::from_fn(|i| byte(4 * index + i)));
+        // Codes of four bits, or parts of them, from neighbouring nibbles to bytes.
+        let spread = |word: u32, i: usize, mask: u32| {
+            (0..4).map(|b| ((word >> (i % 2 * 16 + 4 * b)) & mask) << (8 * b)).sum::<u32>()
+        };
+        let is_table = layout.levels != super::super::layout::Levels::None;
         std::array::from_fn(|i| match bits {
+            4 if is_table => spread(word(2 * unit + i / 2), i, 15),
+            2 if is_table => spread(word(unit) >> (i / 2 * 2), i, 3),
+            1 if is_table => spread(word(unit / 2) >> (unit % 2 * 2 + i / 2), i, 1),
             8 => word(4 * unit + i),
             4 => (word(2 * unit + i / 2) >> (i % 2 * 4)) & 0x0f0f_0f0f,
             2 => (word(unit) >> (i * 2)) & 0x0303_0303,
@@ -325,7 +354,7 @@ mod tests {
             Scales::F32 => f32::from_le_bytes(*part[((group * subs + sub) * 2 + half) * 4..].first_chunk().unwrap()),
             Scales::Super => {
                 let biased = part[32 + group * 2 * subs + half * subs + sub];
-                half_at(group * 2 + half) * (f32::from(biased) - 128.0)
+                half_at(group * 2 + half) * 0.5f32.powi(layout.halvings as i32) * (f32::from(biased) - 128.0)
             }
         }
     }
@@ -356,11 +385,14 @@ mod tests {
                     let (lane, register) = (r % 8 * 4 + k % 16 / 4, k / 16 * 2 + r / 8);
                     let (low, rest) = chunk.split_at(64 * layout.units * layout.low);
                     let (high, rest) = rest.split_at(64 * layout.units * layout.high);
-                    let mut word = registers(low, layout.low, layout.units, unit, lane)[register];
+                    let mut word = registers(low, layout, layout.low, unit, lane)[register];
                     if layout.high > 0 {
-                        word |= registers(high, layout.high, layout.units, unit, lane)[register] << layout.low;
+                        word |= registers(high, layout, layout.high, unit, lane)[register] << layout.low;
                     }
-                    assert_eq!(word.to_le_bytes()[k % 4], *code, "{dtype} row {row} feature {feature}");
+                    let found = word.to_le_bytes()[k % 4];
+                    let level =
+                        layout.levels.table().get(usize::from(found)).map(|l| i32::from(*l) + layout.offset as i32);
+                    assert_eq!(level.unwrap_or(found.into()), i32::from(*code), "{dtype} row {row} feature {feature}");
                     let sub = feature % layout.chunk_features() / layout.sub;
                     assert_eq!(scale(layout, rest, r, sub), scales[i / layout.sub], "{dtype}");
                     if layout.has_min {
@@ -374,10 +406,10 @@ mod tests {
 
     #[test]
     fn a_unit_holds_its_factors() {
-        let unit = f16::from_f32(0.01234);
+        let unit = Unit { bits: f16::from_f32(0.01234), halved: 0.25 };
         for factor in -128i8..=127 {
-            let value = unit.to_f32() * f32::from(factor);
-            assert_eq!(kept(Scales::Super, value, Some(unit)), Some(Scale::Super { unit: unit.to_bits(), factor }));
+            let kept = kept(Scales::Super, unit.value() * f32::from(factor), Some(unit));
+            assert_eq!(kept, Some(Scale::Super { unit: unit.bits.to_bits(), factor }));
         }
         assert_eq!(kept(Scales::Super, 0.5, Some(unit)), None);
         assert_eq!(kept(Scales::F16, 0.1, None), None);

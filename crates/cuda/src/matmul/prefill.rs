@@ -86,7 +86,11 @@ pub(crate) fn multiply(
     args.extend([sent_parts, bias.filter(|_| !plan.is_parted).into()]);
     args.extend(share.lists());
     args.extend([rows, depth, columns, segments, x.eights, y.width, plan.parts].map(Arg::U32));
-    args.extend([Arg::U32((share.is_sliced && segments > 1).into()), Arg::F32(up), Arg::F32(up.recip())]);
+    args.extend([
+        Arg::U32((share.is_sliced && segments > 1).into()),
+        Arg::F32(up * form.halved()),
+        Arg::F32(up.recip()),
+    ]);
     gpu.launch(module, "prefill", tile.launch(form, plan.tiles, gpu.processors()), &args);
     if let Some(parts) = parts {
         let mut args = vec![Arg::Memory(&parts), Arg::Memory(&x.scales), rows_of(y, &share.y), bias.into()];
@@ -111,7 +115,11 @@ fn multiply_by_warps(
     args.extend([rows_of(y, &share.y), bias.into()]);
     args.extend(share.lists());
     args.extend([rows, depth, tokens, x.eights, y.width, parts].map(Arg::U32));
-    args.extend([Arg::U32((share.is_sliced && segments > 1).into()), Arg::F32(up), Arg::F32(up.recip())]);
+    args.extend([
+        Arg::U32((share.is_sliced && segments > 1).into()),
+        Arg::F32(up * form.halved()),
+        Arg::F32(up.recip()),
+    ]);
     let launch = warps::launch(rows, share.columns_max(), segments);
     gpu.launch(Module::PrefillWarps(form), "prefill_warps", launch, &args);
 }

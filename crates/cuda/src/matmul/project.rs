@@ -287,12 +287,12 @@ fn multiply(
     let mut by_place = None;
     let (module, launch, row_length) = match &input {
         Input::Codes(layout, codes) => {
-            let tile = matrix.tile(gpu, share.columns_expected(segments));
-            let mut launch = tile.launch(*layout, (rows, columns_max), segments, split);
-            by_place = share.chosen.filter(|_| share.x.len() * share.places_each() < segments);
-            if by_place.is_some() {
-                launch.grid[2] = share.x.len() * share.places_each();
-            }
+            // Of experts, no more than places are met.
+            let places = share.x.len() * share.places_each();
+            by_place = share.chosen.filter(|_| places < segments);
+            let met = if by_place.is_some() { places } else { segments };
+            let tile = matrix.tile(gpu, met, share.columns_expected(segments));
+            let launch = tile.launch(*layout, (rows, columns_max), met, split);
             (Module::product(*layout, tile), launch, codes.blocks)
         }
         Input::Floats(x) => {

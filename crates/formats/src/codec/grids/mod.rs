@@ -15,8 +15,10 @@ pub use iq3::*;
 const LEVELS_IQ1: [i8; 4] = [-8, 0, 8, 0];
 /// The sizes of IQ2's weights; the fourth does not occur.
 pub const LEVELS_IQ2: [i8; 4] = [0x08, 0x19, 0x2b, 0];
-const LEVELS_IQ3_XXS: [i8; 8] = [0x04, 0x0c, 0x14, 0x1c, 0x24, 0x2c, 0x34, 0x3e];
-const LEVELS_IQ3_S: [i8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
+/// The sizes of IQ3_XXS's weights.
+pub const LEVELS_IQ3_XXS: [i8; 8] = [0x04, 0x0c, 0x14, 0x1c, 0x24, 0x2c, 0x34, 0x3e];
+/// The sizes of IQ3_S's weights.
+pub const LEVELS_IQ3_S: [i8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
 
 pub(super) static UNPACKED_IQ1: [[i8; 8]; 2048] = unpack(&IQ1_S, &LEVELS_IQ1);
 pub(super) static UNPACKED_IQ2_XXS: [[i8; 8]; 256] = unpack(&IQ2_XXS, &LEVELS_IQ2);
