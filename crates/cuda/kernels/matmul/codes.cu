@@ -22,6 +22,15 @@
 #define HIGH_BYTES (UNITS * HIGH * 2)
 #define SCALE_VALUE_BYTES (SCALES == F32_SCALES ? 4 : 2)
 
+// Levels of a table are signed.
+#if TABLE > 0
+#define multiply_codes multiply_signed
+#define multiply_half_codes multiply_half_signed
+#else
+#define multiply_codes multiply
+#define multiply_half_codes multiply_half
+#endif
+
 // Sets of sums: of FOLD row tiles each.
 #define SETS (ROW_TILES / FOLD)
 // Columns of a row tile among the eight of an instruction.
@@ -255,11 +264,10 @@ DEVICE void take_unit(float (&acc)[4], const u32 (*a)[4], const RowScales (&rows
     for (int p = 0; p < FOLD; p++) {
         const uint2 own = FOLD == 1 || mine == p ? b : make_uint2(0, 0);
         if (SUB == 32) {
-            (TABLE > 0 ? multiply_signed : multiply)(sums[0], a[p], own, sums[0]);
+            multiply_codes(sums[0], a[p], own, sums[0]);
         } else {
-            auto half = TABLE > 0 ? multiply_half_signed : multiply_half;
-            half(sums[0], a[p][0], a[p][1], own.x, sums[0]);
-            half(sums[SUBS_PER_UNIT - 1], a[p][2], a[p][3], own.y, sums[SUBS_PER_UNIT - 1]);
+            multiply_half_codes(sums[0], a[p][0], a[p][1], own.x, sums[0]);
+            multiply_half_codes(sums[SUBS_PER_UNIT - 1], a[p][2], a[p][3], own.y, sums[SUBS_PER_UNIT - 1]);
         }
     }
 #pragma unroll

@@ -120,17 +120,71 @@ struct ScaleUnits {
     }
 };
 
-// A unit of this warp's row tiles on its way from shared memory. `scaled` is which tile of a set this thread scales.
+// Units that a warp takes from shared memory at once: four, whose words are neighbours, so that reads are wide; one where columns are many
+// and registers few.
+#define AT_ONCE (UNITS >= 4 && COLUMN_TILES <= 2 ? 4 : 1)
+
+// Some words of this lane's `bytes` of a plane; codes_at of raw.cuh. Neighbours of 16 bytes come together.
+template <int BITS> DEVICE void load_words(u32 (&words)[BITS * AT_ONCE / 2], const u8* plane, u32 unit, u32 lane) {
+    if constexpr (BITS * AT_ONCE * 2 % 16 == 0) {
+#pragma unroll
+        for (int i = 0; i < BITS * AT_ONCE / 8; i++) {
+            const uint4 v = *(const uint4*)codes_at<BITS>(plane, unit + i * 8 / BITS, lane);
+            words[4 * i] = v.x; words[4 * i + 1] = v.y; words[4 * i + 2] = v.z; words[4 * i + 3] = v.w;
+        }
+    } else {
+        static_assert(BITS * AT_ONCE == 4, "planes of one bit have eight bytes a lane here");
+        const uint2 v = *(const uint2*)codes_at<BITS>(plane, unit, lane);
+        words[0] = v.x; words[1] = v.y;
+    }
+}
+
+// AT_ONCE units of this warp's row tiles on their way from shared memory. `scaled` is which tile of a set this thread scales.
 struct UnitWeights {
-    Raw raw[ROW_TILES];
+#if AT_ONCE > 1
+    u32 low[ROW_TILES][LOW * 2];
+#if HIGH > 0
+    u32 high[ROW_TILES][HIGH * 2];
+#endif
+#else
+    Raw raws[ROW_TILES];
+#endif
     RawScales scales[SETS];
     DEVICE_MEMBER void load(const u8* step, u32 unit, u32 lane, u32 scaled) {
         const u8* chunk = step + unit / UNITS * CHUNK;
 #pragma unroll
-        for (int r = 0; r < ROW_TILES; r++) raw[r].load(chunk + r * STEP_BYTES, unit % UNITS, lane);
+        for (int r = 0; r < ROW_TILES; r++) {
+#if AT_ONCE > 1
+            load_words<LOW>(low[r], chunk + r * STEP_BYTES, unit % UNITS, lane);
+#if HIGH > 0
+            load_words<HIGH>(high[r], chunk + r * STEP_BYTES + PLANE_BYTES(LOW), unit % UNITS, lane);
+#endif
+#else
+            raws[r].load(chunk + r * STEP_BYTES, unit % UNITS, lane);
+#endif
+        }
 #pragma unroll
         for (int s = 0; s < SETS; s++)
-            if (SCALES != SUPER_SCALES || unit % 4 == 0) scales[s].load(chunk + (s * FOLD + scaled) * STEP_BYTES + SCALES_AT, unit % UNITS, lane / 4);
+            if (AT_ONCE > 1 || SCALES != SUPER_SCALES || unit % 4 == 0)
+                scales[s].load(chunk + (s * FOLD + scaled) * STEP_BYTES + SCALES_AT, unit % UNITS, lane / 4);
+    }
+    // Row tile `r` of unit `v` of these.
+    DEVICE_MEMBER Raw raw(int r, int v) const {
+#if AT_ONCE > 1
+        Raw raw;
+#pragma unroll
+        for (int i = 0; i < LOW / 2; i++) raw.low[i] = low[r][v * (LOW / 2) + i];
+#if TABLE == 8
+        raw.high = high[r][v / 2] >> (v % 2 * 2);
+#elif HIGH == 2
+        raw.high = high[r][v];
+#elif HIGH == 1
+        raw.high = high[r][v / 2] >> (v % 2 * 16);
+#endif
+        return raw;
+#else
+        return raws[r];
+#endif
     }
 };
 
@@ -185,7 +239,7 @@ struct Sums {
         u32 a[ROW_TILES][4];
         float scale[SETS][1 + HAS_MIN][SUBS_PER_UNIT][2];
 #pragma unroll
-        for (int i = 0; i < ROW_TILES * 4; i++) a[i / 4][i % 4] = placed(weights.raw[i / 4], i % 4);
+        for (int i = 0; i < ROW_TILES * 4; i++) a[i / 4][i % 4] = placed(weights.raw(i / 4, unit % AT_ONCE), i % 4);
 #pragma unroll
         for (int i = 0; i < SETS * (1 + HAS_MIN) * SUBS_PER_UNIT * 2; i++) {
             const int s = i / (2 * SUBS_PER_UNIT * (1 + HAS_MIN)), m = i / (2 * SUBS_PER_UNIT) % (1 + HAS_MIN);
@@ -309,11 +363,6 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
     u8* const ring = (u8*)dynamic;
     float* const partial = (float*)dynamic;
     u32* const first_blocks = (u32*)(ring + FIRST_BLOCKS_AT);
-    if (threadIdx.x < WIDTH) {
-        const u32 row = columns.row(threadIdx.x);
-        first_blocks[threadIdx.x] = (row / 8 * row_blocks + slice * (depth / 32)) * 8 + row % 8;
-    }
-    __syncthreads();
 
     // Units of this part, and steps of the longest.
     const u32 first_segment = split * part / PARTS, segments_end = split * (part + 1) / PARTS;
@@ -332,13 +381,6 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
 #pragma unroll
     for (int r = 0; r < ROW_TILES; r++)
         from[r] = weights + (matrix * (u64)tiles + (tile + r < tiles ? tile + r : tiles - 1)) * tile_bytes + (u64)(start / UNITS) * CHUNK + lane * 16;
-    // Fewer than 2^32 blocks; those of a unit of eight columns lie together (quantize.cu).
-    const u32 own_thread = team * 32 + lane;
-    auto block_of = [&](u32 column) { return (u64)first_blocks[column] + start * 8; };
-    Feed<WIDTH * 2, 16, 256> codes_feed(own_thread, [&](u32 i) { return x_codes + block_of(i / 2) * 32 + i % 2 * 16; });
-    Feed<WIDTH, COLUMN_BYTES, HAS_MIN ? 128 : 64> scales_feed(
-        own_thread, [&](u32 i) { return HAS_MIN ? x_minima + block_of(i) * 16 : x_scales + block_of(i) * 8; });
-
     auto units_of = [&](u32 step) {
         const u32 at = start + step * STEP_UNITS;
         return at >= end ? 0 : end - at < STEP_UNITS ? end - at : STEP_UNITS;
@@ -352,6 +394,22 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++) from[r] += STEP_BYTES;
     };
+    // Weights wait for nobody.
+#pragma unroll 1
+    for (u32 s = 0; s < STAGES - 1; s++) weights_of(s, ring + s * STAGE_BYTES);
+
+    if (threadIdx.x < WIDTH) {
+        const u32 row = columns.row(threadIdx.x);
+        first_blocks[threadIdx.x] = (row / 8 * row_blocks + slice * (depth / 32)) * 8 + row % 8;
+    }
+    __syncthreads();
+
+    // Fewer than 2^32 blocks; those of a unit of eight columns lie together (quantize.cu).
+    const u32 own_thread = team * 32 + lane;
+    auto block_of = [&](u32 column) { return (u64)first_blocks[column] + start * 8; };
+    Feed<WIDTH * 2, 16, 256> codes_feed(own_thread, [&](u32 i) { return x_codes + block_of(i / 2) * 32 + i % 2 * 16; });
+    Feed<WIDTH, COLUMN_BYTES, HAS_MIN ? 128 : 64> scales_feed(
+        own_thread, [&](u32 i) { return HAS_MIN ? x_minima + block_of(i) * 16 : x_scales + block_of(i) * 8; });
     auto activations_of = [&](u32 step, u8* stage) {
         const u32 count = units_of(step);
         u8* to = stage + part * PART_BYTES + WEIGHT_BYTES;
@@ -365,9 +423,6 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
         codes_feed.next();
         scales_feed.next();
     };
-    // Weights wait for nobody.
-#pragma unroll 1
-    for (u32 s = 0; s < STAGES - 1; s++) weights_of(s, ring + s * STAGE_BYTES);
     if (!starts) after_earlier_work();
 #pragma unroll 1
     for (u32 s = 0; s < STAGES - 1; s++) {
@@ -407,16 +462,18 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
         at.load(own, 0, lane, scaled);
 #pragma unroll
         for (int s = 0; s < SETS; s++) units[s].load(own + (s * FOLD + scaled) * STEP_BYTES + SCALES_AT, lane / 4);
-        // The next unit's weights are on their way while one is multiplied.
+        // The next weights are on their way while some are multiplied.
         auto take = [&](u32 u, u32 last) {
             UnitWeights next = at;
-            next.load(own, u < last ? u + 1 : u, lane, scaled);
-            sums.take(at, units, codes + u * WIDTH * 32, scales + u * WIDTH * COLUMN_BYTES, magic, brought, u);
+            if (u + AT_ONCE <= last) next.load(own, u + AT_ONCE, lane, scaled);
+#pragma unroll
+            for (u32 v = u; v < u + AT_ONCE; v++)
+                sums.take(at, units, codes + v * WIDTH * 32, scales + v * WIDTH * COLUMN_BYTES, magic, brought, v);
             at = next;
         };
         if (UNITS >= 4 || count == STEP_UNITS) {
-#pragma unroll(COLUMN_TILES > 4 ? 1 : COLUMN_TILES > 2 ? 2 : 4)
-            for (u32 u = 0; u < STEP_UNITS; u++) take(u, STEP_UNITS - 1);
+#pragma unroll(COLUMN_TILES > 4 ? 1 : AT_ONCE > 1 || COLUMN_TILES > 2 ? 2 : 4)
+            for (u32 u = 0; u < STEP_UNITS; u += AT_ONCE) take(u, STEP_UNITS - 1);
         } else {
 #pragma unroll 1
             for (u32 u = 0; u < count; u++) take(u, count - 1);

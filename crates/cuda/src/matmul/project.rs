@@ -292,7 +292,8 @@ fn multiply(
             by_place = share.chosen.filter(|_| places < segments);
             let met = if by_place.is_some() { places } else { segments };
             let tile = matrix.tile(gpu, met, share.columns_expected(segments));
-            let launch = tile.launch(*layout, (rows, columns_max), met, split);
+            let mut launch = tile.launch(*layout, (rows, columns_max), segments, split);
+            launch.grid[2] = met;
             (Module::product(*layout, tile), launch, codes.blocks)
         }
         Input::Floats(x) => {

@@ -3,7 +3,7 @@
 use tessera_ops::numerics::SEGMENTS_MAX;
 
 use super::{
-    layout::{Layout, UNIT},
+    layout::{Layout, Levels, UNIT},
     tile::{CodesTile, Launch, MMA_COLUMNS, MMA_ROWS, WARP},
 };
 
@@ -29,11 +29,12 @@ pub struct WideTile {
 /// Beyond this, more bytes on their way make nothing faster.
 const STAGES_MAX: usize = 6;
 
-/// What sums cost in a narrow tile of more than eight columns beside a wide one, which reads scales of columns for more rows; of few columns
-/// beside a large matrix, where memory limits; and in a wide tile whose warps have one row tile.
-const NARROW_COST: f64 = 1.5;
-const FEW_COST: f64 = 1.05;
-const SINGLE_COST: f64 = 1.1;
+/// What a row and column cost in a narrow tile beside a wide one of two blocks a processor, by columns: measured on an H200. Few columns
+/// are limited by memory, many by the scales of columns, which a narrow tile reads for 16 rows.
+const NARROW_COSTS: [(usize, f64); 3] = [(8, 1.03), (16, 1.2), (usize::MAX, 2.2)];
+
+/// The same in a wide tile that has a processor to itself.
+const ALONE_COST: f64 = 1.29;
 
 /// More columns than any tile has.
 const MANY_COLUMNS: usize = 4096;
@@ -52,20 +53,17 @@ const BLOCK_OWN_BYTES: usize = 1 << 10;
 
 impl WideTile {
     /// Every tile of a layout on a card whose blocks may have so much shared memory. Measured on an H200, of 88 shapes: two row tiles of
-    /// a warp, four warps and two blocks a processor are the fastest at every width for matrices that fill the card; for others, a warp for
-    /// each row tile in four parts of the depth.
+    /// a warp, four warps and two blocks a processor are the fastest at every width for matrices that fill the card. Small ones are faster
+    /// in narrow tiles than with parts of the depth.
     pub fn all(layout: Layout, room: usize) -> Vec<WideTile> {
-        let mut all: Vec<WideTile> = vec![];
-        for (column_tiles, fold) in [(1, 2), (1, 1), (2, 1), (4, 1), (8, 1)] {
-            let shape = |row_tiles, teams, parts, blocks| {
-                WideTile { row_tiles, column_tiles, fold, teams, parts, blocks, stages: 0 }.with_ring(layout, room)
+        let shapes = [(1, 2), (1, 1), (2, 1), (4, 1), (8, 1)].into_iter().filter_map(|(column_tiles, fold)| {
+            let shape = |teams, blocks| {
+                let tile = WideTile { row_tiles: 2, column_tiles, fold, teams, parts: 1, blocks, stages: 0 };
+                tile.with_ring(layout, room)
             };
-            let of_large = [shape(2, 4, 1, 2), shape(2, 8, 1, 1), shape(2, 4, 1, 1)];
-            all.extend(of_large.into_iter().find(|t| t.is_sound(layout, room)));
-            let of_small = shape(1, 2, 4, 1);
-            all.extend(Some(of_small).filter(|t| t.column_tiles > 1 && t.is_sound(layout, room)));
-        }
-        all
+            [shape(4, 2), shape(8, 1), shape(4, 1)].into_iter().find(|t| t.is_sound(layout, room))
+        });
+        shapes.collect()
     }
 
     /// With as many stages as fit.
@@ -111,7 +109,8 @@ impl WideTile {
     const fn stage_bytes(self, layout: Layout) -> usize {
         let units = if layout.units > 4 { layout.units } else { 4 };
         let weights = self.teams * self.row_tiles * (units / layout.units) * layout.chunk_bytes();
-        let is_corrected = layout.offset > 0 && !(layout.low == 8 && layout.offset == 128);
+        let is_signed = layout.low == 8 && layout.offset == 128 || !matches!(layout.levels, Levels::None);
+        let is_corrected = layout.offset > 0 && !is_signed;
         let scales = match (layout.has_min, layout.sub) {
             (true, 32) => 8,
             (true, _) => 16,
@@ -227,19 +226,25 @@ impl Tile {
         let columns = shape.columns.max(1);
         let of_kind = |is_wide| tiles.iter().filter(move |t| matches!(t, Tile::Wide(_)) == is_wide);
         let widths = [false, true].map(|is_wide| width_for(of_kind(is_wide), columns));
+        let narrow_cost = NARROW_COSTS.iter().find(|(most, _)| columns <= *most).map_or(1.0, |(_, cost)| *cost);
         let cost = |tile: &Tile| {
-            let (height, blocks, each) = match tile {
-                Tile::Narrow(tile) if columns <= MMA_COLUMNS => (tile.rows(), tile.blocks, FEW_COST),
-                Tile::Narrow(tile) => (tile.rows(), tile.blocks, NARROW_COST),
-                Tile::Wide(tile) if tile.row_tiles == 1 => (tile.rows(), tile.blocks, SINGLE_COST),
-                Tile::Wide(tile) => (tile.rows(), tile.blocks, 1.0),
+            let height = match tile {
+                Tile::Narrow(tile) => tile.rows(),
+                Tile::Wide(tile) => tile.rows(),
             };
             let launched = shape.rows.div_ceil(height) * columns.div_ceil(tile.columns()) * shape.segments;
-            let rounds = launched.div_ceil(processors * blocks) * blocks;
+            let rounds = launched.div_ceil(processors);
+            let each = match tile {
+                Tile::Narrow(_) => narrow_cost,
+                Tile::Wide(_) if rounds == 1 => ALONE_COST,
+                Tile::Wide(_) => 1.0,
+            };
             (rounds * height * tile.columns().max(MMA_COLUMNS)) as f64 * each
         };
+        // Few columns of many matrices go to narrow tiles: most blocks have nothing to do.
+        let wanted = |t: &&Tile| columns > MMA_COLUMNS || shape.segments == 1 || matches!(t, Tile::Narrow(_));
         let fits = |t: &&Tile| t.columns() == widths[usize::from(matches!(t, Tile::Wide(_)))];
-        let best = tiles.iter().filter(fits).min_by(|a, b| cost(a).total_cmp(&cost(b)));
+        let best = tiles.iter().filter(fits).filter(wanted).min_by(|a, b| cost(a).total_cmp(&cost(b)));
         *best.expect("a layout has tiles")
     }
 }
@@ -256,19 +261,28 @@ mod tests {
 
     use super::*;
 
-    /// A matrix as large as the card gets blocks of many rows, a small one blocks that share its depth.
+    /// A matrix as large as the card gets wide tiles, a small one narrow ones.
     #[test]
     fn shapes_get_their_tile() {
-        let layout = Layout::all()[0];
-        for (rows, columns, parts, width) in
-            [(32_768, 16, 1, 16), (32_768, 64, 1, 64), (32_768, 2048, 1, 64), (4096, 64, 4, 64), (4096, 20, 4, 32)]
-        {
-            let tile = Tile::select(&Tile::all(layout, "sm_90a"), 132, Shape { rows, segments: 1, columns });
-            let Tile::Wide(tile) = tile else { panic!("{rows} rows, {columns} columns: {tile:?}") };
-            assert_eq!((tile.parts, tile.columns()), (parts, width), "{rows} rows, {columns} columns");
+        let tiles = Tile::all(Layout::all()[0], "sm_90a");
+        for (rows, segments, columns, is_wide, width) in [
+            (32_768, 1, 1, true, 4),
+            (32_768, 1, 8, true, 8),
+            (32_768, 1, 16, true, 16),
+            (32_768, 1, 64, true, 64),
+            (32_768, 1, 2048, true, 64),
+            (9728, 1, 16, false, 16),
+            (9728, 1, 64, true, 64),
+            (4096, 1, 64, false, 64),
+            (2048, 48, 8, false, 8),
+        ] {
+            let tile = Tile::select(&tiles, 132, Shape { rows, segments, columns });
+            assert_eq!(
+                (matches!(tile, Tile::Wide(_)), tile.columns()),
+                (is_wide, width),
+                "{rows} rows, {segments} matrices, {columns} columns"
+            );
         }
-        let few = Tile::select(&Tile::all(layout, "sm_90a"), 132, Shape { rows: 4096, segments: 1, columns: 8 });
-        assert_eq!(few, Tile::Narrow(CodesTile::for_columns(layout, 8)));
     }
 
     proptest! {
