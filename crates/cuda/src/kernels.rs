@@ -167,6 +167,7 @@ const STEP: (&str, &str) = source!("attention/step.cuh");
 const HOPPER: (&str, &str) = source!("hopper/ptx.cuh");
 const WGMMA: (&str, &str) = source!("hopper/wgmma.cuh");
 const RAW: (&str, &str) = source!("matmul/raw.cuh");
+const WIDE_WEIGHTS: (&str, &str) = source!("matmul/wide_weights.cuh");
 const EXPAND: (&str, &str) = source!("matmul/expand.cuh");
 const HEADS_OF_ROWS: (&str, &str) = source!("rope/heads.cuh");
 const PAGES: (&str, &str) = source!("attention/pages.cuh");
@@ -296,7 +297,7 @@ impl Module {
         match self {
             Module::Quantize => vec![COMMON, CODES, source!("quantize/quantize.cu")],
             Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, source!("matmul/codes.cu")],
-            Module::Wide(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, source!("matmul/wide.cu")],
+            Module::Wide(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, WIDE_WEIGHTS, source!("matmul/wide.cu")],
             Module::Floats(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/floats.cu")],
             Module::Halves => vec![COMMON, source!("quantize/halves.cu")],
             Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, RAW, EXPAND, source!("matmul/prefill.cu")],

@@ -22,15 +22,6 @@
 #define HIGH_BYTES (UNITS * HIGH * 2)
 #define SCALE_VALUE_BYTES (SCALES == F32_SCALES ? 4 : 2)
 
-// Levels of a table are signed.
-#if TABLE > 0
-#define multiply_codes multiply_signed
-#define multiply_half_codes multiply_half_signed
-#else
-#define multiply_codes multiply
-#define multiply_half_codes multiply_half
-#endif
-
 // Sets of sums: of FOLD row tiles each.
 #define SETS (ROW_TILES / FOLD)
 // Columns of a row tile among the eight of an instruction.

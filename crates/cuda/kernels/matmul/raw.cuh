@@ -85,4 +85,13 @@ struct Raw {
     }
 };
 
+// Levels of a table are signed.
+#if TABLE > 0
+#define multiply_codes multiply_signed
+#define multiply_half_codes multiply_half_signed
+#else
+#define multiply_codes multiply
+#define multiply_half_codes multiply_half
+#endif
+
 #endif
