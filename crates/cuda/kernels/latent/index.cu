@@ -1,6 +1,6 @@
-// Scores of compressed rows for their choice by an indexer; crates/ops/src/numerics.rs. A block is a row of the step and 64 of its compressed
-// rows: a product of keys by the queries of 64 heads, whose every sum is one chain along the features, and then a chain over heads
-// for each key.
+// Scores of compressed rows for their choice by an indexer; crates/ops/src/numerics.rs. A block is a row of the step and 64 of its
+// compressed rows: a product of keys by the queries of 64 heads, whose every sum is one chain along the features, and then a chain
+// over heads for each key.
 
 #define TILE 64
 #define DEPTH 32
