@@ -257,11 +257,6 @@ impl Gpu {
         let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: as above.
         let _ = unsafe { sys::cuFuncSetAttribute(function, attribute, most - own) };
-        // A processor that has to divide its memory anew between cache and shared memory must come to rest first: all kernels have it
-        // divided as products need it.
-        let (division, all) = (Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100);
-        // SAFETY: as above.
-        let _ = unsafe { sys::cuFuncSetAttribute(function, division, all) };
     }
 
     fn module(&self, module: Module) -> Option<Arc<Loaded>> {

@@ -7,13 +7,24 @@
 // Numbers of a run that a thread takes at a time.
 #define HELD 4
 
+// Numbers of a lane that are loaded together.
+#define BATCH 32
+
+// Of one of the 16 lanes.
 DEVICE float sum_of_squares(const float* run, u32 width) {
-    float lane = 0.0f;
-    if (threadIdx.x < 16) {
-#pragma unroll 32
-        for (u32 i = threadIdx.x; i < width; i += 16) lane = fma(run[i], run[i], lane);
+    const int count = threadIdx.x < 16 ? ((int)width - (int)threadIdx.x + 15) / 16 : 0;
+    const float* own = run + threadIdx.x;
+    float sum = 0.0f;
+    int k = 0;
+    for (; k + BATCH <= count; k += BATCH) {
+        float some[BATCH];
+#pragma unroll
+        for (int j = 0; j < BATCH; j++) some[j] = own[(k + j) * 16];
+#pragma unroll
+        for (int j = 0; j < BATCH; j++) sum = fma(some[j], some[j], sum);
     }
-    return lane;
+    for (; k < count; k++) sum = fma(own[k * 16], own[k * 16], sum);
+    return sum;
 }
 
 // x (runs, width), to which `added` is added first, if there is any. With `codes`, those of y as quantize.cu gives them; a run is a row
@@ -43,9 +54,9 @@ KERNEL rms_norm(float* x, const float* added, const float* weight, float* y, u8*
 #pragma unroll
         for (u32 h = 0; h < HELD; h++) {
             const u32 i = first + h * blockDim.x;
-            if (i >= width) break;
-            if (added) run[i] = v[h] = v[h] + more[h];
-            if (is_shared) shared[i] = v[h];
+            if (added) v[h] = v[h] + more[h];
+            if (added && i < width) run[i] = v[h];
+            if (is_shared && i < width) shared[i] = v[h];
         }
     }
     __syncthreads();
@@ -60,7 +71,7 @@ KERNEL rms_norm(float* x, const float* added, const float* weight, float* y, u8*
 #pragma unroll
         for (u32 h = 0; h < HELD; h++) {
             const u32 i = first + h * blockDim.x;
-            if (i >= width) break;
+            if (i >= width) continue;
             if (first != threadIdx.x) weights[h] = weight[i];
             const float v = ((is_shared ? shared[i] : run[i]) * inverse) * weights[h];
             y[i] = v;

@@ -13,15 +13,16 @@ struct CodeBlock {
 };
 
 DEVICE CodeBlock quantized(float x) {
-    u32 largest = __float_as_uint(x) & 0x7fffffffu;
-#pragma unroll
-    for (int width = 16; width > 0; width /= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, width));
-    float amax = __uint_as_float(largest);
-    CodeBlock block = {0, amax / 127.0f};
+    const u32 largest = __reduce_max_sync(0xffffffffu, __float_as_uint(x) & 0x7fffffffu);
+    const float amax = __uint_as_float(largest);
+    // Both divisions at once: odd threads take the inverse.
+    const bool is_odd = threadIdx.x & 1;
+    const float quotient = (is_odd ? 127.0f : amax) / (is_odd ? amax : 127.0f);
+    CodeBlock block = {0, __shfl_sync(0xffffffffu, quotient, 0)};
+    const float inverse = __shfl_sync(0xffffffffu, quotient, 1);
     if (largest >= 0x7f800000u) {
         block.scale = not_a_number();
     } else if (amax > 0.0f) {
-        float inverse = 127.0f / amax;
         if (inverse < __uint_as_float(0x7f800000u)) block.code = (u32)__float2int_rn(x * inverse);
     }
     return block;
@@ -36,10 +37,8 @@ struct CodesOut {
 
 DEVICE void put_codes(CodeBlock block, u32 lane, u64 at, const CodesOut& out) {
     out.codes[at * 32 + (lane & 15) / 4 * 8 + lane / 16 * 4 + lane % 4] = (u8)block.code;
-    int sum = (int)block.code;
-#pragma unroll
-    for (int width = 8; width > 0; width /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, width);
-    int second = __shfl_sync(0xffffffffu, sum, 16);
+    const int sum = (int)__reduce_add_sync(0xffffffffu, lane < 16 ? block.code : 0);
+    const int second = (int)__reduce_add_sync(0xffffffffu, block.code) - sum;
     if (lane != 0) return;
     out.scales[at] = make_uint2(__float_as_uint(block.scale), ((u32)sum & 0xffffu) | ((u32)second << 16));
     const float weighed[3] = {block.scale * (float)(sum + second), block.scale * (float)sum, block.scale * (float)second};

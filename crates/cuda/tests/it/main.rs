@@ -1,5 +1,6 @@
 //! Tests from the outside.
 
+mod best;
 mod card;
 mod emulation;
 mod joined;
