@@ -1,8 +1,8 @@
 // Root-mean-square norm of runs of `width` numbers; numerics.rs. The sum of squares runs in 16 lanes, which are 16 threads of the
 // first warp; then all threads scale. One block a run.
 //
-// What stands around it in a model is done on the way: a sum before it, and codes of the result behind it. At one row a single block has the
-// card to itself, and all is latency: what a thread loads it loads at once, and weights, which come from far, before its turn.
+// What stands around it in a model is done on the way: a sum before it, and codes of the result behind it. At one row a single block
+// has the card to itself, and all is latency: what a thread loads it loads at once, and weights, which come from far, before its turn.
 
 // Numbers of a run that a thread takes at a time.
 #define HELD 4
