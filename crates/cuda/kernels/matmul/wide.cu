@@ -5,8 +5,8 @@
 // an equal share of the segments of the depth. Steps of weights and of activations come through one ring of STAGES in shared
 // memory, which all wait for at once. A warp expands a unit of weights once for its COLUMN_TILES x 8 columns, and reads scales of columns
 // once for its rows; what is left for each 16 x 8 sums is a product, four subtractions that make them floats, four products of scales, and
-// four (with minima, eight) multiply-adds in the canonical order. Where columns are few, FOLD row tiles share the eight of an instruction: each
-// multiplies columns that are zero but for its own, all into one set of sums, and a thread scales sums of one of them.
+// four (with minima, eight) multiply-adds in the canonical order. Where columns are few, FOLD row tiles share the eight of an
+// instruction: each multiplies columns that are zero but for its own, all into one set of sums, and a thread scales sums of one of them.
 
 // What sums of this thread's two columns need of a block of activations.
 struct ColumnScales {
@@ -199,8 +199,10 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
     }
     const u8* from[ROW_TILES];
 #pragma unroll
-    for (int r = 0; r < ROW_TILES; r++)
-        from[r] = weights + (matrix * (u64)tiles + (tile + r < tiles ? tile + r : tiles - 1)) * tile_bytes + (u64)(start / UNITS) * CHUNK + lane * 16;
+    for (int r = 0; r < ROW_TILES; r++) {
+        const u32 own = tile + r < tiles ? tile + r : tiles - 1;
+        from[r] = weights + (matrix * (u64)tiles + own) * tile_bytes + (u64)(start / UNITS) * CHUNK + lane * 16;
+    }
     auto units_of = [&](u32 step) {
         const u32 at = start + step * STEP_UNITS;
         return at >= end ? 0 : end - at < STEP_UNITS ? end - at : STEP_UNITS;

@@ -36,7 +36,10 @@ fn every_tile_of_codes_gives_the_reference_s_bits() {
         for &tokens in widths {
             let mut subject = Subject::single(&device, dtype, form, shape).unwrap();
             assert!(subject.check(tokens).unwrap(), "{dtype} {shape:?}, {tokens} tokens in the table's tile");
-            for tile in room.map_or(vec![], |room| WideTile::all(layout, room)) {
+            let parted = WideTile { row_tiles: 1, column_tiles: 2, fold: 1, teams: 2, parts: 4, blocks: 1, stages: 0 };
+            for tile in
+                room.map_or(vec![], |room| [WideTile::all(layout, room), vec![parted.with_ring(layout, room)]].concat())
+            {
                 if tile.columns() >= 2 * tokens || tile.columns() * 4 < tokens {
                     continue;
                 }
