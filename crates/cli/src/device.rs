@@ -15,13 +15,7 @@ use tessera_cpu::{
     },
     threads::default_thread_count,
 };
-use tessera_cuda::{
-    CudaDevice,
-    matmul::{
-        Packed,
-        tile::{CodesTile, FloatsTile},
-    },
-};
+use tessera_cuda::CudaDevice;
 use tessera_engine::{Checkpoint, LanguageModel, LoadOptions, models, profile, weights::Progress};
 use tessera_formats::DType;
 use tessera_ops::{Device, Profiled};
@@ -130,17 +124,9 @@ impl Opened {
     pub(crate) fn kernel(&self, shape: &Shape, tokens: usize) -> Option<String> {
         match self {
             Opened::Cpu(device) => Some(plan(device, shape, tokens)?.name),
-            Opened::Card(_) => card_kernel(shape.dtype, tokens),
+            Opened::Card(device) => device.kernel(shape.dtype, shape.rows, tokens),
         }
     }
-}
-
-/// The kernel of a card that multiplies so many decoded tokens, by the columns of its tile.
-fn card_kernel(dtype: DType, tokens: usize) -> Option<String> {
-    Some(match tessera_cuda::matmul::select(dtype)? {
-        Packed::Codes(layout) => format!("cuda/codes/{}", CodesTile::for_columns(layout, tokens).columns()),
-        Packed::Float(_) => format!("cuda/floats/{}", FloatsTile::for_columns(tokens).columns),
-    })
 }
 
 /// Compiled kernels lie beside the other caches.

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use tessera_formats::codec;
+use tessera_formats::{DType, codec};
 use tessera_ops::{
     Attention, Batch, Candidate, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack,
     MatrixSource, Role, Rope, Rotation, Rounding, Router, Selector, StreamGates, math,
@@ -16,7 +16,11 @@ use crate::{
     kernels::Module,
     kv::KvPages,
     latent::{self, Frequencies, Selection},
-    matmul::{Columns, PackedMatrix, project, project_fine},
+    matmul::{
+        Columns, Packed, PackedMatrix, project, project_fine, select,
+        tile::FloatsTile,
+        wide_tile::{Shape, Tile},
+    },
     roles::{Numerics, Roles},
     routes::Routes,
     rowwise, sample,
@@ -84,6 +88,20 @@ impl CudaDevice {
     /// Which arithmetic rows of a prompt run in.
     pub fn numerics(&self) -> Numerics {
         if self.role == Some(Role::Decode) { Numerics::Uniform } else { Numerics::ByRole }
+    }
+
+    /// The kernel that multiplies a matrix of so many rows by so many decoded tokens, with the columns of its tile: `cuda/wide/64`. None for a
+    /// format that holds no weights.
+    pub fn kernel(&self, dtype: DType, rows: usize, tokens: usize) -> Option<String> {
+        Some(match select(dtype)? {
+            Packed::Codes(layout) => {
+                let shape = Shape { rows, segments: 1, columns: tokens };
+                let tile = self.gpu.tile(&Tile::all(layout, self.gpu.arch()), shape);
+                let name = if matches!(tile, Tile::Wide(_)) { "wide" } else { "codes" };
+                format!("cuda/{name}/{}", tile.columns())
+            }
+            Packed::Float(_) => format!("cuda/floats/{}", FloatsTile::for_columns(tokens).columns),
+        })
     }
 
     /// Waits for all work that was enqueued.
