@@ -40,6 +40,10 @@ pub enum Error {
         "{file}: tensor `{tensor}` holds {found}, and must hold whole numbers from 0 to below {end}; convert the model again"
     )]
     TensorIndex { file: String, tensor: String, found: i64, end: usize },
+    #[error("{file}: tensor `{tensor}` is stored as {dtype}, and must hold whole numbers; convert the model again")]
+    TableType { file: String, tensor: String, dtype: &'static str },
+    #[error("{file}: a layer that drafts can be joined to a model where both are GGUF files; convert them")]
+    DraftLayer { file: String },
     #[error("a step has {rows} rows of one sequence, and the cache was made for {most}; compute them in smaller steps")]
     StepRows { rows: usize, most: usize },
     #[error("a step has a sequence in ring {ring}, and the cache has {rings}; load the model for more sequences")]

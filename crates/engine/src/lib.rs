@@ -30,7 +30,7 @@ pub use checkpoint::Checkpoint;
 pub use config::{Config, IndexerShape, LatentShape};
 pub use error::Error;
 pub use generate::{Event, Finish, Outcome, Request, generate};
-pub use models::{LanguageModel, LoadOptions};
+pub use models::{DraftFrom, LanguageModel, LoadOptions};
 pub use pooling::Pooling;
 pub use reply_text::{ReplyText, Span};
 pub use sampler::{Sampled, Sampler, SamplingError, SamplingParams, StopStrings};

@@ -9,7 +9,13 @@ pub fn label(tensor: &str) -> Label {
     let layer = layer.and_then(|(layer, part)| Some((layer.parse().ok()?, part)));
     let stage = match layer.map_or(name, |(_, part)| part) {
         "attn_q" | "attn_k" | "attn_v" | "attn_qkv" => "q/k/v",
-        "attn_output" => "output",
+        "attn_q_a" | "attn_q_b" | "attn_kv" => "q/k/v",
+        "attn_output" | "attn_output_b" => "output",
+        // The first of two projections, of each group of heads by itself.
+        "attn_output_a" => "low_proj",
+        "attn_compressor_kv" => "compressor",
+        "indexer_compressor_kv" | "indexer.attn_q_b" | "indexer.proj" => "indexer",
+        "hc_attn_fn" | "hc_ffn_fn" | "output_hc_fn" => "streams",
         "ffn_gate_inp" => "router",
         "ffn_gate" | "ffn_up" | "ffn_gate_exps" | "ffn_up_exps" | "ffn_gate_up_exps" => "gate/up",
         "ffn_down" | "ffn_down_exps" => "down",
@@ -35,6 +41,9 @@ mod tests {
             ("blk.2.ffn_gate_inp.weight", Some(2), "router"),
             ("blk.2.ffn_up_shexp.weight", Some(2), "shared expert"),
             ("blk.2.inp_gate.weight", Some(2), "per-layer"),
+            ("blk.4.attn_output_a.weight", Some(4), "low_proj"),
+            ("blk.4.indexer.proj.weight", Some(4), "indexer"),
+            ("output_hc_fn.weight", None, "streams"),
             ("per_layer_model_proj.weight", None, "per-layer"),
             ("blk.2.ffn_down.weight", Some(2), "down"),
             ("output.weight", None, "head"),

@@ -198,7 +198,7 @@ impl<'a, D: Device> Loader<'a, D> {
         let numbers: Vec<i64> = match tensor.dtype {
             DType::I32 => tensor.bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect(),
             DType::I64 => tensor.bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
-            other => return Err(Error::TensorType { file, tensor: name, dtype: other.name() }),
+            other => return Err(Error::TableType { file, tensor: name, dtype: other.name() }),
         };
         self.advance(tensor);
         match numbers.iter().find(|n| !(0..end as i64).contains(*n)) {

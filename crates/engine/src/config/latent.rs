@@ -163,13 +163,14 @@ pub(super) fn read(keys: &Keys<'_>, config: &Config, blocks: usize) -> Result<Op
         table_layers: keys.count_or("hash_layer_count", 0..=layers, 0)?,
         limits,
         shared_limits,
-        drafts: blocks > layers || has_draft_file(keys),
+        drafts: blocks > layers || has_draft(keys, layers),
     }))
 }
 
-/// Whether the tensors of a draft layer are there by the names that they have in a file of their own.
-fn has_draft_file(keys: &Keys<'_>) -> bool {
-    keys.checkpoint.tensor("mtp.0.e_proj.weight").is_some()
+/// Whether the tensors of a layer that drafts are there, though metadata does not count it: they came from a file of their own.
+fn has_draft(keys: &Keys<'_>, layers: usize) -> bool {
+    let names = [format!("blk.{layers}.nextn.eh_proj.weight"), "mtp.0.e_proj.weight".to_owned()];
+    names.iter().any(|name| keys.checkpoint.tensor(name).is_some())
 }
 
 /// Blocks at the end that draft: those that metadata counts, if their tensors are there.

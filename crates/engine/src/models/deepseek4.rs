@@ -2,12 +2,16 @@
 //! compressed ones of all that is older than a window, and experts in every layer. In the first layers a table says which
 //! experts a token goes to; in the others those with the best scores, with a bias for the choice alone. Gates are limited.
 
+mod draft;
+
 use std::sync::Arc;
 
 use tessera_ops::{Batch, Device, Gate, Rope, RopeLayout, Score, StreamGates};
 
+use draft::DraftLayer;
+
 use super::{
-    Architecture,
+    Architecture, Drafted,
     blocks::{Experts, GatedMlp, Head, HyperConnection, LatentContext, LatentSelfAttention, routing},
 };
 use crate::{
@@ -29,6 +33,7 @@ pub(super) struct DeepSeek4<D: Device> {
     ropes: [Rope; 2],
     layers: Vec<Layer<D>>,
     head: Head<D>,
+    draft: Option<DraftLayer<D>>,
 }
 
 /// One layer: a connection, a norm and a block, twice.
@@ -154,12 +159,14 @@ impl<D: Device> Architecture<D> for DeepSeek4<D> {
         let layer =
             |loader: &mut Loader<'_, D>, i: usize| Layer::load(loader, &common, &common.place(&format!("blk.{i}."), i));
         let last = StreamGates { rounds: None, ..common.shape.streams };
+        let draft = if common.shape.drafts { Some(DraftLayer::load(loader, &common)?) } else { None };
         Ok(DeepSeek4 {
             embedding: loader.embedding("token_embd", c.hidden)?,
             streams: common.shape.streams.count,
             layers: (0..c.layers.len()).map(|i| layer(loader, i)).collect::<Result<_, Error>>()?,
             head: Head::load(loader)?.with_streams(HyperConnection::load(loader, "output_hc", &common.ones[0], last)?),
             ropes: common.ropes,
+            draft,
         })
     }
 
@@ -174,5 +181,16 @@ impl<D: Device> Architecture<D> for DeepSeek4<D> {
 
     fn head(&self) -> &Head<D> {
         &self.head
+    }
+
+    fn drafts(&self) -> bool {
+        self.draft.is_some()
+    }
+
+    fn draft(&self, ops: &D, previous: &D::Tensor, cache: &mut D::KvCache, batch: &Batch) -> Option<Drafted<D>> {
+        let draft = self.draft.as_ref()?;
+        let left = draft.forward(ops, (&self.embedding, &self.ropes[0]), previous, cache, batch);
+        let logits = draft.logits(ops, &self.head, &left, batch);
+        Some(Drafted { left, logits })
     }
 }

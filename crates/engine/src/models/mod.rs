@@ -31,6 +31,33 @@ trait Architecture<D: Device>: Send + Sized {
 
     /// What comes after it.
     fn head(&self) -> &Head<D>;
+
+    /// Whether it has a layer that drafts.
+    fn drafts(&self) -> bool {
+        false
+    }
+
+    /// A step of the layer that drafts, from what the last layer, or it itself, left of the token before each row's.
+    fn draft(&self, _ops: &D, _previous: &D::Tensor, _cache: &mut D::KvCache, _batch: &Batch) -> Option<Drafted<D>> {
+        None
+    }
+}
+
+/// What a layer that drafts gives.
+struct Drafted<D: Device> {
+    /// Of every row, for drafts that go on from it.
+    left: D::Tensor,
+    /// Of the wanted rows: (wanted rows, vocabulary).
+    logits: D::Tensor,
+}
+
+/// What the rows of a draft go on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DraftFrom {
+    /// Rows of the last [`LanguageModel::forward`].
+    Step,
+    /// Rows of the last [`LanguageModel::draft`].
+    Draft,
 }
 
 /// A loaded model with its cache, on a device that no longer matters.
@@ -85,6 +112,24 @@ pub trait LanguageModel: Send {
     /// # Errors
     /// As [`LanguageModel::forward`].
     fn forward_hidden(&mut self, batch: &Batch, logits: &mut Vec<f32>, hidden: &mut Vec<f32>) -> Result<(), Error>;
+
+    /// Whether it has a layer that drafts ([`LanguageModel::draft`]).
+    fn drafts(&self) -> bool {
+        false
+    }
+
+    /// Runs one step of the layer that drafts, and leaves the logits of the wanted rows. Row i of the batch goes on from row
+    /// `rows[i]` of what `from` says: its position is that row's, its token the one that follows that row's, and its logits are of
+    /// the token after that. The layer keeps rows of its own in the rings, so it sees what it was run on.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::forward`].
+    ///
+    /// # Panics
+    /// Where there is no such layer or row.
+    fn draft(&mut self, _from: DraftFrom, _rows: &[u32], _batch: &Batch, _logits: &mut Vec<f32>) -> Result<(), Error> {
+        panic!("the model has no layer that drafts")
+    }
 
     /// Whose state a snapshot of a sequence is.
     ///
@@ -227,6 +272,8 @@ struct Loaded<D: Device, A> {
     name: String,
     /// What the bytes of its cache depend on.
     cache_form: String,
+    /// What the last step and the last draft left of their rows, if the model drafts.
+    left: [Option<D::Tensor>; 2],
 }
 
 impl<D: Device, A: Architecture<D> + 'static> Loaded<D, A> {
@@ -249,13 +296,39 @@ impl<D: Device, A: Architecture<D> + 'static> Loaded<D, A> {
         let name = checkpoint.file().to_owned();
         let rounded = if config.latent.is_some() && options.latent_rounding { ", rounded rows" } else { "" };
         let cache_form = format!("{} with {} pages{rounded}", device.cache_form(), options.kv_format.name());
-        Ok(Box::new(Loaded { device, config, model, cache, pages, rings, cache_bytes, identity, name, cache_form }))
+        let left = [None, None];
+        Ok(Box::new(Loaded {
+            device,
+            config,
+            model,
+            cache,
+            pages,
+            rings,
+            cache_bytes,
+            identity,
+            name,
+            cache_form,
+            left,
+        }))
     }
 }
 
 impl<D: Device, A: Architecture<D>> Loaded<D, A> {
     /// What the last layer leaves of every row.
     fn rows(&mut self, batch: &Batch) -> Result<D::Tensor, Error> {
+        self.check(batch)?;
+        Ok(self.model.forward(&self.device, &mut self.cache, batch))
+    }
+
+    /// Keeps what a step left, for drafts.
+    fn keep(&mut self, left: D::Tensor) {
+        if self.model.drafts() {
+            self.left = [Some(left), None];
+        }
+    }
+
+    /// Refuses a step that the model or its cache is not made for.
+    fn check(&self, batch: &Batch) -> Result<(), Error> {
         let vocabulary = self.config.vocabulary;
         if let Some(token) = batch.tokens.iter().find(|t| **t as usize >= vocabulary) {
             return Err(Error::Token { token: *token, vocabulary });
@@ -269,7 +342,7 @@ impl<D: Device, A: Architecture<D>> Loaded<D, A> {
                 return Err(Error::StepRows { rows, most: rows_max });
             }
         }
-        Ok(self.model.forward(&self.device, &mut self.cache, batch))
+        Ok(())
     }
 }
 
@@ -296,7 +369,9 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
 
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
         let x = self.rows(batch)?;
-        Ok(self.device.read(&self.model.head().forward(&self.device, &x, batch), logits)?)
+        let y = self.model.head().forward(&self.device, &x, batch);
+        self.keep(x);
+        Ok(self.device.read(&y, logits)?)
     }
 
     fn ranks(&self) -> bool {
@@ -306,6 +381,7 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
     fn forward_best(&mut self, batch: &Batch, count: usize, best: &mut Vec<Candidate>) -> Result<(), Error> {
         let x = self.rows(batch)?;
         let logits = self.model.head().forward(&self.device, &x, batch);
+        self.keep(x);
         best.clear();
         Ok(self.device.best(&logits, batch.logit_rows.len(), count, best)?)
     }
@@ -314,6 +390,23 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
         let (x, ops) = (self.rows(batch)?, &*self.device);
         ops.read(&self.model.head().normed(ops, &x), hidden)?;
         Ok(ops.read(&self.model.head().forward(ops, &x, batch), logits)?)
+    }
+
+    fn drafts(&self) -> bool {
+        self.model.drafts()
+    }
+
+    fn draft(&mut self, from: DraftFrom, rows: &[u32], batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
+        self.check(batch)?;
+        let (ops, at) = (&*self.device, usize::from(from == DraftFrom::Draft));
+        let picked = Batch { logit_rows: rows.to_vec(), ..batch.clone() };
+        assert_eq!(rows.len(), batch.len(), "each row goes on from one");
+        let previous = ops.logit_rows(self.left[at].as_ref().expect("there was such a step"), &picked);
+        let drafted =
+            self.model.draft(ops, &previous, &mut self.cache, batch).expect("the model has a layer that drafts");
+        ops.read(&drafted.logits, logits)?;
+        self.left[1] = Some(drafted.left);
+        Ok(())
     }
 
     fn owner(&self) -> Result<Owner, Error> {

@@ -5,6 +5,7 @@ mod chat_families;
 mod chat_parser;
 mod chat_rendering;
 mod chat_template;
+mod deepseek4;
 mod generation;
 mod golden;
 mod mlx;

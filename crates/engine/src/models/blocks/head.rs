@@ -56,11 +56,15 @@ impl<D: Device> Head<D> {
 
     /// (rows, hidden) to (wanted rows, vocabulary).
     pub(in crate::models) fn forward(&self, ops: &D, x: &D::Tensor, batch: &Batch) -> D::Tensor {
-        let x = self.normed(ops, &ops.logit_rows(x, batch));
+        self.project(ops, &self.normed(ops, &ops.logit_rows(x, batch)))
+    }
+
+    /// What comes after the norm: (rows, hidden) to (rows, vocabulary).
+    pub(in crate::models) fn project(&self, ops: &D, x: &D::Tensor) -> D::Tensor {
         let mut logits = if self.fine {
-            ops.project_fine(&x, &self.projection)
+            ops.project_fine(x, &self.projection)
         } else {
-            let [logits] = ops.project(&x, [&self.projection]);
+            let [logits] = ops.project(x, [&self.projection]);
             logits
         };
         if let Some(cap) = self.cap {
