@@ -389,7 +389,9 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
     fn forward_hidden(&mut self, batch: &Batch, logits: &mut Vec<f32>, hidden: &mut Vec<f32>) -> Result<(), Error> {
         let (x, ops) = (self.rows(batch)?, &*self.device);
         ops.read(&self.model.head().normed(ops, &x), hidden)?;
-        Ok(ops.read(&self.model.head().forward(ops, &x, batch), logits)?)
+        ops.read(&self.model.head().forward(ops, &x, batch), logits)?;
+        self.keep(x);
+        Ok(())
     }
 
     fn drafts(&self) -> bool {
