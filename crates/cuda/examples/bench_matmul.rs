@@ -1,7 +1,7 @@
 //! Times decode products on a card: `cargo run --release -p tessera-cuda --example bench_matmul [SHAPE FORMATS COLUMNS [tiles]]`.
 //!
-//! SHAPE is `32768x8192`; `8/1024x4096` for 8 groups, each of which meets its slice of a row; `256:6x2048x4096` for 256 experts, 6 of them a
-//! token. Formats and columns have commas between.
+//! SHAPE is `32768x8192`; `8/1024x4096` for 8 groups, each of which meets its slice of a row; `256:6x2048x4096` for 256 experts, 6 of
+//! them a token. Formats and columns have commas between.
 //!
 //! Weights are random and cold in the cache; every figure's result is held to the reference first. GB/s are of the file's bytes, of
 //! experts those that are met. With `tiles`, tiles of many shapes are measured beside the table's own; with `check` instead, they are only
