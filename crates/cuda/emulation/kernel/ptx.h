@@ -88,11 +88,8 @@ template <int GROUPS> EMULATED void wait_for_copies() { emulation_wait_for_copie
 EMULATED void copy_16_once(void* to, const void* from, HERE) { emulation_copy(to, from, 16, here); }
 EMULATED void prefetch(const void*) {}
 
-// A clock by which nobody waits long.
-EMULATED u64 clock_nanoseconds() {
-    static u64 now = 0;
-    return now += 1000000;
-}
+// A clock that runs fast, so that nobody waits long.
+EMULATED u64 clock_nanoseconds() { return __builtin_ia32_rdtsc() << 12; }
 
 // Kernels of a stream that start early: the machine holds them to what they may touch before they wait.
 EMULATED void let_next_start() {}

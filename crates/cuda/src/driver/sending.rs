@@ -70,7 +70,7 @@ impl Gpu {
     pub(super) fn send_held(&self, queue: &mut Queue, but_last: bool) {
         self.bind();
         if let Some(timing) = &mut *lock(&self.timing) {
-            let (calls, marks) = queue.take_marked();
+            let (calls, marks) = queue.take_marked(but_last);
             self.sent.count(calls.len(), 0);
             return self.send_timed(&calls, &marks, timing);
         }

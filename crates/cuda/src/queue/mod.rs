@@ -100,9 +100,14 @@ impl Queue {
         self.held_max = HELD_FIRST;
     }
 
-    /// What is held back, to be timed: calls, and how many of them are before each mark.
-    pub(crate) fn take_marked(&mut self) -> (Vec<Call>, Vec<usize>) {
-        (std::mem::take(&mut self.held), std::mem::take(&mut self.marks))
+    /// As [`Queue::take`], to be timed: calls, and how many of them are before each mark.
+    pub(crate) fn take_marked(&mut self, but_last: bool) -> (Vec<Call>, Vec<usize>) {
+        let rest = if but_last { self.held.pop() } else { None };
+        let calls = std::mem::replace(&mut self.held, rest.into_iter().collect());
+        let (marks, later) = std::mem::take(&mut self.marks).into_iter().partition(|mark| *mark <= calls.len());
+        self.marks = Vec::into_iter(later).map(|mark| mark - calls.len()).collect();
+        self.held_max = (2 * self.held_max).min(HELD_MAX);
+        (calls, marks)
     }
 
     /// Takes what is held back, but for the last launch if `but_last`, which may become one with the next. What comes for the second

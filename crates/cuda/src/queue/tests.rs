@@ -132,3 +132,19 @@ fn heads_are_left_alone_where_something_would_be_lost() {
     assert_eq!(count(vec![rotation(3, 2), store(1, 3, 2)]), 2, "values that turn");
     assert_eq!(count(vec![norm_of_heads(1, 2, 2), rotation(3, 2)]), 2, "what was not normed");
 }
+
+#[test]
+fn marks_stay_behind_their_launches() {
+    let mut queue = Queue::default();
+    queue.push(rotation(1, 2));
+    queue.mark();
+    queue.push(norm_of_heads(9, 4, 3));
+    queue.mark();
+    // The last may become one with the next; so what is marked behind it waits.
+    let (calls, marks) = queue.take_marked(true);
+    assert_eq!((calls.len(), marks), (1, vec![1]));
+    queue.push(rotation(4, 3));
+    queue.mark();
+    let (calls, marks) = queue.take_marked(false);
+    assert_eq!((calls.len(), marks), (1, vec![1, 1]), "the norm and its rotation");
+}
