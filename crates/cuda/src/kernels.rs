@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tessera_ops::{KvFormat, PAGE_TOKENS, streams::STREAMS_MAX};
 
 use crate::{
-    attention::SpansTile,
+    attention::{self, SpansTile, prompt::PromptTile},
     latent,
     matmul::{
         Packed,
@@ -57,7 +57,9 @@ pub enum Module {
     Store(Pages),
     /// Attention of spans, of Hopper.
     Spans(Pages, SpansTile),
-    /// The same in f32, of all cards.
+    /// Attention of prompt rows, of Hopper.
+    Prompt(Pages, PromptTile),
+    /// Attention in f32, of all cards.
     Plain(Pages),
     /// Attention: spans of a row into one.
     Merge(Pages),
@@ -146,8 +148,9 @@ impl Pages {
     }
 
     pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
-        let (head, span) = (("HEAD_DIM", self.head_dim), ("SPAN", self.span()));
-        vec![head, ("FORMAT", number_of(self.format)), ("HEAD_PAGE_BYTES", self.head_bytes()), span]
+        let format = ("FORMAT", number_of(self.format));
+        let own = vec![("HEAD_DIM", self.head_dim), format, ("HEAD_PAGE_BYTES", self.head_bytes())];
+        [own, attention::spans::constants(self)].concat()
     }
 }
 
@@ -201,6 +204,7 @@ impl Module {
                 all.extend([Module::Store(pages), Module::Plain(pages), Module::Merge(pages)]);
                 all.extend(SpansTile::all(pages).map(|tile| Module::Spans(pages, tile)));
                 all.extend(latent::modules(RowForm { width: head_dim, format }));
+                all.extend(PromptTile::of(pages).map(|tile| Module::Prompt(pages, tile)));
             }
         }
         all.push(Module::Select);
@@ -226,6 +230,7 @@ impl Module {
             Module::Best => "best",
             Module::Store(_) => "store",
             Module::Spans(..) => "spans",
+            Module::Prompt(..) => "prompt",
             Module::Plain(_) => "plain",
             Module::Merge(_) => "merge",
             Module::StoreRows(_) => "store_rows",
@@ -258,6 +263,7 @@ impl Module {
             Module::Best => &["best"],
             Module::Store(_) => &["store"],
             Module::Spans(..) => &["spans"],
+            Module::Prompt(..) => &["prompt"],
             Module::Plain(_) => &["plain"],
             Module::Merge(_) => &["merge"],
             Module::StoreRows(_) => &["store_rows"],
@@ -286,7 +292,7 @@ impl Module {
     /// Whether a card runs it: some use Hopper's own instructions, which others stand in for elsewhere.
     pub fn runs_on(self, arch: &str) -> bool {
         match self {
-            Module::Prefill(..) | Module::Spans(..) | Module::LatentSpans(_) => arch == HOPPER_ARCH,
+            Module::Prefill(..) | Module::Spans(..) | Module::Prompt(..) | Module::LatentSpans(_) => arch == HOPPER_ARCH,
             Module::PrefillWarps(_) => arch != HOPPER_ARCH,
             Module::Wide(layout, tile) => WideTile::all(layout, shared_bytes_max(arch)).contains(&tile),
             _ => true,
@@ -312,6 +318,10 @@ impl Module {
             Module::Store(_) => vec![COMMON, STEP, PAGES, HEADS_OF_ROWS, source!("attention/store.cu")],
             Module::Spans(..) => {
                 let attention = [STEP, PAGES, TILES, PARTS, SLABS, source!("attention/spans.cu")];
+                [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
+            }
+            Module::Prompt(..) => {
+                let attention = [STEP, PAGES, TILES, PARTS, SLABS, source!("attention/prompt.cu")];
                 [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
             }
             Module::Plain(_) => vec![COMMON, STEP, PAGES, PARTS, source!("attention/plain.cu")],
@@ -346,6 +356,7 @@ impl Module {
             Module::PrefillWarps(form) => warps::constants(form),
             Module::Store(pages) => pages.constants(),
             Module::Spans(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
+            Module::Prompt(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
             Module::Plain(pages) | Module::Merge(pages) => pages.constants(),
             Module::StoreRows(form) | Module::Latent(form) => form.constants(latent::THREADS),
             Module::IndexScores(form) => form.constants(latent::INDEX_THREADS),

@@ -14,6 +14,9 @@ EMULATED void barrier_wait(u32 barrier, u32 parity, HERE) { emulation_barrier_wa
 EMULATED void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier, HERE) {
     emulation_copy_bulk(to, from, bytes, barrier, 1u << emulation_block_of_cluster(), here);
 }
+EMULATED void copy_bulk_once(u32 to, const void* from, u32 bytes, u32 barrier, HERE) {
+    emulation_copy_bulk(to, from, bytes, barrier, 1u << emulation_block_of_cluster(), here);
+}
 EMULATED void copy_bulk_to_all(u32 to, const void* from, u32 bytes, u32 barrier, u32 blocks, HERE) {
     emulation_copy_bulk(to, from, bytes, barrier, blocks, here);
 }

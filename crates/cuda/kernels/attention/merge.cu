@@ -5,6 +5,12 @@
 #define WARPS 8
 #define FEATURES 64
 
+// Numbers `feature` and the next; heads may be odd.
+DEVICE float2 pair_at(const float* at, u32 feature) {
+    if constexpr (HEAD_DIM % FEATURES == 0) return *(const float2*)at;
+    return make_float2(feature < HEAD_DIM ? at[0] : 0.0f, feature + 1 < HEAD_DIM ? at[1] : 0.0f);
+}
+
 KERNEL __launch_bounds__(WARPS * 32) merge(const float* parts, const float2* stats, const float* sinks, float* y, const u32* rows,
                                            const u32* lists, u32 first, u32 heads, u32 window, u32 stride) {
     begin_in_turn();
@@ -12,7 +18,7 @@ KERNEL __launch_bounds__(WARPS * 32) merge(const float* parts, const float2* sta
     __shared__ float totals[WARPS];
     const Step step = {rows, lists};
     const u32 row = blockIdx.x / heads, head = blockIdx.x % heads, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const u32 count = count_spans(seen_by(step, first + row, window));
+    const u32 count = Cut(window).count(seen_by(step, first + row, window));
     if (count == 1) return;
     const u64 at = (u64)blockIdx.x * stride;
     float highest = sinks ? sinks[head] * LOG2_E : minus_infinity();
@@ -24,14 +30,14 @@ KERNEL __launch_bounds__(WARPS * 32) merge(const float* parts, const float2* sta
     const float* own = parts + at * HEAD_DIM + feature;
     float2 sum = {0.0f, 0.0f};
     float total = 0.0f;
-#pragma unroll 4
+#pragma unroll 8
     for (u32 i = warp; i < count; i += WARPS) {
         const float2 part = stats[at + i];
         const float factor = factor_of(part.x, highest);
         total = fma(part.y, factor, total);
-        // Heads may be odd.
-        if (feature < HEAD_DIM) sum.x = fma(own[(u64)i * HEAD_DIM], factor, sum.x);
-        if (feature + 1 < HEAD_DIM) sum.y = fma(own[(u64)i * HEAD_DIM + 1], factor, sum.y);
+        const float2 values = pair_at(own + (u64)i * HEAD_DIM, feature);
+        sum.x = fma(values.x, factor, sum.x);
+        sum.y = fma(values.y, factor, sum.y);
     }
     sums[warp][lane] = sum;
     if (lane == 0) totals[warp] = total;

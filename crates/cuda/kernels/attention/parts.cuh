@@ -1,5 +1,8 @@
-// Attention in parts: a row's tokens are cut into spans at fixed positions; what a span gives is a highest score, a sum of weights relative
-// to it, and weighed values. merge.cu adds a row's spans in one order. So its bits depend on no other row.
+// Attention in parts: a row's tokens are cut into spans at fixed positions; what a span gives is a highest score, a sum of weights
+// relative to it, and weighed values. merge.cu adds a row's spans in one order. So its bits depend on no other row.
+//
+// Early spans are short, so that a short sequence keeps many processors busy; later ones are long, for each has its parts to be written
+// and read. Where a window lets few tokens be seen, all are short.
 //
 // Scores are powers of two: natural ones times log2(e). Weights are 2^14 times what they mean, so that they are f16 with little lost.
 
@@ -9,9 +12,23 @@
 DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
 DEVICE float larger(float a, float b) { return b > a ? b : a; } // NaN never becomes it
 
-// The spans that a row's tokens are in.
-DEVICE u32 first_span(const Seen& seen) { return seen.begin / SPAN; }
-DEVICE u32 count_spans(const Seen& seen) { return (seen.end - 1) / SPAN - seen.begin / SPAN + 1; }
+// Where spans begin.
+struct Cut {
+    u32 short_end;
+
+    DEVICE_MEMBER Cut(u32 window) : short_end(window > 0 && window <= SHORT_WINDOW ? 0x80000000u : SHORT_END) {}
+    DEVICE_MEMBER u32 span_of(u32 position) const {
+        return position < short_end ? position / SHORT_SPAN : short_end / SHORT_SPAN + (position - short_end) / LONG_SPAN;
+    }
+    DEVICE_MEMBER u32 begin_of(u32 span) const {
+        const u32 shorts = short_end / SHORT_SPAN;
+        return span < shorts ? span * SHORT_SPAN : short_end + (span - shorts) * LONG_SPAN;
+    }
+    // The spans that a row's tokens are in.
+    DEVICE_MEMBER u32 first(const Seen& seen) const { return span_of(seen.begin); }
+    DEVICE_MEMBER u32 count(const Seen& seen) const { return span_of(seen.end - 1) - span_of(seen.begin) + 1; }
+};
+static_assert(SHORT_END % SHORT_SPAN == 0 && LONG_SPAN <= 32 * PAGE && SHORT_SPAN % (2 * PAGE) == 0, "spans of whole pairs of pages");
 
 // What is subtracted from scores: none are higher; where there is none, anything.
 DEVICE float base_of(float highest) { return highest == minus_infinity() ? 0.0f : highest - WEIGHT_BITS; }
@@ -26,9 +43,8 @@ struct Output {
     float* y;
     u32 first, heads, stride;
 
-    DEVICE_MEMBER u64 place(u32 row, u32 head, const Seen& seen, u32 span) const {
-        return ((u64)(row - first) * heads + head) * stride + (span - first_span(seen));
-    }
+    // `index` counts the row's own spans.
+    DEVICE_MEMBER u64 place(u32 row, u32 head, u32 index) const { return ((u64)(row - first) * heads + head) * stride + index; }
     // The factor on a row's sums, of whose one span they are.
     DEVICE_MEMBER float factor(u32 head, float highest, float total) const {
         float before = 1.0f;

@@ -10,9 +10,10 @@ KERNEL __launch_bounds__(32) plain(const float* queries, const u8* key_pages, co
     const Step step = {rows, lists};
     const u32 row = first + blockIdx.x / heads, head = blockIdx.x % heads, lane = threadIdx.x;
     const Seen seen = seen_by(step, row, window);
-    if (blockIdx.y >= count_spans(seen)) return;
-    const u32 span = first_span(seen) + blockIdx.y, kv_head = head / (heads / kv_heads);
-    const u32 begin = max(seen.begin, span * SPAN), end = min(seen.end, (span + 1) * SPAN);
+    const Cut cut(window);
+    if (blockIdx.y >= cut.count(seen)) return;
+    const u32 span = cut.first(seen) + blockIdx.y, kv_head = head / (heads / kv_heads);
+    const u32 begin = max(seen.begin, cut.begin_of(span)), end = min(seen.end, cut.begin_of(span + 1));
     const float* query = queries + ((u64)row * heads + head) * HEAD_DIM;
     auto head_of = [&](const u8* pages, u32 position, u32& slot) {
         const u32 place = step.place(row, position);
@@ -60,8 +61,8 @@ KERNEL __launch_bounds__(32) plain(const float* queries, const u8* key_pages, co
     for (int width = 16; width > 0; width /= 2) total = total + __shfl_xor_sync(0xffffffffu, total, width);
 
     const Output out = {parts, stats, sinks, y, first, heads, stride};
-    const bool is_whole = count_spans(seen) == 1;
-    const u64 at = out.place(row, head, seen, span);
+    const bool is_whole = cut.count(seen) == 1;
+    const u64 at = out.place(row, head, blockIdx.y);
     const float factor = is_whole ? out.factor(head, highest, total) : 1.0f;
     float* to = is_whole ? y + ((u64)row * heads + head) * HEAD_DIM : parts + at * HEAD_DIM;
     if (!is_whole && lane == 0) stats[at] = make_float2(highest, total);

@@ -1,4 +1,4 @@
-// Slabs of keys and values on their way into shared memory (Hopper): a ring that one warp fills and warpgroups empty.
+// Slabs of keys and values on their way into shared memory (Hopper): a ring that some warps fill and warpgroups empty.
 //
 // A slab is 64 tokens by 64 numbers, as pages.cuh lays them out: a bulk copy brings it as it is. Where the places of a page's tokens do not
 // follow each other (drafts that branch), the warp gathers them token by token.
@@ -37,30 +37,10 @@ struct Source {
     DEVICE_MEMBER bool is_plain(u32 page) const { return step.is_plain(row, (page + 1) * PAGE); }
 };
 
-// The warp that fills the ring.
-struct SlabBringer {
+// Gathers slabs of pages whose tokens lie apart. One warp.
+struct SlabGatherer {
     const Source& from;
-    const SlabRing& ring;
-    u8* slabs; // the ring's, as a pointer
-    u32 next;
 
-    // Slab `slab` of a page: `page` is that of the sequence, `at` where it lies.
-    DEVICE_MEMBER void bring(const u8* pages, u32 page, u64 at, u32 slab) {
-        const u32 lane = threadIdx.x % 32, index = next++;
-        if (from.is_plain(page)) {
-            if (lane > 0) return;
-            barrier_wait(ring.empty_of(index), ring.parity(index) ^ 1);
-            barrier_expect(ring.full_of(index), SLAB_BYTES);
-            copy_bulk(ring.slab(index), pages + at + slab * SLAB_BYTES, SLAB_BYTES, ring.full_of(index));
-            return;
-        }
-        if (lane == 0) barrier_wait(ring.empty_of(index), ring.parity(index) ^ 1);
-        __syncwarp();
-        gather(slabs + index % STAGES * SLAB_BYTES, pages, page, slab);
-        writes_before_copies();
-        __syncwarp();
-        if (lane == 0) barrier_arrive(ring.full_of(index));
-    }
     // Token by token; zeros where none is seen.
     DEVICE_MEMBER void gather(u8* out, const u8* pages, u32 page, u32 slab) const {
         const u32 lane = threadIdx.x % 32, parts = FORMAT == 1 ? 8 : 4;
@@ -86,26 +66,79 @@ struct SlabBringer {
     }
 };
 
-// A query into shared memory as f16, slab by slab; `rows` of them are in a slab. A power of two brings the largest number near 1; what undoes
-// it is returned. One warp.
-DEVICE float keep_query(u8* out, u32 rows, u32 row, const float* query) {
-    const u32 lane = threadIdx.x % 32;
-    float largest = 0.0f;
-    if (query)
-        for (u32 d = lane; d < HEAD_DIM; d += 32) largest = fmaxf(largest, fabsf(query[d]));
-#pragma unroll
-    for (int width = 16; width > 0; width /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, width));
-    // Its exponent, within what has an inverse.
-    const u32 bits = __float_as_uint(largest) >> 23 & 0xff, exponent = bits < 27 ? 27 : bits > 227 ? 227 : bits;
-    const float up = __uint_as_float((254 - exponent) << 23), down = __uint_as_float(exponent << 23);
-    for (u32 part = lane; part < HEAD_DIM / 8; part += 32) {
-        uint4 halves = make_uint4(0, 0, 0, 0);
-        if (query) {
-            const float4 a = *(const float4*)(query + part * 8), b = *(const float4*)(query + part * 8 + 4);
-            halves = make_uint4(pair_of_halves(a.x * up, a.y * up), pair_of_halves(a.z * up, a.w * up),
-                                pair_of_halves(b.x * up, b.y * up), pair_of_halves(b.z * up, b.w * up));
+// A page that has no place of its own: its tokens are gathered.
+#define GATHERED 0xffffffffu
+// Warps that fill a ring, in turns.
+#define BRINGERS 4
+
+// One of the warps that fill the ring.
+struct SlabBringer {
+    const Source& from;
+    const SlabRing& ring;
+    u8* slabs; // the ring's, as a pointer
+    u32 next;
+    u32 own;
+
+    // Slab `slab` of a page of the sequence, which lies in page `at` of the cache.
+    DEVICE_MEMBER void bring(const u8* pages, u32 page, u32 at, u32 slab) {
+        const u32 lane = threadIdx.x % 32, index = next++;
+        if (index % BRINGERS != own) return;
+        if (at != GATHERED) {
+            if (lane > 0) return;
+            barrier_wait(ring.empty_of(index), ring.parity(index) ^ 1);
+            barrier_expect(ring.full_of(index), SLAB_BYTES);
+            copy_bulk_once(ring.slab(index), pages + from.page_at(at) + slab * SLAB_BYTES, SLAB_BYTES, ring.full_of(index));
+            return;
         }
-        *(uint4*)(out + (part / 8 * rows + row) * 128 + ((part % 8) ^ (row % 8)) * 16) = halves;
+        if (lane == 0) barrier_wait(ring.empty_of(index), ring.parity(index) ^ 1);
+        __syncwarp();
+        SlabGatherer{from}.gather(slabs + index % STAGES * SLAB_BYTES, pages, page, slab);
+        writes_before_copies();
+        __syncwarp();
+        if (lane == 0) barrier_arrive(ring.full_of(index));
     }
-    return down;
-}
+};
+
+// A query on its way into shared memory as f16, slab by slab. One warp.
+struct Query {
+    static constexpr int PARTS = (HEAD_DIM / 8 + 31) / 32;
+    float4 numbers[PARTS][2];
+
+    // Zeros where there is none.
+    DEVICE_MEMBER void load(const float* query) {
+        const u32 lane = threadIdx.x % 32;
+#pragma unroll
+        for (int i = 0; i < PARTS; i++) {
+            const u32 part = i * 32 + lane;
+            const bool is_one = query && part < HEAD_DIM / 8;
+            numbers[i][0] = is_one ? *(const float4*)(query + part * 8) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            numbers[i][1] = is_one ? *(const float4*)(query + part * 8 + 4) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+    }
+    // As row `row`, where a slab has `rows` of them. A power of two brings the largest number near 1; what undoes it is returned.
+    DEVICE_MEMBER float keep(u8* out, u32 rows, u32 row) const {
+        const u32 lane = threadIdx.x % 32;
+        float largest = 0.0f;
+#pragma unroll
+        for (int i = 0; i < PARTS; i++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const float4 v = numbers[i][h];
+                largest = fmaxf(fmaxf(largest, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
+            }
+#pragma unroll
+        for (int width = 16; width > 0; width /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, width));
+        // Its exponent, within what has an inverse.
+        const u32 bits = __float_as_uint(largest) >> 23 & 0xff, exponent = bits < 27 ? 27 : bits > 227 ? 227 : bits;
+        const float up = __uint_as_float((254 - exponent) << 23);
+#pragma unroll
+        for (int i = 0; i < PARTS; i++) {
+            const u32 part = i * 32 + lane;
+            const float4 a = numbers[i][0], b = numbers[i][1];
+            const uint4 halves = make_uint4(pair_of_halves(a.x * up, a.y * up), pair_of_halves(a.z * up, a.w * up),
+                                            pair_of_halves(b.x * up, b.y * up), pair_of_halves(b.z * up, b.w * up));
+            if (part < HEAD_DIM / 8) *(uint4*)(out + (part / 8 * rows + row) * 128 + ((part % 8) ^ (row % 8)) * 16) = halves;
+        }
+        return __uint_as_float(exponent << 23);
+    }
+};

@@ -12,7 +12,6 @@
 #define CONSUMERS (GROUPS * 128)
 #define WARPS (GROUPS * 4)
 #define SUMS (COLUMNS / 2)
-#define SPAN_PAGES (SPAN / PAGE)
 #define OPERAND_BYTES (PAGE * 128)
 #define QUERY_BYTES (SLABS * COLUMNS * 128)
 #define WEIGHT_BYTES (GROUPS * COLUMNS * 128)
@@ -22,8 +21,11 @@
 #define EXPANDED_BYTES (FORMAT == 2 ? GROUPS * 2 * OPERAND_BYTES : 0)
 #define REST_BYTES (WARPS * COLUMNS * 8 + COLUMNS * 12 + STAGES * 16)
 
-static_assert(THREADS == CONSUMERS + 128 && OWN * SUMS <= 128 && SPAN_PAGES <= 32, "warpgroups that multiply, and one that copies");
+static_assert(THREADS == CONSUMERS + 128 && OWN * SUMS <= 128, "warpgroups that multiply, and one that copies");
 static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + WEIGHT_BYTES + EXPANDED_BYTES + STAGES * SLAB_BYTES + REST_BYTES, "as the host reckons");
+
+// Queries of a warp that are loaded at once.
+#define AT_ONCE (COLUMNS / WARPS > 4 ? 4 : COLUMNS / WARPS)
 
 // A warpgroup at its slabs.
 struct Consumer {
@@ -90,8 +92,7 @@ struct Consumer {
 KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8* key_pages, const u8* value_pages, float* parts,
                                                   float2* stats, const float* sinks, float* y, const u32* rows, const u32* lists,
                                                   u32 first, u32 count, u32 heads, u32 kv_heads, u32 ring_pages, u32 window,
-                                                  u32 stride, float scale, u32 has_cap, float cap) {
-    begin_in_turn();
+                                                  u32 stride, u32 run, float scale, u32 has_cap, float cap) {
     DYNAMIC_SHARED(u8, dynamic);
     u8* const shared = dynamic + ((1024 - (shared_address(dynamic) & 1023)) & 1023);
     u8* const weights = shared + QUERY_BYTES;
@@ -104,34 +105,35 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
     u32* const ends = begins + COLUMNS;
     const u32 barriers = shared_address(ends + COLUMNS);
     const SlabRing ring = {shared_address(slabs), barriers, barriers + 8 * STAGES};
-
-    const Step step = {rows, lists};
-    const Tile tile = tile_of(step, first, count, heads, kv_heads);
-    if (tile.columns == 0) return;
-    const Seen oldest = seen_by(step, tile.row, window), newest = seen_by(step, tile.row_of(tile.columns - 1), window);
-    const u32 span = first_span(oldest) + blockIdx.y;
-    const u32 begin = max(oldest.begin, span * SPAN), end = min(newest.end, (span + 1) * SPAN);
-    if (begin >= end) return;
-    const u32 from_page = begin / PAGE, to_page = (end + PAGE - 1) / PAGE;
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     if (threadIdx.x == 0) ring.begin(4);
     __syncthreads();
+    begin_in_turn();
+
+    const Step step = {rows, lists};
+    const Tile tile = tile_of(step, first, count, heads, kv_heads, run);
+    if (tile.columns == 0) return;
+    const Seen oldest = seen_by(step, tile.row, window), newest = seen_by(step, tile.row_of(tile.columns - 1), window);
+    const Cut cut(window);
+    // Long spans come last, and begin first.
+    const u32 last_span = cut.span_of(newest.end - 1), span = last_span - blockIdx.y;
+    if (blockIdx.y > last_span - cut.first(oldest)) return;
+    const u32 begin = max(oldest.begin, cut.begin_of(span)), end = min(newest.end, cut.begin_of(span + 1));
+    const u32 from_page = begin / PAGE, to_page = (end + PAGE - 1) / PAGE;
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
     if (warp >= WARPS) {
 #if SHARES_REGISTERS
         give_registers<40>();
 #endif
-        if (warp > WARPS) return;
         const Source source = {step, tile.row, newest.end, kv_heads, blockIdx.z, ring_pages};
-        SlabBringer bringer = {source, ring, slabs, 0};
+        SlabBringer bringer = {source, ring, slabs, 0, warp - WARPS};
         // A lane looks up a page.
-        const u32 own = span * SPAN_PAGES + lane;
-        u32 known = 0;
-        if (own >= from_page && own < to_page && source.is_plain(own)) known = source.page_of(own * PAGE);
-        auto place = [&](u32 page) { return source.page_at(__shfl_sync(0xffffffffu, known, page % SPAN_PAGES)); };
+        u32 known = GATHERED;
+        if (from_page + lane < to_page && source.is_plain(from_page + lane)) known = source.page_of((from_page + lane) * PAGE);
+        auto place = [&](u32 page) { return __shfl_sync(0xffffffffu, known, page - from_page); };
         for (u32 i = from_page / GROUPS * GROUPS; i < to_page; i += GROUPS) {
             const u32 low = max(i, from_page), high = min(i + GROUPS, to_page);
-            const u64 at_low = place(low), at_high = place(high - 1);
+            const u32 at_low = place(low), at_high = place(high - 1);
             for (u32 s = 0; s < SLABS; s++)
                 for (u32 p = low; p < high; p++) bringer.bring(key_pages, p, p == low ? at_low : at_high, s);
             for (u32 p = low; p < high; p++)
@@ -144,17 +146,28 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
 #if SHARES_REGISTERS
     take_registers<232>();
 #endif
-    for (u32 c = warp; c < COLUMNS; c += WARPS) {
-        const bool is_one = c < tile.columns;
-        const u32 row = tile.row_of(is_one ? c : 0);
-        const float* query = queries + ((u64)row * heads + tile.head_of(c)) * HEAD_DIM;
-        const float down = keep_query(shared, COLUMNS, c, is_one ? query : 0);
-        if (lane == 0) {
-            const Seen seen = seen_by(step, row, window);
-            factors[c] = down * scale * (has_cap ? 1.0f : LOG2_E);
-            begins[c] = seen.begin;
-            ends[c] = is_one ? seen.end : 0;
+    auto query_of = [&](u32 c) {
+        const float* query = queries + ((u64)tile.row_of(c) * heads + tile.head_of(c)) * HEAD_DIM;
+        return c < tile.columns ? query : 0;
+    };
+    // Several queries are on their way at once.
+#pragma unroll
+    for (u32 c = warp; c < COLUMNS; c += WARPS * AT_ONCE) {
+        Query several[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) several[i].load(query_of(c + i * WARPS));
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const u32 own = c + i * WARPS;
+            const float down = several[i].keep(shared, COLUMNS, own);
+            if (lane == 0) factors[own] = down * scale * (has_cap ? 1.0f : LOG2_E);
         }
+    }
+    if (threadIdx.x < COLUMNS) {
+        const bool is_one = threadIdx.x < tile.columns;
+        const Seen seen = seen_by(step, tile.row_of(is_one ? threadIdx.x : 0), window);
+        begins[threadIdx.x] = seen.begin;
+        ends[threadIdx.x] = is_one ? seen.end : 0;
     }
     writes_before_copies();
     wait_for_threads(1, CONSUMERS);
@@ -294,14 +307,15 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
         const u32 row = tile.row_of(c), head = tile.head_of(c);
         const Seen seen = seen_by(step, row, window);
         // A tile's rows may begin, or end, a span apart.
-        if (span < first_span(seen) || span >= first_span(seen) + count_spans(seen)) continue;
+        const u32 spans = cut.count(seen), index = span - cut.first(seen);
+        if (index >= spans) continue;
         float weight = 0.0f;
 #pragma unroll
         for (int w = 0; w < WARPS; w++) weight = weight + totals[w * COLUMNS + c];
-        const bool is_one = count_spans(seen) == 1;
+        const bool is_one = spans == 1;
         const float factor = is_one ? out.factor(head, highest[i], weight) : 1.0f;
-        float* to = is_one ? y + ((u64)row * heads + head) * HEAD_DIM : parts + out.place(row, head, seen, span) * HEAD_DIM;
-        if (!is_one && warp == 0 && lane < 4) stats[out.place(row, head, seen, span)] = make_float2(highest[i], weight);
+        float* to = is_one ? y + ((u64)row * heads + head) * HEAD_DIM : parts + out.place(row, head, index) * HEAD_DIM;
+        if (!is_one && warp == 0 && lane < 4) stats[out.place(row, head, index)] = make_float2(highest[i], weight);
 #pragma unroll
         for (int o = 0; o < OWN; o++)
 #pragma unroll

@@ -38,6 +38,12 @@ DEVICE void copy_bulk(u32 to, const void* from, u32 bytes, u32 barrier) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
                  :: "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
 }
+// What passes once: it leaves the second-level cache first.
+DEVICE void copy_bulk_once(u32 to, const void* from, u32 bytes, u32 barrier) {
+    asm volatile("{ .reg .b64 once; createpolicy.fractional.L2::evict_first.b64 once, 1.0;\n"
+                 "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], once; }"
+                 :: "r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+}
 // The same, to the same place in all blocks of a cluster that `blocks` has a bit for.
 DEVICE void copy_bulk_to_all(u32 to, const void* from, u32 bytes, u32 barrier, u32 blocks) {
     u16 mask = (u16)blocks;

@@ -2,10 +2,14 @@
 //! spans of rows that have several (`kernels/attention/parts.cuh`). Which kernel takes a row follows from the card, the form of pages and
 //! the row's role.
 
+pub mod prompt;
+pub(crate) mod spans;
+
 use std::{ops::Range, sync::Arc};
 
-use tessera_ops::{Attention, Batch, KvFormat, PAGE_TOKENS, mask::check_ring};
+use tessera_ops::{Attention, Batch, KvFormat, PAGE_TOKENS, Role, mask::check_ring};
 
+use self::prompt::PromptTile;
 use crate::{
     driver::{Arg, Gpu, Memory},
     kernels::{HOPPER_ARCH, Module, Pages},
@@ -58,11 +62,6 @@ pub struct SpansTile {
 }
 
 impl Pages {
-    /// Tokens of a span.
-    pub(crate) fn span(self) -> usize {
-        if self.head_dim >= 256 { 512 } else { 256 }
-    }
-
     /// Whether heads lie in slabs that Hopper's matrix units take.
     fn has_slabs(self) -> bool {
         self.format != KvFormat::F32
@@ -129,16 +128,22 @@ impl SpansTile {
             ("SHARED_BYTES", self.shared_bytes(form)),
         ]
     }
+}
 
-    /// Rows of a run that a tile takes, and tiles for the heads of a row.
-    fn rows_and_parts(self, group: usize) -> (usize, usize) {
-        ((self.columns / group).max(1), group.div_ceil(self.columns))
-    }
+/// Rows of a run that a tile of so many columns takes, and tiles for the heads of a row.
+fn rows_and_parts(columns: usize, group: usize) -> (usize, usize) {
+    ((columns / group).max(1), group.div_ceil(columns))
+}
+
+/// What all runs have; 0 where they differ.
+fn of_all(runs: &[usize]) -> usize {
+    runs.first().copied().filter(|first| runs.iter().all(|r| r == first)).unwrap_or(0)
 }
 
 /// All kernels over pages of a form, on a card.
 pub(crate) fn modules(form: Pages, arch: &str) -> Vec<Module> {
     let own = SpansTile::all(form).map(|tile| Module::Spans(form, tile));
+    let own = own.chain(PromptTile::of(form).map(|tile| Module::Prompt(form, tile)));
     let mut all: Vec<Module> = own.filter(|m| m.runs_on(arch)).collect();
     if all.is_empty() {
         all.push(Module::Plain(form));
@@ -180,7 +185,12 @@ pub(crate) fn attend(
     let y = Tensor::like(gpu, queries, queries.width);
     let task = Task { gpu, queries, y: &y, cache, layer, spec, sinks, batch, step };
     for run in queries.roles.runs() {
-        task.attend_in_spans(run.rows.clone());
+        match PromptTile::of(layer.form) {
+            Some(tile) if run.role == Role::Prefill && gpu.arch() == HOPPER_ARCH && spec.scale > 0.0 => {
+                task.attend_whole(run.rows.clone(), tile);
+            }
+            _ => task.attend_in_spans(run.rows.clone()),
+        }
     }
     y
 }
@@ -188,8 +198,42 @@ pub(crate) fn attend(
 impl Task<'_> {
     /// Spans that a row's tokens are in.
     fn spans(&self, row: usize) -> usize {
-        let (seen, span) = (self.spec.visible(self.batch.positions[row] as usize), self.layer.form.span());
-        (seen.end - 1) / span - seen.start / span + 1
+        let (seen, span) =
+            (self.spec.visible(self.batch.positions[row] as usize), spans::of(self.layer.form, self.window()));
+        span(seen.end - 1) - span(seen.start) + 1
+    }
+
+    /// Prompt rows, each of them from its first token to its last.
+    fn attend_whole(&self, rows: Range<usize>, tile: PromptTile) {
+        let Task { gpu, layer, spec, .. } = *self;
+        let (form, run) = (layer.form, of_all(&self.runs(&rows)));
+        let mut args = vec![Arg::Memory(&self.queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&layer.values)];
+        args.extend([self.sinks.into(), Arg::Memory(&self.y.memory)]);
+        args.extend([Arg::Memory(&self.step.rows), Arg::Memory(&self.step.lists)]);
+        args.extend([rows.start, rows.len(), spec.heads, spec.kv_heads].map(Arg::U32));
+        args.extend([layer.ring_pages.unwrap_or(0), self.window(), run].map(Arg::U32));
+        args.extend(self.score_args());
+        let grid = [self.tiles(prompt::COLUMNS, rows.len(), run), 1, spec.kv_heads];
+        let launch = Launch { shared_bytes: tile.shared_bytes(form), ..blocks(grid, prompt::THREADS) };
+        gpu.launch(Module::Prompt(form, tile), "prompt", launch, &args);
+    }
+
+    /// Rows of each run, of those among these.
+    fn runs(&self, rows: &Range<usize>) -> Vec<usize> {
+        let (mut runs, mut row) = (vec![], rows.start);
+        while row < rows.end {
+            let end = run_of(self.batch, row).end.min(rows.end);
+            runs.push(end - row);
+            row = end;
+        }
+        runs
+    }
+
+    /// Blocks along rows: tiles of each run and parts of a group's heads.
+    fn tiles(&self, columns: usize, rows: usize, run: usize) -> usize {
+        let (tile_rows, parts) = rows_and_parts(columns, self.spec.group());
+        let tiles = if run > 0 { rows / run * run.div_ceil(tile_rows) } else { rows };
+        parts * tiles
     }
 
     fn attend_in_spans(&self, rows: Range<usize>) {
@@ -213,18 +257,21 @@ impl Task<'_> {
         let mut args = vec![Arg::Memory(&self.queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&layer.values)];
         args.extend([Arg::Memory(&parts), Arg::Memory(&stats), self.sinks.into(), Arg::Memory(&self.y.memory)]);
         args.extend([step_rows, lists, first]);
-        let tile = self.tile(&rows);
+        let runs = self.runs(&rows);
+        let (tile, run) = (self.tile(&runs), of_all(&runs));
         if tile.is_some() {
             args.push(Arg::U32(rows.len()));
         }
         args.extend([heads, Arg::U32(spec.kv_heads), ring, window, strides]);
+        if tile.is_some() {
+            args.push(Arg::U32(run));
+        }
         args.extend(self.score_args());
         match tile {
             Some(tile) => {
-                let parts = tile.rows_and_parts(spec.group()).1;
                 // A tile's rows may begin a span apart, and see one more together.
                 let spans = stride + usize::from(spec.window.is_some());
-                let grid = [rows.len() * parts, spans, spec.kv_heads];
+                let grid = [self.tiles(tile.columns, rows.len(), run), spans, spec.kv_heads];
                 let shared_bytes = tile.shared_bytes(form);
                 let launch = Launch { shared_bytes, ..blocks(grid, SpansTile::threads(form)) };
                 gpu.launch(Module::Spans(form, tile), "spans", launch, &args);
@@ -243,15 +290,11 @@ impl Task<'_> {
     }
 
     /// The tile for the columns of these rows, where the card has the instructions and pages have the form for one.
-    fn tile(&self, rows: &Range<usize>) -> Option<SpansTile> {
+    fn tile(&self, runs: &[usize]) -> Option<SpansTile> {
         if self.gpu.arch() != HOPPER_ARCH {
             return None;
         }
-        let taken = |row| {
-            let run = run_of(self.batch, row);
-            run.end.min(rows.end) - run.start.max(rows.start)
-        };
-        let columns = rows.clone().map(taken).max().unwrap_or(1) * self.spec.group();
+        let columns = runs.iter().max().unwrap_or(&1) * self.spec.group();
         self.cache.forced.or_else(|| SpansTile::for_columns(self.layer.form, columns))
     }
 
@@ -290,7 +333,7 @@ mod tests {
     fn tiles_take_all_heads_of_a_group() {
         for form in forms() {
             for (tile, group) in SpansTile::all(form).flat_map(|t| (1..70).map(move |g| (t, g))) {
-                let (rows, parts) = tile.rows_and_parts(group);
+                let (rows, parts) = rows_and_parts(tile.columns, group);
                 assert!(rows * group <= tile.columns || rows == 1 && parts * tile.columns >= group);
             }
         }
