@@ -34,8 +34,8 @@ struct Multiplication {
     const u32* b;
 };
 
-// Sums of 16 rows, of this thread's warp, by `columns` columns, that go on by themselves (wgmma). Operands are where these words say: `a` in
-// registers, or where there are none in shared memory; turned or not. `group` is the machine's.
+// Sums of 16 rows, of this thread's warp, by `columns` columns, that go on by themselves (wgmma). The first operand is in registers, or
+// where there are none in shared memory; turned or not. `group` is the machine's.
 struct Product {
     float* sums;
     u32 columns;

@@ -1,8 +1,8 @@
 //! Times attention on a card: `cargo run --release -p tessera-cuda --example bench_attention [HEADS KV_HEADS HEAD_DIM TOKENS ROWS
-//! [decode|prompt|tiles]]`, TOKENS and ROWS with commas between. Keys and values are F16, random, and cold in the cache. Beside each time stands
-//! the distance from float64, at a shorter length, and how many of five rows differ in a bit from what they are alone, which is none. GB/s
-//! are of the keys and values that are seen, each once; TFLOPS of the pairs that see each other. With `tiles`, decode rows are measured in
-//! tiles of other shapes as well.
+//! [decode|prompt|tiles]]`, TOKENS and ROWS with commas between. Keys and values are F16, random, and cold in the cache. Beside each time
+//! stands the distance from float64, at a shorter length, and how many of five rows differ in a bit from what they are alone, which is
+//! none. GB/s are of the keys and values that are seen, each once; TFLOPS of the pairs that see each other. With `tiles`, decode rows are
+//! measured in tiles of other shapes as well.
 
 use tessera_cuda::{Cache, CudaDevice, measure::attention::AttentionSubject};
 use tessera_ops::{Attention, Role};

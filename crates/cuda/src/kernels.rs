@@ -204,7 +204,7 @@ impl Module {
                 all.extend([Module::Store(pages), Module::Plain(pages), Module::Merge(pages)]);
                 all.extend(SpansTile::all(pages).map(|tile| Module::Spans(pages, tile)));
                 all.extend(latent::modules(RowForm { width: head_dim, format }));
-                all.extend(PromptTile::of(pages).map(|tile| Module::Prompt(pages, tile)));
+                all.extend(PromptTile::all(pages).into_iter().map(|tile| Module::Prompt(pages, tile)));
             }
         }
         all.push(Module::Select);
@@ -320,8 +320,11 @@ impl Module {
                 let attention = [STEP, PAGES, TILES, PARTS, SLABS, source!("attention/spans.cu")];
                 [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
             }
-            Module::Prompt(..) => {
-                let attention = [STEP, PAGES, TILES, PARTS, SLABS, source!("attention/prompt.cu")];
+            Module::Prompt(pages, _) => {
+                let is_wide = PromptTile::is_wide(pages);
+                let narrow = source!("attention/prompt.cu");
+                let own = if is_wide { source!("attention/prompt_wide.cu") } else { narrow };
+                let attention = [STEP, PAGES, TILES, PARTS, SLABS, own];
                 [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
             }
             Module::Plain(_) => vec![COMMON, STEP, PAGES, PARTS, source!("attention/plain.cu")],

@@ -1,8 +1,9 @@
 // Where keys and values lie: pages of 64 tokens, each [heads] of a row of numbers for each token, keys as values.
 //
-// FORMAT 0: f32; 1: f16; 2: bytes with an f32 scale for each 32 of them. Heads of whole 64 numbers lie in slabs, as the operands of `wgmma`
-// do, so that a slab is one run of bytes: [head_dim / 64][64 tokens][64 numbers], of f16 with the 16-byte parts of a token's run swizzled by
-// token, of bytes with scales [64 tokens][2] behind each slab. Else [64 tokens][head_dim], scales [64 tokens][blocks] behind all.
+// FORMAT 0: f32; 1: f16; 2: bytes with an f32 scale for each 32 of them. Heads of whole 64 numbers lie in slabs, as the operands of
+// `wgmma` do, so that a slab is one run of bytes: [head_dim / 64][64 tokens][64 numbers], of f16 with the 16-byte parts of a token's run
+// swizzled by token, of bytes with scales [64 tokens][2] behind each slab. Else [64 tokens][head_dim], scales [64 tokens][blocks] behind
+// all.
 
 #define NUMBERS (PAGE * HEAD_DIM)
 #define BLOCKS ((HEAD_DIM + 31) / 32)

@@ -5,8 +5,8 @@
 // the next product's first operand; their weighed values. The product of the next scores runs while weights are multiplied by values, and
 // while they are made the other warpgroup's products run.
 //
-// Tokens are taken from multiples of KEYS on, in order, and what a column does not see adds zero times its factor of one: so its bits depend
-// on no other.
+// Tokens are taken from multiples of KEYS on, in order, and what a column does not see adds zero times its factor of one: so its bits
+// depend on no other.
 
 #define ROWS 128
 #define CONSUMERS 256

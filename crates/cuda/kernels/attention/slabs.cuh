@@ -79,14 +79,20 @@ struct SlabBringer {
     u32 next;
     u32 own;
 
-    // Slab `slab` of a page of the sequence, which lies in page `at` of the cache.
-    DEVICE_MEMBER void bring(const u8* pages, u32 page, u32 at, u32 slab) {
+    // Slab `slab` of a page of the sequence, which lies in page `at` of the cache. Of a cluster's blocks one copies it for all.
+    DEVICE_MEMBER void bring(const u8* pages, u32 page, u32 at, u32 slab, u32 rank = 0) {
         const u32 lane = threadIdx.x % 32, index = next++;
         if (index % BRINGERS != own) return;
         if (at != GATHERED) {
             if (lane > 0) return;
             barrier_wait(ring.empty_of(index), ring.parity(index) ^ 1);
             barrier_expect(ring.full_of(index), SLAB_BYTES);
+#if CLUSTER > 1
+            if (index % CLUSTER != rank) return;
+            copy_bulk_to_all(ring.slab(index), pages + from.page_at(at) + slab * SLAB_BYTES, SLAB_BYTES, ring.full_of(index),
+                             (1 << CLUSTER) - 1);
+            return;
+#endif
             copy_bulk_once(ring.slab(index), pages + from.page_at(at) + slab * SLAB_BYTES, SLAB_BYTES, ring.full_of(index));
             return;
         }

@@ -1,9 +1,9 @@
 // Attention of few rows on Hopper: keys and values pass once, and the matrix units hide what is done with them.
 //
-// A block is a tile of columns (tiles.cuh), a head of keys and values, and a span of tokens. A page's scores are the product of its keys, 64
-// rows of `wgmma`, by the columns' queries; weighed values are values, turned, by weights. So both kinds of slabs are operands as they lie in
-// memory, and a warp's bytes are on their way while others are multiplied. With two warpgroups each has a page's scores and half the numbers
-// of values: GROUPS pages are taken at a time, and meet twice, for the highest scores and for weights.
+// A block is a tile of columns (tiles.cuh), a head of keys and values, and a span of tokens. A page's scores are the product of its keys,
+// 64 rows of `wgmma`, by the columns' queries; weighed values are values, turned, by weights. So both kinds of slabs are operands as they
+// lie in memory, and slabs are on their way while others are multiplied. With two warpgroups each has a page's scores and half the numbers
+// of values: they take two pages at a time, and meet twice, for the highest scores and for weights.
 //
 // What a column gets depends on no other: pages that it does not see add zero times its factor of one.
 

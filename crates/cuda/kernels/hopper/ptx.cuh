@@ -75,7 +75,8 @@ DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" 
 // Waits until at most so many committed groups are unfinished.
 template <int GROUPS> DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(GROUPS) : "memory"); }
 
-// An operand in shared memory: rows of 128 bytes (64 numbers along the depth), eights of rows 1024 bytes apart, 16-byte parts swizzled by row.
+// An operand in shared memory: rows of 128 bytes (64 numbers along the depth), eights of rows 1024 bytes apart, 16-byte parts swizzled
+// by row.
 DEVICE u64 operand_of(u32 address) { return (u64)(address >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62; }
 // The same turned: a row is a place along the depth and 64 numbers across it; the next 64 are `stride` bytes on.
 DEVICE u64 turned_operand_of(u32 address, u32 stride) {

@@ -143,7 +143,7 @@ fn of_all(runs: &[usize]) -> usize {
 /// All kernels over pages of a form, on a card.
 pub(crate) fn modules(form: Pages, arch: &str) -> Vec<Module> {
     let own = SpansTile::all(form).map(|tile| Module::Spans(form, tile));
-    let own = own.chain(PromptTile::of(form).map(|tile| Module::Prompt(form, tile)));
+    let own = own.chain(PromptTile::all(form).into_iter().map(|tile| Module::Prompt(form, tile)));
     let mut all: Vec<Module> = own.filter(|m| m.runs_on(arch)).collect();
     if all.is_empty() {
         all.push(Module::Plain(form));
@@ -185,10 +185,9 @@ pub(crate) fn attend(
     let y = Tensor::like(gpu, queries, queries.width);
     let task = Task { gpu, queries, y: &y, cache, layer, spec, sinks, batch, step };
     for run in queries.roles.runs() {
-        match PromptTile::of(layer.form) {
-            Some(tile) if run.role == Role::Prefill && gpu.arch() == HOPPER_ARCH && spec.scale > 0.0 => {
-                task.attend_whole(run.rows.clone(), tile);
-            }
+        let is_prompt = run.role == Role::Prefill && gpu.arch() == HOPPER_ARCH && spec.scale > 0.0;
+        match PromptTile::all(layer.form) {
+            tiles if is_prompt && !tiles.is_empty() => task.attend_whole(run.rows.clone(), &tiles),
             _ => task.attend_in_spans(run.rows.clone()),
         }
     }
@@ -204,16 +203,22 @@ impl Task<'_> {
     }
 
     /// Prompt rows, each of them from its first token to its last.
-    fn attend_whole(&self, rows: Range<usize>, tile: PromptTile) {
+    fn attend_whole(&self, rows: Range<usize>, tiles: &[PromptTile]) {
         let Task { gpu, layer, spec, .. } = *self;
-        let (form, run) = (layer.form, of_all(&self.runs(&rows)));
+        let (form, runs) = (layer.form, self.runs(&rows));
+        let run = of_all(&runs);
+        // Blocks of a cluster copy the same: what one run sees, where places are plain.
+        let can_share = runs.len() == 1 && !self.batch.is_tree(rows.start);
+        let blocks_of = |tile: &PromptTile| self.tiles(tile.columns, rows.len(), run);
+        let is_shared = |tile: &&PromptTile| tile.cluster == 1 || can_share && blocks_of(tile) >= tile.cluster;
+        let tile = *tiles.iter().rev().find(is_shared).expect("a tile of one block");
         let mut args = vec![Arg::Memory(&self.queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&layer.values)];
         args.extend([self.sinks.into(), Arg::Memory(&self.y.memory)]);
         args.extend([Arg::Memory(&self.step.rows), Arg::Memory(&self.step.lists)]);
         args.extend([rows.start, rows.len(), spec.heads, spec.kv_heads].map(Arg::U32));
         args.extend([layer.ring_pages.unwrap_or(0), self.window(), run].map(Arg::U32));
         args.extend(self.score_args());
-        let grid = [self.tiles(prompt::COLUMNS, rows.len(), run), 1, spec.kv_heads];
+        let grid = [blocks_of(&tile).next_multiple_of(tile.cluster), 1, spec.kv_heads];
         let launch = Launch { shared_bytes: tile.shared_bytes(form), ..blocks(grid, prompt::THREADS) };
         gpu.launch(Module::Prompt(form, tile), "prompt", launch, &args);
     }
