@@ -150,7 +150,7 @@ impl Pages {
     pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
         let format = ("FORMAT", number_of(self.format));
         let own = vec![("HEAD_DIM", self.head_dim), format, ("HEAD_PAGE_BYTES", self.head_bytes())];
-        [own, attention::spans::constants(self)].concat()
+        [own, attention::spans::constants()].concat()
     }
 }
 
@@ -292,7 +292,9 @@ impl Module {
     /// Whether a card runs it: some use Hopper's own instructions, which others stand in for elsewhere.
     pub fn runs_on(self, arch: &str) -> bool {
         match self {
-            Module::Prefill(..) | Module::Spans(..) | Module::Prompt(..) | Module::LatentSpans(_) => arch == HOPPER_ARCH,
+            Module::Prefill(..) | Module::Spans(..) | Module::Prompt(..) | Module::LatentSpans(_) => {
+                arch == HOPPER_ARCH
+            }
             Module::PrefillWarps(_) => arch != HOPPER_ARCH,
             Module::Wide(layout, tile) => WideTile::all(layout, shared_bytes_max(arch)).contains(&tile),
             _ => true,

@@ -10,7 +10,7 @@
 #define WEIGHT_BITS 14.0f
 
 DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
-DEVICE float larger(float a, float b) { return b > a ? b : a; } // NaN never becomes it
+DEVICE float larger(float a, float b) { return fmaxf(a, b); } // NaN never becomes it
 
 // Where spans begin.
 struct Cut {
@@ -30,6 +30,10 @@ struct Cut {
 };
 static_assert(SHORT_END % SHORT_SPAN == 0 && LONG_SPAN <= 32 * PAGE && SHORT_SPAN % (2 * PAGE) == 0, "spans of whole pairs of pages");
 
+// A capped score as a power of two; of what is not seen, what it is.
+DEVICE float capped(float score, float cap) {
+    return score == minus_infinity() ? score : canonical_soft_cap(score, cap) * LOG2_E;
+}
 // What is subtracted from scores: none are higher; where there is none, anything.
 DEVICE float base_of(float highest) { return highest == minus_infinity() ? 0.0f : highest - WEIGHT_BITS; }
 // The factor on sums relative to a lower score.

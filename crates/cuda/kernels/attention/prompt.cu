@@ -80,14 +80,14 @@ struct Columns {
 
 // Scores of keys from `position` on become weights, relative to the highest so far; `keep` is the factor on what was relative to the one
 // before.
-DEVICE void weigh(float (&scores)[SCORES], Columns& own, float (&keep)[2], u32 position, bool is_whole, u32 has_cap, float cap) {
+template <bool IS_WHOLE> DEVICE_MEMBER void weigh_stage(float (&scores)[SCORES], Columns& own, float (&keep)[2], u32 position, float cap) {
     const u32 column = threadIdx.x % 4 * 2;
     float top[2] = {minus_infinity(), minus_infinity()};
 #pragma unroll
     for (int i = 0; i < SCORES; i++) {
         const int h = i / 2 % 2;
-        if (has_cap) scores[i] = canonical_soft_cap(scores[i] * own.factors[h], cap) * LOG2_E;
-        if (!is_whole) {
+        if (CAPPED) scores[i] = capped(scores[i] * own.factors[h], cap);
+        if (!IS_WHOLE) {
             const u32 key = position + i / 4 * 8 + column + i % 2;
             if (key < own.begins[h] || key >= own.ends[h]) scores[i] = minus_infinity();
         }
@@ -99,7 +99,7 @@ DEVICE void weigh(float (&scores)[SCORES], Columns& own, float (&keep)[2], u32 p
         top[h] = larger(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
         top[h] = larger(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
         // Factors are positive; with a cap scores have theirs.
-        factor[h] = has_cap ? 1.0f : own.factors[h];
+        factor[h] = CAPPED ? 1.0f : own.factors[h];
         top[h] = larger(own.highest[h], top[h] * factor[h]);
         keep[h] = factor_of(own.highest[h], top[h]);
         own.highest[h] = top[h];
@@ -114,9 +114,14 @@ DEVICE void weigh(float (&scores)[SCORES], Columns& own, float (&keep)[2], u32 p
     }
 }
 
+DEVICE void weigh(float (&scores)[SCORES], Columns& own, float (&keep)[2], u32 position, bool is_whole, float cap) {
+    if (is_whole) weigh_stage<true>(scores, own, keep, position, cap);
+    else weigh_stage<false>(scores, own, keep, position, cap);
+}
+
 KERNEL __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, const u8* value_pages, const float* sinks, float* y,
                                             const u32* rows, const u32* lists, u32 first, u32 count, u32 heads, u32 kv_heads,
-                                            u32 ring_pages, u32 window, u32 run, float scale, u32 has_cap, float cap) {
+                                            u32 ring_pages, u32 window, u32 run, float scale, float cap) {
     DYNAMIC_SHARED(u8, dynamic);
     u8* const shared = dynamic + ((1024 - (shared_address(dynamic) & 1023)) & 1023);
     u8* const key_stages = shared + QUERY_BYTES;
@@ -179,7 +184,7 @@ KERNEL __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_
         const Seen seen = seen_by(step, tile.row_of(c < tile.columns ? c : 0), window);
         own.begins[h] = seen.begin;
         own.ends[h] = c < tile.columns ? seen.end : 0;
-        own.factors[h] = downs[c] * scale * (has_cap ? 1.0f : LOG2_E);
+        own.factors[h] = downs[c] * scale * (CAPPED ? 1.0f : LOG2_E);
         own.highest[h] = minus_infinity();
         own.totals[h] = 0.0f;
     }
@@ -223,7 +228,7 @@ KERNEL __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_
     products_wait<0>();
     keys.give_back(key_at);
     key_at.next();
-    weigh(scores, own, keep, from * KEYS, is_whole(from), has_cap, cap);
+    weigh(scores, own, keep, from * KEYS, is_whole(from), cap);
     halve();
     // Values of a stage have come; what no column sees may be anything.
     auto wait_for_values = [&](u32 i) {
@@ -246,7 +251,7 @@ KERNEL __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_
         products_wait<1>();
         keys.give_back(key_at);
         key_at.next();
-        weigh(scores, own, keep, (i + 1) * KEYS, is_whole(i + 1), has_cap, cap);
+        weigh(scores, own, keep, (i + 1) * KEYS, is_whole(i + 1), cap);
         products_wait<0>();
         values.give_back(value_at);
         value_at.next();

@@ -14,6 +14,7 @@
 #define QUERY_BYTES (SLABS * ROWS * 128)
 #define WEIGHT_BYTES (2 * ROWS * 128)
 
+static_assert(STAGES % BRINGERS == 0, "each place of the ring has its warp");
 static_assert(FORMAT == 1 && SLABS % 2 == 0 && COLUMNS == ROWS && THREADS == CONSUMERS + 128, "two warpgroups, and one that copies");
 static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + WEIGHT_BYTES + STAGES * SLAB_BYTES + 3 * ROWS * 4 + STAGES * 16, "as the host reckons");
 
@@ -23,7 +24,7 @@ __cluster_dims__(CLUSTER, 1, 1)
 #endif
 __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, const u8* value_pages, const float* sinks, float* y,
                                           const u32* rows, const u32* lists, u32 first, u32 count, u32 heads, u32 kv_heads,
-                                          u32 ring_pages, u32 window, u32 run, float scale, u32 has_cap, float cap) {
+                                          u32 ring_pages, u32 window, u32 run, float scale, float cap) {
     DYNAMIC_SHARED(u8, dynamic);
     u8* const shared = dynamic + ((1024 - (shared_address(dynamic) & 1023)) & 1023);
     u8* const weights = shared + QUERY_BYTES;
@@ -102,7 +103,7 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
             const Seen seen = seen_by(step, is_one ? tile.row_of(c) : last_row, window);
             begins[h] = seen.begin;
             ends[h] = is_one ? seen.end : 0;
-            factors[h] = downs[c] * scale * (has_cap ? 1.0f : LOG2_E);
+            factors[h] = downs[c] * scale * (CAPPED ? 1.0f : LOG2_E);
             highest[h] = minus_infinity();
             totals[h] = 0.0f;
         }
@@ -145,17 +146,21 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
             }
             next += SLABS * present;
 
-            float top[2] = {minus_infinity(), minus_infinity()}, keep[2];
             const bool is_whole = is_here && page * PAGE >= newest.begin && (page + 1) * PAGE <= oldest.end && tile.columns;
+            if (!is_whole) {
+                // What is not seen is lower than all else, with any factor.
+#pragma unroll
+                for (int j = 0; j < 32; j++) {
+                    const u32 key = page * PAGE + j / 4 * 8 + column + j % 2;
+                    if (!is_here || key < begins[j / 2 % 2] || key >= ends[j / 2 % 2]) scores[j] = minus_infinity();
+                }
+            }
+            float top[2] = {minus_infinity(), minus_infinity()}, keep[2];
 #pragma unroll
             for (int j = 0; j < 32; j++) {
                 const int h = j / 2 % 2;
                 scores[j] = scores[j] * factors[h];
-                if (has_cap) scores[j] = canonical_soft_cap(scores[j], cap) * LOG2_E;
-                if (!is_whole) {
-                    const u32 key = page * PAGE + j / 4 * 8 + column + j % 2;
-                    if (!is_here || key < begins[h] || key >= ends[h]) scores[j] = minus_infinity();
-                }
+                if (CAPPED) scores[j] = capped(scores[j], cap);
                 top[h] = larger(top[h], scores[j]);
             }
 #pragma unroll

@@ -68,7 +68,7 @@ struct SlabGatherer {
 
 // A page that has no place of its own: its tokens are gathered.
 #define GATHERED 0xffffffffu
-// Warps that fill a ring, in turns.
+// Warps that fill a ring, in turns: a place in it is always the same warp's, so that none is a round ahead of another.
 #define BRINGERS 4
 
 // One of the warps that fill the ring.

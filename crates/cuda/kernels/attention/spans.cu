@@ -21,6 +21,7 @@
 #define EXPANDED_BYTES (FORMAT == 2 ? GROUPS * 2 * OPERAND_BYTES : 0)
 #define REST_BYTES (WARPS * COLUMNS * 8 + COLUMNS * 12 + STAGES * 16)
 
+static_assert(STAGES % BRINGERS == 0, "each place of the ring has its warp");
 static_assert(THREADS == CONSUMERS + 128 && OWN * SUMS <= 128, "warpgroups that multiply, and one that copies");
 static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + WEIGHT_BYTES + EXPANDED_BYTES + STAGES * SLAB_BYTES + REST_BYTES, "as the host reckons");
 
@@ -92,7 +93,7 @@ struct Consumer {
 KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8* key_pages, const u8* value_pages, float* parts,
                                                   float2* stats, const float* sinks, float* y, const u32* rows, const u32* lists,
                                                   u32 first, u32 count, u32 heads, u32 kv_heads, u32 ring_pages, u32 window,
-                                                  u32 stride, u32 run, float scale, u32 has_cap, float cap) {
+                                                  u32 stride, u32 run, float scale, float cap) {
     DYNAMIC_SHARED(u8, dynamic);
     u8* const shared = dynamic + ((1024 - (shared_address(dynamic) & 1023)) & 1023);
     u8* const weights = shared + QUERY_BYTES;
@@ -160,7 +161,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
         for (int i = 0; i < AT_ONCE; i++) {
             const u32 own = c + i * WARPS;
             const float down = several[i].keep(shared, COLUMNS, own);
-            if (lane == 0) factors[own] = down * scale * (has_cap ? 1.0f : LOG2_E);
+            if (lane == 0) factors[own] = down * scale * (CAPPED ? 1.0f : LOG2_E);
         }
     }
     if (threadIdx.x < COLUMNS) {
@@ -203,6 +204,14 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
         }
         next += SLABS * present;
 
+        if (!is_here || !is_whole(page)) {
+            // What is not seen is lower than all else, with any factor.
+#pragma unroll
+            for (int j = 0; j < SUMS; j++) {
+                const u32 position = page * PAGE + own_key + j / 2 % 2 * 8, c = j / 4 * 8 + column + j % 2;
+                if (!is_here || position < begins[c] || position >= ends[c]) scores[j] = minus_infinity();
+            }
+        }
         float2 now[SUMS / 4];
 #pragma unroll
         for (int j = 0; j < COLUMNS / 8; j++) {
@@ -214,11 +223,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
                 for (int h = 0; h < 2; h++) {
                     float& score = scores[j * 4 + h * 2 + e];
                     score = score * (e ? up.y : up.x);
-                    if (has_cap) score = canonical_soft_cap(score, cap) * LOG2_E;
-                    if (!is_here || !is_whole(page)) {
-                        const u32 position = page * PAGE + own_key + h * 8, c = j * 8 + column + e;
-                        if (!is_here || position < begins[c] || position >= ends[c]) score = minus_infinity();
-                    }
+                    if (CAPPED) score = capped(score, cap);
                     top[e] = larger(top[e], score);
                 }
 #pragma unroll

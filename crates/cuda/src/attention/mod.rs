@@ -44,6 +44,9 @@ const HELD_SUMS_MAX: usize = 128;
 /// Shared memory of a processor of Hopper's, less what the machine takes for each block.
 const PROCESSOR_SHARED_BYTES: usize = 226 << 10;
 
+/// Warps that fill a ring, in turns.
+const BRINGERS: usize = 4;
+
 /// Beyond this, more slabs on their way make nothing faster.
 const STAGES_MAX: usize = 20;
 
@@ -59,6 +62,8 @@ pub struct SpansTile {
     pub resident: usize,
     /// Slabs in a block's ring.
     pub stages: usize,
+    /// Whether scores are capped.
+    pub is_capped: bool,
 }
 
 impl Pages {
@@ -97,9 +102,10 @@ impl SpansTile {
 
     /// With as many slabs as there is room for.
     pub fn with_ring(form: Pages, columns: usize, resident: usize) -> SpansTile {
-        let none = SpansTile { columns, resident, stages: 0 };
+        let none = SpansTile { columns, resident, stages: 0, is_capped: false };
         let left = PROCESSOR_SHARED_BYTES / resident - none.shared_bytes(form);
-        SpansTile { stages: (left / (form.slab_bytes() + 16)).min(STAGES_MAX), ..none }
+        let stages = (left / (form.slab_bytes() + 16)).min(STAGES_MAX);
+        SpansTile { stages: stages / BRINGERS * BRINGERS, ..none }
     }
 
     /// The narrowest that takes so many columns at once, or the widest.
@@ -121,6 +127,7 @@ impl SpansTile {
 
     pub(crate) fn constants(self, form: Pages) -> Vec<(&'static str, usize)> {
         vec![
+            ("CAPPED", self.is_capped.into()),
             ("COLUMNS", self.columns),
             ("RESIDENT", self.resident),
             ("STAGES", self.stages),
@@ -197,8 +204,7 @@ pub(crate) fn attend(
 impl Task<'_> {
     /// Spans that a row's tokens are in.
     fn spans(&self, row: usize) -> usize {
-        let (seen, span) =
-            (self.spec.visible(self.batch.positions[row] as usize), spans::of(self.layer.form, self.window()));
+        let (seen, span) = (self.spec.visible(self.batch.positions[row] as usize), spans::of(self.window()));
         span(seen.end - 1) - span(seen.start) + 1
     }
 
@@ -212,12 +218,13 @@ impl Task<'_> {
         let blocks_of = |tile: &PromptTile| self.tiles(tile.columns, rows.len(), run);
         let is_shared = |tile: &&PromptTile| tile.cluster == 1 || can_share && blocks_of(tile) >= tile.cluster;
         let tile = *tiles.iter().rev().find(is_shared).expect("a tile of one block");
+        let tile = PromptTile { is_capped: spec.soft_cap.is_some(), ..tile };
         let mut args = vec![Arg::Memory(&self.queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&layer.values)];
         args.extend([self.sinks.into(), Arg::Memory(&self.y.memory)]);
         args.extend([Arg::Memory(&self.step.rows), Arg::Memory(&self.step.lists)]);
         args.extend([rows.start, rows.len(), spec.heads, spec.kv_heads].map(Arg::U32));
         args.extend([layer.ring_pages.unwrap_or(0), self.window(), run].map(Arg::U32));
-        args.extend(self.score_args());
+        args.extend([Arg::F32(spec.scale), Arg::F32(spec.soft_cap.unwrap_or(1.0))]);
         let grid = [blocks_of(&tile).next_multiple_of(tile.cluster), 1, spec.kv_heads];
         let launch = Launch { shared_bytes: tile.shared_bytes(form), ..blocks(grid, prompt::THREADS) };
         gpu.launch(Module::Prompt(form, tile), "prompt", launch, &args);
@@ -237,7 +244,7 @@ impl Task<'_> {
     /// Blocks along rows: tiles of each run and parts of a group's heads.
     fn tiles(&self, columns: usize, rows: usize, run: usize) -> usize {
         let (tile_rows, parts) = rows_and_parts(columns, self.spec.group());
-        let tiles = if run > 0 { rows / run * run.div_ceil(tile_rows) } else { rows };
+        let tiles = rows.checked_div(run).map_or(rows, |runs| runs * run.div_ceil(tile_rows));
         parts * tiles
     }
 
@@ -268,10 +275,11 @@ impl Task<'_> {
             args.push(Arg::U32(rows.len()));
         }
         args.extend([heads, Arg::U32(spec.kv_heads), ring, window, strides]);
-        if tile.is_some() {
-            args.push(Arg::U32(run));
+        let (scale, cap) = (Arg::F32(spec.scale), Arg::F32(spec.soft_cap.unwrap_or(1.0)));
+        match tile {
+            Some(_) => args.extend([Arg::U32(run), scale, cap]),
+            None => args.extend([scale, Arg::U32(spec.soft_cap.is_some().into()), cap]),
         }
-        args.extend(self.score_args());
         match tile {
             Some(tile) => {
                 // A tile's rows may begin a span apart, and see one more together.
@@ -300,17 +308,12 @@ impl Task<'_> {
             return None;
         }
         let columns = runs.iter().max().unwrap_or(&1) * self.spec.group();
-        self.cache.forced.or_else(|| SpansTile::for_columns(self.layer.form, columns))
+        let tile = self.cache.forced.or_else(|| SpansTile::for_columns(self.layer.form, columns));
+        tile.map(|tile| SpansTile { is_capped: self.spec.soft_cap.is_some(), ..tile })
     }
 
     fn window(&self) -> usize {
         self.spec.window.unwrap_or(0).min(u32::MAX as usize)
-    }
-
-    /// What scores are multiplied with, and capped at.
-    fn score_args(&self) -> [Arg<'static>; 3] {
-        let cap = self.spec.soft_cap;
-        [Arg::F32(self.spec.scale), Arg::U32(cap.is_some().into()), Arg::F32(cap.unwrap_or(1.0))]
     }
 }
 
@@ -329,7 +332,7 @@ mod tests {
         for form in forms() {
             for tile in SpansTile::all(form) {
                 assert!(tile.shared_bytes(form) * tile.resident <= PROCESSOR_SHARED_BYTES, "{form:?} {tile:?}");
-                assert!(tile.stages >= 6, "{form:?} {tile:?}");
+                assert!(tile.stages >= 8 && tile.stages.is_multiple_of(BRINGERS), "{form:?} {tile:?}");
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use tessera_ops::{KvFormat, PAGE_TOKENS};
 
-use super::{OPERAND_BYTES, PROCESSOR_SHARED_BYTES, SLAB_FEATURES, SLAB_HEAD_DIM_MAX};
+use super::{BRINGERS, OPERAND_BYTES, PROCESSOR_SHARED_BYTES, SLAB_FEATURES, SLAB_HEAD_DIM_MAX};
 use crate::kernels::Pages;
 
 /// Two warpgroups that multiply, and one that copies.
@@ -28,6 +28,8 @@ pub struct PromptTile {
     pub stages: usize,
     /// Blocks that share what they copy.
     pub cluster: usize,
+    /// Whether scores are capped.
+    pub is_capped: bool,
 }
 
 impl PromptTile {
@@ -40,12 +42,14 @@ impl PromptTile {
         let tile = |columns, keys, cluster| {
             let fits = |tile: &PromptTile| tile.shared_bytes(form) <= PROCESSOR_SHARED_BYTES;
             let most = if head_dim > NARROW_HEAD_DIM { PROCESSOR_SHARED_BYTES / OPERAND_BYTES } else { STAGES_MAX };
-            (1..=most).rev().map(|stages| PromptTile { columns, keys, stages, cluster }).find(fits)
+            let is_whole = |stages: &usize| head_dim <= NARROW_HEAD_DIM || stages.is_multiple_of(BRINGERS);
+            let tile = |stages| PromptTile { columns, keys, stages, cluster, is_capped: false };
+            (1..=most).rev().filter(is_whole).map(tile).find(fits)
         };
         let tiles = match head_dim {
             // The sums of a wide head leave registers for the scores of a page alone.
             ..=128 => vec![tile(128, pair, 1)],
-            ..=NARROW_HEAD_DIM => vec![tile(128, PAGE_TOKENS, 1)],
+            129..=NARROW_HEAD_DIM => vec![tile(128, PAGE_TOKENS, 1)],
             _ if head_dim.is_multiple_of(pair) => vec![tile(64, pair, 1), tile(64, pair, 2)],
             _ => vec![],
         };
@@ -69,6 +73,7 @@ impl PromptTile {
 
     pub(crate) fn constants(self, form: Pages) -> Vec<(&'static str, usize)> {
         vec![
+            ("CAPPED", self.is_capped.into()),
             ("COLUMNS", self.columns),
             ("KEYS", self.keys),
             ("STAGES", self.stages),

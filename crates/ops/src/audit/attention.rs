@@ -258,6 +258,7 @@ impl Sequences {
             }
             if let Some(path) = self.path(sequence, &rows) {
                 step.push(&path, trunk, table, Role::Decode, 0);
+                step.in_ring(self.ring(sequence));
                 continue;
             }
             // The drafts' parents, counted from the first row of the step; those of the trunk follow one another.
