@@ -34,7 +34,7 @@ pub use models::{DraftFrom, LanguageModel, LoadOptions};
 pub use pooling::Pooling;
 pub use reply_text::{ReplyText, Span};
 pub use sampler::{Sampled, Sampler, SamplingError, SamplingParams, StopStrings};
-pub use sequences::{Part, SequenceId, Sequences};
+pub use sequences::{Ahead, Part, SequenceId, Sequences};
 pub use session::Session;
 pub use state::{Snapshot, StateError};
 pub use text_stream::TextStream;

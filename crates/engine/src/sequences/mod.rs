@@ -13,6 +13,7 @@
 //! are of use to another only up to where somebody left a checkpoint ([`Sequences::checkpoint`]).
 
 mod pages;
+mod prediction;
 mod prefixes;
 pub(crate) mod rings;
 
@@ -26,6 +27,8 @@ use crate::{
     state,
 };
 use pages::Pages;
+pub use prediction::Ahead;
+use prediction::Left;
 pub use prefixes::Hash;
 use prefixes::Link;
 use rings::{Checkpoints, Reach};
@@ -36,6 +39,7 @@ pub struct Sequences {
     pages: Pages,
     rings: Option<Rings>,
     checkpoints: Checkpoints,
+    left: Left,
     /// By id; none where a sequence was closed.
     open: Vec<Option<Sequence>>,
     batch: Batch,
@@ -74,8 +78,8 @@ impl Sequences {
     pub fn new(model: Box<dyn LanguageModel>) -> Sequences {
         let pages = Pages::new(model.cache_tokens() / PAGE_TOKENS);
         let (rings, checkpoints) = (model.rings(), Checkpoints::default());
-        let (open, batch, logits, hidden, best) = Default::default();
-        Sequences { model, pages, rings, checkpoints, open, batch, logits, hidden, best }
+        let (left, open, batch, logits, hidden, best) = Default::default();
+        Sequences { model, pages, rings, checkpoints, left, open, batch, logits, hidden, best }
     }
 
     /// Finds published pages by another hash; no hash changes a result.
@@ -143,6 +147,7 @@ impl Sequences {
     /// If it is not open; so do all methods that are given an id.
     pub fn close(&mut self, id: SequenceId) {
         self.rewind(id, 0);
+        self.left.forget(id);
         self.open[id.0] = None;
     }
 
@@ -315,11 +320,13 @@ impl Sequences {
     ) -> Result<(), Error> {
         self.take_pages(parts)?;
         self.batch.clear();
+        self.left.clear();
         for part in parts {
             let Sequence { tokens, pages, .. } = self.open[part.sequence.0].as_ref().expect(OPEN);
             self.batch.push(part.tokens, tokens.len(), pages, part.role, part.logits);
             // Ids of closed sequences are given out again, so there are as many rings as sequences were ever open at a time.
             self.batch.in_ring(part.sequence.0 as u32);
+            self.left.add(part.sequence, part.tokens.len(), tokens.len());
         }
         forward(&mut *self.model, &self.batch, &mut self.logits, &mut self.hidden)?;
         for part in parts {

@@ -6,16 +6,16 @@ use std::{
 };
 
 use super::{
-    Counters, Event, Gauges, Job, Options, Refused, RequestId,
+    Counters, Event, Gauges, Job, Options, Refused, RequestId, Speculation,
     active::Active,
     costs::Costs,
     draw::{self, Draws, Harvest, Rows},
     gauges::Rate,
     pace::Pace,
     plan::Planned,
-    speculation::{Drafter, Speculator, ngram::PromptLookup},
+    speculation::{Drafter, Prediction, PromptLookup, Speculator},
 };
-use crate::{Error, Finish, Part, Pooling, Sequences, Tokenizer};
+use crate::{Ahead, Error, Finish, Part, Pooling, Sequences, Tokenizer};
 
 /// Where the engine's time comes from.
 pub trait Clock: Send {
@@ -61,13 +61,17 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine for a model whose sequences are all free, with prompt lookup for speculation.
+    /// An engine for a model whose sequences are all free, with prompt lookup for speculation, and what the model predicts itself.
     pub fn new(sequences: Sequences, tokenizer: Arc<Tokenizer>, options: Options, clock: Box<dyn Clock>) -> Engine {
         let mut options = options.sound();
         options.share_replies &= sequences.roles_agree();
         options.slots = options.slots.min(sequences.count_max());
         let room = sequences.total_pages() * tessera_ops::PAGE_TOKENS;
         let context = options.context.unwrap_or(sequences.config().context).min(room);
+        let mut drafters: Vec<Box<dyn Drafter>> = vec![Box::new(PromptLookup::default())];
+        if sequences.predicts() {
+            drafters.push(Box::new(Prediction));
+        }
         Engine {
             sequences,
             tokenizer,
@@ -78,7 +82,7 @@ impl Engine {
             next: 0,
             decode_costs: Costs::default(),
             pace: Pace::default(),
-            speculator: Speculator::new(vec![Box::new(PromptLookup::default())]),
+            speculator: Speculator::new(drafters),
             counters: Counters::default(),
             rate: Rate::default(),
             last: (0, 0),
@@ -228,6 +232,7 @@ impl Engine {
             self.harvest(planned, harvest, row, events);
             row += planned.tokens.len();
         }
+        self.predict(&plan);
         let now = self.clock.now();
         let drawn = (self.counters.reply_tokens - before) as usize;
         self.rate.observe(now, drawn);
@@ -278,6 +283,27 @@ impl Engine {
             events.push((id, self.end(index, Finish::Length, None)));
         } else if let Some((finish, token)) = harvest.end {
             events.push((id, self.end(index, finish, token)));
+        }
+    }
+
+    /// Lets the model predict further ahead, where it can and a request may want that: of every row whose next token is known.
+    fn predict(&mut self, plan: &[Planned]) {
+        if !self.sequences.predicts() {
+            return;
+        }
+        let start = self.clock.now();
+        let wanted = |p: &&Planned| {
+            let active = self.live.iter().find(|a| a.id == p.id && a.sequence == Some(p.sequence))?;
+            let computed = self.sequences.tokens(p.sequence).len();
+            let tokens = active.known.get(p.start + 1..active.known.len().min(computed + 1))?;
+            let speculates = active.speculation != Speculation::Off && active.pool.is_none() && !tokens.is_empty();
+            let logits = active.known.len() == computed + 1;
+            speculates.then_some(Ahead { sequence: p.sequence, tokens, logits })
+        };
+        let parts: Vec<Ahead<'_>> = plan.iter().filter_map(|p| wanted(&p)).collect();
+        // Drafts change no reply; a device that fails says so in the next step.
+        if !parts.is_empty() && self.sequences.predict(&parts).is_ok() {
+            self.speculator.predicted(self.clock.now().saturating_sub(start));
         }
     }
 

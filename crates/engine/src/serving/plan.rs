@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use tessera_ops::{PAGE_TOKENS, Role};
 
-use super::{Engine, RequestId, active::Active, share, speculation::Guess};
+use super::{
+    Engine, RequestId,
+    active::Active,
+    share,
+    speculation::{Guess, Limits},
+};
 use crate::{SequenceId, Sequences};
 
 /// What a step computes of one request.
@@ -12,6 +17,8 @@ use crate::{SequenceId, Sequences};
 pub(super) struct Planned {
     pub(super) id: RequestId,
     pub(super) sequence: SequenceId,
+    /// Tokens before those.
+    pub(super) start: usize,
     /// Known tokens, and then drafts.
     pub(super) tokens: Vec<u32>,
     pub(super) role: Role,
@@ -140,6 +147,7 @@ impl Engine {
                 return plan.push(Planned {
                     id: active.id,
                     sequence,
+                    start,
                     tokens: active.known[start..start + rows].to_vec(),
                     role: if in_prompt { Role::Prefill } else { Role::Decode },
                     logits: usize::from(start + rows == active.known.len() && active.pool.is_none()),
@@ -173,7 +181,8 @@ impl Engine {
     fn plan_drafts(&mut self, plan: &mut [Planned]) {
         let rows: usize = plan.iter().map(|p| p.tokens.len()).sum();
         let mut rows_left = self.options.step_tokens.saturating_sub(rows);
-        let guesses = self.speculator.guess(&mut self.live, plan, rows, self.context, &self.decode_costs, &*self.clock);
+        let limits = Limits { rows, context: self.context, costs: &self.decode_costs };
+        let guesses = self.speculator.guess(&mut self.live, &mut self.sequences, plan, limits, &*self.clock);
         let mut pages = self.pages_left(plan);
         for Guess { planned, tokens, source } in guesses {
             let p = &mut plan[planned];

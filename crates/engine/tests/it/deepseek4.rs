@@ -423,3 +423,52 @@ fn drafts_go_on_from_drafts() {
     assert_eq!(bits(&step(&mut model, DraftFrom::Draft, 0, 51, 3)), bits(&second));
     assert_ne!(bits(&step(&mut model, DraftFrom::Step, 1, 50, 2)), bits(&whole), "another row");
 }
+
+/// Greedy and drawn replies of two requests at once, however deep the model drafts for itself. The layer repeats its input's token,
+/// and the trunk is made to do so too now and then, so that some drafts are right and some are not.
+#[test]
+fn a_model_that_drafts_for_itself_says_what_it_says_without() {
+    use tessera_engine::{
+        Request, SamplingParams, Sequences,
+        serving::{Engine, Event, Job, MonotonicClock, Options, Speculation},
+    };
+    let (trunk, e, h) = (trunk(), random(6, 4096), random(7, 4096));
+    let parts = with_draft(&trunk, (&e, &h), false);
+    let tokenizer = Arc::new(parts.checkpoint().tokenizer().unwrap());
+    let replies = |speculation: Speculation| {
+        let options = LoadOptions { context: Some(640), sequences: 2, step_rows: 70, ..LoadOptions::default() };
+        let model = models::load(&parts.checkpoint(), Arc::new(ReferenceDevice), &options, &mut |_| {}).unwrap();
+        let options = Options { step_tokens: 64, ..Options::default() };
+        let clock = Box::new(MonotonicClock::default());
+        let mut engine = Engine::new(Sequences::new(model), tokenizer.clone(), options, clock);
+        let mut told = std::collections::HashMap::new();
+        for (which, temperature) in [0.0, 0.7].into_iter().enumerate() {
+            let prompt = TOKENS.iter().map(|t| (t + which as u32) % 300).cycle().take(150).collect();
+            // Tokens that the trunk likes whatever came before: the layer, which shares its end, likes them too.
+            let logit_bias = vec![(7, 3.0), (8, 3.0)];
+            let sampling = SamplingParams { temperature, seed: 5, logit_bias, ..SamplingParams::default() };
+            let (stop, tokens_max) = (Vec::new(), Some(40));
+            let request = Request { prompt, sampling, stop, tokens_max, ignore_end: true, specials: false };
+            told.insert(engine.submit(Job { speculation, ..Job::new(request) }).unwrap(), Vec::new());
+        }
+        let mut events = Vec::new();
+        while engine.step(&mut events) {}
+        for (id, event) in events {
+            match event {
+                Event::Token { sampled, .. } => told.get_mut(&id).unwrap().push(sampled.id),
+                Event::Failed(error) => panic!("{error}"),
+                _ => {}
+            }
+        }
+        let mut replies: Vec<_> = told.into_iter().collect();
+        replies.sort_by_key(|(id, _)| *id);
+        (replies, engine.gauges().counters.speculation)
+    };
+    let (plain, _) = replies(Speculation::Off);
+    assert!(plain.iter().all(|(_, tokens)| tokens.len() == 40));
+    for depth in [1, 2, 4, 7] {
+        let (drafted, counters) = replies(Speculation::Depth(depth));
+        assert_eq!(drafted, plain, "drafts of {depth}");
+        assert!(counters.drafted > counters.accepted && counters.accepted > 0, "drafts of {depth}: {counters:?}");
+    }
+}

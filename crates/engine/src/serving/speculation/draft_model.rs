@@ -123,7 +123,7 @@ impl Drafter for DraftModel {
         false
     }
 
-    fn draft(&mut self, asks: &[Ask<'_>]) -> Result<Vec<Draft>, Error> {
+    fn draft(&mut self, asks: &[Ask<'_>], _: &mut Sequences) -> Result<Vec<Draft>, Error> {
         let mut drafts = vec![Draft::default(); asks.len()];
         let mut guessing = self.ready(asks)?;
         let vocabulary = self.sequences.config().vocabulary;

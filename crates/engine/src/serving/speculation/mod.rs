@@ -13,14 +13,16 @@
 pub(super) mod acceptance;
 mod draft_model;
 pub mod ngram;
+mod prediction;
 
 use std::{ops::Range, time::Duration};
 
 pub use draft_model::DraftModel;
 pub use ngram::PromptLookup;
+pub use prediction::Prediction;
 
 use super::{Clock, RequestId, Speculation, active::Active, costs::Costs, plan::Planned};
-use crate::{Error, SamplingParams};
+use crate::{Error, SamplingParams, SequenceId, Sequences};
 use acceptance::Acceptance;
 
 /// The deepest guess: a step verifies 2 to 8 rows of a sequence.
@@ -49,11 +51,16 @@ pub trait Drafter: Send {
     /// Whether a guess takes no time to speak of.
     fn is_free(&self) -> bool;
 
-    /// Guesses what follows each request's tokens; an empty guess is none.
+    /// Whether it guesses by what the model itself predicts after each step ([`Sequences::predict`]).
+    fn uses_predictions(&self) -> bool {
+        false
+    }
+
+    /// Guesses what follows each request's tokens, which `sequences` hold; an empty guess is none.
     ///
     /// # Errors
     /// Where it cannot go on: it is not asked again.
-    fn draft(&mut self, asks: &[Ask<'_>]) -> Result<Vec<Draft>, Error>;
+    fn draft(&mut self, asks: &[Ask<'_>], sequences: &mut Sequences) -> Result<Vec<Draft>, Error>;
 
     /// A request has ended.
     fn forget(&mut self, request: RequestId);
@@ -64,6 +71,8 @@ pub trait Drafter: Send {
 pub struct Ask<'a> {
     /// Whose tokens.
     pub request: RequestId,
+    /// Its sequence.
+    pub sequence: SequenceId,
     /// Prompt and reply, all that is known.
     pub known: &'a [u32],
     /// How the next tokens are drawn.
@@ -108,8 +117,18 @@ fn expected_tokens(likely: f64, depth: usize) -> f64 {
 /// Who may be guessed for.
 struct Candidate<'a> {
     planned: usize,
+    sequence: SequenceId,
     active: &'a Active,
     most: usize,
+}
+
+/// What guesses have to fit.
+#[derive(Clone, Copy)]
+pub(super) struct Limits<'a> {
+    /// Of the plan without guesses.
+    pub(super) rows: usize,
+    pub(super) context: usize,
+    pub(super) costs: &'a Costs,
 }
 
 /// All drafters, and what is known of their guesses.
@@ -121,6 +140,8 @@ pub(super) struct Speculator {
     /// By drafter: seconds of one draft of each of so many sequences.
     draft_costs: Vec<Costs>,
     last_time: Duration,
+    /// How long the model predicted after the last step.
+    predicted: Duration,
 }
 
 impl Speculator {
@@ -130,6 +151,7 @@ impl Speculator {
             prior: Acceptance::default(),
             draft_costs: Vec::new(),
             last_time: Duration::ZERO,
+            predicted: Duration::ZERO,
         };
         drafters.into_iter().for_each(|d| speculator.add(d));
         speculator
@@ -144,6 +166,11 @@ impl Speculator {
         self.drafters.iter_mut().flatten().for_each(|d| d.forget(request));
     }
 
+    /// The model predicted for so long.
+    pub(super) fn predicted(&mut self, time: Duration) {
+        self.predicted = time;
+    }
+
     /// How long guessing took in this step.
     pub(super) fn last_time(&self) -> Duration {
         self.last_time
@@ -153,13 +180,14 @@ impl Speculator {
     pub(super) fn guess(
         &mut self,
         live: &mut [Active],
+        sequences: &mut Sequences,
         plan: &[Planned],
-        rows: usize,
-        context: usize,
-        costs: &Costs,
+        limits: Limits<'_>,
         clock: &dyn Clock,
     ) -> Vec<Guess> {
-        self.last_time = Duration::ZERO;
+        let Limits { rows, context, costs } = limits;
+        self.last_time = std::mem::take(&mut self.predicted);
+        let predicted = self.last_time;
         let only_decodes = plan.iter().all(|p| p.is_decode);
         let speculates = |a: &&mut Active| a.speculation != Speculation::Off;
         let forced = |p: &Planned| live.iter_mut().find(|a| a.id == p.id).filter(speculates).map(|a| a.forced());
@@ -182,12 +210,13 @@ impl Speculator {
             let Some(drafter) = self.drafters[which].as_mut().filter(|_| !asked.is_empty()) else { continue };
             let asks: Vec<Ask<'_>> = asked.iter().map(|c| c.ask(depth)).collect();
             let start = clock.now();
-            let Ok(drafts) = drafter.draft(&asks) else {
+            let Ok(drafts) = drafter.draft(&asks, sequences) else {
                 self.drafters[which] = None;
                 continue;
             };
             let time = clock.now().saturating_sub(start);
             self.last_time += time;
+            let time = if drafter.uses_predictions() { time + predicted } else { time };
             if let Some(deepest) = drafts.iter().map(|d| d.tokens.len()).max().filter(|d| *d > 0) {
                 self.draft_costs[which].observe(asks.len(), time / deepest as u32);
             }
@@ -274,7 +303,14 @@ impl<'a> Candidate<'a> {
         let active = self.active;
         let most = if is_forced(active) { self.most } else { self.most.min(depth) };
         let (known, sampling) = (&active.known[..], active.sampler.params());
-        Ask { request: active.id, known, sampling, index: active.reply.tokens().len() as u64, most }
+        Ask {
+            request: active.id,
+            sequence: self.sequence,
+            known,
+            sampling,
+            index: active.reply.tokens().len() as u64,
+            most,
+        }
     }
 }
 
@@ -301,5 +337,5 @@ fn candidate<'a>(
     };
     // Drafts behind the reply's last token are wasted, and the context has no room for more.
     let most = wanted.min(active.reply.tokens_left().saturating_sub(1)).min(context - active.known.len().min(context));
-    (most > 0).then_some(Candidate { planned, active, most })
+    (most > 0).then_some(Candidate { planned, sequence: p.sequence, active, most })
 }

@@ -2,7 +2,7 @@
 //! repeat their prompts, and then this is right more often than any small model, for nothing.
 
 use super::{Ask, Draft, Drafter};
-use crate::{Error, serving::RequestId};
+use crate::{Error, Sequences, serving::RequestId};
 
 /// Guesses that the text goes on as it did after the same tokens.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +63,7 @@ impl Drafter for PromptLookup {
         true
     }
 
-    fn draft(&mut self, asks: &[Ask<'_>]) -> Result<Vec<Draft>, Error> {
+    fn draft(&mut self, asks: &[Ask<'_>], _: &mut Sequences) -> Result<Vec<Draft>, Error> {
         Ok(asks.iter().map(|ask| self.guess(ask.known, ask.most)).collect())
     }
 

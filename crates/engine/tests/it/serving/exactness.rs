@@ -319,6 +319,12 @@ fn replies_are_those_of_the_request_alone_where_positions_are_in_rings() {
     play_hashes(|model| model.by_role().in_rings(2, 100, 2));
 }
 
+/// With drafts of the model itself.
+#[test]
+fn replies_are_those_of_the_request_alone_where_the_model_predicts() {
+    play_hashes(Paged::predicting);
+}
+
 fn cpu(threads: usize) -> Arc<CpuDevice> {
     Arc::new(CpuDevice::new(NonZero::new(threads), None).unwrap())
 }

@@ -2,11 +2,11 @@
 //! its logits on the last. A page that is wrong, late, shared in error or written twice changes every token after it; and it
 //! takes no time, so thousands of histories can be played.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use tessera_engine::{
     Config, Error, LanguageModel,
-    models::Rings,
+    models::{DraftFrom, Rings},
     state::{Identity, Owner},
 };
 use tessera_ops::{Batch, PAGE_TOKENS, Role};
@@ -22,6 +22,19 @@ pub(super) struct Paged {
     /// Whether the hash of a token depends on its role.
     by_role: bool,
     rings: Option<Kept>,
+    predictor: Option<Predictor>,
+}
+
+/// Predicts further ahead: what a token likes without the noise of those before it, which is often right. What it is given has to be
+/// what a prediction block needs: every row of a sequence, in order, with the token that came after it.
+#[derive(Default)]
+struct Predictor {
+    /// (row) of the last step: its sequence's ring and its position.
+    step: Vec<(u32, u32)>,
+    /// The same of the last prediction.
+    prediction: Vec<(u32, u32)>,
+    /// By ring: how many positions were predicted from.
+    seen: HashMap<u32, u32>,
 }
 
 /// Rings of hashes, each with its position: a token depends on the last `window` of them too.
@@ -50,7 +63,15 @@ impl Paged {
     pub(super) fn new(pages: usize, clock: FakeClock, cost: fn(usize) -> u64) -> Paged {
         let mut config = Config::read(&super::checkpoint("llama")).unwrap();
         config.context = usize::MAX;
-        Paged { config, pages: vec![[UNWRITTEN; PAGE_TOKENS]; pages], clock, cost, by_role: false, rings: None }
+        Paged {
+            config,
+            pages: vec![[UNWRITTEN; PAGE_TOKENS]; pages],
+            clock,
+            cost,
+            by_role: false,
+            rings: None,
+            predictor: None,
+        }
     }
 
     /// As a device whose roles have arithmetics of their own.
@@ -63,6 +84,11 @@ impl Paged {
         let rings = Rings { count, rows_max: tessera_ops::mask::ring_rows_max(window, ring_pages) };
         let slots = vec![(UNWRITTEN, UNWRITTEN); count * ring_pages * PAGE_TOKENS];
         Paged { rings: Some(Kept { rings, window, ring_pages, slots }), ..self }
+    }
+
+    /// With predictions further ahead.
+    pub(super) fn predicting(self) -> Paged {
+        Paged { predictor: Some(Predictor::default()), ..self }
     }
 
     /// Logits after `last`: mostly what this token asks for, so that texts repeat, changed by all tokens before.
@@ -93,6 +119,39 @@ impl LanguageModel for Paged {
         !self.by_role
     }
 
+    fn drafts(&self) -> bool {
+        self.predictor.is_some()
+    }
+
+    fn draft(&mut self, from: DraftFrom, rows: &[u32], batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
+        let predictor = self.predictor.as_mut().unwrap();
+        assert_eq!(rows.len(), batch.len());
+        let places: Vec<(u32, u32)> =
+            (0..rows.len()).map(|r| (batch.rings[batch.sequences[r] as usize], batch.positions[r])).collect();
+        for (row, (ring, position)) in rows.iter().zip(&places) {
+            match from {
+                DraftFrom::Step => {
+                    assert_eq!(predictor.step[*row as usize], (*ring, *position), "the row of that token");
+                    let seen = predictor.seen.entry(*ring).or_default();
+                    // Where a sequence begins with published pages, the first rows are those after them.
+                    let begins = position.is_multiple_of(PAGE_TOKENS as u32);
+                    assert!(begins || *position <= *seen, "position {position} after {seen}: one was left out");
+                    *seen = position + 1;
+                }
+                DraftFrom::Draft => {
+                    assert_eq!(predictor.prediction[*row as usize], (*ring, *position - 1), "the row before");
+                }
+            }
+        }
+        predictor.prediction = places;
+        logits.clear();
+        for &row in &batch.logit_rows {
+            let liked = (batch.tokens[row as usize] as usize * 31 + 7) % self.config.vocabulary;
+            logits.extend((0..self.config.vocabulary).map(|i| if i == liked { 3.0 } else { 0.0 }));
+        }
+        Ok(())
+    }
+
     fn rings(&self) -> Option<Rings> {
         self.rings.as_ref().map(|kept| kept.rings)
     }
@@ -104,6 +163,10 @@ impl LanguageModel for Paged {
 
     fn forward(&mut self, batch: &Batch, logits: &mut Vec<f32>) -> Result<(), Error> {
         logits.clear();
+        if let Some(predictor) = &mut self.predictor {
+            predictor.step =
+                (0..batch.len()).map(|r| (batch.rings[batch.sequences[r] as usize], batch.positions[r])).collect();
+        }
         self.clock.advance(Duration::from_micros((self.cost)(batch.len())));
         for (row, token) in batch.tokens.iter().enumerate() {
             let at = batch.positions[row] as usize;

@@ -39,7 +39,7 @@ impl Drafter for Oracle {
         self.time == Duration::ZERO
     }
 
-    fn draft(&mut self, asks: &[Ask<'_>]) -> Result<Vec<Draft>, Error> {
+    fn draft(&mut self, asks: &[Ask<'_>], _: &mut Sequences) -> Result<Vec<Draft>, Error> {
         let guess = |ask: &Ask<'_>| {
             assert!((1..=DEPTH_MAX).contains(&ask.most));
             let from = ask.known.len() - self.prompt_tokens;
@@ -179,15 +179,17 @@ fn a_draft_model_gives_its_pages_back() {
     let sequences = Sequences::new(Box::new(Paged::new(5, FakeClock::default(), cost)));
     let mut drafter = DraftModel::new(sequences, &tokenizer, &tokenizer).unwrap();
     let sampling = tessera_engine::SamplingParams::default();
+    let mut large = Sequences::new(Box::new(Paged::new(5, FakeClock::default(), cost)));
+    let sequence = large.open();
     // Six sequences of two pages on a cache of five: the oldest make room.
     for round in 0..3 {
         for which in 0..6 {
             let known = tokens(which, 100 + round);
             let request = RequestId(which as u64);
-            let ask = Ask { request, known: &known, sampling: &sampling, index: 0, most: 3 };
-            let mut draft = drafter.draft(&[ask]).unwrap();
+            let ask = Ask { request, sequence, known: &known, sampling: &sampling, index: 0, most: 3 };
+            let mut draft = drafter.draft(&[ask], &mut large).unwrap();
             if draft[0].tokens.is_empty() {
-                draft = drafter.draft(&[ask]).unwrap(); // it computed a part of the prompt first
+                draft = drafter.draft(&[ask], &mut large).unwrap(); // it computed a part of the prompt first
             }
             assert_eq!(draft[0].tokens.len(), 3);
         }
@@ -220,7 +222,7 @@ fn a_drafter_that_fails_is_left_out() {
         fn is_free(&self) -> bool {
             true
         }
-        fn draft(&mut self, _: &[Ask<'_>]) -> Result<Vec<Draft>, Error> {
+        fn draft(&mut self, _: &[Ask<'_>], _: &mut Sequences) -> Result<Vec<Draft>, Error> {
             Err(Error::EmptyPrompt)
         }
         fn forget(&mut self, _: RequestId) {}
