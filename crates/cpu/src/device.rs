@@ -211,12 +211,12 @@ impl Device for CpuDevice {
 
     fn route(&self, logits: &Tensor, router: &Router<Self>) -> Routes {
         let (bias, factors) = (router.bias.as_deref(), router.factors.as_deref());
-        routes::route(&self.workers, &self.pool, &self.routes, logits, &router.routing, bias, factors, None)
+        routes::route(&self.workers, &self.pool, &self.routes, logits, &router.routing, (bias, factors), None)
     }
 
     fn route_chosen(&self, logits: &Tensor, router: &Router<Self>, chosen: &[u32]) -> Routes {
         let factors = router.factors.as_deref();
-        routes::route(&self.workers, &self.pool, &self.routes, logits, &router.routing, None, factors, Some(chosen))
+        routes::route(&self.workers, &self.pool, &self.routes, logits, &router.routing, (None, factors), Some(chosen))
     }
 
     fn project_routed<const N: usize>(

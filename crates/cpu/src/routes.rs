@@ -120,8 +120,7 @@ pub(crate) fn route(
     routes_pool: &Arc<RoutesPool>,
     logits: &Tensor,
     routing: &Routing,
-    bias: Option<&[f32]>,
-    factors: Option<&[f32]>,
+    (bias, factors): (Option<&[f32]>, Option<&[f32]>),
     chosen: Option<&[u32]>,
 ) -> Routes {
     let (tokens, experts, slots) = (logits.rows(), logits.width(), routing.slots);

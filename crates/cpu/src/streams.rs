@@ -172,13 +172,13 @@ impl Kernel for Spread<'_> {
             let part = i * LANES..i * LANES + y.len();
             let y = load(simd, y);
             let mut old = [simd.splat(0.0); STREAMS_MAX];
-            for from in 0..count {
-                old[from] = load(simd, &self.streams[from][part.clone()]);
+            for (old, stream) in old.iter_mut().zip(&self.streams[..count]) {
+                *old = load(simd, &stream[part.clone()]);
             }
             for to in 0..count {
                 let mut v = simd.mul(simd.splat(out[to]), y);
-                for from in 0..count {
-                    v = simd.fma(simd.splat(matrix[from * count + to]), old[from], v);
+                for (from, old) in old[..count].iter().enumerate() {
+                    v = simd.fma(simd.splat(matrix[from * count + to]), *old, v);
                 }
                 store(simd, &mut self.streams[to][part.clone()], v);
             }

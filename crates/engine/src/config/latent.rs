@@ -143,7 +143,7 @@ pub(super) fn read(keys: &Keys<'_>, config: &Config, blocks: usize) -> Result<Op
     }
     let limits = keys.numbers("swiglu_clamp_exp", layers)?.unwrap_or_else(|| vec![f32::INFINITY; layers]);
     let shared_limits = keys.numbers("swiglu_clamp_shexp", layers)?.unwrap_or_else(|| limits.clone());
-    if let Some(wrong) = limits.iter().chain(&shared_limits).find(|limit| !(**limit > 0.0)) {
+    if let Some(wrong) = limits.iter().chain(&shared_limits).find(|limit| **limit <= 0.0) {
         return Err(keys.wrong("swiglu_clamp_exp", wrong, "above 0"));
     }
     Ok(Some(LatentShape {
