@@ -90,8 +90,8 @@ impl CudaDevice {
         if self.role == Some(Role::Decode) { Numerics::Uniform } else { Numerics::ByRole }
     }
 
-    /// The kernel that multiplies a matrix of so many rows by so many decoded tokens, with the columns of its tile: `cuda/wide/64`. None for a
-    /// format that holds no weights.
+    /// The kernel that multiplies a matrix of so many rows by so many decoded tokens, with the columns of its tile: `cuda/wide/64`.
+    /// None for a format that holds no weights.
     pub fn kernel(&self, dtype: DType, rows: usize, tokens: usize) -> Option<String> {
         Some(match select(dtype)? {
             Packed::Codes(layout) => {

@@ -3,7 +3,8 @@
 
 namespace emulation {
 
-// m16n8k32 and m16n8k16: codes, unsigned or signed as `Code` says, by signed ones. `g` is the row, or column, of a thread, `t` its place along the depth.
+// m16n8k32 and m16n8k16: codes, unsigned or signed as `Code` says, by signed ones. `g` is the row, or column, of a thread, `t` its
+// place along the depth.
 template <unsigned depth, class Code> static void multiply_codes(const u64 (&parts)[lanes]) {
     short a[16][depth], b[8][depth];
     for (unsigned lane = 0; lane < lanes; lane++) {
