@@ -43,18 +43,20 @@ impl Drafter for Prediction {
         let mut logits = Vec::new();
         loop {
             let mut next = Vec::new();
-            for g in &mut guessing {
+            guessing.retain_mut(|g| {
                 let draft = &mut drafts[g.index].tokens;
                 logits.clear();
                 logits.extend_from_slice(sequences.predicted(g.of.sequence).expect("it was predicted for"));
-                let drawn = g.sampler.sample(&mut logits, &g.known, g.of.index + draft.len() as u64)?;
+                // Where the layer has not seen all rows (they came from a cache, of a request without drafts), it may have nothing
+                // sound to say: then this is no draft.
+                let drawn = g.sampler.sample(&mut logits, &g.known, g.of.index + draft.len() as u64);
+                let Ok(drawn) = drawn else { return false };
                 draft.push(drawn.id);
                 g.known.push(drawn.id);
                 next.push((g.of.sequence, drawn.id));
-            }
-            let wants_more = |g: &Guessing<'_>| drafts[g.index].tokens.len() < g.of.most;
-            next.retain(|(s, _)| guessing.iter().any(|g| g.of.sequence == *s && wants_more(g)));
-            guessing.retain(wants_more);
+                draft.len() < g.of.most
+            });
+            next.retain(|(sequence, _)| guessing.iter().any(|g| g.of.sequence == *sequence));
             if guessing.is_empty() {
                 return Ok(drafts);
             }

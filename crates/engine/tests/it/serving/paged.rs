@@ -128,6 +128,8 @@ impl LanguageModel for Paged {
         assert_eq!(rows.len(), batch.len());
         let places: Vec<(u32, u32)> =
             (0..rows.len()).map(|r| (batch.rings[batch.sequences[r] as usize], batch.positions[r])).collect();
+        // Rows that a prediction block has not seen may be anything.
+        let mut unsound = false;
         for (row, (ring, position)) in rows.iter().zip(&places) {
             match from {
                 DraftFrom::Step => {
@@ -136,6 +138,7 @@ impl LanguageModel for Paged {
                     // Where a sequence begins with published pages, the first rows are those after them.
                     let begins = position.is_multiple_of(PAGE_TOKENS as u32);
                     assert!(begins || *position <= *seen, "position {position} after {seen}: one was left out");
+                    unsound |= *position > *seen;
                     *seen = position + 1;
                 }
                 DraftFrom::Draft => {
@@ -147,7 +150,8 @@ impl LanguageModel for Paged {
         logits.clear();
         for &row in &batch.logit_rows {
             let liked = (batch.tokens[row as usize] as usize * 31 + 7) % self.config.vocabulary;
-            logits.extend((0..self.config.vocabulary).map(|i| if i == liked { 3.0 } else { 0.0 }));
+            let likes = |i| if i == liked { 3.0 } else { 0.0 };
+            logits.extend((0..self.config.vocabulary).map(|i| if unsound { f32::NAN } else { likes(i) }));
         }
         Ok(())
     }
