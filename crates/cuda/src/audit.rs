@@ -12,15 +12,14 @@ use crate::{
         layout::Layout,
         prefill_tile,
         tile::{CodesTile, FloatsTile},
-        wide_tile::{WideTile, shared_bytes_max},
+        wide_tile::WideTile,
     },
 };
 
 /// Every width in tokens at which some kernel of these variants changes its way.
 pub fn all_edges(variants: &[Variant<CudaDevice>]) -> BTreeSet<usize> {
     let codes = Layout::all().into_iter().flat_map(CodesTile::all).map(CodesTile::columns);
-    let room = shared_bytes_max(HOPPER_ARCH);
-    let wide = Layout::all().into_iter().flat_map(|layout| WideTile::all(layout, room)).map(WideTile::columns);
+    let wide = Layout::all().into_iter().flat_map(|layout| WideTile::all(layout, HOPPER_ARCH)).map(WideTile::columns);
     let mut edges: BTreeSet<usize> = codes.chain(wide).chain(FloatsTile::ALL.map(|tile| tile.columns)).collect();
     if variants.iter().any(|v| v.scope == Scope::Prompt) {
         edges.extend(prefill_tile::WIDTHS);

@@ -15,7 +15,7 @@ use crate::{
         layout::{Float, Layout},
         prefill_tile::{self, PrefillTile, warps},
         tile::{CodesTile, FloatsTile, WARP},
-        wide_tile::{Tile, WideTile, shared_bytes_max},
+        wide_tile::{Tile, WideTile},
     },
     routes::LIST_THREADS,
     rowwise::ROUNDED_MAX,
@@ -188,7 +188,7 @@ impl Module {
         all.extend([Module::Halves, Module::Rounding, Module::Streams, Module::Best]);
         for layout in Layout::all() {
             all.extend(CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)));
-            let wide = CARDS.iter().flat_map(|arch| WideTile::all(layout, shared_bytes_max(arch)));
+            let wide = CARDS.iter().flat_map(|arch| WideTile::all(layout, arch));
             let wide: HashSet<_> = wide.map(|tile| Module::Wide(layout, tile)).collect();
             all.extend(wide);
         }
@@ -296,7 +296,7 @@ impl Module {
                 arch == HOPPER_ARCH
             }
             Module::PrefillWarps(_) => arch != HOPPER_ARCH,
-            Module::Wide(layout, tile) => WideTile::all(layout, shared_bytes_max(arch)).contains(&tile),
+            Module::Wide(layout, tile) => WideTile::all(layout, arch).contains(&tile),
             _ => true,
         }
     }

@@ -52,10 +52,11 @@ pub fn shared_bytes_max(arch: &str) -> usize {
 const BLOCK_OWN_BYTES: usize = 1 << 10;
 
 impl WideTile {
-    /// Every tile of a layout on a card whose blocks may have so much shared memory. Measured on an H200, of 88 shapes: two row tiles of
+    /// Every tile of a layout on a card. Measured on an H200, of 88 shapes: two row tiles of
     /// a warp, four warps and two blocks a processor are the fastest at every width for matrices that fill the card. Small ones are faster
     /// in narrow tiles than with parts of the depth.
-    pub fn all(layout: Layout, room: usize) -> Vec<WideTile> {
+    pub fn all(layout: Layout, arch: &str) -> Vec<WideTile> {
+        let room = shared_bytes_max(arch);
         let shapes = [(1, 2), (1, 1), (2, 1), (4, 1), (8, 1)].into_iter().filter_map(|(column_tiles, fold)| {
             let shape = |teams, blocks| {
                 let tile = WideTile { row_tiles: 2, column_tiles, fold, teams, parts: 1, blocks, stages: 0 };
@@ -63,7 +64,7 @@ impl WideTile {
             };
             [shape(4, 2), shape(8, 1), shape(4, 1)].into_iter().find(|t| t.is_sound(layout, room))
         });
-        shapes.collect()
+        shapes.filter(|tile| tile.is_in_registers(layout, arch)).collect()
     }
 
     /// With as many stages as fit.
@@ -89,6 +90,12 @@ impl WideTile {
             && self.stages >= 2
             && self.threads() >= self.columns()
             && self.shared_bytes(layout) <= room
+    }
+
+    /// Whether a card's compiler keeps it in registers, but for a few that cost nothing. Sixteen minima of a unit beside sums of 64 columns
+    /// are too many before Hopper: more are spilled than `check_kernels` allows.
+    fn is_in_registers(self, layout: Layout, arch: &str) -> bool {
+        self.column_tiles < 8 || !(layout.has_min && layout.sub == 16) || arch == "sm_90a"
     }
 
     /// Weight rows of a block.
@@ -197,7 +204,7 @@ impl Tile {
 
     /// Every tile that a launch on some card may get, whatever its shape.
     pub fn all(layout: Layout, arch: &str) -> Vec<Tile> {
-        let wide = WideTile::all(layout, shared_bytes_max(arch)).into_iter().map(Tile::Wide);
+        let wide = WideTile::all(layout, arch).into_iter().map(Tile::Wide);
         CodesTile::all(layout).map(Tile::Narrow).chain(wide).collect()
     }
 

@@ -28,16 +28,18 @@ fn every_tile_of_codes_gives_the_reference_s_bits() {
     // What is missing where there is no card, the test of the audit tells.
     let Ok(device) = CudaDevice::open(0, Cache::default()) else { return };
     let name = tessera_ops::Device::name(&device);
-    let room = ["sm_90a", "sm_80"].into_iter().find(|arch| name.contains(arch)).map(shared_bytes_max);
+    let arch = ["sm_90a", "sm_80"].into_iter().find(|arch| name.contains(arch));
     for (dtype, form, shape, widths) in CASES {
         let Some(Packed::Codes(layout)) = select(dtype) else { panic!("{dtype} has codes") };
         for &tokens in widths {
             let mut subject = Subject::single(&device, dtype, form, shape).unwrap();
             assert!(subject.check(tokens).unwrap(), "{dtype} {shape:?}, {tokens} tokens in the table's tile");
             let parted = WideTile { row_tiles: 1, column_tiles: 2, fold: 1, teams: 2, parts: 4, blocks: 1, stages: 0 };
-            for tile in
-                room.map_or(vec![], |room| [WideTile::all(layout, room), vec![parted.with_ring(layout, room)]].concat())
-            {
+            let all = |arch| {
+                let parted = parted.with_ring(layout, shared_bytes_max(arch));
+                [WideTile::all(layout, arch), vec![parted]].concat()
+            };
+            for tile in arch.map_or(vec![], all) {
                 if tile.columns() >= 2 * tokens || tile.columns() * 4 < tokens {
                     continue;
                 }
