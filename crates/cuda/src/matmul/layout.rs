@@ -106,7 +106,7 @@ impl Layout {
     }
 
     /// Bytes of a plane of so many bits.
-    const fn plane_bytes(self, bits: usize) -> usize {
+    pub(super) const fn plane_bytes(self, bits: usize) -> usize {
         self.units * UNIT * MMA_ROWS * bits / 8
     }
 
@@ -178,19 +178,8 @@ impl Layout {
         largest.map_or_else(of_number, f32::from)
     }
 
-    /// Puts a code of row `row` (of 16), feature `feature` (of the chunk), into a chunk of zeros.
-    pub(super) fn put_code(self, chunk: &mut [u8], row: usize, feature: usize, code: u8) {
-        let (low, high) = chunk.split_at_mut(self.plane_bytes(self.low));
-        let place = |bits| Place::new(self, bits, row, feature);
-        let at = place(self.low);
-        low[at.byte] |= (code & (0xff >> (8 - self.low))) << at.shift;
-        if self.high > 0 {
-            let at = place(self.high);
-            high[at.byte] |= (code >> self.low) << at.shift;
-        }
-    }
-
     /// Puts the scale (or minimum) of a sub-block, as the kernel's `Scales` reads it. `unit` is what `factor` counts.
+    #[inline]
     pub(super) fn put_scale(self, chunk: &mut [u8], is_min: bool, row: usize, sub: usize, scale: Scale) {
         let planes = self.plane_bytes(self.low) + self.plane_bytes(self.high);
         let part = &mut chunk[planes + if is_min { self.scale_bytes() } else { 0 }..][..self.scale_bytes()];
@@ -221,38 +210,6 @@ pub(super) enum Scale {
         unit: u16,
         factor: i8,
     },
-}
-
-/// Where a code's bits are in a plane.
-struct Place {
-    byte: usize,
-    shift: usize,
-}
-
-impl Place {
-    fn new(layout: Layout, bits: usize, row: usize, feature: usize) -> Place {
-        let units = layout.units;
-        let (unit, k) = (feature / UNIT, feature % UNIT);
-        let (half, thread, byte) = (k / 16, k % 16 / 4, k % 4);
-        let (lane, register) = (row % 8 * 4 + thread, half * 2 + row / 8);
-        // Within the bytes of the lane.
-        // Of a table, the four codes of a register stand in neighbouring nibbles.
-        let nibble = register % 2 * 16 + byte * 4;
-        let looked_up = |word: usize, bit: usize| (word * 4 + bit / 8, bit % 8);
-        let (at, shift) = match bits {
-            4 if layout.levels != Levels::None => looked_up(2 * unit + half, nibble),
-            2 if layout.levels != Levels::None => looked_up(unit, nibble + 2 * half),
-            1 if layout.levels != Levels::None => looked_up(unit / 2, nibble + unit % 2 * 2 + half),
-            8 => (unit * 16 + register * 4 + byte, 0),
-            4 => (unit * 8 + register / 2 * 4 + byte, register % 2 * 4),
-            2 => (unit * 4 + byte, register * 2),
-            _ => (unit * 2 + register / 2, register % 2 * 4 + byte),
-        };
-        // Lanes take 16 bytes at a time where there are as many.
-        let lane_bytes = units * bits * 2;
-        let byte = if lane_bytes >= 16 { at / 16 * 512 + lane * 16 + at % 16 } else { lane * lane_bytes + at };
-        Place { byte, shift }
-    }
 }
 
 /// Plain numbers.
@@ -293,27 +250,7 @@ impl Float {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
-
-    /// Every bit of every code has a place of its own, and together they fill the planes.
-    #[test]
-    fn codes_do_not_overlap() {
-        for layout in Layout::all() {
-            for bits in [layout.low, layout.high].into_iter().filter(|b| *b > 0) {
-                let mut seen = HashSet::new();
-                for row in 0..MMA_ROWS {
-                    for feature in 0..layout.chunk_features() {
-                        let at = Place::new(layout, bits, row, feature);
-                        assert!(at.byte < layout.plane_bytes(bits) && at.shift + bits <= 8, "{layout:?}");
-                        assert!((0..bits).all(|bit| seen.insert(at.byte * 8 + at.shift + bit)), "{layout:?}");
-                    }
-                }
-                assert_eq!(seen.len(), layout.plane_bytes(bits) * 8);
-            }
-        }
-    }
 
     #[test]
     fn chunks_are_aligned_for_wide_loads() {

@@ -2,6 +2,8 @@
 
 pub mod layout;
 mod pack;
+mod packing;
+mod places;
 mod prefill;
 pub mod prefill_tile;
 mod project;
