@@ -2,11 +2,7 @@
 
 use std::sync::Arc;
 
-use tessera_ops::{
-    Batch, Compressor, KvEntry,
-    mask::{check_line, check_ring},
-    math,
-};
+use tessera_ops::{Batch, Compressor, KvEntry, math};
 
 use crate::{
     CpuDevice,
@@ -34,10 +30,8 @@ pub(crate) fn compress(
     compressor: &Compressor<CpuDevice>,
     batch: &Batch,
 ) {
-    compressor.check(cache.entry(compressor.inputs), cache.entry(compressor.output));
-    check_line(batch);
+    compressor.check(|entry| cache.entry(entry), batch);
     let inputs = cache.rows(compressor.inputs);
-    check_ring(Some(compressor.window()), inputs.kind().ring_pages(), batch);
     assert_eq!(
         compressor.ape.len(),
         compressor.ratio * compressor.input_width(),

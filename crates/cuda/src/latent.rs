@@ -8,10 +8,7 @@ use std::{
 
 use tessera_ops::{
     Batch, CompressedRows, Compressor, Error, KvFormat, LatentAttention, PAGE_TOKENS, Role, RopeLayout, Rounding,
-    Selector,
-    latent::complete_rows,
-    mask::{check_line, check_ring},
-    rounding::hadamard_factor,
+    Selector, latent::complete_rows, rounding::hadamard_factor,
 };
 
 use crate::{
@@ -125,9 +122,7 @@ pub(crate) fn compress(
     step: &Step,
 ) {
     let (inputs, output) = (cache.rows(compressor.inputs), cache.rows(compressor.output));
-    compressor.check(inputs.kind, output.kind);
-    check_line(batch);
-    check_ring(Some(compressor.window()), inputs.kind.ring_pages(), batch);
+    compressor.check(|entry| cache.kind(entry), batch);
     let Compressor { ratio, overlap, head_dim, epsilon, ref rope, .. } = *compressor;
     let width = compressor.input_width();
     assert_eq!((compressor.ape.length, compressor.norm.length), (ratio * width, head_dim), "scores and weights fit");
@@ -193,13 +188,10 @@ pub(crate) fn select(
     batch: &Batch,
     step: &Step,
 ) -> Selection {
-    let &Selector { entry, ratio, heads, head_dim, top_k, scale } = selector;
+    let &Selector { entry, ratio, heads, top_k, scale, .. } = selector;
     let keys = cache.rows(entry);
-    selector.check(keys.kind);
-    check_line(batch);
+    selector.check(keys.kind, batch, (queries.rows, queries.width), (head_weights.rows, head_weights.width));
     keys.check(batch);
-    assert_eq!((queries.rows, queries.width), (batch.len(), heads * head_dim), "queries fill all heads");
-    assert_eq!((head_weights.rows, head_weights.width), (batch.len(), heads), "each head has a weight");
     let complete = |row: usize| complete_rows(batch.positions[row] as usize, ratio);
     let counts: Vec<usize> = (0..batch.len()).map(|row| complete(row).min(top_k)).collect();
     let most = (0..batch.len()).map(complete).max().unwrap_or(0);
@@ -246,13 +238,9 @@ pub(crate) fn attend(
     batch: &Batch,
     step: &Step,
 ) -> Tensor {
-    spec.check(|entry| cache.kind(entry));
-    check_line(batch);
+    spec.check(|entry| cache.kind(entry), batch, (queries.rows, queries.width), sinks.length);
     let raw = cache.rows(spec.entry);
-    check_ring(Some(spec.window), raw.kind.ring_pages(), batch);
     raw.check(batch);
-    assert_eq!(sinks.length, spec.heads, "each query head has a sink");
-    assert_eq!((queries.rows, queries.width), (batch.len(), spec.heads * spec.head_dim), "queries fill all heads");
     assert!(selection.is_none_or(|s| s.counts.len() == batch.len()), "a list for each row");
     let compressed = spec.compressed.map(|CompressedRows { entry, ratio }| (cache.rows(entry), ratio));
     if let Some((rows, _)) = compressed {

@@ -2,7 +2,12 @@
 //! ones of all that is older, of which an indexer may select a few. This file says what the ops are given; [`crate::numerics`] has
 //! the order of their sums, [`crate::KvEntry`] where rows lie.
 
-use crate::{Device, PAGE_TOKENS, Rope, Rounding, kv::KvEntry, routing::order};
+use crate::{
+    Batch, Device, PAGE_TOKENS, Rope, Rounding,
+    kv::KvEntry,
+    mask::{check_line, check_ring},
+    routing::order,
+};
 
 /// How rows of inputs become compressed rows: a softmax-weighted mean of tokens, feature by feature, then a norm, a rotation, and a
 /// rounding.
@@ -61,17 +66,19 @@ impl<D: Device> Compressor<D> {
         self.head_dim - 2 * self.rope.frequencies.len()
     }
 
-    /// Holds that it fits the entries that it names.
+    /// Holds that it fits the entries that it names, and a step that reads them.
     ///
     /// # Panics
     /// Where it does not: a model's loader has to refuse that.
-    pub fn check(&self, inputs: KvEntry, output: KvEntry) {
-        let width = 2 * self.input_width();
+    pub fn check(&self, entry: impl Fn(usize) -> KvEntry, batch: &Batch) {
+        let (inputs, output, width) = (entry(self.inputs), entry(self.output), 2 * self.input_width());
         assert!(matches!(inputs, KvEntry::Inputs { width: w, .. } if w == width), "inputs are values and scores");
         let rows = KvEntry::Compressed { head_dim: self.head_dim, ratio: self.ratio };
         assert_eq!(output, rows, "the entry keeps compressed rows of this kind");
         assert!(2 * self.rope.frequencies.len() <= self.head_dim, "a row has the features that turn");
         assert!(self.rounding.is_none_or(|r| r.fits(self.head_dim)), "a row fits its rounding");
+        check_line(batch);
+        check_ring(Some(self.window()), inputs.ring_pages(), batch);
     }
 }
 
@@ -97,14 +104,17 @@ impl Selector {
     /// The most heads of queries.
     pub const HEADS_MAX: usize = 128;
 
-    /// Holds that it fits the entry that it names.
+    /// Holds that it fits the entry that it names, and a step; `queries` and `head_weights` are the (rows, width) of these.
     ///
     /// # Panics
     /// Where it does not, or selects nothing: a model's loader has to refuse that.
-    pub fn check(&self, entry: KvEntry) {
+    pub fn check(&self, entry: KvEntry, batch: &Batch, queries: (usize, usize), head_weights: (usize, usize)) {
         let rows = KvEntry::Compressed { head_dim: self.head_dim, ratio: self.ratio };
         assert_eq!(entry, rows, "the entry keeps compressed rows of this kind");
         assert!(self.top_k > 0 && (1..=Selector::HEADS_MAX).contains(&self.heads), "at least one row, by a few heads");
+        check_line(batch);
+        assert_eq!(queries, (batch.len(), self.heads * self.head_dim), "queries fill all heads");
+        assert_eq!(head_weights, (batch.len(), self.heads), "each head has a weight");
     }
 }
 
@@ -146,11 +156,11 @@ impl LatentAttention {
         raw.end.div_ceil(PAGE_TOKENS) - raw.start / PAGE_TOKENS + compressed.div_ceil(PAGE_TOKENS)
     }
 
-    /// Holds that it fits the entries that it names.
+    /// Holds that it fits the entries that it names, and a step; `queries` is the (rows, width) of these, `sinks` how many there are.
     ///
     /// # Panics
     /// Where it does not: a model's loader has to refuse that.
-    pub fn check(&self, entry: impl Fn(usize) -> KvEntry) {
+    pub fn check(&self, entry: impl Fn(usize) -> KvEntry, batch: &Batch, queries: (usize, usize), sinks: usize) {
         let head_dim = self.head_dim;
         assert!(self.window > 0, "a row sees at least itself");
         let raw = entry(self.entry);
@@ -165,6 +175,10 @@ impl LatentAttention {
                 "the entry keeps compressed rows of this kind"
             );
         }
+        check_line(batch);
+        check_ring(Some(self.window), raw.ring_pages(), batch);
+        assert_eq!(queries, (batch.len(), self.heads * head_dim), "queries fill all heads");
+        assert_eq!(sinks, self.heads, "each query head has a sink");
     }
 }
 

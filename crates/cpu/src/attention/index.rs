@@ -15,7 +15,6 @@ use std::{
 use tessera_ops::{
     Batch, PAGE_TOKENS, Selector,
     latent::{complete_rows, select_rows},
-    mask::check_line,
 };
 
 use super::{chain::Chain, latent::widen_compressed};
@@ -91,11 +90,9 @@ pub(crate) fn select(
     selector: &Selector,
     batch: &Batch,
 ) -> Selection {
-    selector.check(cache.entry(selector.entry));
-    check_line(batch);
-    let Selector { heads, head_dim, top_k, ratio, .. } = *selector;
-    assert_eq!((queries.rows(), queries.width()), (batch.len(), heads * head_dim), "queries fill all heads");
-    assert_eq!((head_weights.rows(), head_weights.width()), (batch.len(), heads), "each head has a weight");
+    let shape = |x: &Tensor| (x.rows(), x.width());
+    selector.check(cache.entry(selector.entry), batch, shape(queries), shape(head_weights));
+    let Selector { top_k, ratio, .. } = *selector;
     let lists = free.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
     let mut selection = Selection { lists, pool: free.clone() };
     let complete = |row: usize| complete_rows(batch.positions[row] as usize, ratio);

@@ -13,12 +13,7 @@ use std::{
     },
 };
 
-use tessera_ops::{
-    Batch, KvEntry, LatentAttention, PAGE_TOKENS,
-    latent::complete_rows,
-    mask::{check_line, check_ring},
-    reference::softmax::Softmax,
-};
+use tessera_ops::{Batch, KvEntry, LatentAttention, PAGE_TOKENS, latent::complete_rows, reference::softmax::Softmax};
 
 use super::{
     chain::Chain,
@@ -46,12 +41,7 @@ pub(crate) fn attend(
     sinks: &[f32],
     batch: &Batch,
 ) -> Tensor {
-    spec.check(|entry| cache.entry(entry));
-    check_line(batch);
-    check_ring(Some(spec.window), cache.entry(spec.entry).ring_pages(), batch);
-    assert_eq!(sinks.len(), spec.heads, "each query head has a sink");
-    assert_eq!(queries.width(), spec.heads * spec.head_dim, "queries fill all heads");
-    assert_eq!(queries.rows(), batch.len(), "each row has a query");
+    spec.check(|entry| cache.entry(entry), batch, (queries.rows(), queries.width()), sinks.len());
     let (rows, threads) = (queries.rows(), workers.pool.count());
     let mut y = pool.take(rows, queries.width());
     // Where there are fewer rows than threads, a row's heads are shared out.

@@ -10,7 +10,6 @@ use crate::{
     Batch, Compressor, LatentAttention, PAGE_TOKENS, Selector,
     kv::KvEntry,
     latent::{complete_rows, select_rows},
-    mask::{check_line, check_ring},
     math,
     reference::{ReferenceDevice, softmax::Softmax, softmax::finish},
 };
@@ -23,9 +22,7 @@ pub struct Selection {
 }
 
 pub(super) fn compress(cache: &mut KvPages<f32>, compressor: &Compressor<ReferenceDevice>, batch: &Batch) {
-    compressor.check(cache.entry(compressor.inputs), cache.entry(compressor.output));
-    check_line(batch);
-    check_ring(Some(compressor.window()), cache.ring_pages(compressor.inputs), batch);
+    compressor.check(|entry| cache.entry(entry), batch);
     for row in 0..batch.len() {
         let Some(index) = compressor.completed_by(batch.positions[row] as usize) else { continue };
         let mut out = pool(cache, compressor, batch, row, index);
@@ -78,11 +75,8 @@ pub(super) fn select(
     selector: &Selector,
     batch: &Batch,
 ) -> Selection {
-    let &Selector { entry, ratio, heads, head_dim, top_k, scale } = selector;
-    selector.check(cache.entry(entry));
-    check_line(batch);
-    assert_eq!((queries.rows, queries.width), (batch.len(), heads * head_dim), "queries fill all heads");
-    assert_eq!((head_weights.rows, head_weights.width), (batch.len(), heads), "each head has a weight");
+    let &Selector { entry, ratio, head_dim, top_k, scale, .. } = selector;
+    selector.check(cache.entry(entry), batch, queries.shape(), head_weights.shape());
     let rows = (0..batch.len()).map(|row| {
         let complete = complete_rows(batch.positions[row] as usize, ratio);
         if complete <= top_k {
@@ -114,11 +108,7 @@ pub(super) fn attend(
     sinks: &[f32],
     batch: &Batch,
 ) -> Tensor {
-    spec.check(|entry| cache.entry(entry));
-    check_line(batch);
-    check_ring(Some(spec.window), cache.ring_pages(spec.entry), batch);
-    assert_eq!(sinks.len(), spec.heads, "each query head has a sink");
-    assert_eq!((queries.rows, queries.width), (batch.len(), spec.heads * spec.head_dim), "queries fill all heads");
+    spec.check(|entry| cache.entry(entry), batch, queries.shape(), sinks.len());
     let mut y = Tensor::zeros(queries.rows, queries.width);
     for row in 0..queries.rows {
         let pages = pages_of_row(cache, spec, selection, batch, row);

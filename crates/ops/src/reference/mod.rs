@@ -51,6 +51,11 @@ impl Tensor {
         Tensor { rows, width, values: vec![0.0; rows * width] }
     }
 
+    /// Rows, and numbers of a row.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.width)
+    }
+
     /// One row.
     pub fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.width..][..self.width]

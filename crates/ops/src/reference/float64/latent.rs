@@ -6,7 +6,6 @@ use crate::{
     Batch, Compressor, LatentAttention, Selector,
     kv::KvEntry,
     latent::{complete_rows, select_rows},
-    mask::{check_line, check_ring},
     reference::{KvPages, Selection},
 };
 
@@ -18,9 +17,7 @@ pub(super) fn store_rows(cache: &mut KvPages<f64>, entry: usize, rows: &Tensor64
 }
 
 pub(super) fn compress(cache: &mut KvPages<f64>, compressor: &Compressor<Float64Device>, batch: &Batch) {
-    compressor.check(cache.entry(compressor.inputs), cache.entry(compressor.output));
-    check_line(batch);
-    check_ring(Some(compressor.window()), cache.ring_pages(compressor.inputs), batch);
+    compressor.check(|entry| cache.entry(entry), batch);
     let rope = &compressor.rope;
     for row in 0..batch.len() {
         let Some(index) = compressor.completed_by(batch.positions[row] as usize) else { continue };
@@ -76,8 +73,7 @@ pub(super) fn select(
     batch: &Batch,
 ) -> Selection {
     let &Selector { entry, ratio, head_dim, top_k, scale, .. } = selector;
-    selector.check(cache.entry(entry));
-    check_line(batch);
+    selector.check(cache.entry(entry), batch, queries.shape(), head_weights.shape());
     let rows = (0..batch.len()).map(|row| {
         let score = |index: usize| -> f64 {
             let (page, slot) = KvEntry::compressed_place(ratio, index);
@@ -101,9 +97,7 @@ pub(super) fn attend(
     sinks: &[f64],
     batch: &Batch,
 ) -> Tensor64 {
-    spec.check(|entry| cache.entry(entry));
-    check_line(batch);
-    check_ring(Some(spec.window), cache.ring_pages(spec.entry), batch);
+    spec.check(|entry| cache.entry(entry), batch, queries.shape(), sinks.len());
     let mut y = Tensor64::zeros(queries.rows, queries.width);
     for row in 0..queries.rows {
         let position = batch.positions[row] as usize;

@@ -32,6 +32,11 @@ impl Tensor64 {
         Tensor64 { rows, width, values: vec![0.0; rows * width] }
     }
 
+    /// Rows, and numbers of a row.
+    fn shape(&self) -> (usize, usize) {
+        (self.rows, self.width)
+    }
+
     /// One row.
     pub fn row(&self, row: usize) -> &[f64] {
         &self.values[row * self.width..][..self.width]
