@@ -13,6 +13,7 @@ use clap::Args;
 use tessera_engine::{
     ChatTemplate, Checkpoint, Config, Error, LoadOptions, Session, Special, Tokenizer,
     models::{self, CONTEXT_DEFAULT},
+    state::Identity,
     synth,
 };
 
@@ -82,7 +83,7 @@ impl Model {
     /// Where the device fails, or the file cannot be written.
     pub(crate) fn save_state(&self) -> Result<()> {
         if let (Some(file), Some(session)) = (&self.state, &self.session) {
-            session.save(file)?;
+            session.save(file, &Identity::of(&self.checkpoint))?;
         }
         Ok(())
     }
@@ -190,7 +191,7 @@ impl Model {
         bar.finish_and_clear();
         let mut session = Session::new(model?, self.engine.chunk);
         if let Some(file) = self.state.as_deref().filter(|file| file.exists()) {
-            session.load(file)?;
+            session.load(file, &Identity::of(&self.checkpoint))?;
         }
         Ok(session)
     }

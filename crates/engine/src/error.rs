@@ -46,8 +46,6 @@ pub enum Error {
     DraftLayer { file: String },
     #[error("a step has {rows} rows of one sequence, and the cache was made for {most}; compute them in smaller steps")]
     StepRows { rows: usize, most: usize },
-    #[error("a step has a sequence in ring {ring}, and the cache has {rings}; load the model for more sequences")]
-    Ring { ring: usize, rings: usize },
     #[error(
         "{tokens} tokens do not fit the context of {context}; shorten the text or ask for a larger context (the model \
          was trained for {trained})"

@@ -4,7 +4,12 @@ use std::path::Path;
 
 use tessera_ops::{Batch, Candidate, PAGE_TOKENS, Role};
 
-use crate::{Config, Error, Snapshot, models::LanguageModel, sequences::rings::Reach, state};
+use crate::{
+    Config, Error, Snapshot,
+    models::LanguageModel,
+    sequences::rings::Reach,
+    state::{self, Identity},
+};
 
 /// Prompt tokens computed in one step, unless chosen otherwise. It changes memory and speed, never a result.
 pub const CHUNK_DEFAULT: usize = 512;
@@ -97,14 +102,7 @@ impl Session {
     /// # Errors
     /// If the device fails.
     pub fn snapshot(&self) -> Result<Snapshot, Error> {
-        let mut pages = Vec::new();
-        for page in &self.pages[..self.tokens.len().div_ceil(PAGE_TOKENS)] {
-            self.model.read_page(*page, &mut pages)?;
-        }
-        let mut ring = Vec::new();
-        self.model.read_ring(0, &mut ring)?;
-        let (tokens, prompt_tokens) = (self.tokens.clone(), self.prompt_len);
-        Ok(Snapshot { tokens, prompt_tokens, pages, ring, ring_end: self.reach.end })
+        Snapshot::take(&*self.model, (&self.tokens, self.prompt_len), &self.pages, (Some(0), self.reach))
     }
 
     /// Makes the sequence what it was when the snapshot was taken, but for the logits: at least one token has to be computed
@@ -116,32 +114,26 @@ impl Session {
         self.rewind(0);
         self.logits.clear();
         self.room_for(snapshot.tokens.len())?;
-        let count = snapshot.tokens.len().div_ceil(PAGE_TOKENS);
-        let page_bytes = (snapshot.pages.len() / count.max(1)).max(1);
-        for (page, bytes) in self.pages[..count].iter().zip(snapshot.pages.chunks_exact(page_bytes)) {
-            self.model.write_page(*page, bytes)?;
-        }
-        self.model.write_ring(0, &snapshot.ring)?;
-        self.reach = Reach { end: snapshot.ring_end };
+        self.reach = snapshot.put(&mut *self.model, &self.pages[..snapshot.page_count()], 0)?;
         self.tokens.clone_from(&snapshot.tokens);
         self.prompt_len = snapshot.prompt_tokens;
         Ok(())
     }
 
-    /// Writes the sequence to a file, which is replaced once the new one is whole.
+    /// Writes the sequence to a file, as of the model of this identity. What was there is replaced once the new one is whole.
     ///
     /// # Errors
     /// If the device fails, or the file cannot be written.
-    pub fn save(&self, file: &Path) -> Result<(), Error> {
-        Ok(state::write(file, &self.model.owner()?, &self.snapshot()?)?)
+    pub fn save(&self, file: &Path, identity: &Identity) -> Result<(), Error> {
+        Ok(state::write(file, &self.model.owner(identity)?, &self.snapshot()?)?)
     }
 
     /// Goes on from what [`Session::save`] wrote.
     ///
     /// # Errors
     /// If the file cannot be read, is damaged or of another version, model or cache; the sequence is as it was then.
-    pub fn load(&mut self, file: &Path) -> Result<(), Error> {
-        let snapshot = state::read(file, &self.model.owner()?)?;
+    pub fn load(&mut self, file: &Path, identity: &Identity) -> Result<(), Error> {
+        let snapshot = state::read(file, &self.model.owner(identity)?)?;
         self.restore(&snapshot)
     }
 

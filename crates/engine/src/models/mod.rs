@@ -131,11 +131,11 @@ pub trait LanguageModel: Send {
         panic!("the model has no layer that drafts")
     }
 
-    /// Whose state a snapshot of a sequence is.
+    /// Whose state a snapshot of a sequence is, of the model of this identity.
     ///
     /// # Errors
     /// If the device fails.
-    fn owner(&self) -> Result<Owner, Error>;
+    fn owner(&self, identity: &Identity) -> Result<Owner, Error>;
 
     /// Appends one page of the cache to `out`, as [`Device::read_page`].
     ///
@@ -267,7 +267,6 @@ struct Loaded<D: Device, A> {
     pages: usize,
     rings: Option<Rings>,
     cache_bytes: usize,
-    identity: Identity,
     /// The file, for messages.
     name: String,
     /// What the bytes of its cache depend on.
@@ -284,7 +283,6 @@ impl<D: Device, A: Architecture<D> + 'static> Loaded<D, A> {
         report: &mut dyn FnMut(Progress),
     ) -> Result<Box<dyn LanguageModel>, Error> {
         let config = Config::read(checkpoint)?;
-        let identity = Identity::of(checkpoint);
         let mut loader = Loader::new(checkpoint, &config, &*device, report);
         loader.rounds_latent_rows = options.latent_rounding;
         let model = A::load(&mut loader)?;
@@ -297,19 +295,7 @@ impl<D: Device, A: Architecture<D> + 'static> Loaded<D, A> {
         let rounded = if config.latent.is_some() && options.latent_rounding { ", rounded rows" } else { "" };
         let cache_form = format!("{} with {} pages{rounded}", device.cache_form(), options.kv_format.name());
         let left = [None, None];
-        Ok(Box::new(Loaded {
-            device,
-            config,
-            model,
-            cache,
-            pages,
-            rings,
-            cache_bytes,
-            identity,
-            name,
-            cache_form,
-            left,
-        }))
+        Ok(Box::new(Loaded { device, config, model, cache, pages, rings, cache_bytes, name, cache_form, left }))
     }
 }
 
@@ -334,8 +320,8 @@ impl<D: Device, A: Architecture<D>> Loaded<D, A> {
             return Err(Error::Token { token: *token, vocabulary });
         }
         if let Some(Rings { count, rows_max }) = self.rings {
-            if let Some(ring) = batch.rings.iter().find(|r| **r as usize >= count) {
-                return Err(Error::Ring { ring: *ring as usize, rings: count });
+            if batch.rings.iter().any(|r| *r as usize >= count) {
+                return Err(Error::RingsFull { rings: count });
             }
             let rows = batch.sequences.chunk_by(|a, b| a == b).map(<[u32]>::len).max().unwrap_or(0);
             if rows > rows_max {
@@ -411,13 +397,13 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
         Ok(())
     }
 
-    fn owner(&self) -> Result<Owner, Error> {
+    fn owner(&self, identity: &Identity) -> Result<Owner, Error> {
         // Devices may widen what a layout asks for: a page tells what it takes.
         let (mut page, mut ring) = (Vec::new(), Vec::new());
         self.read_page(0, &mut page)?;
         self.read_ring(0, &mut ring)?;
         Ok(Owner {
-            identity: self.identity.clone(),
+            identity: identity.clone(),
             name: self.name.clone(),
             cache: self.cache_form.clone(),
             page_bytes: page.len(),

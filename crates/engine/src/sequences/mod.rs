@@ -24,7 +24,7 @@ use tessera_ops::{Batch, Candidate, PAGE_TOKENS, Role};
 use crate::{
     Config, Error, Snapshot,
     models::{LanguageModel, Rings},
-    state,
+    state::{self, Identity},
 };
 use pages::Pages;
 pub use prediction::Ahead;
@@ -366,14 +366,8 @@ impl Sequences {
     /// If the device fails.
     pub fn snapshot(&self, id: SequenceId) -> Result<Snapshot, Error> {
         let Sequence { tokens, pages, reach } = self.open[id.0].as_ref().expect(OPEN);
-        let (mut bytes, mut ring) = (Vec::new(), Vec::new());
-        for page in pages {
-            self.model.read_page(*page, &mut bytes)?;
-        }
-        if id.0 < self.count_max() {
-            self.model.read_ring(id.0 as u32, &mut ring)?;
-        }
-        Ok(Snapshot { tokens: tokens.clone(), prompt_tokens: tokens.len(), pages: bytes, ring, ring_end: reach.end })
+        let ring = (id.0 < self.count_max()).then_some(id.0 as u32);
+        Snapshot::take(&*self.model, (tokens, tokens.len()), pages, (ring, *reach))
     }
 
     /// Makes a sequence what it was when the snapshot was taken; what it holds now is forgotten.
@@ -383,28 +377,25 @@ impl Sequences {
     /// empty then.
     pub fn restore(&mut self, id: SequenceId, snapshot: &Snapshot) -> Result<(), Error> {
         self.rewind(id, 0);
-        let count = snapshot.tokens.len().div_ceil(PAGE_TOKENS);
+        let count = snapshot.page_count();
+        if count > 0 {
+            self.check_rings(id)?;
+        }
         let sequence = self.open[id.0].as_mut().expect(OPEN);
         if !self.pages.extend(&mut sequence.pages, count) {
             return Err(Error::CacheFull { pages: count, free: self.pages.available() });
         }
-        let page_bytes = snapshot.pages.len() / count.max(1);
-        let mut pages = sequence.pages.iter().zip(snapshot.pages.chunks_exact(page_bytes.max(1)));
-        let written = pages.try_for_each(|(page, bytes)| self.model.write_page(*page, bytes));
-        let written = written.and_then(|()| match self.rings {
-            Some(_) if count > 0 => {
-                self.check_rings(id).and_then(|()| self.model.write_ring(id.0 as u32, &snapshot.ring))
+        match snapshot.put(&mut *self.model, &sequence.pages, id.0 as u32) {
+            Ok(reach) => {
+                sequence.tokens.clone_from(&snapshot.tokens);
+                sequence.reach = reach;
+                Ok(())
             }
-            _ => Ok(()),
-        });
-        if let Err(error) = written {
-            self.rewind(id, 0);
-            return Err(error);
+            Err(error) => {
+                self.rewind(id, 0);
+                Err(error)
+            }
         }
-        let sequence = self.open[id.0].as_mut().expect(OPEN);
-        sequence.tokens.clone_from(&snapshot.tokens);
-        sequence.reach = Reach { end: snapshot.ring_end };
-        Ok(())
     }
 
     /// Holds that a sequence has a ring, where it needs one.
@@ -415,12 +406,12 @@ impl Sequences {
         }
     }
 
-    /// Writes a sequence to a file, which is replaced once the new one is whole.
+    /// Writes a sequence to a file, as of the model of this identity. What was there is replaced once the new one is whole.
     ///
     /// # Errors
     /// If the device fails, or the file cannot be written.
-    pub fn save(&self, id: SequenceId, file: &Path) -> Result<(), Error> {
-        Ok(state::write(file, &self.model.owner()?, &self.snapshot(id)?)?)
+    pub fn save(&self, id: SequenceId, file: &Path, identity: &Identity) -> Result<(), Error> {
+        Ok(state::write(file, &self.model.owner(identity)?, &self.snapshot(id)?)?)
     }
 
     /// Makes a sequence what [`Sequences::save`] wrote.
@@ -428,8 +419,8 @@ impl Sequences {
     /// # Errors
     /// If the file cannot be read, is damaged or of another version, model or cache: then the sequence is as it was. And as
     /// [`Sequences::restore`].
-    pub fn load(&mut self, id: SequenceId, file: &Path) -> Result<(), Error> {
-        let snapshot = state::read(file, &self.model.owner()?)?;
+    pub fn load(&mut self, id: SequenceId, file: &Path, identity: &Identity) -> Result<(), Error> {
+        let snapshot = state::read(file, &self.model.owner(identity)?)?;
         self.restore(id, &snapshot)
     }
 

@@ -27,6 +27,10 @@ pub use owner::{Identity, Owner};
 
 pub(crate) use file::{read, write};
 
+use tessera_ops::PAGE_TOKENS;
+
+use crate::{Error, models::LanguageModel, sequences::rings::Reach};
+
 /// A sequence outside of the cache. It fits the model (and the kind of device) that it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
@@ -42,6 +46,48 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Copies a sequence out of a model's cache: its tokens, of which the first `prompt_tokens` were computed as part of a prompt, from
+    /// its pages and its ring, where it has one.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(crate) fn take(
+        model: &dyn LanguageModel,
+        (tokens, prompt_tokens): (&[u32], usize),
+        pages: &[u32],
+        (ring, reach): (Option<u32>, Reach),
+    ) -> Result<Snapshot, Error> {
+        let (mut page_bytes, mut ring_bytes) = (Vec::new(), Vec::new());
+        for page in &pages[..tokens.len().div_ceil(PAGE_TOKENS)] {
+            model.read_page(*page, &mut page_bytes)?;
+        }
+        if let Some(ring) = ring {
+            model.read_ring(ring, &mut ring_bytes)?;
+        }
+        let (tokens, pages, ring, ring_end) = (tokens.to_vec(), page_bytes, ring_bytes, reach.end);
+        Ok(Snapshot { tokens, prompt_tokens, pages, ring, ring_end })
+    }
+
+    /// Copies it back, into these pages (as many as it has) and this ring. Gives how far it had come in that.
+    ///
+    /// # Errors
+    /// If it is of another model's cache, or the device fails.
+    pub(crate) fn put(&self, model: &mut dyn LanguageModel, pages: &[u32], ring: u32) -> Result<Reach, Error> {
+        let page_bytes = (self.pages.len() / pages.len().max(1)).max(1);
+        for (page, bytes) in pages.iter().zip(self.pages.chunks_exact(page_bytes)) {
+            model.write_page(*page, bytes)?;
+        }
+        if !pages.is_empty() {
+            model.write_ring(ring, &self.ring)?;
+        }
+        Ok(Reach { end: self.ring_end })
+    }
+
+    /// Pages that it fills.
+    pub(crate) fn page_count(&self) -> usize {
+        self.tokens.len().div_ceil(PAGE_TOKENS)
+    }
+
     /// The tokens whose keys and values it holds.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens

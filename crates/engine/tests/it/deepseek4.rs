@@ -251,7 +251,7 @@ fn steps_beyond_the_rings_are_refused() {
     batch.push(&[1], 0, &[0], Role::Prefill, 1);
     batch.rings = vec![1];
     let error = model.forward(&batch, &mut vec![]).unwrap_err();
-    assert!(matches!(error, Error::Ring { ring: 1, rings: 1 }), "{error}");
+    assert!(matches!(error, Error::RingsFull { rings: 1 }), "{error}");
 }
 
 /// A trunk of one layer without compressed rows.

@@ -4,6 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use tessera_engine::{
     Checkpoint, Error, LoadOptions, Sequences, Session, StateError, models,
+    state::Identity,
     synth::{self, Spec},
 };
 use tessera_ops::{KvFormat, Role, reference::ReferenceDevice};
@@ -18,6 +19,10 @@ fn checkpoint(line: &str) -> Checkpoint {
 fn model(line: &str, kv_format: KvFormat, context: usize) -> Box<dyn tessera_engine::LanguageModel> {
     let options = LoadOptions { context: Some(context), kv_format, ..LoadOptions::default() };
     models::load(&checkpoint(line), Arc::new(ReferenceDevice), &options, &mut |_| ()).unwrap()
+}
+
+fn identity(line: &str) -> Identity {
+    Identity::of(&checkpoint(line))
 }
 
 fn session() -> Session {
@@ -37,7 +42,7 @@ fn saved(file: &Path, prompt: usize) -> Session {
     let mut session = session();
     session.prefill(&tokens(prompt)).unwrap();
     (0..3).for_each(|token| session.decode(token).unwrap());
-    session.save(file).unwrap();
+    session.save(file, &identity(LLAMA)).unwrap();
     session
 }
 
@@ -49,7 +54,7 @@ fn what_is_read_back_goes_on_as_if_it_had_never_left() {
         let mut first = saved(&file, prompt);
         let mut second = session();
         second.prefill(&tokens(130)).unwrap();
-        second.load(&file).unwrap();
+        second.load(&file, &identity(LLAMA)).unwrap();
         assert_eq!(second.tokens(), first.tokens());
         for token in [5, 6, 7] {
             first.decode(token).unwrap();
@@ -60,12 +65,12 @@ fn what_is_read_back_goes_on_as_if_it_had_never_left() {
         let mut many = Sequences::new(model(LLAMA, KvFormat::F16, CONTEXT));
         let (other, id) = (many.open(), many.open());
         many.prefill(other, &tokens(70), 64).unwrap();
-        many.load(id, &file).unwrap();
+        many.load(id, &file, &identity(LLAMA)).unwrap();
         let part = tessera_engine::Part { sequence: id, tokens: &[5, 6, 7], role: Role::Decode, logits: 1 };
         assert!(bits(many.step(&[part]).unwrap()) == bits(first.logits()), "{prompt}: among others");
         let again = folder.path().join("b.state");
-        many.save(id, &again).unwrap();
-        second.load(&again).unwrap();
+        many.save(id, &again, &identity(LLAMA)).unwrap();
+        second.load(&again, &identity(LLAMA)).unwrap();
         assert_eq!(second.tokens(), many.tokens(id));
     }
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
@@ -76,10 +81,10 @@ fn what_is_read_back_goes_on_as_if_it_had_never_left() {
 fn a_foreign_or_stale_file_is_refused_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("a.state");
-    let refused = |other: Box<dyn tessera_engine::LanguageModel>| {
-        let mut other = Session::new(other, 16);
+    let refused = |line: &str, kv_format: KvFormat, context: usize| {
+        let mut other = Session::new(model(line, kv_format, context), 16);
         other.prefill(&tokens(20)).unwrap();
-        let error = match other.load(&file) {
+        let error = match other.load(&file, &identity(line)) {
             Err(Error::State(error)) => error,
             other => panic!("{other:?}"),
         };
@@ -88,19 +93,19 @@ fn a_foreign_or_stale_file_is_refused_and_changes_nothing() {
         assert!(error.to_string().contains("a.state"), "{error}");
         error
     };
-    assert!(matches!(refused(model(LLAMA, KvFormat::F16, CONTEXT)), StateError::Io { doing: "read", .. }));
+    assert!(matches!(refused(LLAMA, KvFormat::F16, CONTEXT), StateError::Io { doing: "read", .. }));
     saved(&file, 130);
     let (f16, long) = (KvFormat::F16, CONTEXT);
-    assert!(matches!(refused(model(&LLAMA.replace("Q8_0", "Q4_0"), f16, long)), StateError::Model { .. }));
-    assert!(matches!(refused(model(&format!("{LLAMA},seed=9"), f16, long)), StateError::Model { .. }));
-    assert!(matches!(refused(model(LLAMA, KvFormat::F32, long)), StateError::Cache { .. }));
-    assert!(matches!(refused(model(LLAMA, f16, 128)), StateError::TooLong { tokens: 133, context: 128, .. }));
+    assert!(matches!(refused(&LLAMA.replace("Q8_0", "Q4_0"), f16, long), StateError::Model { .. }));
+    assert!(matches!(refused(&format!("{LLAMA},seed=9"), f16, long), StateError::Model { .. }));
+    assert!(matches!(refused(LLAMA, KvFormat::F32, long), StateError::Cache { .. }));
+    assert!(matches!(refused(LLAMA, f16, 128), StateError::TooLong { tokens: 133, context: 128, .. }));
     let whole = std::fs::read(&file).unwrap();
     for (at, byte) in [(0, b'X'), (8, 9)] {
         let mut changed = whole.clone();
         changed[at] = byte;
         std::fs::write(&file, &changed).unwrap();
-        let error = refused(model(LLAMA, f16, long));
+        let error = refused(LLAMA, f16, long);
         let expected =
             matches!((at, &error), (0, StateError::Foreign { .. }) | (8, StateError::Version { found: 9, .. }));
         assert!(expected, "{at}: {error}");
@@ -114,9 +119,10 @@ fn a_damaged_file_is_refused() {
     let file = folder.path().join("a.state");
     let mut session = saved(&file, 10);
     let whole = std::fs::read(&file).unwrap();
+    let whose = identity(LLAMA);
     let mut try_bytes = |bytes: &[u8], what: &str| {
         std::fs::write(&file, bytes).unwrap();
-        let error = session.load(&file);
+        let error = session.load(&file, &whose);
         assert!(matches!(error, Err(Error::State(_))), "{what}: {error:?}");
         assert_eq!(session.tokens().len(), 13);
     };
@@ -139,7 +145,6 @@ fn a_damaged_file_is_refused() {
 /// The model's own bytes count, not only its header.
 #[test]
 fn models_differ_by_their_weights() {
-    use tessera_engine::state::Identity;
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, change: bool| {
         let path = folder.path().join(name);

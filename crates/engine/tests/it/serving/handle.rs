@@ -140,8 +140,11 @@ fn a_stop_finishes_or_cuts_off() {
         ) -> Result<(), tessera_engine::Error> {
             self.0.forward_hidden(b, l, h)
         }
-        fn owner(&self) -> Result<tessera_engine::state::Owner, tessera_engine::Error> {
-            self.0.owner()
+        fn owner(
+            &self,
+            identity: &tessera_engine::state::Identity,
+        ) -> Result<tessera_engine::state::Owner, tessera_engine::Error> {
+            self.0.owner(identity)
         }
         fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), tessera_engine::Error> {
             self.0.read_page(page, out)

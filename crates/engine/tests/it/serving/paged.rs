@@ -215,9 +215,9 @@ impl LanguageModel for Paged {
         Ok(())
     }
 
-    fn owner(&self) -> Result<Owner, Error> {
+    fn owner(&self, identity: &Identity) -> Result<Owner, Error> {
         Ok(Owner {
-            identity: Identity::of(&super::checkpoint("llama")),
+            identity: identity.clone(),
             name: "hashes".to_owned(),
             cache: "hashes".to_owned(),
             page_bytes: 8 * PAGE_TOKENS,
