@@ -165,6 +165,7 @@ const PTX: (&str, &str) = source!("ptx.cuh");
 const COMMON: (&str, &str) = source!("common.cuh");
 const COLUMNS: (&str, &str) = source!("matmul/columns.cuh");
 const SEGMENTS: (&str, &str) = source!("matmul/segments.cuh");
+const BLOCK: (&str, &str) = source!("quantize/block.cuh");
 const CODES: (&str, &str) = source!("quantize/blocks.cuh");
 const STEP: (&str, &str) = source!("attention/step.cuh");
 const HOPPER: (&str, &str) = source!("hopper/ptx.cuh");
@@ -179,6 +180,8 @@ const ROWS: (&str, &str) = source!("latent/rows.cuh");
 const SIGHT: (&str, &str) = source!("latent/sight.cuh");
 const TILES: (&str, &str) = source!("attention/tiles.cuh");
 const PARTS: (&str, &str) = source!("attention/parts.cuh");
+const WEIGHTS: (&str, &str) = source!("attention/weights.cuh");
+const QUERY: (&str, &str) = source!("attention/query.cuh");
 const SLABS: (&str, &str) = source!("attention/slabs.cuh");
 
 impl Module {
@@ -303,40 +306,43 @@ impl Module {
 
     fn parts(self) -> Vec<(&'static str, &'static str)> {
         match self {
-            Module::Quantize => vec![COMMON, CODES, source!("quantize/quantize.cu")],
+            Module::Quantize => vec![COMMON, BLOCK, CODES, source!("quantize/quantize.cu")],
             Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, source!("matmul/codes.cu")],
             Module::Wide(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, WIDE_WEIGHTS, source!("matmul/wide.cu")],
             Module::Floats(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/floats.cu")],
             Module::Halves => vec![COMMON, source!("quantize/halves.cu")],
             Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, RAW, EXPAND, source!("matmul/prefill.cu")],
             Module::PrefillWarps(_) => vec![COMMON, RAW, EXPAND, source!("matmul/prefill_warps.cu")],
-            Module::Norm => vec![COMMON, CODES, source!("norm/norm.cu")],
+            Module::Norm => vec![COMMON, BLOCK, CODES, source!("norm/norm.cu")],
             Module::Rope => vec![COMMON, HEADS_OF_ROWS, source!("rope/rope.cu")],
             Module::Rounding => vec![COMMON, ROUNDING, source!("rounding/rounding.cu")],
             Module::Streams => vec![COMMON, source!("streams/streams.cu")],
-            Module::Elementwise => vec![COMMON, CODES, source!("elementwise/elementwise.cu")],
+            Module::Elementwise => vec![COMMON, BLOCK, CODES, source!("elementwise/elementwise.cu")],
             Module::Route => vec![COMMON, source!("route/route.cu")],
             Module::Best => vec![COMMON, source!("sample/best.cu")],
-            Module::Store(_) => vec![COMMON, STEP, PAGES, HEADS_OF_ROWS, source!("attention/store.cu")],
+            Module::Store(_) => vec![COMMON, BLOCK, STEP, PAGES, HEADS_OF_ROWS, source!("attention/store.cu")],
             Module::Spans(..) => {
-                let attention = [STEP, PAGES, TILES, PARTS, SLABS, source!("attention/spans.cu")];
+                let attention = [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, SLABS, source!("attention/spans.cu")];
                 [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
             }
             Module::Prompt(pages, _) => {
                 let is_wide = PromptTile::is_wide(pages);
                 let narrow = source!("attention/prompt.cu");
                 let own = if is_wide { source!("attention/prompt_wide.cu") } else { narrow };
-                let attention = [STEP, PAGES, TILES, PARTS, SLABS, own];
+                let attention = [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, SLABS, own];
                 [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
             }
-            Module::Plain(_) => vec![COMMON, STEP, PAGES, PARTS, source!("attention/plain.cu")],
-            Module::Merge(_) => vec![COMMON, STEP, PARTS, source!("attention/merge.cu")],
-            Module::StoreRows(_) => vec![COMMON, STEP, ROWS, source!("latent/store.cu")],
-            Module::Compress(_) => vec![COMMON, STEP, ROWS, ROUNDING, source!("latent/compress.cu")],
-            Module::IndexScores(_) => vec![COMMON, STEP, ROWS, source!("latent/index.cu")],
+            Module::Plain(_) => vec![COMMON, STEP, PAGES, WEIGHTS, PARTS, source!("attention/plain.cu")],
+            Module::Merge(_) => vec![COMMON, STEP, WEIGHTS, PARTS, source!("attention/merge.cu")],
+            Module::StoreRows(_) => vec![COMMON, BLOCK, STEP, ROWS, source!("latent/store.cu")],
+            Module::Compress(_) => vec![COMMON, BLOCK, STEP, ROWS, ROUNDING, source!("latent/compress.cu")],
+            Module::IndexScores(_) => vec![COMMON, BLOCK, STEP, ROWS, source!("latent/index.cu")],
             Module::Select => vec![COMMON, STEP, source!("latent/select.cu")],
-            Module::Latent(_) => vec![COMMON, STEP, ROWS, SIGHT, source!("latent/attend.cu")],
-            Module::LatentSpans(_) => vec![COMMON, HOPPER, WGMMA, STEP, ROWS, SIGHT, source!("latent/spans.cu")],
+            Module::Latent(_) => vec![COMMON, BLOCK, STEP, ROWS, SIGHT, source!("latent/attend.cu")],
+            Module::LatentSpans(_) => {
+                let own = [STEP, ROWS, SIGHT, WEIGHTS, QUERY, source!("latent/spans.cu")];
+                [&[COMMON, BLOCK, HOPPER, WGMMA][..], &own].concat()
+            }
         }
     }
 

@@ -3,14 +3,6 @@
 //
 // Early spans are short, so that a short sequence keeps many processors busy; later ones are long, for each has its parts to be written
 // and read. Where a window lets few tokens be seen, all are short.
-//
-// Scores are powers of two: natural ones times log2(e). Weights are 2^14 times what they mean, so that they are f16 with little lost.
-
-#define LOG2_E 1.44269504088896340736f
-#define WEIGHT_BITS 14.0f
-
-DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
-DEVICE float larger(float a, float b) { return fmaxf(a, b); } // NaN never becomes it
 
 // Where spans begin.
 struct Cut {
@@ -34,11 +26,6 @@ static_assert(SHORT_END % SHORT_SPAN == 0 && LONG_SPAN <= 32 * PAGE && SHORT_SPA
 DEVICE float capped(float score, float cap) {
     return score == minus_infinity() ? score : canonical_soft_cap(score, cap) * LOG2_E;
 }
-// What is subtracted from scores: none are higher; where there is none, anything.
-DEVICE float base_of(float highest) { return highest == minus_infinity() ? 0.0f : highest - WEIGHT_BITS; }
-// The factor on sums relative to a lower score.
-DEVICE float factor_of(float before, float highest) { return before == minus_infinity() ? 0.0f : exp2_near(before - highest); }
-
 // What a block of a kernel of parts writes: of a query head's row, with one span the result, with more the parts.
 struct Output {
     float* parts;  // [rows][heads][stride][HEAD_DIM]

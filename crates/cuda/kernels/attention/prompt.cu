@@ -158,21 +158,10 @@ KERNEL __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_
         return;
     }
     take_registers<232>();
-#pragma unroll 1
-    for (u32 c = warp; c < ROWS; c += CONSUMERS / 32 * 4) {
-        Query several[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const u32 own = c + i * (CONSUMERS / 32);
-            const float* query = queries + ((u64)tile.row_of(own) * heads + tile.head_of(own)) * HEAD_DIM;
-            several[i].load(own < tile.columns ? query : 0);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const float down = several[i].keep(shared, ROWS, c + i * (CONSUMERS / 32));
-            if (lane == 0) downs[c + i * (CONSUMERS / 32)] = down;
-        }
-    }
+    auto query_of = [&](u32 c) {
+        return c < tile.columns ? queries + ((u64)tile.row_of(c) * heads + tile.head_of(c)) * HEAD_DIM : 0;
+    };
+    keep_queries<HEAD_DIM, ROWS, CONSUMERS / 32>(shared, query_of, [&](u32 c, float down) { downs[c] = down; });
     writes_before_copies();
     wait_for_threads(1, CONSUMERS);
 

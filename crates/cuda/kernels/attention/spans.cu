@@ -25,9 +25,6 @@ static_assert(STAGES % BRINGERS == 0, "each place of the ring has its warp");
 static_assert(THREADS == CONSUMERS + 128 && OWN * SUMS <= 128, "warpgroups that multiply, and one that copies");
 static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + WEIGHT_BYTES + EXPANDED_BYTES + STAGES * SLAB_BYTES + REST_BYTES, "as the host reckons");
 
-// Queries of a warp that are loaded at once.
-#define AT_ONCE (COLUMNS / WARPS > 4 ? 4 : COLUMNS / WARPS)
-
 // A warpgroup at its slabs.
 struct Consumer {
     SlabRing ring;
@@ -148,22 +145,10 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
     take_registers<232>();
 #endif
     auto query_of = [&](u32 c) {
-        const float* query = queries + ((u64)tile.row_of(c) * heads + tile.head_of(c)) * HEAD_DIM;
-        return c < tile.columns ? query : 0;
+        return c < tile.columns ? queries + ((u64)tile.row_of(c) * heads + tile.head_of(c)) * HEAD_DIM : 0;
     };
-    // Several queries are on their way at once.
-#pragma unroll
-    for (u32 c = warp; c < COLUMNS; c += WARPS * AT_ONCE) {
-        Query several[AT_ONCE];
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) several[i].load(query_of(c + i * WARPS));
-#pragma unroll
-        for (int i = 0; i < AT_ONCE; i++) {
-            const u32 own = c + i * WARPS;
-            const float down = several[i].keep(shared, COLUMNS, own);
-            if (lane == 0) factors[own] = down * scale * (CAPPED ? 1.0f : LOG2_E);
-        }
-    }
+    auto put = [&](u32 c, float down) { factors[c] = down * scale * (CAPPED ? 1.0f : LOG2_E); };
+    keep_queries<HEAD_DIM, COLUMNS, WARPS>(shared, query_of, put);
     if (threadIdx.x < COLUMNS) {
         const bool is_one = threadIdx.x < tile.columns;
         const Seen seen = seen_by(step, tile.row_of(is_one ? threadIdx.x : 0), window);

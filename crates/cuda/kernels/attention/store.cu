@@ -7,19 +7,9 @@ DEVICE void keep(u8* head, u32 slot, u32 d, float value) {
 #elif FORMAT == 1
     if (d < HEAD_DIM) *(u16*)(head + place_of_number(slot, d)) = float_to_half(value);
 #else
-    u32 largest = __float_as_uint(value) & 0x7fffffffu;
-#pragma unroll
-    for (int width = 16; width > 0; width /= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, width));
-    float amax = __uint_as_float(largest), scale = amax / 127.0f;
-    int code = 0;
-    if (largest >= 0x7f800000u) {
-        scale = not_a_number();
-    } else if (amax > 0.0f) {
-        float inverse = 127.0f / amax;
-        if (inverse < __uint_as_float(0x7f800000u)) code = __float2int_rn(value * inverse);
-    }
-    if (d < HEAD_DIM) head[place_of_number(slot, d)] = (u8)code;
-    if (d % 32 == 0) *(float*)(head + place_of_scale(slot, d)) = half_to_float(float_to_half(scale));
+    const CodeBlock block = quantized(value);
+    if (d < HEAD_DIM) head[place_of_number(slot, d)] = (u8)block.code;
+    if (d % 32 == 0) *(float*)(head + place_of_scale(slot, d)) = half_to_float(float_to_half(block.scale));
 #endif
 }
 

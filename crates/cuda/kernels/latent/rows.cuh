@@ -29,19 +29,9 @@ DEVICE void keep_number(u8* row, u32 d, float value) {
 #elif FORMAT == 1
     if (d < WIDTH) ((u16*)row)[d] = float_to_half(value);
 #else
-    u32 largest = d < WIDTH ? __float_as_uint(value) & 0x7fffffffu : 0;
-#pragma unroll
-    for (int width = 16; width > 0; width /= 2) largest = max(largest, __shfl_xor_sync(0xffffffffu, largest, width));
-    float amax = __uint_as_float(largest), scale = amax / 127.0f;
-    int code = 0;
-    if (largest >= 0x7f800000u) {
-        scale = not_a_number();
-    } else if (amax > 0.0f) {
-        float inverse = 127.0f / amax;
-        if (inverse < __uint_as_float(0x7f800000u)) code = __float2int_rn(value * inverse);
-    }
-    if (d < WIDTH) row[d] = (u8)code;
-    if (d < WIDTH && d % 32 == 0) ((float*)(row + CODES_BYTES))[d / 32] = half_to_float(float_to_half(scale));
+    const CodeBlock block = quantized(d < WIDTH ? value : 0.0f);
+    if (d < WIDTH) row[d] = (u8)block.code;
+    if (d < WIDTH && d % 32 == 0) ((float*)(row + CODES_BYTES))[d / 32] = half_to_float(float_to_half(block.scale));
 #endif
 }
 

@@ -4,8 +4,6 @@
 // Two warpgroups. Each has the scores of all 64 keys of a page with half the columns: keys, rows of `wgmma`, by queries. Weights go
 // through shared memory; then each has half the features of the weighed sums: the same keys, turned, by all columns' weights. A page is
 // copied by all threads while the one before is multiplied. No bit depends on other rows: a span is cut from the row's own pages.
-//
-// Scores are powers of two: natural ones times log2(e). Weights are 2^14 times what they mean, so that they are f16 with little lost.
 
 #define COLUMNS 64
 #define OWN_COLUMNS 32
@@ -17,43 +15,10 @@
 #define WEIGHT_BYTES (COLUMNS * 128)
 #define STAGE_BYTES (SLABS * SLAB_BYTES)
 #define REST_BYTES ((2 * WARPS * OWN_COLUMNS + 3 * COLUMNS) * 4)
-#define LOG2_E 1.44269504088896340736f
-#define WEIGHT_BITS 14.0f
 
 static_assert(FORMAT == 1 && WIDTH % 128 == 0 && ROW_BYTES == WIDTH * 2, "rows of f16, whole slabs for each warpgroup");
 static_assert(THREADS == 256 && OWN * 32 <= 128, "two warpgroups, whose sums fit into registers");
 static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + WEIGHT_BYTES + 2 * STAGE_BYTES + REST_BYTES, "as the host reckons");
-
-DEVICE float minus_infinity() { return __uint_as_float(0xff800000u); }
-DEVICE float larger(float a, float b) { return b > a ? b : a; } // NaN never becomes it
-// What is subtracted from scores: none are higher; where there is none, anything.
-DEVICE float base_of(float highest) { return highest == minus_infinity() ? 0.0f : highest - WEIGHT_BITS; }
-// The factor on sums relative to a lower score.
-DEVICE float factor_of(float before, float highest) { return before == minus_infinity() ? 0.0f : exp2_near(before - highest); }
-
-// A query into shared memory as f16, slab by slab, or zeros. A power of two brings the largest number near 1; what undoes it is
-// returned. One warp.
-DEVICE float keep_query(u8* out, u32 column, const float* query) {
-    const u32 lane = threadIdx.x % 32;
-    float largest = 0.0f;
-    if (query)
-        for (u32 d = lane; d < WIDTH; d += 32) largest = fmaxf(largest, fabsf(query[d]));
-#pragma unroll
-    for (int width = 16; width > 0; width /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, width));
-    // Its exponent, within what has an inverse.
-    const u32 bits = __float_as_uint(largest) >> 23 & 0xff, exponent = bits < 27 ? 27 : bits > 227 ? 227 : bits;
-    const float up = __uint_as_float((254 - exponent) << 23), down = __uint_as_float(exponent << 23);
-    for (u32 part = lane; part < WIDTH / 8; part += 32) {
-        uint4 halves = make_uint4(0, 0, 0, 0);
-        if (query) {
-            const float4 a = *(const float4*)(query + part * 8), b = *(const float4*)(query + part * 8 + 4);
-            halves = make_uint4(pair_of_halves(a.x * up, a.y * up), pair_of_halves(a.z * up, a.w * up),
-                                pair_of_halves(b.x * up, b.y * up), pair_of_halves(b.z * up, b.w * up));
-        }
-        *(uint4*)(out + (part / 8 * COLUMNS + column) * 128 + ((part % 8) ^ (column % 8)) * 16) = halves;
-    }
-    return down;
-}
 
 // Starts copies of a page's keys into a stage; slots that are not seen become zeros, for they may hold anything.
 DEVICE void bring(u8* stage, const Sight& sight, u32 row, u32 page) {
@@ -102,10 +67,8 @@ KERNEL __launch_bounds__(THREADS, 1) latent_spans(const float* queries, const u8
     if (from >= pages) return;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / 4;
     bring(stages, sight, row, from);
-    for (u32 c = warp; c < COLUMNS; c += WARPS) {
-        const float down = keep_query(shared, c, c < count ? queries + ((u64)row * heads + first_head + c) * WIDTH : 0);
-        if (lane == 0) factors[c] = down * scale * LOG2_E;
-    }
+    auto query_of = [&](u32 c) { return c < count ? queries + ((u64)row * heads + first_head + c) * WIDTH : 0; };
+    keep_queries<WIDTH, COLUMNS, WARPS>(shared, query_of, [&](u32 c, float down) { factors[c] = down * scale * LOG2_E; });
 
     // Of each product a lane has rows `own` and `own + 8` of its warpgroup's 64, and of each eight columns `column` and the next.
     const u32 own = warp % 4 * 16 + lane / 4, column = lane % 4 * 2, first_column = group * OWN_COLUMNS;

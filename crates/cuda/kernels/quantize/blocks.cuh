@@ -1,4 +1,4 @@
-// Blocks of 32 activations as 8-bit codes; numerics.rs, `quantize_block`. One warp a block.
+// Blocks of 32 activations as 8-bit codes (block.cuh). One warp a block.
 //
 // Rows go by eights, as the matrix instruction takes columns: [rows / 8][blocks][8], so that a tile of neighbours is read in one
 // piece, and any other row is found all the same.
@@ -6,27 +6,6 @@
 // Codes of a block lie as the second operand of the matrix instruction wants them (matmul/codes.cu): the thread with index t
 // of 4 reads 8 bytes, the features 4t .. 4t+3 of each half. Beside each block lie its scale and the sums of its halves' codes, and for
 // weights with minima (scale, scale * sum of all codes, scale * sum of each half's).
-
-struct CodeBlock {
-    u32 code;
-    float scale;
-};
-
-DEVICE CodeBlock quantized(float x) {
-    const u32 largest = __reduce_max_sync(0xffffffffu, __float_as_uint(x) & 0x7fffffffu);
-    const float amax = __uint_as_float(largest);
-    // Both divisions at once: odd threads take the inverse.
-    const bool is_odd = threadIdx.x & 1;
-    const float quotient = (is_odd ? 127.0f : amax) / (is_odd ? amax : 127.0f);
-    CodeBlock block = {0, __shfl_sync(0xffffffffu, quotient, 0)};
-    const float inverse = __shfl_sync(0xffffffffu, quotient, 1);
-    if (largest >= 0x7f800000u) {
-        block.scale = not_a_number();
-    } else if (amax > 0.0f) {
-        if (inverse < __uint_as_float(0x7f800000u)) block.code = (u32)__float2int_rn(x * inverse);
-    }
-    return block;
-}
 
 // Where codes go.
 struct CodesOut {
