@@ -277,7 +277,11 @@ impl Gpu {
         }
         let Some(call) = self.call(module, entry, launch, args) else { return };
         let mut queue = lock(&self.queue);
-        if queue.push(call) {
+        let find = |module: Module| {
+            let loaded = if module.runs_on(&self.arch) { self.module(module)? } else { return None };
+            loaded.functions.first().map(|(_, function)| function.handle)
+        };
+        if queue.push(call, &find) {
             self.send_held(&mut queue, true);
         }
     }

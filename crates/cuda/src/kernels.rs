@@ -9,7 +9,7 @@ use tessera_ops::{KvFormat, PAGE_TOKENS, streams::STREAMS_MAX};
 
 use crate::{
     attention::{self, SpansTile, prompt::PromptTile},
-    latent,
+    connect, latent,
     matmul::{
         Packed,
         layout::{Float, Layout},
@@ -17,7 +17,7 @@ use crate::{
         tile::{CodesTile, FloatsTile, WARP},
         wide_tile::{Tile, WideTile},
     },
-    routes::LIST_THREADS,
+    routes::{FEW_TOKENS, LIST_THREADS},
     rowwise::ROUNDED_MAX,
     sample,
 };
@@ -47,6 +47,8 @@ pub enum Module {
     Rounding,
     /// Several residual streams.
     Streams,
+    /// The same from a block's result to the next one's input, gates by plain weights, of Hopper.
+    Connect(Float),
     /// What touches each number by itself.
     Elementwise,
     /// The choice of experts.
@@ -166,7 +168,10 @@ const COMMON: (&str, &str) = source!("common.cuh");
 const COLUMNS: (&str, &str) = source!("matmul/columns.cuh");
 const SEGMENTS: (&str, &str) = source!("matmul/segments.cuh");
 const BLOCK: (&str, &str) = source!("quantize/block.cuh");
+const VALUES: (&str, &str) = source!("matmul/values.cuh");
 const CODES: (&str, &str) = source!("quantize/blocks.cuh");
+const SQUARES: (&str, &str) = source!("norm/squares.cuh");
+const GATES: (&str, &str) = source!("streams/gates.cuh");
 const STEP: (&str, &str) = source!("attention/step.cuh");
 const HOPPER: (&str, &str) = source!("hopper/ptx.cuh");
 const WGMMA: (&str, &str) = source!("hopper/wgmma.cuh");
@@ -200,6 +205,7 @@ impl Module {
         }
         for float in Float::ALL {
             all.extend(FloatsTile::ALL.map(|tile| Module::Floats(float, tile)));
+            all.push(Module::Connect(float));
         }
         for format in KvFormat::ALL {
             for head_dim in HEADS {
@@ -228,6 +234,7 @@ impl Module {
             Module::Rope => "rope",
             Module::Rounding => "rounding",
             Module::Streams => "streams",
+            Module::Connect(_) => "connect",
             Module::Elementwise => "elementwise",
             Module::Route => "route",
             Module::Best => "best",
@@ -259,10 +266,11 @@ impl Module {
             Module::Rope => &["rotate"],
             Module::Rounding => &["round_fp8", "round_hadamard_fp4"],
             Module::Streams => &["copies", "stream_gates", "collapse_streams", "spread_streams"],
+            Module::Connect(_) => &["connect"],
             Module::Elementwise => {
                 &["gate", "columns", "scale", "add", "soft_cap", "gather_rows", "add_fine", "combine", "spin"]
             }
-            Module::Route => &["route", "list_places"],
+            Module::Route => &["route", "route_few", "list_places"],
             Module::Best => &["best"],
             Module::Store(_) => &["store"],
             Module::Spans(..) => &["spans"],
@@ -295,9 +303,8 @@ impl Module {
     /// Whether a card runs it: some use Hopper's own instructions, which others stand in for elsewhere.
     pub fn runs_on(self, arch: &str) -> bool {
         match self {
-            Module::Prefill(..) | Module::Spans(..) | Module::Prompt(..) | Module::LatentSpans(_) => {
-                arch == HOPPER_ARCH
-            }
+            Module::Prefill(..) | Module::Spans(..) | Module::Prompt(..) => arch == HOPPER_ARCH,
+            Module::LatentSpans(_) | Module::Connect(_) => arch == HOPPER_ARCH,
             Module::PrefillWarps(_) => arch != HOPPER_ARCH,
             Module::Wide(layout, tile) => WideTile::all(layout, arch).contains(&tile),
             _ => true,
@@ -313,14 +320,17 @@ impl Module {
             Module::Halves => vec![COMMON, source!("quantize/halves.cu")],
             Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, RAW, EXPAND, source!("matmul/prefill.cu")],
             Module::PrefillWarps(_) => vec![COMMON, RAW, EXPAND, source!("matmul/prefill_warps.cu")],
-            Module::Norm => vec![COMMON, BLOCK, CODES, source!("norm/norm.cu")],
-            Module::Rope => vec![COMMON, HEADS_OF_ROWS, source!("rope/rope.cu")],
+            Module::Norm => vec![COMMON, BLOCK, CODES, SQUARES, source!("norm/norm.cu")],
+            Module::Rope => vec![COMMON, BLOCK, CODES, HEADS_OF_ROWS, source!("rope/rope.cu")],
             Module::Rounding => vec![COMMON, ROUNDING, source!("rounding/rounding.cu")],
-            Module::Streams => vec![COMMON, source!("streams/streams.cu")],
+            Module::Streams => vec![COMMON, GATES, source!("streams/streams.cu")],
+            Module::Connect(_) => {
+                vec![COMMON, HOPPER, SEGMENTS, VALUES, BLOCK, CODES, SQUARES, GATES, source!("streams/connect.cu")]
+            }
             Module::Elementwise => vec![COMMON, BLOCK, CODES, source!("elementwise/elementwise.cu")],
             Module::Route => vec![COMMON, source!("route/route.cu")],
             Module::Best => vec![COMMON, source!("sample/best.cu")],
-            Module::Store(_) => vec![COMMON, BLOCK, STEP, PAGES, HEADS_OF_ROWS, source!("attention/store.cu")],
+            Module::Store(_) => vec![COMMON, BLOCK, CODES, STEP, PAGES, HEADS_OF_ROWS, source!("attention/store.cu")],
             Module::Spans(..) => {
                 let attention = [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, SLABS, source!("attention/spans.cu")];
                 [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
@@ -377,9 +387,10 @@ impl Module {
             }
             Module::Compress(form) => form.constants(form.width.next_multiple_of(WARP)),
             Module::Select => vec![("THREADS", latent::SELECT_THREADS)],
-            Module::Route => vec![("THREADS", LIST_THREADS)],
+            Module::Route => vec![("THREADS", LIST_THREADS), ("FEW", FEW_TOKENS)],
             Module::Rounding => vec![("MOST", ROUNDED_MAX)],
             Module::Streams => vec![("STREAMS_MAX", STREAMS_MAX)],
+            Module::Connect(float) => [float.constants(), connect::constants()].concat(),
             Module::Best => sample::constants(),
             Module::Quantize | Module::Norm | Module::Rope | Module::Elementwise => vec![],
         }

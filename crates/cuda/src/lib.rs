@@ -14,6 +14,7 @@ pub mod attention;
 pub mod audit;
 mod cache;
 pub mod compiler;
+mod connect;
 mod device;
 mod driver;
 mod error;

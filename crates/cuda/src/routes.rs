@@ -15,6 +15,12 @@ use crate::{
 /// Threads of a block that lists the places of an expert.
 pub(crate) const LIST_THREADS: usize = 512;
 
+/// Tokens that are routed, and whose places are listed, by one block: a warp each.
+pub(crate) const FEW_TOKENS: usize = LIST_THREADS / WARP;
+
+/// Shared memory that every block can have, beside what is of fixed size.
+const SHARED_BYTES_MAX: usize = 40 << 10;
+
 /// The places of each expert, `token * slots + slot`, among tokens of one role, counted from the first of them.
 pub(crate) struct List {
     pub(crate) role: Role,
@@ -95,8 +101,19 @@ impl Routes {
             Arg::U32(given.is_some().into()),
         ];
         // Scores and choices as numbers, and a byte for what is taken.
-        let shared_bytes = experts * (2 * size_of::<f32>() + 1);
-        let launch = Launch { shared_bytes, ..blocks([tokens, 1, 1], WARP) };
+        let token_bytes = (2 * experts + experts.div_ceil(size_of::<f32>())) * size_of::<f32>();
+        if let ([list], 1..=FEW_TOKENS) = (&routes.lists[..], tokens)
+            && tokens * token_bytes <= SHARED_BYTES_MAX
+        {
+            let lists = [&list.starts, &list.order, &list.columns].map(Arg::Memory);
+            let args = [&args[..], &lists, &[Arg::U32(tokens)]].concat();
+            // A warp a token, and a thread an expert.
+            let threads = (tokens * WARP).max(experts.next_multiple_of(WARP)).min(LIST_THREADS);
+            let launch = Launch { shared_bytes: tokens * token_bytes, ..blocks([1, 1, 1], threads) };
+            gpu.launch(Module::Route, "route_few", launch, &args);
+            return routes;
+        }
+        let launch = Launch { shared_bytes: token_bytes, ..blocks([tokens, 1, 1], WARP) };
         gpu.launch(Module::Route, "route", launch, &args);
         for list in &routes.lists {
             let args = [

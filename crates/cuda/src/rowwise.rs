@@ -48,7 +48,7 @@ pub(crate) fn rotate(gpu: &Gpu, x: &mut Tensor, rotation: &Rotation, angles: &Te
     let memory = Arg::Memory(&x.memory);
     let mut args = vec![memory, memory, Arg::Null, Arg::Memory(&angles.memory)];
     args.extend([heads, head_dim, rotation.first, pairs, way].map(Arg::U32));
-    args.push(Arg::F32(0.0));
+    args.extend([Arg::F32(0.0), Arg::Null, Arg::Null, Arg::Null]);
     let launch = Launch { shared_bytes: head_dim * size_of::<f32>(), ..blocks([heads, x.rows, 1], WARP) };
     gpu.launch(Module::Rope, "rotate", launch, &args);
 }
@@ -114,6 +114,8 @@ pub(crate) fn spread_streams(gpu: &Gpu, streams: &mut Tensor, y: &Tensor, gates:
     assert_eq!((gates.rows, gates.width), (y.rows, gates_width(count)), "gates for all streams");
     let mut args = vec![Arg::Memory(&streams.memory), Arg::Memory(&y.memory), Arg::Memory(&gates.memory)];
     args.extend([y.rows, y.width, count].map(Arg::U32));
+    // Places for what the queue joins with it.
+    args.extend([Arg::Null, Arg::Null, Arg::Null, Arg::U32(0)]);
     gpu.launch(Module::Streams, "spread_streams", each(y.count()), &args);
 }
 
@@ -198,6 +200,7 @@ pub(crate) fn combine(gpu: &Arc<Gpu>, parts: &Tensor, routes: &Routes) -> Tensor
         Arg::U32(y.rows),
         Arg::U32(y.width),
         Arg::U32(slots),
+        Arg::Null,
     ];
     gpu.launch(Module::Elementwise, "combine", each(y.count()), &args);
     y

@@ -24,6 +24,9 @@ EMULATED void writes_before_copies() {}
 
 EMULATED u32 block_of_cluster() { return emulation_block_of_cluster(); }
 EMULATED void wait_for_cluster(HERE) { emulation_sync_cluster(here); }
+// Who arrives waits where it would.
+EMULATED void arrive_at_cluster() {}
+EMULATED void cluster_arrived(HERE) { emulation_sync_cluster(here); }
 EMULATED void wait_for_threads(u32 name, u32 threads, HERE) { emulation_sync_threads(name, threads, here); }
 
 // A thread of the machine has all the registers that it wants.

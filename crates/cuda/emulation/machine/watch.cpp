@@ -61,7 +61,8 @@ static void touch_card(Worker& w, Allocation& allocation, uintptr_t at, unsigned
     Written* records = allocation.records() + (at - allocation.begin);
     for (unsigned i = 0; i < bytes; i++) {
         Written& byte = records[i];
-        if (byte.launch == serial && !(byte.block == w.block().number && w.knows(byte.thread, byte.time, false))) {
+        if (byte.launch == serial && !(byte.block == w.block().number && w.knows(byte.thread, byte.time, false)) &&
+            !w.knows_of_cluster(byte.block, byte.time)) {
             Fault fault = found(Fault::Race, at + i, bytes, writes, asker);
             fault.other = byte.thread;
             w.fail(fault);

@@ -58,6 +58,7 @@ void Worker::start_block(Block& block, u64 cluster, unsigned rank) {
 void Worker::start(u64 cluster) {
     count = launch->block.x * launch->block.y * launch->block.z;
     stride = (count + lanes - 1) / lanes * lanes;
+    cluster_met = 0;
     left = at_cluster = queue_first = queue_length = 0;
     fault = Fault();
     clock++;
@@ -159,7 +160,7 @@ void Worker::sync_cluster(Site site) {
     threads[running].mask = 0;
     if (++at_cluster < count * kernel->cluster) return sleep(Meeting::Cluster, site);
     at_cluster = 0;
-    clock++;
+    cluster_met = ++clock;
     for (unsigned rank = 0; rank < kernel->cluster; rank++) {
         blocks[rank].met = clock;
         wake(Meeting::Cluster, blocks[rank], 0);

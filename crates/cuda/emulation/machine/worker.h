@@ -131,6 +131,11 @@ public:
         return other / lanes == running / lanes && time < (by_seeing ? warp.seen : warp.agreed);
     }
 
+    // Whether what a thread of the cluster did to the card's memory at a time is known to all of it.
+    bool knows_of_cluster(u32 number, u64 time) const {
+        return number / kernel->cluster == block().number / kernel->cluster && time < cluster_met;
+    }
+
     Block& block() { return blocks[running / stride]; }
     const Block& block() const { return blocks[running / stride]; }
     // Whether all that was enqueued before is done, as the running thread knows.
@@ -155,6 +160,8 @@ public:
     const Instance* instance = nullptr;
     const Kernel* kernel = nullptr;
     u64 clock = 1;
+    // When the cluster that runs last met.
+    u64 cluster_met = 0;
     Fault fault;
     std::string waiting;
     // Of shared memory of fixed size, a record for each four bytes.

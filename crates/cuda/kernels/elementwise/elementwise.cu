@@ -66,15 +66,15 @@ KERNEL add_fine(const float* parts, const float* bias, float* y, u32 rows, u32 w
     y[at] = bias ? sum + bias[at % width] : sum;
 }
 
-// The way back from the experts: slots in order, from 0.
-KERNEL combine(const float* parts, const float* weights, float* y, u32 rows, u32 width, u32 slots) {
+// The way back from the experts: slots in order, from 0; and another summand behind them, if there is one.
+KERNEL combine(const float* parts, const float* weights, float* y, u32 rows, u32 width, u32 slots, const float* added) {
     begin_in_turn();
     u64 at = index();
     if (at >= (u64)rows * width) return;
     u64 row = at / width, column = at % width;
     float sum = 0.0f;
     for (u32 s = 0; s < slots; s++) sum = fma(weights[row * slots + s], parts[(row * slots + s) * width + column], sum);
-    y[at] = sum;
+    y[at] = added ? sum + added[at] : sum;
 }
 
 // Holds the card up for a while.

@@ -35,6 +35,14 @@ struct Heads {
         for (u32 i = lane; i < head_dim; i += 32) y[at + i] = shared[i];
     }
 
+    // Codes of what `compute` has left, as quantize.cu gives them; heads are whole blocks.
+    DEVICE_MEMBER void code(const float* shared, u64 row, u32 head, const CodesOut& out) const {
+        const u32 lane = threadIdx.x % 32, blocks = head_dim / 32;
+#pragma unroll 4
+        for (u32 b = 0; b < blocks; b++)
+            put_codes(quantized(shared[b * 32 + lane]), lane, codes_place(row, head * blocks + b, heads * blocks), out);
+    }
+
     DEVICE_MEMBER void norm(float* shared, u32 lane) const {
         float sum = 0.0f;
         if (lane < 16)

@@ -1,4 +1,5 @@
-// Experts of each token, by crates/ops/src/routing.rs: one warp a token. Then the places of each expert, ascending.
+// Experts of each token, by crates/ops/src/routing.rs: one warp a token. Then the places of each expert, ascending. A few tokens are one
+// launch.
 
 #define GROUPS_MAX 64
 
@@ -47,8 +48,10 @@ DEVICE void softmax(float* values, u32 count, u32 lane) {
 
 // Leaves `taken` set for experts of groups that are not kept.
 DEVICE void keep_groups(const float* choice, u8* taken, u32 experts, u32 count, u32 kept, u32 judged_by, u32 lane) {
-    __shared__ float judged[GROUPS_MAX];
-    __shared__ u8 out[GROUPS_MAX];
+    __shared__ float judged_of[FEW][GROUPS_MAX];
+    __shared__ u8 out_of[FEW][GROUPS_MAX];
+    float* judged = judged_of[threadIdx.x / 32];
+    u8* out = out_of[threadIdx.x / 32];
     u32 size = experts / count;
     for (u32 g = lane; g < count; g += 32) {
         float sum = 0.0f;
@@ -96,46 +99,94 @@ DEVICE float scored(float logit, u32 score) {
     return score == 3 ? __fsqrt_rn(softplus(logit)) : logit;
 }
 
-// logits (tokens, experts); score: 0 softmax, 1 sigmoid, 2 softmax of the chosen, 3 root of softplus. Where they are `given`, experts are
-// chosen already. Shared: scores, choice (f32), taken (bytes).
+// How a token is routed; crates/ops/src/routing.rs. score: 0 softmax, 1 sigmoid, 2 softmax of the chosen, 3 root of softplus. Where they
+// are `given`, experts are chosen already.
+struct Routing {
+    const float* bias;
+    const float* factors;
+    u32 experts, slots, score, groups, kept, judged_by, normalise;
+    float sum_min, factor;
+    u32 given;
+
+    // By a warp: logits of all experts, ids and weights of the slots. `scores` has two numbers and a byte for each expert.
+    DEVICE_MEMBER void token(const float* in, u32* ids, float* out, float* scores) const {
+        float* choice = scores + experts;
+        u8* taken = (u8*)(choice + experts);
+        const u32 lane = threadIdx.x % 32;
+        for (u32 i = lane; i < experts; i += 32) scores[i] = scored(in[i], score);
+        __syncwarp();
+        if (score == 0) softmax(scores, experts, lane);
+        for (u32 i = lane; i < experts; i += 32) {
+            choice[i] = bias ? scores[i] + bias[i] : scores[i];
+            taken[i] = 0;
+        }
+        __syncwarp();
+        if (groups > 0) keep_groups(choice, taken, experts, groups, kept, judged_by, lane);
+        for (u32 s = 0; s < slots; s++) {
+            int best = given ? 0 : first_left(choice, taken, experts, lane);
+            if (lane == 0) {
+                if (given) best = (int)ids[s];
+                taken[best] = 1;
+                ids[s] = (u32)best;
+                out[s] = scores[best];
+            }
+            __syncwarp();
+        }
+        if (score == 2) softmax(out, slots, lane);
+        if (lane > 0) return;
+        float total = 0.0f;
+        for (u32 s = 0; s < slots; s++) total = total + out[s];
+        total = total < sum_min ? sum_min : total;
+        for (u32 s = 0; s < slots; s++) {
+            float w = normalise ? out[s] / total : out[s];
+            w = w * factor;
+            out[s] = factors ? w * factors[ids[s]] : w;
+        }
+    }
+};
+
+// Shared memory of a token: scores, choice (f32), taken (bytes), whole numbers of four bytes.
+DEVICE u32 numbers_of_token(u32 experts) { return 2 * experts + (experts + 3) / 4; }
+
+// logits (tokens, experts); chosen and weights (tokens, slots). A warp a token.
 KERNEL route(const float* logits, const float* bias, const float* factors, u32* chosen, float* weights, u32 experts, u32 slots,
              u32 score, u32 groups, u32 kept, u32 judged_by, u32 normalise, float sum_min, float factor, u32 given) {
     begin_in_turn();
     DYNAMIC_SHARED(float, scores);
-    float* choice = scores + experts;
-    u8* taken = (u8*)(choice + experts);
-    u32 lane = threadIdx.x;
-    const float* in = logits + (u64)blockIdx.x * experts;
-    for (u32 i = lane; i < experts; i += 32) scores[i] = scored(in[i], score);
-    __syncwarp();
-    if (score == 0) softmax(scores, experts, lane);
-    for (u32 i = lane; i < experts; i += 32) {
-        choice[i] = bias ? scores[i] + bias[i] : scores[i];
-        taken[i] = 0;
-    }
-    __syncwarp();
-    if (groups > 0) keep_groups(choice, taken, experts, groups, kept, judged_by, lane);
-    u32* ids = chosen + (u64)blockIdx.x * slots;
-    float* out = weights + (u64)blockIdx.x * slots;
-    for (u32 s = 0; s < slots; s++) {
-        int best = given ? 0 : first_left(choice, taken, experts, lane);
-        if (lane == 0) {
-            if (given) best = (int)ids[s];
-            taken[best] = 1;
-            ids[s] = (u32)best;
-            out[s] = scores[best];
+    const Routing routing = {bias, factors, experts, slots, score, groups, kept, judged_by, normalise, sum_min, factor, given};
+    const u64 token = blockIdx.x;
+    routing.token(logits + token * experts, chosen + token * slots, weights + token * slots, scores);
+}
+
+// The same of a few tokens, by one block, and the places of each expert, as list_places gives them: a thread an expert.
+KERNEL __launch_bounds__(THREADS) route_few(const float* logits, const float* bias, const float* factors, u32* chosen, float* weights,
+                                            u32 experts, u32 slots, u32 score, u32 groups, u32 kept, u32 judged_by, u32 normalise,
+                                            float sum_min, float factor, u32 given, u32* starts, u32* order, u32* columns, u32 tokens) {
+    begin_in_turn();
+    DYNAMIC_SHARED(float, scores);
+    const Routing routing = {bias, factors, experts, slots, score, groups, kept, judged_by, normalise, sum_min, factor, given};
+    const u32 token = threadIdx.x / 32, places = tokens * slots;
+    if (token < tokens)
+        routing.token(logits + (u64)token * experts, chosen + token * slots, weights + token * slots,
+                      scores + token * numbers_of_token(experts));
+    __syncthreads();
+    for (u32 expert = threadIdx.x; expert < experts; expert += blockDim.x) {
+        u32 before = 0, own = 0;
+        for (u32 p = 0; p < places; p++) {
+            const u32 e = chosen[p];
+            before += e < expert;
+            own += e == expert;
         }
-        __syncwarp();
-    }
-    if (score == 2) softmax(out, slots, lane);
-    if (lane > 0) return;
-    float total = 0.0f;
-    for (u32 s = 0; s < slots; s++) total = total + out[s];
-    total = total < sum_min ? sum_min : total;
-    for (u32 s = 0; s < slots; s++) {
-        float w = normalise ? out[s] / total : out[s];
-        w = w * factor;
-        out[s] = factors ? w * factors[ids[s]] : w;
+        starts[expert] = before;
+        if (expert + 1 == experts) starts[experts] = before + own;
+        const u32 first_column = (before + 7) / 8 * 8 + 8 * expert;
+        u32 done = 0;
+        for (u32 p = 0; p < places && done < own; p++) {
+            if (chosen[p] != expert) continue;
+            order[before + done] = p;
+            columns[p] = first_column + done;
+            done++;
+        }
     }
 }
 

@@ -5,6 +5,8 @@
 //! the store of them; a store and what else is done to other heads, which are its queries. No bit changes, and every tensor holds at the
 //! end what it would have held.
 
+use tessera_ops::numerics::ACTIVATION_BLOCK;
+
 use super::Call;
 use crate::kernels::Module;
 
@@ -15,6 +17,8 @@ pub(super) mod norm {
     pub(in crate::queue) const WEIGHT: usize = 2;
     pub(in crate::queue) const Y: usize = 3;
     pub(in crate::queue) const CODES: usize = 4;
+    pub(in crate::queue) const SCALES: usize = 5;
+    pub(in crate::queue) const MINIMA: usize = 6;
     pub(in crate::queue) const WIDTH: usize = 7;
     pub(in crate::queue) const EPSILON: usize = 8;
 }
@@ -30,6 +34,18 @@ mod rope {
     /// The first feature that turns, pairs, and the way.
     pub(super) const TURN: [usize; 3] = [6, 7, 8];
     pub(super) const EPSILON: usize = 9;
+    /// Codes, scales and minima of what is turned.
+    pub(super) const CODES: [usize; 3] = [10, 11, 12];
+}
+
+/// Parameters of `kernels/quantize/quantize.cu`.
+mod quantize {
+    pub(super) const X: usize = 0;
+    /// Codes, scales and minima.
+    pub(super) const CODES: [usize; 3] = [1, 2, 3];
+    pub(super) const ROWS: usize = 4;
+    pub(super) const BLOCKS: usize = 5;
+    pub(super) const FINE: usize = 6;
 }
 
 /// Parameters of `kernels/attention/store.cu`.
@@ -58,6 +74,7 @@ const QUERIES_TURN: u64 = 2;
 pub(super) fn joined(last: &Call, next: &Call) -> Option<Call> {
     match (last.module, next.module) {
         (Module::Norm, Module::Rope) => normed_and_turned(last, next),
+        (Module::Rope, Module::Quantize) => turned_and_coded(last, next),
         (Module::Norm | Module::Rope, Module::Store(pages)) => Kind::of(last, pages.head_dim)?.stored(next),
         (Module::Store(pages), Module::Norm | Module::Rope) => Kind::of(next, pages.head_dim)?.beside(last),
         _ => None,
@@ -68,7 +85,7 @@ pub(super) fn joined(last: &Call, next: &Call) -> Option<Call> {
 fn normed_and_turned(norm: &Call, rope: &Call) -> Option<Call> {
     let [heads, rows, _] = rope.grid.map(u64::from);
     let can = norm.args[norm::ADDED] == 0
-        && rope.args[rope::WEIGHT] == 0
+        && (rope.args[rope::WEIGHT], rope.args[rope::CODES[0]]) == (0, 0)
         && rope.args[rope::X] == norm.args[norm::Y]
         && rope.args[rope::Y] == norm.args[norm::Y]
         && norm.args[norm::WIDTH] == rope.args[rope::HEAD_DIM]
@@ -78,6 +95,25 @@ fn normed_and_turned(norm: &Call, rope: &Call) -> Option<Call> {
         both.args[rope::X] = norm.args[norm::X];
         both.args[rope::WEIGHT] = norm.args[norm::WEIGHT];
         both.args[rope::EPSILON] = norm.args[norm::EPSILON];
+        both
+    })
+}
+
+/// A rotation of heads, and codes of what it gives.
+fn turned_and_coded(rope: &Call, quantize: &Call) -> Option<Call> {
+    let (r, q) = (&rope.args, &quantize.args);
+    let [heads, rows, _] = rope.grid.map(u64::from);
+    let codes = quantize::CODES.map(|at| q[at]);
+    let can = q[quantize::X] == r[rope::Y]
+        && r[rope::CODES[0]] == 0
+        && q[quantize::FINE] == 0
+        && r[rope::HEAD_DIM].is_multiple_of(ACTIVATION_BLOCK as u64)
+        && (q[quantize::ROWS], q[quantize::BLOCKS] * ACTIVATION_BLOCK as u64) == (rows, heads * r[rope::HEAD_DIM])
+        // Codes of a row may lie where another row's numbers, or angles, are still to be read.
+        && !codes.contains(&r[rope::X]) && !codes.contains(&r[rope::ANGLES]);
+    can.then(|| {
+        let mut both = rope.clone();
+        rope::CODES.into_iter().zip(codes).for_each(|(at, code)| both.args[at] = code);
         both
     })
 }
@@ -107,7 +143,7 @@ impl Kind {
                 let kind = Kind { x: a[norm::X], y: a[norm::Y], weight, epsilon, count, heads: None, turn: None };
                 (kind, a[norm::WIDTH])
             }
-            Module::Rope => {
+            Module::Rope if a[rope::CODES[0]] == 0 => {
                 let [first, pairs, way] = rope::TURN.map(|at| a[at]);
                 let turn = Some([a[rope::ANGLES], first, pairs, way]);
                 let (weight, epsilon, heads) = (a[rope::WEIGHT], a[rope::EPSILON], Some(a[rope::HEADS]));

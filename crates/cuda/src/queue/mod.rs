@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod heads;
+mod streams;
 
 /// Launches that are held back at most, right after the host waited for the card, which has nothing to do then; and at most at all.
 /// In between the number doubles with each sending.
@@ -81,13 +82,31 @@ pub(crate) enum Sending {
 }
 
 impl Queue {
-    /// Holds a launch back, or makes it one with the last; whether it is time to send.
-    pub(crate) fn push(&mut self, call: Call) -> bool {
+    /// Holds a launch back, or makes it one with the last; whether it is time to send. `find` gives the function of a module, where the
+    /// card runs it.
+    pub(crate) fn push(&mut self, call: Call, find: &dyn Fn(Module) -> Option<sys::CUfunction>) -> bool {
         match self.held.last_mut().and_then(|last| joined(last, &call)) {
             Some(both) => *self.held.last_mut().expect("there is a last one") = both,
             None => self.held.push(call),
         }
+        // Where stages are timed, what belongs to several stays apart.
+        if let Some((all, count)) = streams::connected(&self.held[self.marked()..], find) {
+            self.held.truncate(self.held.len() - count);
+            self.held.push(all);
+        }
         self.held.len() > self.held_max
+    }
+
+    /// Calls that a stage ended behind.
+    fn marked(&self) -> usize {
+        self.marks.last().map_or(0, |mark| (*mark).min(self.held.len()))
+    }
+
+    /// Takes out what is sent: all, or where more may come all but what may become one with it.
+    fn sent(&mut self, but_last: bool) -> Vec<Call> {
+        let open = if but_last { streams::open(&self.held).max(1).min(self.held.len()) } else { 0 };
+        let rest = self.held.split_off(self.held.len() - open);
+        std::mem::replace(&mut self.held, rest)
     }
 
     /// A stage ends with the last launch.
@@ -102,19 +121,17 @@ impl Queue {
 
     /// As [`Queue::take`], to be timed: calls, and how many of them are before each mark.
     pub(crate) fn take_marked(&mut self, but_last: bool) -> (Vec<Call>, Vec<usize>) {
-        let rest = if but_last { self.held.pop() } else { None };
-        let calls = std::mem::replace(&mut self.held, rest.into_iter().collect());
+        let calls = self.sent(but_last);
         let (marks, later) = std::mem::take(&mut self.marks).into_iter().partition(|mark| *mark <= calls.len());
         self.marks = Vec::into_iter(later).map(|mark| mark - calls.len()).collect();
         self.held_max = (2 * self.held_max).min(HELD_MAX);
         (calls, marks)
     }
 
-    /// Takes what is held back, but for the last launch if `but_last`, which may become one with the next. What comes for the second
+    /// Takes what is held back, but for the last launches if `but_last`, which may become one with the next. What comes for the second
     /// time becomes a graph.
     pub(crate) fn take(&mut self, with_graphs: bool, but_last: bool) -> Sending {
-        let rest = if but_last { self.held.pop() } else { None };
-        let calls = std::mem::replace(&mut self.held, rest.into_iter().collect());
+        let calls = self.sent(but_last);
         if calls.is_empty() {
             return Sending::Nothing;
         }
@@ -171,7 +188,7 @@ fn joined(last: &Call, next: &Call) -> Option<Call> {
     match (last.module, next.module) {
         (Module::Codes(..) | Module::Wide(..), Module::Codes(..) | Module::Wide(..)) => joined_products(last, next),
         (Module::Elementwise, Module::Norm) if last.entry == "add" => joined_norm(last, next),
-        _ => heads::joined(last, next),
+        _ => heads::joined(last, next).or_else(|| streams::joined(last, next)),
     }
 }
 
@@ -179,8 +196,8 @@ fn joined(last: &Call, next: &Call) -> Option<Call> {
 const OF_MATRIX: [usize; 4] = [0, 6, 9, 14];
 /// Where the second matrix's and the third's blocks begin.
 const FROM: [usize; 2] = [17, 18];
-/// The parameters that matrices must share: the input, no lists, and the shape.
-const SHARED: [std::ops::Range<usize>; 3] = [3..6, 12..14, 19..26];
+/// The parameters that matrices must share: the input, the lists, and the shape.
+const SHARED: [std::ops::Range<usize>; 3] = [3..6, 12..14, 19..27];
 
 /// Products of one input by several matrices.
 fn joined_products(last: &Call, next: &Call) -> Option<Call> {
@@ -192,7 +209,6 @@ fn joined_products(last: &Call, next: &Call) -> Option<Call> {
         && (last.threads, last.shared_bytes) == (next.threads, next.shared_bytes)
         && next.args[FROM[0]] == NO_BLOCK as u64
         && SHARED.into_iter().flatten().all(is_same)
-        && next.args[12] == 0
         // Of two results in one place, the first was given up.
         && (0..=place).all(|matrix| written(last, matrix) != written(next, 0));
     can.then(|| {

@@ -1,7 +1,13 @@
 //! What becomes one launch, what a graph, and what does not.
 
 use super::*;
-use crate::matmul::{layout::Layout, tile::CodesTile};
+use crate::matmul::{
+    layout::{Float, Layout},
+    tile::{CodesTile, FloatsTile},
+};
+
+/// A card that runs nothing else.
+const NONE: fn(Module) -> Option<sys::CUfunction> = |_| None;
 
 fn call(module: Module, entry: &'static str, grid: u32, args: &[u64]) -> Call {
     let mut all = [0; ARGS_MAX];
@@ -22,7 +28,7 @@ fn product(weights: u64, x: u64, y: u64, blocks: u32) -> Call {
 fn products_of_an_input_become_one() {
     let mut queue = Queue::default();
     for (weights, blocks) in [(1, 10), (2, 4), (3, 5), (4, 6)] {
-        queue.push(product(weights, 7, 20 + weights, blocks));
+        queue.push(product(weights, 7, 20 + weights, blocks), &NONE);
     }
     let [three, one] = &queue.held[..] else { panic!("three become one, and the fourth begins anew") };
     assert_eq!((three.grid[0], &three.args[..3], &three.args[6..9]), (19, &[1, 2, 3][..], &[21, 22, 23][..]));
@@ -30,10 +36,23 @@ fn products_of_an_input_become_one() {
     assert_eq!(one.args[0], 4);
     for other in [product(2, 8, 22, 4), product(2, 7, 21, 4)] {
         let mut queue = Queue::default();
-        queue.push(product(1, 7, 21, 10));
-        queue.push(other);
+        queue.push(product(1, 7, 21, 10), &NONE);
+        queue.push(other, &NONE);
         assert_eq!(queue.held.len(), 2, "another input, or a result in the same place");
     }
+}
+
+#[test]
+fn routed_products_share_lists() {
+    let routed = |weights, y, starts, chosen| {
+        let mut call = product(weights, 7, y, 10);
+        (call.args[12], call.args[13], call.args[26]) = (starts, 60, chosen);
+        call
+    };
+    assert_eq!(left([routed(1, 21, 50, 70), routed(2, 22, 50, 70)]).len(), 1);
+    assert_eq!(left([routed(1, 21, 50, 70), routed(2, 22, 51, 70)]).len(), 2, "other lists");
+    assert_eq!(left([routed(1, 21, 50, 70), routed(2, 22, 50, 0)]).len(), 2, "blocks for places, and for experts");
+    assert_eq!(left([product(1, 7, 21, 10), routed(2, 22, 50, 70)]).len(), 2, "all rows, and places");
 }
 
 #[test]
@@ -53,7 +72,7 @@ fn a_sum_joins_its_norm_where_nothing_is_lost() {
 fn what_comes_again_becomes_a_graph() {
     let mut queue = Queue::default();
     let run = |queue: &mut Queue, y: u64| {
-        assert!(!(0..8).any(|i| queue.push(call(Module::Quantize, "quantize", 1, &[y + i]))));
+        assert!(!(0..8).any(|i| queue.push(call(Module::Quantize, "quantize", 1, &[y + i]), &NONE)));
         queue.take(true, false)
     };
     assert!(matches!(run(&mut queue, 100), Sending::Calls(c) if c.len() == 8));
@@ -92,7 +111,7 @@ fn store(keys: u64, values: u64, heads: u32) -> Call {
 /// Launches that are left of some.
 fn left(calls: impl IntoIterator<Item = Call>) -> Vec<Call> {
     let mut queue = Queue::default();
-    calls.into_iter().for_each(|call| assert!(!queue.push(call)));
+    calls.into_iter().for_each(|call| assert!(!queue.push(call, &NONE)));
     queue.held
 }
 
@@ -134,16 +153,125 @@ fn heads_are_left_alone_where_something_would_be_lost() {
 }
 
 #[test]
+fn what_turns_is_coded_at_once() {
+    let coded = |x, rows, blocks, fine| call(Module::Quantize, "quantize", 4, &[x, 31, 32, 33, rows, blocks, fine]);
+    let [both] = &left([rotation(1, 6), coded(1, 2, 12, 0)])[..] else { panic!("one launch") };
+    assert_eq!((both.grid, &both.args[10..13]), ([6, 2, 1], &[31, 32, 33][..]));
+    for (other, why) in [
+        (coded(2, 2, 12, 0), "of something else"),
+        (coded(1, 1, 12, 0), "of some rows"),
+        (coded(1, 2, 6, 0), "of some heads"),
+        (coded(1, 2, 12, 1), "fine ones"),
+    ] {
+        assert_eq!(left([rotation(1, 6), other]).len(), 2, "{why}");
+    }
+    // Then it is no longer what a store, or another rotation, joins.
+    assert_eq!(left([rotation(1, 2), coded(1, 2, 4, 0), store(1, 3, 2)]).len(), 2);
+    assert_eq!(left([rotation(1, 2), coded(1, 2, 4, 0), rotation(1, 2)]).len(), 2);
+}
+
+/// Launches of a connection of one row, four streams of 256 numbers: what experts gave, a sum, and the rest.
+fn connection() -> Vec<Call> {
+    let float = Module::Floats(Float::F16, FloatsTile::for_columns(1));
+    vec![
+        call(Module::Elementwise, "combine", 1, &[90, 91, 2, 1, 256, 6, 0]),
+        call(Module::Elementwise, "add", 1, &[2, 92, 256]),
+        call(Module::Streams, "spread_streams", 1, &[1, 2, 3, 1, 256, 4, 0, 0, 0, 0]),
+        call(Module::Norm, "rms_norm", 1, &[1, 0, 80, 10, 11, 12, 13, 1024, 5, 1]),
+        {
+            let mut product = call(float, "floats", 1, &[81, 10, 14, 0, 0, 0, 24, 1024, 1, 1, 1024, 24, 4, 1, 0]);
+            product.grid[2] = 1;
+            product
+        },
+        call(Module::Streams, "stream_gates", 1, &[14, 82, 83, 15, 4, 20, 6]),
+        call(Module::Streams, "collapse_streams", 1, &[1, 15, 16, 1, 256, 4, 24]),
+        call(Module::Norm, "rms_norm", 1, &[16, 0, 84, 17, 18, 19, 20, 256, 7, 1]),
+    ]
+}
+
+fn pushed(calls: Vec<Call>) -> Vec<Call> {
+    let mut queue = Queue::default();
+    calls.into_iter().for_each(|call| {
+        queue.push(call, &|_| Some(std::ptr::dangling_mut()));
+    });
+    queue.held
+}
+
+#[test]
+fn streams_are_connected() {
+    let [all] = &pushed(connection())[..] else { panic!("one launch") };
+    assert_eq!((all.entry, all.grid), ("connect", [8, 1, 1]));
+    let want = [
+        &[1, 2, 3, 90, 91, 92, 6][..],
+        &[80, 10, 11, 12, 13, 5, 81, 14, 82, 83, 15, 4, 20, 6, 16],
+        &[84, 17, 18, 19, 20, 7, 256, 4],
+    ];
+    assert_eq!(all.args[..all.count], want.concat());
+    let [given, read] = &pushed(connection().into_iter().filter(|c| c.entry != "spread_streams").collect())[..] else {
+        panic!("new streams, and what is before them")
+    };
+    assert_eq!((given.entry, read.entry, &read.args[..4]), ("combine", "connect", &[1, 0, 0, 0][..]));
+    assert_eq!(left(connection()).len(), 6, "a card that has no such kernel");
+}
+
+#[test]
+fn streams_are_left_alone_where_something_would_be_lost() {
+    for (at, arg, value, why) in [
+        (3, 0, 9, "the norm of something else"),
+        (3, 7, 512, "a norm of parts"),
+        (4, 1, 9, "a product of something else"),
+        (4, 3, 9, "a bias"),
+        (4, 8, 2, "more rows"),
+        (5, 0, 9, "gates of something else"),
+        (5, 4, 2, "gates of fewer streams"),
+        (6, 1, 9, "a sum by other gates"),
+        (7, 0, 9, "the norm of something else"),
+        (7, 7, 32, "a norm of heads"),
+        (7, 3, 10, "results in one place"),
+    ] {
+        let mut calls = connection();
+        calls[at].args[arg] = value;
+        assert_eq!(pushed(calls).len(), 6, "{why}");
+    }
+    // Two rows: a result may lie where what is read lies, if rows lie alike.
+    let two = |x: u64, y: u64| {
+        let mut calls = connection();
+        for (call, arg) in [(0, 3), (2, 3), (4, 8), (6, 3)] {
+            calls[call].args[arg] = 2;
+        }
+        calls[1].args[2] = 512;
+        [3, 5, 7].into_iter().for_each(|i: usize| calls[i].grid[0] = 2);
+        (calls[6].args[2], calls[7].args[0], calls[7].args[3]) = (x, x, y);
+        pushed(calls).len()
+    };
+    assert_eq!((two(16, 17), two(92, 17), two(16, 3)), (1, 1, 6));
+}
+
+#[test]
+fn what_may_become_one_is_kept_back() {
+    for sent in 1..8 {
+        let mut queue = Queue::default();
+        for (i, call) in connection().into_iter().enumerate() {
+            queue.push(call, &|_| Some(std::ptr::dangling_mut()));
+            if i + 1 == sent {
+                assert!(matches!(queue.take(true, true), Sending::Nothing), "nothing can be sent yet");
+            }
+        }
+        assert_eq!(queue.held.len(), 1);
+    }
+}
+
+#[test]
 fn marks_stay_behind_their_launches() {
     let mut queue = Queue::default();
-    queue.push(rotation(1, 2));
+    queue.push(rotation(1, 2), &NONE);
     queue.mark();
-    queue.push(norm_of_heads(9, 4, 3));
+    queue.push(norm_of_heads(9, 4, 3), &NONE);
     queue.mark();
     // The last may become one with the next; so what is marked behind it waits.
     let (calls, marks) = queue.take_marked(true);
     assert_eq!((calls.len(), marks), (1, vec![1]));
-    queue.push(rotation(4, 3));
+    queue.push(rotation(4, 3), &NONE);
     queue.mark();
     let (calls, marks) = queue.take_marked(false);
     assert_eq!((calls.len(), marks), (1, vec![1, 1]), "the norm and its rotation");

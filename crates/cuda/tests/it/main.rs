@@ -2,6 +2,7 @@
 
 mod best;
 mod card;
+mod connected;
 mod emulation;
 mod joined;
 mod packing;

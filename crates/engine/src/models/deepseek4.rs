@@ -145,9 +145,11 @@ impl<D: Device> Layer<D> {
         self.attention_streams.write(ops, streams, &y, &gates);
         let (x, gates) = self.feed_forward_streams.read(ops, streams);
         let x = ops.rms_norm(&x, &self.feed_forward_norm, self.epsilon);
+        // The shared expert comes first, so that the sum stands beside what it is a part of.
+        let shared = self.shared.as_ref().map(|shared| shared.forward(ops, &x));
         let mut y = self.experts.forward_tokens(ops, &x, &batch.tokens);
-        if let Some(shared) = &self.shared {
-            ops.add(&mut y, &shared.forward(ops, &x));
+        if let Some(shared) = &shared {
+            ops.add(&mut y, shared);
         }
         self.feed_forward_streams.write(ops, streams, &y, &gates);
     }

@@ -67,8 +67,10 @@ impl<D: Device> FeedForward<D> {
             FeedForward::Dense(mlp) => mlp.forward(ops, x),
             FeedForward::Sparse(experts) => experts.forward(ops, x, x),
             FeedForward::SparseAndShared(experts, shared) => {
+                // First, so that the sum stands beside what it is a part of.
+                let shared = shared.forward(ops, x);
                 let mut y = experts.forward(ops, x, x);
-                ops.add(&mut y, &shared.forward(ops, x));
+                ops.add(&mut y, &shared);
                 y
             }
         }
