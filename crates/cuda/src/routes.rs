@@ -100,24 +100,31 @@ impl Routes {
             Arg::F32(routing.scale),
             Arg::U32(given.is_some().into()),
         ];
+        routes.launch(gpu, &args);
+        routes
+    }
+
+    /// Routes, and lists places: `args` are those of the first kernel.
+    fn launch(&self, gpu: &Arc<Gpu>, args: &[Arg<'_>]) {
+        let Routes { tokens, slots, experts, .. } = *self;
         // Scores and choices as numbers, and a byte for what is taken.
         let token_bytes = (2 * experts + experts.div_ceil(size_of::<f32>())) * size_of::<f32>();
-        if let ([list], 1..=FEW_TOKENS) = (&routes.lists[..], tokens)
+        if let ([list], 1..=FEW_TOKENS) = (&self.lists[..], tokens)
             && tokens * token_bytes <= SHARED_BYTES_MAX
         {
             let lists = [&list.starts, &list.order, &list.columns].map(Arg::Memory);
-            let args = [&args[..], &lists, &[Arg::U32(tokens)]].concat();
+            let args = [args, &lists, &[Arg::U32(tokens)]].concat();
             // A warp a token, and a thread an expert.
             let threads = (tokens * WARP).max(experts.next_multiple_of(WARP)).min(LIST_THREADS);
             let launch = Launch { shared_bytes: tokens * token_bytes, ..blocks([1, 1, 1], threads) };
             gpu.launch(Module::Route, "route_few", launch, &args);
-            return routes;
+            return;
         }
         let launch = Launch { shared_bytes: token_bytes, ..blocks([tokens, 1, 1], WARP) };
-        gpu.launch(Module::Route, "route", launch, &args);
-        for list in &routes.lists {
+        gpu.launch(Module::Route, "route", launch, args);
+        for list in &self.lists {
             let args = [
-                Arg::From(&routes.chosen, list.rows.start * slots * size_of::<u32>()),
+                Arg::From(&self.chosen, list.rows.start * slots * size_of::<u32>()),
                 Arg::Memory(&list.starts),
                 Arg::Memory(&list.order),
                 Arg::Memory(&list.columns),
@@ -125,6 +132,5 @@ impl Routes {
             ];
             gpu.launch(Module::Route, "list_places", blocks([experts, 1, 1], LIST_THREADS), &args);
         }
-        routes
     }
 }

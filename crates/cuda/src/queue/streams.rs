@@ -134,8 +134,8 @@ fn with_parts(combine: &Call, spread: &Call) -> Option<Call> {
 /// Memory that a launch reads or writes: where it begins, and the bytes of a row.
 type Place = (u64, u64);
 
-/// The last calls as one launch, if they are what it does: it, and how many there are. `find` gives the function of a module, where the card
-/// runs it.
+/// The last calls as one launch, if they are what it does: it, and how many there are. `find` gives the function of a module, where the
+/// card runs it.
 pub(super) fn connected(calls: &[Call], find: &dyn Fn(Module) -> Option<sys::CUfunction>) -> Option<(Call, usize)> {
     let [.., first, mixed, gated, collapsed, second] = calls else { return None };
     let [norm_of_all, product, gate, sum, norm_of_sum] = [first, mixed, gated, collapsed, second].map(|c| &c.args);
