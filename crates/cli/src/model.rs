@@ -36,6 +36,27 @@ pub(crate) struct Keep {
     pub(crate) state: Option<PathBuf>,
 }
 
+/// A layer that drafts, apart from the model.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Mtp {
+    /// The layer that drafts for the model (multi-token prediction), where it is in a GGUF file of its own
+    #[arg(long = "mtp", value_name = "FILE")]
+    pub(crate) file: Option<String>,
+}
+
+impl Mtp {
+    /// The model with that layer, if one is named.
+    ///
+    /// # Errors
+    /// Where it cannot be fetched or read, or does not fit the model.
+    pub(crate) fn join(&self, model: Checkpoint) -> Result<Checkpoint> {
+        match &self.file {
+            Some(file) => Ok(model.with_draft_layer(&open_checkpoint(file)?)?),
+            None => Ok(model),
+        }
+    }
+}
+
 /// An opened model.
 pub(crate) struct Model {
     checkpoint: Checkpoint,

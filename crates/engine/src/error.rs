@@ -2,7 +2,9 @@
 
 use tessera_formats::FormatError;
 
-use crate::{sampler::SamplingError, state::StateError, synth::SynthError, tokenizer::TokenizerError};
+use crate::{
+    checkpoint::DraftError, sampler::SamplingError, state::StateError, synth::SynthError, tokenizer::TokenizerError,
+};
 
 /// Errors of loading and running a model.
 #[derive(Debug, thiserror::Error)]
@@ -42,8 +44,8 @@ pub enum Error {
     TensorIndex { file: String, tensor: String, found: i64, end: usize },
     #[error("{file}: tensor `{tensor}` is stored as {dtype}, and must hold whole numbers; convert the model again")]
     TableType { file: String, tensor: String, dtype: &'static str },
-    #[error("{file}: a layer that drafts can be joined to a model where both are GGUF files; convert them")]
-    DraftLayer { file: String },
+    #[error("{file} cannot draft for {model}: {source}")]
+    DraftLayer { file: String, model: String, source: DraftError },
     #[error("a step has {rows} rows of one sequence, and the cache was made for {most}; compute them in smaller steps")]
     StepRows { rows: usize, most: usize },
     #[error(

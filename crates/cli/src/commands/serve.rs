@@ -22,7 +22,7 @@ use crate::{
     args::{Cache, Compute, Placement},
     commands::kernels,
     device::Opened,
-    model,
+    model::{self, Mtp},
     ui::{self, Failure},
 };
 
@@ -40,6 +40,7 @@ Examples:
   tessera serve                                     the default model, on http://127.0.0.1:8080
   tessera serve gemma3:270m small=smollm2:135m      two models; requests name `gemma3:270m` or `small`
   tessera serve model.gguf --max-batch 32 --cache-tokens 65536
+  tessera serve deepseek-v4-flash.gguf --mtp deepseek-v4-flash-mtp.gguf
   tessera serve model.gguf --host 0.0.0.0 --api-key-file keys.txt
   curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
     -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Name three rivers.\"}]}'"
@@ -57,6 +58,8 @@ pub(crate) struct Serve {
     /// A small model with the same vocabulary that guesses for the one that is served, where the prompt gives no guess
     #[arg(long, value_name = "MODEL")]
     draft: Option<String>,
+    #[command(flatten)]
+    mtp: Mtp,
     /// How embeddings are made of a text's rows [default: as the model was trained; one that was not makes none]
     #[arg(long, value_name = "KIND", value_parser = PossibleValuesParser::new(Pooling::NAMES.map(|(name, _)| name)))]
     pooling: Option<String>,
@@ -193,6 +196,7 @@ impl Named {
 struct ModelArgs {
     template: Option<String>,
     draft: Option<String>,
+    mtp: Mtp,
     pooling: Option<Pooling>,
     limits: Limits,
     compute: Compute,
@@ -205,6 +209,7 @@ impl ModelArgs {
         ModelArgs {
             template: args.template.clone(),
             draft: args.draft.clone(),
+            mtp: args.mtp.clone(),
             pooling: args.pooling.as_deref().and_then(Pooling::parse),
             limits: args.limits.clone(),
             compute: args.compute.clone(),
@@ -238,7 +243,7 @@ impl Models {
 
     fn loaded(&self, name: &str) -> Result<Loaded> {
         let named = self.names.iter().find(|named| named.name == name).context("no such model")?;
-        let checkpoint = model::open_checkpoint(&named.model)?;
+        let checkpoint = self.args.mtp.join(model::open_checkpoint(&named.model)?)?;
         let tokenizer = Arc::new(checkpoint.tokenizer()?);
         let template = self.template(name, &checkpoint, &tokenizer)?;
         let (device, limits) = (self.device()?, &self.args.limits);

@@ -14,6 +14,7 @@ mod perplexity;
 mod real;
 mod run;
 mod serve;
+mod speculate;
 mod store;
 mod support;
 mod surface;

@@ -1,5 +1,6 @@
 //! A model as it lies on disk, in one vocabulary: GGUF's names for tensors and metadata, whatever the container.
 
+mod draft;
 mod folder;
 
 use std::{collections::HashMap, path::Path};
@@ -7,6 +8,7 @@ use std::{collections::HashMap, path::Path};
 use tessera_formats::{Gguf, Tensor, gguf::Value};
 
 use crate::{Error, Tokenizer};
+pub use draft::DraftError;
 use folder::Folder;
 
 /// An opened model file, or folder of files.
@@ -40,29 +42,6 @@ impl Checkpoint {
     /// A checkpoint from a GGUF file that is already open; `file` is named in errors.
     pub fn from_gguf(file: &str, gguf: Gguf) -> Checkpoint {
         Checkpoint { file: file.to_owned(), container: Container::Gguf(gguf) }
-    }
-
-    /// The same model with the tensors of a layer that drafts, which a file of their own holds. What both have is the model's.
-    ///
-    /// # Errors
-    /// If either is no GGUF file.
-    pub fn with_draft_layer(self, draft: &Checkpoint) -> Result<Checkpoint, Error> {
-        let (Some(own), Some(other)) = (self.gguf(), draft.gguf()) else {
-            let file = draft.file.clone();
-            return Err(Error::DraftLayer { file });
-        };
-        // A layer's own end has the name of the model's in such a file.
-        let layer = other.tensors().iter().find_map(|t| t.name.strip_suffix("nextn.eh_proj.weight"));
-        let renamed = |name: &str| match (layer, name.strip_prefix("output_hc_")) {
-            (Some(layer), Some(part)) => format!("{layer}nextn.hc_head_{part}"),
-            _ => name.to_owned(),
-        };
-        let mut tensors = own.tensors().to_vec();
-        let new = other.tensors().iter().map(|t| Tensor { name: renamed(&t.name), ..t.clone() });
-        tensors.extend(new.filter(|t| own.tensor(&t.name).is_none()));
-        let metadata = own.metadata().map(|(key, value)| (key.to_owned(), value.clone())).collect();
-        let gguf = Gguf::from_parts(&self.file, metadata, tensors)?;
-        Ok(Checkpoint::from_gguf(&self.file, gguf))
     }
 
     /// The path, for messages.

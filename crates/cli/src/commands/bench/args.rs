@@ -3,7 +3,12 @@
 use clap::{Args, Subcommand, builder::RangedU64ValueParser};
 use tessera_formats::DType;
 
-use crate::args::{Cache, Compute, Placement, Threads, weight_formats};
+use tessera_engine::serving::speculation::DEPTH_MAX;
+
+use crate::{
+    args::{Cache, Compute, Placement, Threads, weight_formats},
+    model::Mtp,
+};
 
 /// Measure speed, with a check of the result in every row.
 #[derive(Debug, Args)]
@@ -30,6 +35,7 @@ pub(crate) enum What {
     Sweep(Sweep),
     Kernel(Kernel),
     Serve(Serve),
+    Speculate(Speculate),
     Attention(Attention),
 }
 
@@ -228,6 +234,42 @@ pub(crate) struct Serve {
     pub(crate) flags: Vec<String>,
 }
 
+/// A model that drafts for itself, beside the same greedy tokens without drafts: gain, tokens a pass, and where the time goes.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A pass verifies the drafts in one step, forgets the wrong ones, and drafts again with the layer that the model has for \
+it. Tokens, and the logits they are drawn from, must be the same to the last bit with and without drafts, or it is an error. \
+Stages are timed in a run of their own; `low_proj` is the first projection of attention's output, of groups of heads. Passes \
+with fewer drafts, such as the first, count in the speed alone.
+A model of random weights guesses nothing right: with --right its drafts are made and then replaced, so that passes take what they take.
+
+Examples:
+  tessera bench speculate model.gguf --drafts 1,2,4
+  tessera bench speculate trunk.gguf --mtp mtp.gguf --json
+  tessera bench speculate synth:deepseek4-flash --mtp mtp.gguf --right 0.7 --device cuda"
+)]
+pub(crate) struct Speculate {
+    /// Drafts a pass, 1 to 7; a list measures one after another
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,2,4",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=DEPTH_MAX as u64))]
+    pub(crate) drafts: Vec<usize>,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = tokens())]
+    pub(crate) prompt: usize,
+    /// Tokens to generate
+    #[arg(long, value_name = "TOKENS", default_value_t = 64, value_parser = tokens())]
+    pub(crate) tokens: usize,
+    /// Make drafts right with this chance, 0 to 1, whatever the model guesses
+    #[arg(long, value_name = "CHANCE", value_parser = chance)]
+    pub(crate) right: Option<f64>,
+    #[command(flatten)]
+    pub(crate) mtp: Mtp,
+    #[command(flatten)]
+    pub(crate) placement: Placement,
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
 /// Attention of the last rows of a sequence, in the ways that there are for as many rows.
 #[derive(Debug, Args)]
 #[command(
@@ -330,6 +372,12 @@ fn factor(text: &str) -> Result<f64, String> {
 fn rate(text: &str) -> Result<f64, String> {
     let rate = text.parse().map_err(|_| "not a number".to_owned())?;
     if rate > 0.0 && rate <= 1000.0 { Ok(rate) } else { Err("not above 0 and at most 1000".to_owned()) }
+}
+
+/// A probability.
+fn chance(text: &str) -> Result<f64, String> {
+    let chance = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.0..=1.0).contains(&chance) { Ok(chance) } else { Err("not in the range 0 to 1".to_owned()) }
 }
 
 /// How long a soak lasts.

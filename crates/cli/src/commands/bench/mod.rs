@@ -15,6 +15,7 @@ mod random;
 mod report;
 mod row;
 mod serve;
+mod speculate;
 mod subject;
 mod sweep;
 
@@ -34,6 +35,7 @@ pub(crate) fn main(args: &Bench) -> Result<()> {
         What::Sweep(args) => sweep::main(args),
         What::Kernel(args) => kernel::main(args),
         What::Serve(args) => serve::main(args),
+        What::Speculate(args) => speculate::main(args),
         What::Attention(args) => attention::main(args),
     }
 }

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Result;
-use tessera_engine::{Checkpoint, Config, LanguageModel, LoadOptions, Sequences, models, weights::Progress};
+use tessera_engine::{
+    Checkpoint, Config, LanguageModel, LoadOptions, Sequences, models, serving::speculation::DEPTH_MAX,
+    weights::Progress,
+};
 use tessera_formats::Tensor;
 use tessera_ops::{Device, KvFormat, PAGE_TOKENS};
 
@@ -11,7 +14,8 @@ use super::{args::Common, machine, row::Facts};
 use crate::{
     args::{Cache, Placement},
     device::{self, Chosen, Opened, Projection, Shape},
-    model, ui,
+    model::{self, Mtp},
+    ui,
 };
 
 /// An opened model and the device it will run on.
@@ -42,6 +46,16 @@ impl Subject {
         let Cache { format: kv_format, latent_rounding } = common.cache;
         let step_rows = common.chunk;
         Ok(Subject { config, device, opened, kv_format, latent_rounding, step_rows, checkpoint, name })
+    }
+
+    /// With a layer that drafts from a file of its own, if one is named, and with room to verify drafts.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or does not fit the model.
+    pub(super) fn drafting(self, mtp: &Mtp) -> Result<Subject> {
+        let checkpoint = mtp.join(self.checkpoint)?;
+        let config = Config::read(&checkpoint)?;
+        Ok(Subject { checkpoint, config, step_rows: self.step_rows.max(DEPTH_MAX + 1), ..self })
     }
 
     /// Loads it with room for sequences of these lengths.
