@@ -316,7 +316,7 @@ impl Module {
             Module::Quantize => vec![COMMON, BLOCK, CODES, source!("quantize/quantize.cu")],
             Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, source!("matmul/codes.cu")],
             Module::Wide(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, WIDE_WEIGHTS, source!("matmul/wide.cu")],
-            Module::Floats(..) => vec![COMMON, COLUMNS, SEGMENTS, source!("matmul/floats.cu")],
+            Module::Floats(..) => vec![COMMON, COLUMNS, SEGMENTS, VALUES, source!("matmul/floats.cu")],
             Module::Halves => vec![COMMON, source!("quantize/halves.cu")],
             Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, RAW, EXPAND, source!("matmul/prefill.cu")],
             Module::PrefillWarps(_) => vec![COMMON, RAW, EXPAND, source!("matmul/prefill_warps.cu")],

@@ -300,7 +300,7 @@ fn multiply(
             let (tile, Packed::Float(float)) = (FloatsTile::for_columns(columns_max), form) else {
                 unreachable!("plain inputs meet plain weights")
             };
-            (Module::Floats(float, tile), tile.launch(rows, columns_max, segments, split), x.width)
+            (Module::Floats(float, tile), tile.launch(float, (rows, columns_max), segments, split), x.width)
         }
     };
     let (y_rows, weights) = (rows_of(y, &share.y), Arg::Memory(&matrix.memory));
@@ -320,10 +320,12 @@ fn multiply(
             args.push(by_place.unwrap_or(Arg::Null));
         }
         Input::Floats(x) => {
-            args = vec![weights, rows_of(x, &share.x), y_rows, bias.into()];
+            let none = [Arg::Null; 3];
+            args = [&[weights][..], &none, &[rows_of(x, &share.x), y_rows], &none, &[bias.into()], &none].concat();
             args.extend(share.lists());
-            args.extend([rows, depth, share.x.len(), share.places_each(), row_length, y.width, split].map(Arg::U32));
-            args.extend([groups, is_sliced].map(Arg::U32));
+            args.extend([rows, 0, 0, 0, NO_BLOCK, NO_BLOCK, NO_BLOCK].map(Arg::U32));
+            let shape = [depth, share.x.len(), share.places_each(), row_length, split, groups, is_sliced];
+            args.extend(shape.map(Arg::U32));
         }
     }
     gpu.launch(module, module.entries()[0], launch, &args);

@@ -2,7 +2,7 @@
 
 use tessera_ops::numerics::SEGMENTS_MAX;
 
-use super::layout::Layout;
+use super::layout::{Float, Layout};
 
 /// Weight rows of the matrix instruction.
 pub const MMA_ROWS: usize = 16;
@@ -189,7 +189,7 @@ impl CodesTile {
     }
 }
 
-/// What a block of `floats.cu` holds: 32 rows a warp.
+/// What a block of `floats.cu` holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FloatsTile {
     /// Columns of a thread.
@@ -200,8 +200,14 @@ impl FloatsTile {
     /// Every tile.
     pub const ALL: [FloatsTile; 3] = [FloatsTile { columns: 1 }, FloatsTile { columns: 4 }, FloatsTile { columns: 8 }];
 
-    /// Rows of a warp: one a thread.
+    /// Rows that are packed together.
     pub const ROWS: usize = WARP;
+
+    /// Warps of a block. Few, so that a few rows meet several processors.
+    const WARPS: usize = 2;
+
+    /// Runs of each segment that a step takes.
+    const RUNS: usize = 8;
 
     /// The narrowest tile that takes so many columns at once, or the widest.
     pub fn for_columns(columns: usize) -> FloatsTile {
@@ -209,19 +215,34 @@ impl FloatsTile {
         FloatsTile::ALL.into_iter().find(|t| t.columns >= columns).unwrap_or(widest)
     }
 
+    /// Bytes of a step in the ring: of `wide` segments of numbers that lie by `run`.
+    const fn stage_bytes(self, wide: usize, run: usize) -> usize {
+        // Between segments lies as much as one run, which spreads them over the banks.
+        let weights = FloatsTile::WARPS * WARP * (FloatsTile::RUNS + 1) * 16;
+        weights + self.columns * wide * (FloatsTile::RUNS * run + 4) * size_of::<f32>()
+    }
+
+    /// Steps of the ring: as many as every card has room for.
+    const fn stages(self) -> usize {
+        let stages = SHARED_BYTES_MAX / self.stage_bytes(SEGMENTS_MAX, Float::F16.run());
+        if stages < STAGES_MAX { stages } else { STAGES_MAX }
+    }
+
     /// As [`CodesTile::launch`].
-    pub fn launch(self, rows: usize, columns: usize, segments: usize, split: usize) -> Launch {
-        let groups = SEGMENTS_MAX / split;
+    pub fn launch(self, float: Float, (rows, columns): (usize, usize), segments: usize, split: usize) -> Launch {
+        let wide = split.next_power_of_two();
+        let rows_of_block = FloatsTile::WARPS * WARP / wide;
         Launch {
-            grid: [rows.div_ceil(FloatsTile::ROWS * groups), columns.div_ceil(self.columns), segments],
-            threads: groups * split * WARP,
-            shared_bytes: groups * split * self.columns * WARP * size_of::<f32>(),
-            groups,
+            grid: [rows.div_ceil(rows_of_block), columns.div_ceil(self.columns), segments],
+            threads: FloatsTile::WARPS * WARP,
+            shared_bytes: self.stages() * self.stage_bytes(wide, float.run()),
+            groups: FloatsTile::WARPS,
         }
     }
 
     pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
-        vec![("COLUMNS", self.columns), ("THREADS", THREADS_MAX)]
+        let threads = FloatsTile::WARPS * WARP;
+        vec![("COLUMNS", self.columns), ("THREADS", threads), ("STAGES", self.stages()), ("RUNS", FloatsTile::RUNS)]
     }
 }
 
@@ -244,10 +265,14 @@ mod tests {
                 prop_assert!(launch.threads <= THREADS_MAX && launch.threads.is_multiple_of(launch.groups * WARP));
                 prop_assert!(launch.shared_bytes <= SHARED_BYTES_MAX);
             }
-            let tile = FloatsTile::for_columns(columns);
-            let launch = tile.launch(rows, columns, 1, split);
-            prop_assert!(launch.grid[0] * launch.groups * FloatsTile::ROWS >= rows);
-            prop_assert!(launch.grid[1] * tile.columns >= columns && (launch.grid[1] - 1) * tile.columns < columns);
+            for float in Float::ALL {
+                let tile = FloatsTile::for_columns(columns);
+                let launch = tile.launch(float, (rows, columns), 1, split);
+                let height = launch.groups * WARP / split.next_power_of_two();
+                prop_assert!(launch.grid[0] * height >= rows && (launch.grid[0] - 1) * height < rows);
+                prop_assert!(launch.grid[1] * tile.columns >= columns && (launch.grid[1] - 1) * tile.columns < columns);
+                prop_assert!(launch.shared_bytes <= SHARED_BYTES_MAX);
+            }
         }
     }
 }

@@ -186,37 +186,48 @@ impl Call {
 /// Two neighbours as one launch, where there is one that does the same.
 fn joined(last: &Call, next: &Call) -> Option<Call> {
     match (last.module, next.module) {
-        (Module::Codes(..) | Module::Wide(..), Module::Codes(..) | Module::Wide(..)) => joined_products(last, next),
+        (Module::Codes(..) | Module::Wide(..), Module::Codes(..) | Module::Wide(..)) => {
+            joined_products(last, next, &CODES)
+        }
+        (Module::Floats(..), Module::Floats(..)) => joined_products(last, next, &FLOATS),
         (Module::Elementwise, Module::Norm) if last.entry == "add" => joined_norm(last, next),
         _ => heads::joined(last, next).or_else(|| streams::joined(last, next)),
     }
 }
 
-/// Positions of the parameters of `kernels/matmul/codes.cu` that are of one matrix: weights, y, bias, rows.
-const OF_MATRIX: [usize; 4] = [0, 6, 9, 14];
-/// Where the second matrix's and the third's blocks begin.
-const FROM: [usize; 2] = [17, 18];
-/// The parameters that matrices must share: the input, the lists, and the shape.
-const SHARED: [std::ops::Range<usize>; 3] = [3..6, 12..14, 19..27];
+/// Where the parameters of products stand that are of one matrix or of all, in a kernel that takes several matrices.
+struct Places {
+    /// Weights, y, bias and rows of the first matrix; those of the others follow each.
+    of_matrix: [usize; 4],
+    /// Where the blocks of the second matrix, and those of further ones, begin.
+    from: &'static [usize],
+    /// What matrices must share: the input, the lists, and the shape.
+    shared: [std::ops::Range<usize>; 3],
+}
+
+/// Of `kernels/matmul/codes.cu` and `wide.cu`.
+const CODES: Places = Places { of_matrix: [0, 6, 9, 14], from: &[17, 18], shared: [3..6, 12..14, 19..27] };
+/// Of `kernels/matmul/floats.cu`.
+const FLOATS: Places = Places { of_matrix: [0, 5, 9, 15], from: &[19, 20, 21], shared: [4..5, 13..15, 22..29] };
 
 /// Products of one input by several matrices.
-fn joined_products(last: &Call, next: &Call) -> Option<Call> {
+fn joined_products(last: &Call, next: &Call, places: &Places) -> Option<Call> {
     let is_same = |at: usize| last.args[at] == next.args[at];
-    let place = FROM.iter().position(|at| last.args[*at] == NO_BLOCK as u64)?;
-    let written = |call: &Call, matrix: usize| call.args[OF_MATRIX[1] + matrix];
+    let place = places.from.iter().position(|at| last.args[*at] == NO_BLOCK as u64)?;
+    let written = |call: &Call, matrix: usize| call.args[places.of_matrix[1] + matrix];
     let can = last.function == next.function
         && last.grid[1..] == next.grid[1..]
         && (last.threads, last.shared_bytes) == (next.threads, next.shared_bytes)
-        && next.args[FROM[0]] == NO_BLOCK as u64
-        && SHARED.into_iter().flatten().all(is_same)
+        && next.args[places.from[0]] == NO_BLOCK as u64
+        && places.shared.iter().cloned().flatten().all(is_same)
         // Of two results in one place, the first was given up.
         && (0..=place).all(|matrix| written(last, matrix) != written(next, 0));
     can.then(|| {
         let mut both = last.clone();
-        for at in OF_MATRIX {
+        for at in places.of_matrix {
             both.args[at + 1 + place] = next.args[at];
         }
-        both.args[FROM[place]] = last.grid[0].into();
+        both.args[places.from[place]] = last.grid[0].into();
         both.grid[0] += next.grid[0];
         both
     })

@@ -10,6 +10,7 @@ use super::{ARGS_MAX, Call, heads::norm};
 use crate::{
     connect::{self, BLOCKS, ROWS_MAX, THREADS},
     kernels::Module,
+    matmul::NO_BLOCK,
 };
 
 /// Parameters of `combine` in `kernels/elementwise/elementwise.cu`.
@@ -37,19 +38,19 @@ mod spread {
     pub(super) const SLOTS: usize = 9;
 }
 
-/// Parameters of `kernels/matmul/floats.cu`.
+/// Parameters of `kernels/matmul/floats.cu`, of which the first matrix is the only one.
 mod floats {
     pub(super) const WEIGHTS: usize = 0;
-    pub(super) const X: usize = 1;
-    pub(super) const Y: usize = 2;
-    pub(super) const BIAS: usize = 3;
-    pub(super) const STARTS: usize = 4;
-    pub(super) const ROWS: usize = 6;
-    pub(super) const DEPTH: usize = 7;
-    pub(super) const TOKENS: usize = 8;
-    pub(super) const X_WIDTH: usize = 10;
-    pub(super) const Y_STRIDE: usize = 11;
-    pub(super) const SPLIT: usize = 12;
+    pub(super) const X: usize = 4;
+    pub(super) const Y: usize = 5;
+    pub(super) const BIAS: usize = 9;
+    pub(super) const STARTS: usize = 13;
+    pub(super) const ROWS: usize = 15;
+    pub(super) const FROM: usize = 19;
+    pub(super) const DEPTH: usize = 22;
+    pub(super) const TOKENS: usize = 23;
+    pub(super) const X_WIDTH: usize = 25;
+    pub(super) const SPLIT: usize = 26;
 }
 
 /// Parameters of `stream_gates` in `kernels/streams/streams.cu`.
@@ -155,7 +156,7 @@ pub(super) fn connected(calls: &[Call], find: &dyn Fn(Module) -> Option<sys::CUf
     let is_product = product[floats::X] == norm_of_all[norm::Y]
         && [floats::BIAS, floats::STARTS].iter().all(|at| product[*at] == 0)
         && [floats::DEPTH, floats::X_WIDTH].iter().all(|at| product[*at] == count * width)
-        && (product[floats::TOKENS], product[floats::Y_STRIDE], mixed.grid[2]) == (rows, gates_width, 1);
+        && (product[floats::TOKENS], product[floats::FROM], mixed.grid[2]) == (rows, NO_BLOCK as u64, 1);
     let is_gated = (gate[gates::MIX], gate[gates::COUNT]) == (product[floats::Y], count)
         && gates_width == if rounds > 0 { count * (2 + count) } else { count }
         && u64::from(gated.grid[0]) == rows;

@@ -56,6 +56,22 @@ fn routed_products_share_lists() {
 }
 
 #[test]
+fn plain_weights_of_an_input_become_one() {
+    let product = |weights: u64, list: u64| {
+        let mut args = [0u64; 29];
+        (args[0], args[4], args[5], args[13], args[15]) = (weights, 7, 20 + weights, list, 100 * weights);
+        args[19..22].fill(NO_BLOCK as u64);
+        call(Module::Floats(Float::F16, FloatsTile::for_columns(1)), "floats", weights as u32, &args)
+    };
+    let held = left((1..=5).map(|weights| product(weights, 0)).collect::<Vec<_>>());
+    let [four, one] = &held[..] else { panic!("four become one, and the fifth begins anew") };
+    assert_eq!((four.grid[0], &four.args[..5], &four.args[5..9]), (10, &[1, 2, 3, 4, 7][..], &[21, 22, 23, 24][..]));
+    assert_eq!((&four.args[15..19], &four.args[19..22]), (&[100, 200, 300, 400][..], &[1, 3, 6][..]));
+    assert_eq!(one.args[0], 5);
+    assert_eq!(left([product(1, 0), product(2, 9)]).len(), 2, "all rows, and places");
+}
+
+#[test]
 fn a_sum_joins_its_norm_where_nothing_is_lost() {
     let add = call(Module::Elementwise, "add", 1, &[5, 6, 64]);
     let norm =
@@ -179,7 +195,11 @@ fn connection() -> Vec<Call> {
         call(Module::Streams, "spread_streams", 1, &[1, 2, 3, 1, 256, 4, 0, 0, 0, 0]),
         call(Module::Norm, "rms_norm", 1, &[1, 0, 80, 10, 11, 12, 13, 1024, 5, 1]),
         {
-            let mut product = call(float, "floats", 1, &[81, 10, 14, 0, 0, 0, 24, 1024, 1, 1, 1024, 24, 4, 1, 0]);
+            let mut args = [0; 29];
+            (args[0], args[4], args[5], args[15]) = (81, 10, 14, 24);
+            args[19..22].fill(NO_BLOCK as u64);
+            args[22..].copy_from_slice(&[1024, 1, 1, 1024, 4, 1, 0]);
+            let mut product = call(float, "floats", 1, &args);
             product.grid[2] = 1;
             product
         },
@@ -219,9 +239,10 @@ fn streams_are_left_alone_where_something_would_be_lost() {
     for (at, arg, value, why) in [
         (3, 0, 9, "the norm of something else"),
         (3, 7, 512, "a norm of parts"),
-        (4, 1, 9, "a product of something else"),
-        (4, 3, 9, "a bias"),
-        (4, 8, 2, "more rows"),
+        (4, 4, 9, "a product of something else"),
+        (4, 9, 9, "a bias"),
+        (4, 19, 3, "several matrices"),
+        (4, 23, 2, "more rows"),
         (5, 0, 9, "gates of something else"),
         (5, 4, 2, "gates of fewer streams"),
         (6, 1, 9, "a sum by other gates"),
@@ -236,7 +257,7 @@ fn streams_are_left_alone_where_something_would_be_lost() {
     // Two rows: a result may lie where what is read lies, if rows lie alike.
     let two = |x: u64, y: u64| {
         let mut calls = connection();
-        for (call, arg) in [(0, 3), (2, 3), (4, 8), (6, 3)] {
+        for (call, arg) in [(0, 3), (2, 3), (4, 23), (6, 3)] {
             calls[call].args[arg] = 2;
         }
         calls[1].args[2] = 512;
