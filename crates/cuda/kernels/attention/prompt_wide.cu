@@ -2,9 +2,9 @@
 //
 // A block is a tile of 64 columns (tiles.cuh) and a head of keys and values; it goes through all tokens that its rows see, two pages at a
 // time. Sums of all a head's numbers are too many for one warpgroup: each of two has half of them, and the scores of one of the pages. They
-// meet for the highest scores and for weights. Slabs pass through a ring, each given back when its product is done: for more there is no
-// shared memory. Blocks of a cluster have tiles of one run, and each brings half of the slabs for both: the second-level cache alone could
-// not feed all of them.
+// meet for the highest scores and for weights, which are made while the products of the pair before, those of its last page's values,
+// run. Slabs pass through a ring, each given back when its product is done: for more there is no shared memory. Blocks of a cluster have
+// tiles of one run, and each brings half of the slabs for both: the second-level cache alone could not feed all of them.
 //
 // As in prompt.cu, what a column does not see adds zero times its factor of one.
 
@@ -61,17 +61,28 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
         give_registers<40>();
         const Source source = {step, tile.row, end, kv_heads, blockIdx.z, ring_pages};
         SlabBringer bringer = {source, ring, slabs, 0, warp - CONSUMERS / 32};
-        for (u32 i = low / 2 * 2; i < high; i += 2) {
-            const u32 here = max(i, low), stop = min(i + 2, high);
+        const u32 lowest = low / 2 * 2;
+        for (u32 i = lowest; i < high; i += 2) {
             // Lanes look up the pages.
             u32 known = GATHERED;
-            if (lane < stop - here && source.is_plain(here + lane)) known = source.page_of((here + lane) * PAGE);
-            const u32 at_here = __shfl_sync(0xffffffffu, known, 0), at_next = __shfl_sync(0xffffffffu, known, 1);
-            auto bring = [&](const u8* pages, u32 p, u32 slab) { bringer.bring(pages, p, p == here ? at_here : at_next, slab, rank); };
-            for (u32 s = 0; s < SLABS; s++)
-                for (u32 p = here; p < stop; p++) bring(key_pages, p, s);
-            for (u32 p = here; p < stop; p++)
+            const u32 own = max(i, low) + lane % 4;
+            if (lane < 4 && own < high && source.is_plain(own)) known = source.page_of(own * PAGE);
+            auto bring = [&](const u8* pages, u32 p, u32 slab) {
+                bringer.bring(pages, p, __shfl_sync(0xffffffffu, known, p - max(i, low)), slab, rank);
+            };
+            auto bring_keys = [&](u32 pair) {
+                const u32 here = max(pair, low), stop = min(pair + 2, high);
+                for (u32 s = 0; s < SLABS; s++)
+                    for (u32 p = here; p < stop; p++) bring(key_pages, p, s);
+            };
+            auto bring_values = [&](u32 p) {
                 for (u32 s = 0; s < SLABS; s++) bring(value_pages, p, s % 2 * OWN + s / 2);
+            };
+            const u32 here = max(i, low), last = min(i + 2, high) - 1;
+            if (i == lowest) bring_keys(i);
+            if (here < last) bring_values(here);
+            if (i + 2 < high) bring_keys(i + 2);
+            bring_values(last);
         }
     } else {
         take_registers<232>();
@@ -108,16 +119,14 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
             if (lane == 0) barrier_arrive(ring.empty_of(index));
 #endif
         };
-        float sums[OWN][32] = {};
+        float sums[OWN][32] = {}, scores[32], keep[2];
         u32 next = 0;
-#pragma unroll 1
-        for (u32 i = low / 2 * 2; i < high; i += 2) {
-            const u32 here = max(i, low), stop = min(i + 2, high), present = stop - here, page = i + group;
-            const bool is_here = page >= here && page < stop;
-            float scores[32];
+        // Scores of a pair of pages, of which this warpgroup has one.
+        auto score = [&](u32 pair) {
+            const u32 here = max(pair, low), present = min(pair + 2, high) - here, page = pair + group;
 #pragma unroll
             for (int j = 0; j < 32; j++) scores[j] = 0.0f;
-            if (is_here) {
+            if (page >= here && page < here + present) {
                 u32 index = next + (page - here);
 #pragma unroll
                 for (int s = 0; s < SLABS; s++, index += present) {
@@ -134,7 +143,11 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
                 give_back(index - present);
             }
             next += SLABS * present;
-
+        };
+        // Scores become weights in shared memory; `keep` is the factor on what was relative to the highest score before.
+        auto weigh = [&](u32 pair) {
+            const u32 page = pair + group;
+            const bool is_here = page >= low && page < high;
             const bool is_whole = is_here && page * PAGE >= newest.begin && (page + 1) * PAGE <= oldest.end && tile.columns;
             if (!is_whole) {
                 // What is not seen is lower than all else, with any factor.
@@ -144,7 +157,7 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
                     if (!is_here || key < begins[j / 2 % 2] || key >= ends[j / 2 % 2]) scores[j] = minus_infinity();
                 }
             }
-            float top[2] = {minus_infinity(), minus_infinity()}, keep[2];
+            float top[2] = {minus_infinity(), minus_infinity()}, base[2];
 #pragma unroll
             for (int j = 0; j < 32; j++) {
                 const int h = j / 2 % 2;
@@ -159,7 +172,6 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
                 if (lane % 4 == 0) tops[group * ROWS + own_row + h * 8] = top[h];
             }
             wait_for_threads(1, CONSUMERS);
-            float base[2];
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const float most = larger(larger(highest[h], top[h]), tops[(1 - group) * ROWS + own_row + h * 8]);
@@ -178,6 +190,61 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
                 store_matrices(shared_address(weights + part(group, k)), pair_of_halves(scores[k * 8], scores[k * 8 + 1]),
                                pair_of_halves(scores[k * 8 + 2], scores[k * 8 + 3]), pair_of_halves(scores[k * 8 + 4], scores[k * 8 + 5]),
                                pair_of_halves(scores[k * 8 + 6], scores[k * 8 + 7]));
+        };
+        u32 own[4][4];
+        // Starts the products of a page's weights by its values, slab by slab; `behind` is done behind each.
+        auto add_values = [&](u32 p, auto behind) {
+#pragma unroll
+            for (int k = 0; k < 4; k++) load_matrices(own[k], weights + part(p % 2, k));
+            const u32 from = begin > p * PAGE ? min(begin - p * PAGE, (u32)PAGE) : 0;
+            const u32 to = end < (p + 1) * PAGE ? (end > p * PAGE ? end - p * PAGE : 0) : PAGE;
+#pragma unroll
+            for (int o = 0; o < OWN; o++) {
+                const u32 index = next + o * 2 + group;
+                ring.wait(index);
+                // What no column sees may be anything.
+                if (from > 0 || to < PAGE) {
+                    const u32 token = threadIdx.x % 128 / 2;
+                    uint4* row = (uint4*)(slabs + index % STAGES * SLAB_BYTES + token * 128 + threadIdx.x % 2 * 64);
+                    if (token < from || token >= to)
+                        for (int q = 0; q < 4; q++) row[q] = make_uint4(0, 0, 0, 0);
+                    writes_before_copies();
+                    wait_for_threads(2 + group, 128);
+                }
+                const u64 b = turned_operand_of(ring.slab(index), SLAB_BYTES);
+                products_begin();
+#pragma unroll
+                for (int k = 0; k < 4; k++) multiply_by_turned<64>(sums[o], own[k], b + k * 128);
+                products_commit();
+                behind(o, index);
+            }
+            next += SLABS;
+        };
+
+        const u32 lowest = low / 2 * 2;
+        score(lowest);
+        weigh(lowest);
+        wait_for_threads(1, CONSUMERS);
+        // The products of a pair's last page run while the weights of the next pair are made.
+#pragma unroll 1
+        for (u32 i = lowest; i < high; i += 2) {
+            const u32 here = max(i, low), last = min(i + 2, high) - 1;
+            const bool is_more = i + 2 < high;
+            if (here < last) {
+                add_values(here, [&](int o, u32 index) {
+                    products_wait<1>();
+                    if (o > 0) give_back(index - 2);
+                });
+                products_wait<0>();
+                give_back(next - SLABS + (OWN - 1) * 2 + group);
+            }
+            if (is_more) score(i + 2);
+            add_values(last, [](int, u32) {});
+            if (is_more) weigh(i + 2);
+            products_wait<0>();
+#pragma unroll
+            for (int o = 0; o < OWN; o++) give_back(next - SLABS + o * 2 + group);
+            if (!is_more) break;
             const bool is_moved = keep[0] != 1.0f || keep[1] != 1.0f;
             if (__any_sync(0xffffffffu, is_moved)) {
 #pragma unroll
@@ -186,39 +253,6 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
                     for (int j = 0; j < 32; j++) sums[o][j] = sums[o][j] * keep[j / 2 % 2];
             }
             wait_for_threads(1, CONSUMERS);
-
-#pragma unroll 1
-            for (u32 p = here; p < stop; p++) {
-                u32 own[4][4];
-#pragma unroll
-                for (int k = 0; k < 4; k++) load_matrices(own[k], weights + part(p - i, k));
-                const u32 from = begin > p * PAGE ? min(begin - p * PAGE, (u32)PAGE) : 0;
-                const u32 to = end < (p + 1) * PAGE ? (end > p * PAGE ? end - p * PAGE : 0) : PAGE;
-                u32 index = next + (p - here) * SLABS + group;
-#pragma unroll
-                for (int o = 0; o < OWN; o++, index += 2) {
-                    ring.wait(index);
-                    // What no column sees may be anything.
-                    if (from > 0 || to < PAGE) {
-                        const u32 token = threadIdx.x % 128 / 2;
-                        uint4* row = (uint4*)(slabs + index % STAGES * SLAB_BYTES + token * 128 + threadIdx.x % 2 * 64);
-                        if (token < from || token >= to)
-                            for (int q = 0; q < 4; q++) row[q] = make_uint4(0, 0, 0, 0);
-                        writes_before_copies();
-                        wait_for_threads(2 + group, 128);
-                    }
-                    const u64 b = turned_operand_of(ring.slab(index), SLAB_BYTES);
-                    products_begin();
-#pragma unroll
-                    for (int k = 0; k < 4; k++) multiply_by_turned<64>(sums[o], own[k], b + k * 128);
-                    products_commit();
-                    products_wait<1>();
-                    if (o > 0) give_back(index - 2);
-                }
-                products_wait<0>();
-                give_back(index - 2);
-            }
-            next += SLABS * present;
         }
 
 #pragma unroll
