@@ -1,11 +1,12 @@
 //! Times attention on a card: `cargo run --release -p tessera-cuda --example bench_attention [HEADS KV_HEADS HEAD_DIM TOKENS ROWS
-//! [decode|prompt|tiles]]`, TOKENS and ROWS with commas between. Keys and values are F16, random, and cold in the cache. Beside each time
-//! stands the distance from float64, at a shorter length, and how many of five rows differ in a bit from what they are alone, which is
-//! none. GB/s are of the keys and values that are seen, each once; TFLOPS of the pairs that see each other. With `tiles`, decode rows are
-//! measured in tiles of other shapes as well.
+//! [decode|prompt|tiles|warps|warps-prompt [f16|q8_0]]]`, TOKENS and ROWS with commas between. Keys and values are random, and cold in the
+//! cache. Beside each time stands the distance from float64, at a shorter length, and how many of five rows differ in a bit from what they
+//! are alone, which is none. GB/s are of the keys and values that are seen, each once; TFLOPS of the pairs that see each other. With
+//! `tiles`, decode rows are measured in tiles of other shapes as well; with `warps`, in those of the kernel for all cards, as rows of a
+//! prompt are with `warps-prompt`. TESSERA_CUDA_ATTENTION=sm_80 gives attention the kernels and tiles of such a card.
 
 use tessera_cuda::{Cache, CudaDevice, measure::attention::AttentionSubject};
-use tessera_ops::{Attention, Role};
+use tessera_ops::{Attention, KvFormat, Role};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -22,8 +23,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let spec = Attention { layer: 0, heads, kv_heads, head_dim, scale, window: None, soft_cap: None };
     let longest = lengths.iter().copied().max().unwrap_or(0);
     println!("{}, {heads} heads over {kv_heads} of {head_dim}, {what}", tessera_ops::Device::name(&device));
-    let role = if what == "prompt" { Role::Prefill } else { Role::Decode };
-    let mut subject = AttentionSubject::new(&device, spec, longest)?;
+    let role = if what.ends_with("prompt") { Role::Prefill } else { Role::Decode };
+    let format = if arguments.get(6).is_some_and(|f| f == "q8_0") { KvFormat::Q8_0 } else { KvFormat::F16 };
+    let mut subject = AttentionSubject::new(&device, spec, format, longest)?;
     let table = |subject: &AttentionSubject<'_>, name: &str| -> Result<(), Box<dyn std::error::Error>> {
         for (&tokens, &count) in lengths.iter().flat_map(|tokens| rows.iter().map(move |rows| (tokens, rows))) {
             let m = subject.measure(tokens, count, role)?;
@@ -38,6 +40,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for (columns, resident) in [(8, 1), (8, 2), (8, 3), (16, 1), (16, 2), (32, 1), (32, 2), (64, 1)] {
             subject.force_tile(columns, resident)?;
             table(&subject, &format!("{columns} columns, {resident} blocks: "))?;
+        }
+    }
+    if what.starts_with("warps") {
+        for columns in [8, 16, 32, 64, 128] {
+            if subject.force_warps(columns)? {
+                table(&subject, &format!("{columns} columns of warps: "))?;
+            }
         }
     }
     Ok(())

@@ -17,6 +17,7 @@ use cudarc::driver::{result, sys};
 use tessera_ops::Error;
 
 use crate::{
+    attention,
     cache::Cache,
     compiler::Compiler,
     error::OpenError,
@@ -49,6 +50,7 @@ const POISON: u8 = 0xff;
 pub(crate) struct Gpu {
     name: String,
     arch: String,
+    attention_arch: String,
     processors: usize,
     device: sys::CUdevice,
     context: sys::CUcontext,
@@ -137,9 +139,11 @@ impl Gpu {
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("open a stream"))?;
         let (modules, free, failure, queue, sent, timing) = Default::default();
         let launching = if is_audited { Launching::Serial } else { Launching::from_environment()? };
+        let attention_arch = attention::arch_from_environment(&arch)?;
         let gpu = Gpu {
             name,
             arch,
+            attention_arch,
             processors,
             device,
             context,
@@ -167,6 +171,11 @@ impl Gpu {
     /// `sm_90a`
     pub(crate) fn arch(&self) -> &str {
         &self.arch
+    }
+
+    /// The card whose kernels attention uses.
+    pub(crate) fn attention_arch(&self) -> &str {
+        &self.attention_arch
     }
 
     /// Blocks that can each have a processor.

@@ -44,6 +44,14 @@ pub enum OpenError {
         /// What was asked for.
         value: String,
     },
+    /// Attention as on a card that is not known.
+    #[error("TESSERA_CUDA_ATTENTION is {value:?}; set it to one of {cards}, or unset it")]
+    Attention {
+        /// What was asked for.
+        value: String,
+        /// What there is.
+        cards: String,
+    },
     /// A kernel does not compile.
     #[error(transparent)]
     Compile(#[from] CompileError),

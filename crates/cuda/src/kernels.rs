@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tessera_ops::{KvFormat, PAGE_TOKENS, streams::STREAMS_MAX};
 
 use crate::{
-    attention::{self, SpansTile, prompt::PromptTile},
+    attention::{self, SpansTile, prompt::PromptTile, warps::WarpsTile},
     connect, latent,
     matmul::{
         Packed,
@@ -61,6 +61,8 @@ pub enum Module {
     Spans(Pages, SpansTile),
     /// Attention of prompt rows, of Hopper.
     Prompt(Pages, PromptTile),
+    /// Attention on the matrix instructions of single warps, of all cards.
+    Warps(Pages, WarpsTile),
     /// Attention in f32, of all cards.
     Plain(Pages),
     /// Attention: spans of a row into one.
@@ -187,6 +189,7 @@ const TILES: (&str, &str) = source!("attention/tiles.cuh");
 const PARTS: (&str, &str) = source!("attention/parts.cuh");
 const WEIGHTS: (&str, &str) = source!("attention/weights.cuh");
 const QUERY: (&str, &str) = source!("attention/query.cuh");
+const KV_CODES: (&str, &str) = source!("attention/codes.cuh");
 const SLABS: (&str, &str) = source!("attention/slabs.cuh");
 
 impl Module {
@@ -214,6 +217,8 @@ impl Module {
                 all.extend(SpansTile::all(pages).map(|tile| Module::Spans(pages, tile)));
                 all.extend(latent::modules(RowForm { width: head_dim, format }));
                 all.extend(PromptTile::all(pages).into_iter().map(|tile| Module::Prompt(pages, tile)));
+                let warps = CARDS.iter().flat_map(|arch| WarpsTile::all(pages, arch));
+                all.extend(warps.map(|tile| Module::Warps(pages, tile)).collect::<HashSet<_>>());
             }
         }
         all.push(Module::Select);
@@ -241,6 +246,7 @@ impl Module {
             Module::Store(_) => "store",
             Module::Spans(..) => "spans",
             Module::Prompt(..) => "prompt",
+            Module::Warps(..) => "warps",
             Module::Plain(_) => "plain",
             Module::Merge(_) => "merge",
             Module::StoreRows(_) => "store_rows",
@@ -275,6 +281,7 @@ impl Module {
             Module::Store(_) => &["store"],
             Module::Spans(..) => &["spans"],
             Module::Prompt(..) => &["prompt"],
+            Module::Warps(..) => &["warps"],
             Module::Plain(_) => &["plain"],
             Module::Merge(_) => &["merge"],
             Module::StoreRows(_) => &["store_rows"],
@@ -307,6 +314,7 @@ impl Module {
             Module::LatentSpans(_) | Module::Connect(_) => arch == HOPPER_ARCH,
             Module::PrefillWarps(_) => arch != HOPPER_ARCH,
             Module::Wide(layout, tile) => WideTile::all(layout, arch).contains(&tile),
+            Module::Warps(pages, tile) => WarpsTile::all(pages, arch).contains(&WarpsTile { is_capped: false, ..tile }),
             _ => true,
         }
     }
@@ -332,7 +340,8 @@ impl Module {
             Module::Best => vec![COMMON, source!("sample/best.cu")],
             Module::Store(_) => vec![COMMON, BLOCK, CODES, STEP, PAGES, HEADS_OF_ROWS, source!("attention/store.cu")],
             Module::Spans(..) => {
-                let attention = [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, SLABS, source!("attention/spans.cu")];
+                let attention =
+                    [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, SLABS, KV_CODES, source!("attention/spans.cu")];
                 [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
             }
             Module::Prompt(pages, _) => {
@@ -341,6 +350,10 @@ impl Module {
                 let own = if is_wide { source!("attention/prompt_wide.cu") } else { narrow };
                 let attention = [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, SLABS, own];
                 [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
+            }
+            Module::Warps(..) => {
+                let own = [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, KV_CODES, source!("attention/warps.cu")];
+                [&[COMMON][..], &own].concat()
             }
             Module::Plain(_) => vec![COMMON, STEP, PAGES, WEIGHTS, PARTS, source!("attention/plain.cu")],
             Module::Merge(_) => vec![COMMON, STEP, WEIGHTS, PARTS, source!("attention/merge.cu")],
@@ -378,6 +391,7 @@ impl Module {
             Module::Store(pages) => pages.constants(),
             Module::Spans(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
             Module::Prompt(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
+            Module::Warps(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
             Module::Plain(pages) | Module::Merge(pages) => pages.constants(),
             Module::StoreRows(form) | Module::Latent(form) => form.constants(latent::THREADS),
             Module::IndexScores(form) => form.constants(latent::INDEX_THREADS),

@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use tessera_ops::{Batch, Error, KvEntry, KvFormat, KvLayout};
 
 use crate::{
-    attention::{self, SpansTile},
+    attention::{self, Way},
     driver::{Arg, Gpu, Memory},
     kernels::{Module, Pages, RowForm},
     latent,
@@ -20,8 +20,8 @@ const HEAD_DIM_MAX: usize = attention::HEAD_DIM_MAX;
 /// Pages and rings of all entries.
 pub struct KvPages {
     entries: Vec<Entry>,
-    /// Attended in this tile whatever the width, to measure it.
-    pub(crate) forced: Option<SpansTile>,
+    /// Attended so whatever the width, to measure it.
+    pub(crate) forced: Option<Way>,
 }
 
 enum Entry {
@@ -237,7 +237,7 @@ impl Layer {
         if head_dim > HEAD_DIM_MAX {
             return unsupported(gpu, format!("attention with heads of {head_dim} numbers"));
         }
-        gpu.prepare(&attention::modules(form, gpu.arch()))?;
+        gpu.prepare(&attention::modules(form, gpu.attention_arch()))?;
         let bytes = (heads * form.head_bytes()).saturating_mul(pages);
         let (keys, values) = (gpu.reserve(bytes, what)?, gpu.reserve(bytes, what)?);
         Ok(Layer { heads, form, ring_pages, pages, keys, values })

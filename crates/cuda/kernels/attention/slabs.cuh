@@ -27,16 +27,6 @@ struct SlabRing {
     }
 };
 
-// Where a page of a head lies, as a row sees it; a copy of a page's slab goes by `page_at` alone where places are plain.
-struct Source {
-    const Step& step;
-    u32 row, end, kv_heads, kv_head, ring;
-
-    DEVICE_MEMBER u64 page_at(u32 page) const { return ((u64)page * kv_heads + kv_head) * HEAD_BYTES; }
-    DEVICE_MEMBER u32 page_of(u32 place) const { return step.page(row, place, ring); }
-    DEVICE_MEMBER bool is_plain(u32 page) const { return step.is_plain(row, (page + 1) * PAGE); }
-};
-
 // Gathers slabs of pages whose tokens lie apart. One warp.
 struct SlabGatherer {
     const Source& from;
@@ -66,8 +56,6 @@ struct SlabGatherer {
     }
 };
 
-// A page that has no place of its own: its tokens are gathered.
-#define GATHERED 0xffffffffu
 // Warps that fill a ring, in turns: a place in it is always the same warp's, so that none is a round ahead of another.
 #define BRINGERS 4
 

@@ -55,12 +55,10 @@ struct Consumer {
         const u32 place = (group * 2 + count++ % 2) * OPERAND_BYTES;
         const u8* slab = slabs + index % STAGES * SLAB_BYTES;
         const float scale = *(const float*)(slab + SLAB_CODES + (token * 2 + half) * 4);
+        const u32 scales = pair_of_halves(scale, scale);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const uint2 codes = *(const uint2*)(slab + token * 64 + half * 32 + i * 8);
-            auto number = [&](u32 word, int byte) { return scale * (float)(signed char)(word >> (8 * byte)); };
-            auto pair = [&](u32 word, int byte) { return pair_of_halves(number(word, byte), number(word, byte + 1)); };
-            uint4 halves = make_uint4(pair(codes.x, 0), pair(codes.x, 2), pair(codes.y, 0), pair(codes.y, 2));
+            uint4 halves = halves_of_codes(*(const uint2*)(slab + token * 64 + half * 32 + i * 8), scales);
             if (!is_seen) halves = make_uint4(0, 0, 0, 0);
             *(uint4*)(expanded_at + place + token * 128 + ((half * 4 + i) ^ (token % 8)) * 16) = halves;
         }

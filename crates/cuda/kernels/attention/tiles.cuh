@@ -30,3 +30,16 @@ DEVICE Tile tile_of(const Step& step, u32 first, u32 count, u32 heads, u32 kv_he
     if ((row - start) % rows == 0) tile.columns = (end - row < rows ? end - row : rows) * tile.heads;
     return tile;
 }
+
+// Where a page of a head lies, as a row sees it; a copy of a page's slab goes by `page_at` alone where places are plain.
+struct Source {
+    const Step& step;
+    u32 row, end, kv_heads, kv_head, ring;
+
+    DEVICE_MEMBER u64 page_at(u32 page) const { return ((u64)page * kv_heads + kv_head) * HEAD_BYTES; }
+    DEVICE_MEMBER u32 page_of(u32 place) const { return step.page(row, place, ring); }
+    DEVICE_MEMBER bool is_plain(u32 page) const { return step.is_plain(row, (page + 1) * PAGE); }
+};
+
+// A page that has no place of its own: its tokens are gathered.
+#define GATHERED 0xffffffffu

@@ -4,15 +4,17 @@
 
 pub mod prompt;
 pub(crate) mod spans;
+pub mod warps;
 
 use std::{ops::Range, sync::Arc};
 
 use tessera_ops::{Attention, Batch, KvFormat, PAGE_TOKENS, Role, mask::check_ring};
 
-use self::prompt::PromptTile;
+use self::{prompt::PromptTile, warps::WarpsTile};
 use crate::{
     driver::{Arg, Gpu, Memory},
-    kernels::{HOPPER_ARCH, Module, Pages},
+    error::OpenError,
+    kernels::{CARDS, HOPPER_ARCH, Module, Pages},
     kv::{KvPages, Layer},
     matmul::tile::{Launch, WARP},
     steps::{Step, run_of},
@@ -52,6 +54,16 @@ const STAGES_MAX: usize = 20;
 
 /// Columns whose blocks are two on a processor.
 const RESIDENT_COLUMNS: usize = 16;
+
+/// The variable that names a card as whose attention is computed, for measurements: Hopper runs what the others do.
+const ATTENTION_VARIABLE: &str = "TESSERA_CUDA_ATTENTION";
+
+/// The card whose kernels attention uses on one of architecture `own`.
+pub(crate) fn arch_from_environment(own: &str) -> Result<String, OpenError> {
+    let Ok(value) = std::env::var(ATTENTION_VARIABLE) else { return Ok(own.to_owned()) };
+    let is_known = value == own || value != HOPPER_ARCH && CARDS.contains(&value.as_str());
+    if is_known { Ok(value) } else { Err(OpenError::Attention { value, cards: CARDS.join(", ") }) }
+}
 
 /// How a block of `spans.cu` takes columns, which are rows times heads of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -153,10 +165,26 @@ pub(crate) fn modules(form: Pages, arch: &str) -> Vec<Module> {
     let own = own.chain(PromptTile::all(form).into_iter().map(|tile| Module::Prompt(form, tile)));
     let mut all: Vec<Module> = own.filter(|m| m.runs_on(arch)).collect();
     if all.is_empty() {
+        all.extend(WarpsTile::all(form, arch).into_iter().map(|tile| Module::Warps(form, tile)));
+    }
+    if all.is_empty() {
         all.push(Module::Plain(form));
     }
     all.extend([Module::Store(form), Module::Merge(form)]);
     all
+}
+
+/// A kernel that takes rows, and its tile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// Hopper's, a span of tokens a block.
+    Spans(SpansTile),
+    /// Hopper's, all tokens a block.
+    Prompt(PromptTile),
+    /// Of single warps.
+    Warps(WarpsTile),
+    /// In f32.
+    Plain,
 }
 
 /// What attention is asked for.
@@ -192,11 +220,7 @@ pub(crate) fn attend(
     let y = Tensor::like(gpu, queries, queries.width);
     let task = Task { gpu, queries, y: &y, cache, layer, spec, sinks, batch, step };
     for run in queries.roles.runs() {
-        let is_prompt = run.role == Role::Prefill && gpu.arch() == HOPPER_ARCH && spec.scale > 0.0;
-        match PromptTile::all(layer.form) {
-            tiles if is_prompt && !tiles.is_empty() => task.attend_whole(run.rows.clone(), &tiles),
-            _ => task.attend_in_spans(run.rows.clone()),
-        }
+        task.attend(run.rows.clone(), run.role);
     }
     y
 }
@@ -208,25 +232,65 @@ impl Task<'_> {
         span(seen.end - 1) - span(seen.start) + 1
     }
 
-    /// Prompt rows, each of them from its first token to its last.
-    fn attend_whole(&self, rows: Range<usize>, tiles: &[PromptTile]) {
+    fn attend(&self, rows: Range<usize>, role: Role) {
+        let way = self.way(&rows, role);
+        match way {
+            // Each row from its first token to its last.
+            Way::Prompt(tile) => self.attend_whole(&rows, tile),
+            Way::Warps(_) if role == Role::Prefill => self.attend_chunk(&rows, way, None),
+            _ => {
+                let most = rows.clone().map(|row| self.spans(row)).max().unwrap_or(1);
+                let bytes = self.spec.heads * most * (self.spec.head_dim + 2) * size_of::<f32>();
+                let rows_max = if most > 1 { (SCRATCH_BYTES_MAX / bytes).max(1) } else { rows.len() };
+                for first in rows.clone().step_by(rows_max) {
+                    let chunk = first..(first + rows_max).min(rows.end);
+                    self.attend_chunk(&chunk, self.way(&chunk, role), Some(most));
+                }
+            }
+        }
+    }
+
+    /// What takes these rows: it depends on the card, the form of pages and the role; its tile on their number too.
+    fn way(&self, rows: &Range<usize>, role: Role) -> Way {
+        let (form, arch, runs) = (self.layer.form, self.gpu.attention_arch(), self.runs(rows));
+        let (is_hopper, is_prompt) = (arch == HOPPER_ARCH, role == Role::Prefill);
+        let columns = runs.iter().max().unwrap_or(&1) * self.spec.group();
+        let is_capped = self.spec.soft_cap.is_some();
+        if let Some(way) = self.cache.forced {
+            return way;
+        }
+        if is_hopper && is_prompt && self.spec.scale > 0.0 {
+            let tiles = PromptTile::all(form);
+            // Blocks of a cluster copy the same: what one run sees, where places are plain.
+            let can_share = runs.len() == 1 && !self.batch.is_tree(rows.start);
+            let is_shared = |tile: &&PromptTile| {
+                tile.cluster == 1 || can_share && self.tiles(tile.columns, rows.len(), of_all(&runs)) >= tile.cluster
+            };
+            if let Some(tile) = tiles.iter().rev().find(is_shared) {
+                return Way::Prompt(PromptTile { is_capped, ..*tile });
+            }
+        }
+        let spans = SpansTile::for_columns(form, columns).filter(|_| is_hopper);
+        let warps = || WarpsTile::for_columns(form, arch, columns);
+        match spans.map(|tile| Way::Spans(SpansTile { is_capped, ..tile })) {
+            Some(way) => way,
+            None => warps().map_or(Way::Plain, |tile| Way::Warps(WarpsTile { is_capped, ..tile })),
+        }
+    }
+
+    /// Prompt rows on Hopper.
+    fn attend_whole(&self, rows: &Range<usize>, tile: PromptTile) {
         let Task { gpu, layer, spec, .. } = *self;
-        let (form, runs) = (layer.form, self.runs(&rows));
-        let run = of_all(&runs);
-        // Blocks of a cluster copy the same: what one run sees, where places are plain.
-        let can_share = runs.len() == 1 && !self.batch.is_tree(rows.start);
-        let blocks_of = |tile: &PromptTile| self.tiles(tile.columns, rows.len(), run);
-        let is_shared = |tile: &&PromptTile| tile.cluster == 1 || can_share && blocks_of(tile) >= tile.cluster;
-        let tile = *tiles.iter().rev().find(is_shared).expect("a tile of one block");
-        let tile = PromptTile { is_capped: spec.soft_cap.is_some(), ..tile };
+        let (form, run) = (layer.form, of_all(&self.runs(rows)));
         let mut args = vec![Arg::Memory(&self.queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&layer.values)];
         args.extend([self.sinks.into(), Arg::Memory(&self.y.memory)]);
         args.extend([Arg::Memory(&self.step.rows), Arg::Memory(&self.step.lists)]);
         args.extend([rows.start, rows.len(), spec.heads, spec.kv_heads].map(Arg::U32));
         args.extend([layer.ring_pages.unwrap_or(0), self.window(), run].map(Arg::U32));
         args.extend([Arg::F32(spec.scale), Arg::F32(spec.soft_cap.unwrap_or(1.0))]);
-        let grid = [blocks_of(&tile).next_multiple_of(tile.cluster), 1, spec.kv_heads];
-        let launch = Launch { shared_bytes: tile.shared_bytes(form), ..blocks(grid, prompt::THREADS) };
+        let across = self.tiles(tile.columns, rows.len(), run).next_multiple_of(tile.cluster);
+        let launch =
+            Launch { shared_bytes: tile.shared_bytes(form), ..blocks([across, 1, spec.kv_heads], prompt::THREADS) };
         gpu.launch(Module::Prompt(form, tile), "prompt", launch, &args);
     }
 
@@ -248,19 +312,11 @@ impl Task<'_> {
         parts * tiles
     }
 
-    fn attend_in_spans(&self, rows: Range<usize>) {
-        let most = rows.clone().map(|row| self.spans(row)).max().unwrap_or(1);
-        let bytes = self.spec.heads * most * (self.spec.head_dim + 2) * size_of::<f32>();
-        let rows_max = if most > 1 { (SCRATCH_BYTES_MAX / bytes).max(1) } else { rows.len() };
-        for first in rows.clone().step_by(rows_max) {
-            self.attend_chunk(first..(first + rows_max).min(rows.end), most);
-        }
-    }
-
-    /// Rows that are taken at once, each of at most `stride` spans.
-    fn attend_chunk(&self, rows: Range<usize>, stride: usize) {
+    /// Rows that are taken at once, each cut into at most so many spans, or not at all.
+    fn attend_chunk(&self, rows: &Range<usize>, way: Way, spans: Option<usize>) {
         let Task { gpu, layer, spec, .. } = *self;
-        let (form, cells) = (layer.form, rows.len() * spec.heads * if stride > 1 { stride } else { 0 });
+        let (form, stride) = (layer.form, spans.unwrap_or(1));
+        let cells = rows.len() * spec.heads * if stride > 1 { stride } else { 0 };
         let parts = gpu.take(cells * spec.head_dim * size_of::<f32>());
         let stats = gpu.take(cells * 2 * size_of::<f32>());
         let (step_rows, lists) = (Arg::Memory(&self.step.rows), Arg::Memory(&self.step.lists));
@@ -269,27 +325,30 @@ impl Task<'_> {
         let mut args = vec![Arg::Memory(&self.queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&layer.values)];
         args.extend([Arg::Memory(&parts), Arg::Memory(&stats), self.sinks.into(), Arg::Memory(&self.y.memory)]);
         args.extend([step_rows, lists, first]);
-        let runs = self.runs(&rows);
-        let (tile, run) = (self.tile(&runs), of_all(&runs));
-        if tile.is_some() {
+        let run = of_all(&self.runs(rows));
+        if !matches!(way, Way::Plain) {
             args.push(Arg::U32(rows.len()));
         }
         args.extend([heads, Arg::U32(spec.kv_heads), ring, window, strides]);
         let (scale, cap) = (Arg::F32(spec.scale), Arg::F32(spec.soft_cap.unwrap_or(1.0)));
-        match tile {
-            Some(_) => args.extend([Arg::U32(run), scale, cap]),
-            None => args.extend([scale, Arg::U32(spec.soft_cap.is_some().into()), cap]),
-        }
-        match tile {
-            Some(tile) => {
-                // A tile's rows may begin a span apart, and see one more together.
-                let spans = stride + usize::from(spec.window.is_some());
-                let grid = [self.tiles(tile.columns, rows.len(), run), spans, spec.kv_heads];
+        // A tile's rows may begin a span apart, and see one more together.
+        let across = if spans.is_some() && spec.window.is_some() { stride + 1 } else { stride };
+        let grid = |columns| [self.tiles(columns, rows.len(), run), across, spec.kv_heads];
+        match way {
+            Way::Spans(tile) => {
+                args.extend([Arg::U32(run), scale, cap]);
                 let shared_bytes = tile.shared_bytes(form);
-                let launch = Launch { shared_bytes, ..blocks(grid, SpansTile::threads(form)) };
+                let launch = Launch { shared_bytes, ..blocks(grid(tile.columns), SpansTile::threads(form)) };
                 gpu.launch(Module::Spans(form, tile), "spans", launch, &args);
             }
-            None => {
+            Way::Warps(tile) => {
+                args.extend([Arg::U32(run), scale, cap, Arg::U32(spans.is_some().into())]);
+                let launch =
+                    Launch { shared_bytes: tile.shared_bytes(form), ..blocks(grid(tile.columns), tile.threads()) };
+                gpu.launch(Module::Warps(form, tile), "warps", launch, &args);
+            }
+            Way::Plain | Way::Prompt(_) => {
+                args.extend([scale, Arg::U32(spec.soft_cap.is_some().into()), cap]);
                 let launch = blocks([rows.len() * spec.heads, stride, 1], WARP);
                 gpu.launch(Module::Plain(form), "plain", launch, &args);
             }
@@ -300,16 +359,6 @@ impl Task<'_> {
             let grid = [rows.len() * spec.heads, spec.head_dim.div_ceil(MERGE_FEATURES), 1];
             gpu.launch(Module::Merge(form), "merge", blocks(grid, MERGE_THREADS), &args);
         }
-    }
-
-    /// The tile for the columns of these rows, where the card has the instructions and pages have the form for one.
-    fn tile(&self, runs: &[usize]) -> Option<SpansTile> {
-        if self.gpu.arch() != HOPPER_ARCH {
-            return None;
-        }
-        let columns = runs.iter().max().unwrap_or(&1) * self.spec.group();
-        let tile = self.cache.forced.or_else(|| SpansTile::for_columns(self.layer.form, columns));
-        tile.map(|tile| SpansTile { is_capped: self.spec.soft_cap.is_some(), ..tile })
     }
 
     fn window(&self) -> usize {

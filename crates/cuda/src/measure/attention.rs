@@ -8,7 +8,7 @@ use tessera_ops::{
 use super::median;
 use crate::{
     CudaDevice, KvPages,
-    attention::SpansTile,
+    attention::{SpansTile, Way, warps::WarpsTile},
     kernels::{Module, Pages},
     roles::Roles,
     tensor::Tensor,
@@ -37,6 +37,7 @@ pub struct AttentionSubject<'a> {
     device: &'a CudaDevice,
     spec: Attention,
     layers: usize,
+    format: KvFormat,
     cache: KvPages,
 }
 
@@ -70,10 +71,10 @@ fn batch(tokens: usize, rows: usize) -> Batch {
 fn fill<D: Device>(
     device: &D,
     tensor: &dyn Fn(usize, &[f32]) -> D::Tensor,
-    (spec, layers): (&Attention, usize),
+    (spec, layers, format): (&Attention, usize, KvFormat),
     tokens: usize,
 ) -> Result<D::KvCache, Error> {
-    let layout = KvLayout::new(vec![KvEntry::pairs(spec.kv_heads, spec.head_dim); layers], KvFormat::F16);
+    let layout = KvLayout::new(vec![KvEntry::pairs(spec.kv_heads, spec.head_dim); layers], format);
     let mut cache = device.kv_cache(&layout, tokens.div_ceil(PAGE_TOKENS), 0)?;
     let width = spec.kv_heads * spec.head_dim;
     for first in (0..tokens).step_by(STORED_ROWS) {
@@ -88,14 +89,19 @@ fn fill<D: Device>(
 }
 
 impl<'a> AttentionSubject<'a> {
-    /// Fills a cache with `tokens` tokens.
+    /// Fills a cache of a format with `tokens` tokens.
     ///
     /// # Errors
     /// If there is no room for it.
-    pub fn new(device: &'a CudaDevice, spec: Attention, tokens: usize) -> Result<AttentionSubject<'a>, Error> {
-        let layers = COLD_BYTES.div_ceil(kv_bytes(&spec, tokens)).max(2);
-        let cache = fill(device, &|rows, values| device.sent_rows(rows, values), (&spec, layers), tokens)?;
-        Ok(AttentionSubject { device, spec, layers, cache })
+    pub fn new(
+        device: &'a CudaDevice,
+        spec: Attention,
+        format: KvFormat,
+        tokens: usize,
+    ) -> Result<AttentionSubject<'a>, Error> {
+        let layers = COLD_BYTES.div_ceil(kv_bytes(&spec, format, tokens)).max(2);
+        let cache = fill(device, &|rows, values| device.sent_rows(rows, values), (&spec, layers, format), tokens)?;
+        Ok(AttentionSubject { device, spec, layers, format, cache })
     }
 
     /// Attends decode rows in a tile from now on.
@@ -103,11 +109,28 @@ impl<'a> AttentionSubject<'a> {
     /// # Errors
     /// If its kernels do not compile.
     pub fn force_tile(&mut self, columns: usize, resident: usize) -> Result<(), Error> {
-        let pages = Pages { head_dim: self.spec.head_dim, format: KvFormat::F16 };
+        let pages = self.pages();
         let tile = SpansTile::with_ring(pages, columns, resident);
         self.device.gpu().prepare(&[Module::Spans(pages, tile)])?;
-        self.cache.forced = Some(tile);
+        self.cache.forced = Some(Way::Spans(tile));
         Ok(())
+    }
+
+    /// Attends rows on the matrix instructions of warps from now on, in the tile that takes so many columns. Whether there is one.
+    ///
+    /// # Errors
+    /// If its kernels do not compile.
+    pub fn force_warps(&mut self, columns: usize) -> Result<bool, Error> {
+        let (pages, gpu) = (self.pages(), self.device.gpu());
+        let tile = WarpsTile::all(pages, gpu.attention_arch()).into_iter().find(|t| t.columns == columns);
+        let Some(tile) = tile else { return Ok(false) };
+        gpu.prepare(&[Module::Warps(pages, tile)])?;
+        self.cache.forced = Some(Way::Warps(tile));
+        Ok(true)
+    }
+
+    fn pages(&self) -> Pages {
+        Pages { head_dim: self.spec.head_dim, format: self.format }
     }
 
     /// Measures `rows` rows of one sequence that sees `tokens` tokens.
@@ -128,7 +151,13 @@ impl<'a> AttentionSubject<'a> {
         let us = median(device.gpu(), SAMPLES, LAUNCHES, &attend)?;
         let pairs: usize = (tokens - rows..tokens).map(|position| position + 1).sum();
         let operations = 4.0 * pairs as f64 * (self.spec.heads * self.spec.head_dim) as f64;
-        Ok(MeasuredAttention { us, kv_bytes: kv_bytes(&self.spec, tokens), operations, error, rows_differ })
+        Ok(MeasuredAttention {
+            us,
+            kv_bytes: kv_bytes(&self.spec, self.format, tokens),
+            operations,
+            error,
+            rows_differ,
+        })
     }
 
     fn queries(&self, rows: usize, first: usize, role: Role) -> Tensor {
@@ -168,7 +197,7 @@ impl<'a> AttentionSubject<'a> {
             width: values.len() / rows.max(1),
             values: values.iter().map(|v| f64::from(*v)).collect(),
         };
-        let cache = fill(&Float64Device, &tensor, (&spec, 1), tokens)?;
+        let cache = fill(&Float64Device, &tensor, (&spec, 1, self.format), tokens)?;
         let want = Float64Device.attention(&tensor(rows, &numbers(rows * width, 5)), &cache, &spec, None, &batch);
         let square = |v: f64| v * v;
         let off: f64 = got.iter().zip(&want.values).map(|(g, w)| square(f64::from(*g) - w)).sum();
@@ -176,6 +205,6 @@ impl<'a> AttentionSubject<'a> {
     }
 }
 
-fn kv_bytes(spec: &Attention, tokens: usize) -> usize {
-    2 * tokens * spec.kv_heads * KvFormat::F16.head_bytes(spec.head_dim)
+fn kv_bytes(spec: &Attention, format: KvFormat, tokens: usize) -> usize {
+    2 * tokens * spec.kv_heads * format.head_bytes(spec.head_dim)
 }

@@ -1,5 +1,5 @@
 //! What only a card can show: every op at every edge, to the last bit. A machine without one must say so, and what to do.
-//! `TESSERA_AUDIT_OP` names one op, of which a brief audit is made: for a card that is emulated.
+//! `TESSERA_AUDIT_OP` names one op, of which a brief audit is made, for a card that is emulated; a whole one with TESSERA_SWEEP=1.
 
 use tessera_cuda::{Cache, OpenError, audit};
 use tessera_ops::audit::{Op, Settings};
@@ -17,7 +17,8 @@ fn a_card_gives_the_reference_s_bits_or_is_missed_in_words() {
     };
     let named = std::env::var("TESSERA_AUDIT_OP").ok();
     let op = named.map(|name| Op::ALL.into_iter().find(|op| op.name() == name).expect("an op of this name"));
-    let settings = Settings { edges: audit::all_edges(&variants), op, brief: op.is_some(), ..Settings::default() };
+    let brief = op.is_some() && std::env::var_os("TESSERA_SWEEP").is_none();
+    let settings = Settings { edges: audit::all_edges(&variants), op, brief, ..Settings::default() };
     let report = tessera_ops::audit::audit(&settings, &variants, &mut |_| {});
     for (row, failure) in report.failures() {
         println!("{} {}: {} of {} cases, first {failure:?}", row.op, row.format, row.failed, row.cases);
