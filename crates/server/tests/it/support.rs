@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tessera_engine::{
     ChatFormat, ChatTemplate, Checkpoint, Config, Error, LanguageModel, LoadOptions, Sequences, Tokenizer, models,
     serving::{Engine, EngineHandle, MonotonicClock, Options},
-    state::Owner,
+    state::{Identity, Owner},
     synth::{self, Spec},
 };
 use tessera_formats::{Gguf, gguf::Value as Entry};
@@ -135,8 +135,8 @@ impl LanguageModel for Slow {
     fn forward_hidden(&mut self, batch: &Batch, logits: &mut Vec<f32>, hidden: &mut Vec<f32>) -> Result<(), Error> {
         self.0.forward_hidden(batch, logits, hidden)
     }
-    fn owner(&self) -> Result<Owner, Error> {
-        self.0.owner()
+    fn owner(&self, identity: &Identity) -> Result<Owner, Error> {
+        self.0.owner(identity)
     }
     fn read_page(&self, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
         self.0.read_page(page, out)
