@@ -71,6 +71,8 @@ pub enum Module {
     StoreRows(RowForm),
     /// Rows made of inputs.
     Compress(RowForm),
+    /// Rows of f16 and what is made of inputs, at once, and queries.
+    Arrive,
     /// Scores of compressed rows, for their choice.
     IndexScores(RowForm),
     /// The highest of them.
@@ -183,6 +185,7 @@ const EXPAND: (&str, &str) = source!("matmul/expand.cuh");
 const HEADS_OF_ROWS: (&str, &str) = source!("rope/heads.cuh");
 const PAGES: (&str, &str) = source!("attention/pages.cuh");
 const ROUNDING: (&str, &str) = source!("rounding/rounding.cuh");
+const COMPRESS: (&str, &str) = source!("latent/compress.cuh");
 const ROWS: (&str, &str) = source!("latent/rows.cuh");
 const SIGHT: (&str, &str) = source!("latent/sight.cuh");
 const TILES: (&str, &str) = source!("attention/tiles.cuh");
@@ -221,7 +224,7 @@ impl Module {
                 all.extend(warps.map(|tile| Module::Warps(pages, tile)).collect::<HashSet<_>>());
             }
         }
-        all.push(Module::Select);
+        all.extend([Module::Select, Module::Arrive]);
         all
     }
 
@@ -251,6 +254,7 @@ impl Module {
             Module::Merge(_) => "merge",
             Module::StoreRows(_) => "store_rows",
             Module::Compress(_) => "compress",
+            Module::Arrive => "arrive",
             Module::IndexScores(_) => "index_scores",
             Module::Select => "select",
             Module::Latent(_) => "latent",
@@ -286,6 +290,7 @@ impl Module {
             Module::Merge(_) => &["merge"],
             Module::StoreRows(_) => &["store_rows"],
             Module::Compress(_) => &["compress"],
+            Module::Arrive => &["arrive"],
             Module::IndexScores(_) => &["index_scores"],
             Module::Select => &["select"],
             Module::Latent(_) => &["latent_scores", "latent_weights", "latent_values"],
@@ -358,7 +363,8 @@ impl Module {
             Module::Plain(_) => vec![COMMON, STEP, PAGES, WEIGHTS, PARTS, source!("attention/plain.cu")],
             Module::Merge(_) => vec![COMMON, STEP, WEIGHTS, PARTS, source!("attention/merge.cu")],
             Module::StoreRows(_) => vec![COMMON, BLOCK, STEP, ROWS, source!("latent/store.cu")],
-            Module::Compress(_) => vec![COMMON, BLOCK, STEP, ROWS, ROUNDING, source!("latent/compress.cu")],
+            Module::Compress(_) => vec![COMMON, BLOCK, STEP, ROWS, ROUNDING, COMPRESS, source!("latent/compress.cu")],
+            Module::Arrive => vec![COMMON, BLOCK, CODES, STEP, ROUNDING, COMPRESS, source!("latent/arrive.cu")],
             Module::IndexScores(_) => vec![COMMON, BLOCK, STEP, ROWS, source!("latent/index.cu")],
             Module::Select => vec![COMMON, STEP, source!("latent/select.cu")],
             Module::Latent(_) => vec![COMMON, BLOCK, STEP, ROWS, SIGHT, source!("latent/attend.cu")],
@@ -401,6 +407,7 @@ impl Module {
             }
             Module::Compress(form) => form.constants(form.width.next_multiple_of(WARP)),
             Module::Select => vec![("THREADS", latent::SELECT_THREADS)],
+            Module::Arrive => vec![("THREADS", latent::ARRIVE_THREADS), ("NUMBERS", latent::ARRIVE_NUMBERS)],
             Module::Route => vec![("THREADS", LIST_THREADS), ("FEW", FEW_TOKENS)],
             Module::Rounding => vec![("MOST", ROUNDED_MAX)],
             Module::Streams => vec![("STREAMS_MAX", STREAMS_MAX)],

@@ -60,6 +60,10 @@ pub(crate) const COMPRESSED_MAX: usize = ROUNDED_MAX;
 pub(crate) const INDEX_THREADS: usize = 256;
 const INDEX_KEYS: usize = 64;
 
+/// Threads of a block of what comes before attention, and the numbers that it holds.
+pub(crate) const ARRIVE_THREADS: usize = 512;
+pub(crate) const ARRIVE_NUMBERS: usize = 2048;
+
 /// All kernels over rows of a form.
 pub(crate) fn modules(form: RowForm) -> Vec<Module> {
     let mut all = vec![Module::StoreRows(form)];

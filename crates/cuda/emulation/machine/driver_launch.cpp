@@ -67,6 +67,10 @@ Result check(const Launch& launch) {
 // What goes wrong in a kernel is told by the next call.
 void run_now(const Launch& launch) {
     if (settings().fail == launch.function->name) return lose("an illegal memory access was encountered");
+    if (settings().trace) {
+        fprintf(stderr, "launch %s %u,%u,%u of %u\n", launch.function->name.c_str(), launch.grid.x, launch.grid.y, launch.grid.z,
+                launch.block.x);
+    }
     std::string failure = run(launch);
     if (!failure.empty()) lose(failure);
 }

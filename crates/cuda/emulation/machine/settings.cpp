@@ -21,6 +21,8 @@ static Settings read() {
             all.memory = std::stoull(value);
         } else if (name == "fail") {
             all.fail = value;
+        } else if (name == "trace") {
+            all.trace = value == "1";
         } else if (name == "workers") {
             all.workers = static_cast<unsigned>(std::stoul(value));
         } else {

@@ -1,4 +1,4 @@
-// What the card is like, and where it fails, by the variable EMULATED_CARD: `cards=1,capability=8.0,memory=8589934592,fail=codes`.
+// What the card is like, and where it fails, by the variable EMULATED_CARD: `cards=1,capability=8.0,memory=8589934592,fail=codes,trace=1`.
 #pragma once
 #include <cstddef>
 #include <string>
@@ -11,6 +11,8 @@ struct Settings {
     size_t memory = size_t{8} << 30;
     // Launches of this kernel fail.
     std::string fail;
+    // Each launch is told.
+    bool trace = false;
     // Threads that run blocks; 0: one a core.
     unsigned workers = 0;
 };

@@ -24,18 +24,18 @@ pub(super) mod norm {
 }
 
 /// Parameters of `kernels/rope/rope.cu`.
-mod rope {
-    pub(super) const X: usize = 0;
-    pub(super) const Y: usize = 1;
-    pub(super) const WEIGHT: usize = 2;
-    pub(super) const ANGLES: usize = 3;
-    pub(super) const HEADS: usize = 4;
-    pub(super) const HEAD_DIM: usize = 5;
+pub(super) mod rope {
+    pub(in crate::queue) const X: usize = 0;
+    pub(in crate::queue) const Y: usize = 1;
+    pub(in crate::queue) const WEIGHT: usize = 2;
+    pub(in crate::queue) const ANGLES: usize = 3;
+    pub(in crate::queue) const HEADS: usize = 4;
+    pub(in crate::queue) const HEAD_DIM: usize = 5;
     /// The first feature that turns, pairs, and the way.
-    pub(super) const TURN: [usize; 3] = [6, 7, 8];
-    pub(super) const EPSILON: usize = 9;
+    pub(in crate::queue) const TURN: [usize; 3] = [6, 7, 8];
+    pub(in crate::queue) const EPSILON: usize = 9;
     /// Codes, scales and minima of what is turned.
-    pub(super) const CODES: [usize; 3] = [10, 11, 12];
+    pub(in crate::queue) const CODES: [usize; 3] = [10, 11, 12];
 }
 
 /// Parameters of `kernels/quantize/quantize.cu`.

@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod heads;
+mod latent;
 mod streams;
 
 /// Launches that are held back at most, right after the host waited for the card, which has nothing to do then; and at most at all.
@@ -26,7 +27,7 @@ const GRAPH_CALLS_MIN: usize = 6;
 const KNOWN_MAX: usize = 512;
 
 /// Parameters of a kernel, at most.
-pub(crate) const ARGS_MAX: usize = 32;
+pub(crate) const ARGS_MAX: usize = 56;
 
 /// A launch with all that it takes.
 #[derive(Clone, Debug, PartialEq)]
@@ -90,7 +91,8 @@ impl Queue {
             None => self.held.push(call),
         }
         // Where stages are timed, what belongs to several stays apart.
-        if let Some((all, count)) = streams::connected(&self.held[self.marked()..], find) {
+        let last = &self.held[self.marked()..];
+        if let Some((all, count)) = streams::connected(last, find).or_else(|| latent::arrived(last, find)) {
             self.held.truncate(self.held.len() - count);
             self.held.push(all);
         }
@@ -104,7 +106,8 @@ impl Queue {
 
     /// Takes out what is sent: all, or where more may come all but what may become one with it.
     fn sent(&mut self, but_last: bool) -> Vec<Call> {
-        let open = if but_last { streams::open(&self.held).max(1).min(self.held.len()) } else { 0 };
+        let open = streams::open(&self.held).max(latent::open(&self.held)).max(1).min(self.held.len());
+        let open = if but_last { open } else { 0 };
         let rest = self.held.split_off(self.held.len() - open);
         std::mem::replace(&mut self.held, rest)
     }

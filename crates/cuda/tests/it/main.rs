@@ -1,5 +1,6 @@
 //! Tests from the outside.
 
+mod arrived;
 mod best;
 mod card;
 mod connected;

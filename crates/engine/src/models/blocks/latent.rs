@@ -137,8 +137,8 @@ impl<D: Device> LatentSelfAttention<D> {
         cache: &mut D::KvCache,
         batch: &Batch,
     ) -> D::Tensor {
-        let (query, mut row, weights) = self.projected(ops, x, cache, batch);
-        row = ops.rms_norm(&row, &self.row_norm, self.epsilon);
+        let Projected { query, row, weights, inputs: _inputs } = self.projected(ops, x, cache, batch);
+        let mut row = ops.rms_norm(&row, &self.row_norm, self.epsilon);
         ops.rotate(&mut row, &self.rotation, angles);
         if let Some(rounding) = self.rounding {
             ops.round(&mut row, self.spec.head_dim, rounding);
@@ -162,37 +162,41 @@ impl<D: Device> LatentSelfAttention<D> {
         y
     }
 
-    /// What is projected from the block's input: narrow queries, rows, and where there is an indexer the weights of its heads.
-    /// Inputs of compressors are stored.
-    fn projected(
-        &self,
-        ops: &D,
-        x: &D::Tensor,
-        cache: &mut D::KvCache,
-        batch: &Batch,
-    ) -> (D::Tensor, D::Tensor, Option<D::Tensor>) {
-        let mut store = |of: &CompressedInput<D>, input: D::Tensor| {
-            ops.store_rows(cache, of.compressor.inputs, &input, batch);
+    /// What is projected from the block's input. Inputs of compressors are stored.
+    fn projected(&self, ops: &D, x: &D::Tensor, cache: &mut D::KvCache, batch: &Batch) -> Projected<D> {
+        let mut store = |of: &CompressedInput<D>, input: &D::Tensor| {
+            ops.store_rows(cache, of.compressor.inputs, input, batch);
         };
         match &self.compressed {
             None => {
                 let [query, row] = ops.project(x, [&self.query_down, &self.row]);
-                (query, row, None)
+                Projected { query, row, weights: None, inputs: vec![] }
             }
             Some(Compressed { rows, indexer: None }) => {
                 let [query, row, input] = ops.project(x, [&self.query_down, &self.row, &rows.input]);
-                store(rows, input);
-                (query, row, None)
+                store(rows, &input);
+                Projected { query, row, weights: None, inputs: vec![input] }
             }
             Some(Compressed { rows, indexer: Some(indexer) }) => {
                 let all = [&self.query_down, &self.row, &rows.input, &indexer.keys.input, &indexer.weights];
                 let [query, row, input, key, weights] = ops.project(x, all);
-                store(rows, input);
-                store(&indexer.keys, key);
-                (query, row, Some(weights))
+                store(rows, &input);
+                store(&indexer.keys, &key);
+                Projected { query, row, weights: Some(weights), inputs: vec![input, key] }
             }
         }
     }
+}
+
+/// What is projected from a block's input.
+struct Projected<D: Device> {
+    /// Narrow queries, and rows.
+    query: D::Tensor,
+    row: D::Tensor,
+    /// Of an indexer's heads.
+    weights: Option<D::Tensor>,
+    /// What compressors take. It is kept while the block runs, so that a device that does several things at once writes elsewhere.
+    inputs: Vec<D::Tensor>,
 }
 
 impl<D: Device> CompressedInput<D> {

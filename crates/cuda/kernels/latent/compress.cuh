@@ -1,0 +1,111 @@
+// How compressed rows are made; crates/ops/src/numerics.rs. A block has a row of the step, which has work where its token completes a
+// compressed row: one thread a feature of that.
+
+// Sine and cosine of an angle, in f64 by plain products and sums; math.rs, `sin_cos`.
+DEVICE double polynomial(double z, double a, double b, double c, double d, double e, double f) {
+    return ((((a * z + b) * z + c) * z + d) * z + e) * z + f;
+}
+DEVICE float2 cosine_and_sine(double angle) {
+    // Rounds to the nearest whole number, ties to even, below 2^51.
+    const double magic = 6755399441055744.0;
+    const double n = (angle * 0.63661977236758134308 + magic) - magic;
+    const double r = ((angle - n * 1.5707963267341256) - n * 6.077100506303966e-11) - n * 2.0222662487959506e-21;
+    const double z = r * r;
+    const double sine = r + r * z * polynomial(z, 1.0 / 6227020800.0, -1.0 / 39916800.0, 1.0 / 362880.0, -1.0 / 5040.0, 1.0 / 120.0,
+                                               -1.0 / 6.0);
+    const double cosine = 1.0 + z * polynomial(z, 1.0 / 479001600.0, -1.0 / 3628800.0, 1.0 / 40320.0, -1.0 / 720.0, 1.0 / 24.0, -0.5);
+    const u32 quarter = (u32)((long long)n & 3);
+    const double c = quarter & 1 ? (quarter == 1 ? -sine : sine) : (quarter == 0 ? cosine : -cosine);
+    const double s = quarter & 1 ? (quarter == 1 ? cosine : -cosine) : (quarter == 0 ? sine : -sine);
+    return make_float2((float)c, (float)s);
+}
+
+// The factor of the norm of numbers in shared memory, which the first 16 threads add up.
+DEVICE void norm_of_block(const float* numbers, u32 width, float epsilon, float* inverse) {
+    if (threadIdx.x < 32) {
+        float lane = 0.0f;
+        if (threadIdx.x < 16) {
+#pragma unroll 8
+            for (u32 i = threadIdx.x; i < width; i += 16) lane = fma(numbers[i], numbers[i], lane);
+        }
+        const float mean = add_lanes(lane) / (float)width;
+        if (threadIdx.x == 0) *inverse = 1.0f / __fsqrt_rn(mean + epsilon);
+    }
+    __syncthreads();
+}
+
+// What rows are compressed from, and how.
+struct Compression {
+    // Rows of (values, scores), `input_width` each: those that are kept, in rings or pages, and those of the step, or none, where all are
+    // kept.
+    float* inputs;
+    const float* fresh;
+    // (ratio, input_width)
+    const float* ape;
+    // (width)
+    const float* norm;
+    const double* frequencies;
+    u32 width, input_width, ring, ratio, overlap, pairs, interleaved;
+    float magnitude, epsilon;
+    // 0 none, 1 E4M3 of `rounded` features, 2 Hadamard and E2M1.
+    u32 rounding, rounded;
+    float hadamard_factor;
+
+    DEVICE_MEMBER float* kept(const Step& step, u32 row, u32 position) const {
+        const u32 place = step.place(row, position);
+        return inputs + ((u64)step.page(row, place, ring) * PAGE + place % PAGE) * 2 * input_width;
+    }
+    // Of a token that a row of the step sees.
+    DEVICE_MEMBER const float* input(const Step& step, u32 row, u32 position) const {
+        const u32 back = step.position(row) - position;
+        if (fresh && back <= row - step.run_start(row)) return fresh + (u64)(row - back) * 2 * input_width;
+        return kept(step, row, position);
+    }
+
+    // The mean of a row's tokens, feature `d`.
+    DEVICE_MEMBER float mean(const Step& step, u32 row, u32 d, u32 first) const {
+        const u32 start = overlap && first >= ratio ? first - ratio : first;
+        float highest = __uint_as_float(0xff800000u), total = 0.0f, sum = 0.0f;
+#pragma unroll 4
+        for (u32 position = start; position < first + ratio; position++) {
+            const u32 column = (overlap && position >= first ? width : 0) + d;
+            const float score = input(step, row, position)[input_width + column] + ape[position % ratio * input_width + column];
+            highest = score > highest ? score : highest;
+        }
+#pragma unroll 4
+        for (u32 position = start; position < first + ratio; position++) {
+            const u32 column = (overlap && position >= first ? width : 0) + d;
+            const float* of_token = input(step, row, position);
+            const float score = of_token[input_width + column] + ape[position % ratio * input_width + column];
+            const float weight = canonical_exp(score - highest);
+            total = total + weight;
+            sum = fma(weight, of_token[column], sum);
+        }
+        return sum / total;
+    }
+
+    // Number `threadIdx.x` of the row that ends with a row of the step, whose first token is `first`. `numbers` has a place a thread, `sizes`
+    // one a warp, `inverse` one.
+    DEVICE_MEMBER float number(const Step& step, u32 row, u32 first, float* numbers, float* sizes, float* inverse) const {
+        const u32 t = threadIdx.x;
+        numbers[t] = t < width ? mean(step, row, t, first) : 0.0f;
+        __syncthreads();
+        norm_of_block(numbers, width, epsilon, inverse);
+        if (t < width) numbers[t] = (numbers[t] * *inverse) * norm[t];
+        __syncthreads();
+        if (t < pairs) {
+            float2 turn = cosine_and_sine((double)first * frequencies[t]);
+            turn = make_float2(turn.x * magnitude, turn.y * magnitude);
+            float* features = numbers + width - 2 * pairs;
+            float* one = features + (interleaved ? 2 * t : t);
+            float* other = features + (interleaved ? 2 * t + 1 : t + pairs);
+            const float a = *one, b = *other;
+            *one = fma(a, turn.x, -(b * turn.y));
+            *other = fma(b, turn.x, a * turn.y);
+        }
+        __syncthreads();
+        const float v = numbers[t];
+        if (rounding == 1) return rounded_to_fp8(v, rounded, sizes);
+        return rounding == 2 ? turned_to_fp4(v, width, hadamard_factor, numbers) : v;
+    }
+};
