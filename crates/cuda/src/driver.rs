@@ -290,7 +290,11 @@ impl Gpu {
             let loaded = if module.runs_on(&self.arch) { self.module(module)? } else { return None };
             loaded.functions.first().map(|(_, function)| function.handle)
         };
-        if queue.push(call, &find) {
+        let is_full = match self.launching {
+            Launching::Apart => queue.hold(call),
+            _ => queue.push(call, &find),
+        };
+        if is_full {
             self.send_held(&mut queue, true);
         }
     }

@@ -39,7 +39,9 @@ pub enum OpenError {
         reason: String,
     },
     /// A way to launch kernels that does not exist.
-    #[error("TESSERA_CUDA_LAUNCHES is {value:?}; there are graphs, single and serial: set one, or none for graphs")]
+    #[error(
+        "TESSERA_CUDA_LAUNCHES is {value:?}; there are graphs, apart, single and serial: set one, or none for graphs"
+    )]
     Launches {
         /// What was asked for.
         value: String,

@@ -361,7 +361,7 @@ impl Module {
                 [&[COMMON][..], &own].concat()
             }
             Module::Plain(_) => vec![COMMON, STEP, PAGES, WEIGHTS, PARTS, source!("attention/plain.cu")],
-            Module::Merge(_) => vec![COMMON, STEP, WEIGHTS, PARTS, source!("attention/merge.cu")],
+            Module::Merge(_) => vec![COMMON, BLOCK, CODES, STEP, WEIGHTS, PARTS, source!("attention/merge.cu")],
             Module::StoreRows(_) => vec![COMMON, BLOCK, STEP, ROWS, source!("latent/store.cu")],
             Module::Compress(_) => vec![COMMON, BLOCK, STEP, ROWS, ROUNDING, COMPRESS, source!("latent/compress.cu")],
             Module::Arrive => vec![COMMON, BLOCK, CODES, STEP, ROUNDING, COMPRESS, source!("latent/arrive.cu")],
@@ -369,7 +369,7 @@ impl Module {
             Module::Select => vec![COMMON, STEP, source!("latent/select.cu")],
             Module::Latent(_) => vec![COMMON, BLOCK, STEP, ROWS, SIGHT, source!("latent/attend.cu")],
             Module::LatentSpans(_) => {
-                let own = [STEP, ROWS, SIGHT, WEIGHTS, QUERY, source!("latent/spans.cu")];
+                let own = [CODES, STEP, ROWS, SIGHT, WEIGHTS, QUERY, source!("latent/spans.cu")];
                 [&[COMMON, BLOCK, HOPPER, WGMMA][..], &own].concat()
             }
         }

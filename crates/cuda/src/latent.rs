@@ -335,6 +335,8 @@ fn attend_in_spans(
         if stride > 1 {
             let mut args = vec![parts, stats, sinks, y, sight.selected];
             args.extend(sight.step.into_iter().chain(chunk).chain(sight.seen).chain(cut));
+            // Places for what the queue joins with it: a rotation, and codes.
+            args.extend([Arg::Null, Arg::U32(0), Arg::U32(0), Arg::U32(0), Arg::Null, Arg::Null, Arg::Null]);
             gpu.launch(module, "latent_merge", blocks([count * heads, 1, 1], SPANS_THREADS), &args);
         }
     }

@@ -21,12 +21,16 @@ const NORMED_EACH: usize = 4;
 /// Threads of a block that norms, at most.
 const NORM_THREADS_MAX: usize = 1024;
 
+/// Wider rows are not coded by the one block that norms them.
+const CODED_MAX: usize = 8192;
+
 /// Runs up to this length are normed in shared memory.
 const SHARED_RUN_MAX: usize = 24 << 10;
 
 pub(crate) fn rms_norm(gpu: &Arc<Gpu>, x: &Tensor, weight: &Memory, width: usize, epsilon: f32) -> Tensor {
     assert!(width > 0 && x.width.is_multiple_of(width), "a row is whole runs of the weight's length");
-    let y = if width == x.width { Tensor::coded_like(gpu, x, width) } else { Tensor::like(gpu, x, x.width) };
+    let is_coded = width == x.width && width <= CODED_MAX;
+    let y = if is_coded { Tensor::coded_like(gpu, x, width) } else { Tensor::like(gpu, x, x.width) };
     let threads = width.div_ceil(NORMED_EACH).next_multiple_of(WARP).min(NORM_THREADS_MAX);
     let is_shared = width <= SHARED_RUN_MAX;
     let mut args = vec![Arg::Memory(&x.memory), Arg::Null, Arg::Memory(weight), Arg::Memory(&y.memory)];

@@ -1,6 +1,7 @@
 // Attention, the last part: the spans of each row whose tokens are in more than one.
 //
-// A block is a row's query head and 64 of its numbers. Warp w adds spans w, w + 8, … in order; the eight sums are added in order.
+// A block is a row's query head and 64 of its numbers. Warp w adds spans w, w + 8, … in order; the eight sums are added in order. Where the
+// queue has joined that, codes of the result come last, also of rows of one span (quantize.cu); heads are whole blocks then.
 
 #define WARPS 8
 #define FEATURES 64
@@ -12,14 +13,25 @@ DEVICE float2 pair_at(const float* at, u32 feature) {
 }
 
 KERNEL __launch_bounds__(WARPS * 32) merge(const float* parts, const float2* stats, const float* sinks, float* y, const u32* rows,
-                                           const u32* lists, u32 first, u32 heads, u32 window, u32 stride) {
+                                           const u32* lists, u32 first, u32 heads, u32 window, u32 stride, u8* codes,
+                                           uint2* scales, float4* minima) {
     begin_in_turn();
     __shared__ float2 sums[WARPS][FEATURES / 2];
     __shared__ float totals[WARPS];
+    __shared__ __align__(8) float result[FEATURES];
     const Step step = {rows, lists};
     const u32 row = blockIdx.x / heads, head = blockIdx.x % heads, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 count = Cut(window).count(seen_by(step, first + row, window));
-    if (count == 1) return;
+    const CodesOut coded = {codes, scales, minima};
+    auto code = [&](float v) {
+        const u64 block = (head * HEAD_DIM + blockIdx.y * FEATURES) / 32 + warp;
+        put_codes(quantized(v), lane, codes_place(first + row, block, heads * HEAD_DIM / 32), coded);
+    };
+    if (count == 1) {
+        if (codes && warp < FEATURES / 32)
+            code(y[((u64)(first + row) * heads + head) * HEAD_DIM + blockIdx.y * FEATURES + warp * 32 + lane]);
+        return;
+    }
     const u64 at = (u64)blockIdx.x * stride;
     float highest = sinks ? sinks[head] * LOG2_E : minus_infinity();
     for (u32 i = lane; i < count; i += 32) highest = larger(highest, stats[at + i].x);
@@ -42,17 +54,23 @@ KERNEL __launch_bounds__(WARPS * 32) merge(const float* parts, const float2* sta
     sums[warp][lane] = sum;
     if (lane == 0) totals[warp] = total;
     __syncthreads();
-    if (warp > 0) return;
-    total = sinks ? exp2_near(sinks[head] * LOG2_E - highest + WEIGHT_BITS) : 0.0f;
-    sum = {0.0f, 0.0f};
+    if (warp == 0) {
+        total = sinks ? exp2_near(sinks[head] * LOG2_E - highest + WEIGHT_BITS) : 0.0f;
+        sum = {0.0f, 0.0f};
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) {
-        sum.x = sum.x + sums[w][lane].x;
-        sum.y = sum.y + sums[w][lane].y;
-        total = total + totals[w];
+        for (int w = 0; w < WARPS; w++) {
+            sum.x = sum.x + sums[w][lane].x;
+            sum.y = sum.y + sums[w][lane].y;
+            total = total + totals[w];
+        }
+        float* out = y + ((u64)(first + row) * heads + head) * HEAD_DIM + feature;
+        const float factor = total == 0.0f ? 0.0f : 1.0f / total;
+        sum = {sum.x * factor, sum.y * factor};
+        if (feature < HEAD_DIM) out[0] = sum.x;
+        if (feature + 1 < HEAD_DIM) out[1] = sum.y;
+        *(float2*)&result[lane * 2] = sum;
     }
-    float* out = y + ((u64)(first + row) * heads + head) * HEAD_DIM + feature;
-    const float factor = total == 0.0f ? 0.0f : 1.0f / total;
-    if (feature < HEAD_DIM) out[0] = sum.x * factor;
-    if (feature + 1 < HEAD_DIM) out[1] = sum.y * factor;
+    if (!codes) return;
+    __syncthreads();
+    if (warp < FEATURES / 32) code(result[warp * 32 + lane]);
 }

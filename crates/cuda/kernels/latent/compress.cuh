@@ -84,8 +84,8 @@ struct Compression {
         return sum / total;
     }
 
-    // Number `threadIdx.x` of the row that ends with a row of the step, whose first token is `first`. `numbers` has a place a thread, `sizes`
-    // one a warp, `inverse` one.
+    // Number `threadIdx.x` of the row that ends with a row of the step, whose first token is `first`. `numbers` has a place a thread,
+    // `sizes` one a warp, `inverse` one.
     DEVICE_MEMBER float number(const Step& step, u32 row, u32 first, float* numbers, float* sizes, float* inverse) const {
         const u32 t = threadIdx.x;
         numbers[t] = t < width ? mean(step, row, t, first) : 0.0f;

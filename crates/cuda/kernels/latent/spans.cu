@@ -213,26 +213,53 @@ KERNEL __launch_bounds__(THREADS, 1) latent_spans(const float* queries, const u8
     }
 }
 
-// The spans of each row that has several, in order, behind its sink. One block a row and a head; one thread a feature.
+// The spans of each row that has several, in order, behind its sink. One block a row and a head; one thread a feature. Where the queue has
+// joined that, results are turned by the angles of their rows (rope.cu), and their codes come last (quantize.cu), also of rows of one span.
 KERNEL __launch_bounds__(THREADS) latent_merge(const float* parts, const float2* stats, const float* sinks, float* y,
                                                const u32* selected, const u32* rows, const u32* lists, u32 first, u32 heads,
-                                               u32 window, u32 ratio, u32 top_k, u32 stride, u32 span_pages) {
+                                               u32 window, u32 ratio, u32 top_k, u32 stride, u32 span_pages, const float* angles,
+                                               u32 first_feature, u32 pairs, u32 way, u8* codes, uint2* scales, float4* minima) {
+    __shared__ float result[WIDTH];
     begin_in_turn();
     const Sight sight = {{rows, lists}, 0, 0, selected, 0, window, ratio, top_k};
     const u32 row = blockIdx.x / heads, head = blockIdx.x % heads, pages = sight.pages(first + row);
     const u32 count = (pages + span_pages - 1) / span_pages;
-    if (count == 1) return;
+    if (count == 1 && !angles) return;
     const u64 at = (u64)blockIdx.x * stride;
-    const float sink = sinks[head] * LOG2_E;
-    float highest = sink;
-    for (u32 i = 0; i < count; i++) highest = larger(highest, stats[at + i].x);
-    float total = exp2_near(sink - highest + WEIGHT_BITS);
-    for (u32 i = 0; i < count; i++) total = fma(stats[at + i].y, factor_of(stats[at + i].x, highest), total);
-    const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-    for (u32 d = threadIdx.x; d < WIDTH; d += THREADS) {
-        float sum = 0.0f;
+    float* out = y + ((u64)(first + row) * heads + head) * WIDTH;
+    if (count == 1) {
+        for (u32 d = threadIdx.x; d < WIDTH; d += THREADS) result[d] = out[d];
+    } else {
+        const float sink = sinks[head] * LOG2_E;
+        float highest = sink;
+        for (u32 i = 0; i < count; i++) highest = larger(highest, stats[at + i].x);
+        float total = exp2_near(sink - highest + WEIGHT_BITS);
+        for (u32 i = 0; i < count; i++) total = fma(stats[at + i].y, factor_of(stats[at + i].x, highest), total);
+        const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+        for (u32 d = threadIdx.x; d < WIDTH; d += THREADS) {
+            float sum = 0.0f;
 #pragma unroll 4
-        for (u32 i = 0; i < count; i++) sum = fma(parts[(at + i) * WIDTH + d], factor_of(stats[at + i].x, highest), sum);
-        y[((u64)(first + row) * heads + head) * WIDTH + d] = sum * inverse;
+            for (u32 i = 0; i < count; i++) sum = fma(parts[(at + i) * WIDTH + d], factor_of(stats[at + i].x, highest), sum);
+            result[d] = sum * inverse;
+            if (!angles) out[d] = sum * inverse;
+        }
+    }
+    if (!angles) return;
+    __syncthreads();
+    const float* of_row = angles + (u64)(first + row) * 2 * pairs;
+    for (u32 pair = threadIdx.x; pair < pairs; pair += THREADS) {
+        const float cosine = of_row[pair], sine = way & 2 ? -of_row[pairs + pair] : of_row[pairs + pair];
+        float* one = result + first_feature + (way & 1 ? 2 * pair : pair);
+        float* other = way & 1 ? one + 1 : one + pairs;
+        const float a = *one, b = *other;
+        *one = fma(a, cosine, -(b * sine));
+        *other = fma(b, cosine, a * sine);
+    }
+    __syncthreads();
+    const CodesOut coded = {codes, scales, minima};
+    for (u32 d = threadIdx.x; d < WIDTH; d += THREADS) {
+        out[d] = result[d];
+        const u64 block = (head * WIDTH + d) / 32;
+        if (codes) put_codes(quantized(result[d]), threadIdx.x % 32, codes_place(first + row, block, heads * WIDTH / 32), coded);
     }
 }

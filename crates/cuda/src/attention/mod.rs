@@ -355,7 +355,8 @@ impl Task<'_> {
         }
         if stride > 1 {
             let args = [Arg::Memory(&parts), Arg::Memory(&stats), self.sinks.into(), Arg::Memory(&self.y.memory)];
-            let args = [&args[..], &[step_rows, lists, first, heads, window, strides]].concat();
+            // And places for codes, which the queue joins with it.
+            let args = [&args[..], &[step_rows, lists, first, heads, window, strides], &[Arg::Null; 3]].concat();
             let grid = [rows.len() * spec.heads, spec.head_dim.div_ceil(MERGE_FEATURES), 1];
             gpu.launch(Module::Merge(form), "merge", blocks(grid, MERGE_THREADS), &args);
         }

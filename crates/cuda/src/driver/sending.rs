@@ -10,7 +10,7 @@ use crate::{
     queue::{ARGS_MAX, Call, Queue, Sending},
 };
 
-/// The variable that says how kernels are launched: `graphs`, `single` or `serial`.
+/// The variable that says how kernels are launched: `graphs`, `apart`, `single` or `serial`.
 const LAUNCHES_VARIABLE: &str = "TESSERA_CUDA_LAUNCHES";
 
 /// How kernels are launched, for measurements. No bit depends on it.
@@ -19,6 +19,8 @@ pub(crate) enum Launching {
     /// What comes again as a graph; kernels that wait by themselves start early where the card can.
     #[default]
     Graphs,
+    /// The same, but neighbours never become one.
+    Apart,
     /// Without graphs.
     Single,
     /// Without graphs, and each starts when the one before it has ended.
@@ -30,6 +32,7 @@ impl Launching {
     pub(super) fn from_environment() -> Result<Launching, OpenError> {
         match std::env::var(LAUNCHES_VARIABLE).as_deref() {
             Err(_) | Ok("graphs") => Ok(Launching::Graphs),
+            Ok("apart") => Ok(Launching::Apart),
             Ok("single") => Ok(Launching::Single),
             Ok("serial") => Ok(Launching::Serial),
             Ok(other) => Err(OpenError::Launches { value: other.to_owned() }),
@@ -74,7 +77,7 @@ impl Gpu {
             self.sent.count(calls.len(), 0);
             return self.send_timed(&calls, &marks, timing);
         }
-        match queue.take(self.launching == Launching::Graphs, but_last) {
+        match queue.take(matches!(self.launching, Launching::Graphs | Launching::Apart), but_last) {
             Sending::Nothing => {}
             Sending::Calls(calls) => {
                 self.sent.count(calls.len(), 0);

@@ -75,6 +75,9 @@ pub(super) fn joined(last: &Call, next: &Call) -> Option<Call> {
     match (last.module, next.module) {
         (Module::Norm, Module::Rope) => normed_and_turned(last, next),
         (Module::Rope, Module::Quantize) => turned_and_coded(last, next),
+        (Module::Merge(pages), Module::Quantize) => merged_and_coded(last, next, pages.head_dim),
+        (Module::LatentSpans(form), Module::Rope) => merged_and_turned(last, next, form.width),
+        (Module::LatentSpans(form), Module::Quantize) => latent_and_coded(last, next, form.width),
         (Module::Norm | Module::Rope, Module::Store(pages)) => Kind::of(last, pages.head_dim)?.stored(next),
         (Module::Store(pages), Module::Norm | Module::Rope) => Kind::of(next, pages.head_dim)?.beside(last),
         _ => None,
@@ -100,22 +103,93 @@ fn normed_and_turned(norm: &Call, rope: &Call) -> Option<Call> {
 }
 
 /// A rotation of heads, and codes of what it gives.
-fn turned_and_coded(rope: &Call, quantize: &Call) -> Option<Call> {
-    let (r, q) = (&rope.args, &quantize.args);
-    let [heads, rows, _] = rope.grid.map(u64::from);
-    let codes = quantize::CODES.map(|at| q[at]);
-    let can = q[quantize::X] == r[rope::Y]
-        && r[rope::CODES[0]] == 0
-        && q[quantize::FINE] == 0
+fn turned_and_coded(turn: &Call, quantize: &Call) -> Option<Call> {
+    let r = &turn.args;
+    let [heads, rows, _] = turn.grid.map(u64::from);
+    // Codes of a row may lie where another row's numbers, or angles, are still to be read.
+    let read = [r[rope::X], r[rope::ANGLES]];
+    let can = r[rope::CODES[0]] == 0
         && r[rope::HEAD_DIM].is_multiple_of(ACTIVATION_BLOCK as u64)
-        && (q[quantize::ROWS], q[quantize::BLOCKS] * ACTIVATION_BLOCK as u64) == (rows, heads * r[rope::HEAD_DIM])
-        // Codes of a row may lie where another row's numbers, or angles, are still to be read.
-        && !codes.contains(&r[rope::X]) && !codes.contains(&r[rope::ANGLES]);
+        && are_codes_of(quantize, r[rope::Y], rows, heads * r[rope::HEAD_DIM], &read);
+    can.then(|| with_codes(turn, quantize, rope::CODES))
+}
+
+/// Parameters of `kernels/attention/merge.cu`.
+mod merge {
+    pub(super) const PARTS: usize = 0;
+    pub(super) const STATS: usize = 1;
+    pub(super) const Y: usize = 3;
+    pub(super) const FIRST: usize = 6;
+    pub(super) const HEADS: usize = 7;
+    /// Codes, scales and minima of the result.
+    pub(super) const CODES: [usize; 3] = [10, 11, 12];
+}
+
+/// Parameters of `latent_merge` in `kernels/latent/spans.cu`.
+mod latent {
+    pub(super) const PARTS: usize = 0;
+    pub(super) const STATS: usize = 1;
+    pub(super) const Y: usize = 3;
+    pub(super) const SELECTED: usize = 4;
+    pub(super) const FIRST: usize = 7;
+    pub(super) const HEADS: usize = 8;
+    /// Angles, the first feature that turns, pairs, and the way.
+    pub(super) const TURN: [usize; 4] = [14, 15, 16, 17];
+    pub(super) const CODES: [usize; 3] = [18, 19, 20];
+}
+
+/// Whether codes are those of all rows of `y`, in heads of `width` numbers, and lie where nothing of `read` does.
+fn are_codes_of(quantize: &Call, y: u64, rows: u64, width: u64, read: &[u64]) -> bool {
+    let q = &quantize.args;
+    let is_whole = (q[quantize::ROWS], q[quantize::BLOCKS] * ACTIVATION_BLOCK as u64) == (rows, width);
+    (q[quantize::X], q[quantize::FINE]) == (y, 0)
+        && is_whole
+        && !quantize::CODES.iter().any(|at| read.contains(&q[*at]))
+}
+
+/// With codes in these places.
+fn with_codes(call: &Call, quantize: &Call, places: [usize; 3]) -> Call {
+    let mut both = call.clone();
+    places.into_iter().zip(quantize::CODES).for_each(|(to, from)| both.args[to] = quantize.args[from]);
+    both
+}
+
+/// Attention's spans as one, and codes of what they give.
+fn merged_and_coded(last: &Call, quantize: &Call, head_dim: usize) -> Option<Call> {
+    let a = &last.args;
+    let rows = u64::from(last.grid[0]) / a[merge::HEADS];
+    let read = [a[merge::PARTS], a[merge::STATS]];
+    let can = (a[merge::FIRST], a[merge::CODES[0]]) == (0, 0)
+        && head_dim.is_multiple_of(2 * ACTIVATION_BLOCK)
+        && are_codes_of(quantize, a[merge::Y], rows, a[merge::HEADS] * head_dim as u64, &read);
+    can.then(|| with_codes(last, quantize, merge::CODES))
+}
+
+/// Attention's spans over latent rows as one, and the rotation of what they give.
+fn merged_and_turned(last: &Call, turn: &Call, width: usize) -> Option<Call> {
+    let (a, r) = (&last.args, &turn.args);
+    let can = last.entry == "latent_merge"
+        && (a[latent::FIRST], a[latent::TURN[0]]) == (0, 0)
+        && [r[rope::X], r[rope::Y]] == [a[latent::Y]; 2]
+        && (r[rope::WEIGHT], r[rope::CODES[0]], r[rope::HEAD_DIM]) == (0, 0, width as u64)
+        && turn.grid[0] * turn.grid[1] == last.grid[0]
+        && u64::from(turn.grid[0]) == a[latent::HEADS];
     can.then(|| {
-        let mut both = rope.clone();
-        rope::CODES.into_iter().zip(codes).for_each(|(at, code)| both.args[at] = code);
+        let mut both = last.clone();
+        let turn = [r[rope::ANGLES], r[rope::TURN[0]], r[rope::TURN[1]], r[rope::TURN[2]]];
+        latent::TURN.into_iter().zip(turn).for_each(|(at, value)| both.args[at] = value);
         both
     })
+}
+
+/// The same, turned, and codes of the result.
+fn latent_and_coded(last: &Call, quantize: &Call, width: usize) -> Option<Call> {
+    let a = &last.args;
+    let is_turned = last.entry == "latent_merge" && a[latent::TURN[0]] != 0 && a[latent::CODES[0]] == 0;
+    let rows = u64::from(last.grid[0]).checked_div(a[latent::HEADS])?;
+    let read = [latent::PARTS, latent::STATS, latent::SELECTED, latent::TURN[0]].map(|at| a[at]);
+    let can = is_turned && are_codes_of(quantize, a[latent::Y], rows, a[latent::HEADS] * width as u64, &read);
+    can.then(|| with_codes(last, quantize, latent::CODES))
 }
 
 /// What is done to the heads of rows.

@@ -99,6 +99,12 @@ impl Queue {
         self.held.len() > self.held_max
     }
 
+    /// Holds a launch back as it is; whether it is time to send.
+    pub(crate) fn hold(&mut self, call: Call) -> bool {
+        self.held.push(call);
+        self.held.len() > self.held_max
+    }
+
     /// Calls that a stage ended behind.
     fn marked(&self) -> usize {
         self.marks.last().map_or(0, |mark| (*mark).min(self.held.len()))

@@ -205,22 +205,26 @@ pub(super) fn connected(calls: &[Call], find: &dyn Fn(Module) -> Option<sys::CUf
 }
 
 /// Whether nothing is lost where all is done at once. A row is read before the row's own results are written, but other rows may be ahead;
-/// so what is read may lie where a result goes, if rows lie alike.
+/// so what is read may lie where a result goes, if rows lie alike. Of a single row, what is written last may also lie where something
+/// was that is given up by then.
 fn is_apart(before: Option<&Call>, calls: &[&Call; 5], rows: u64) -> bool {
     let [norm_of_all, product, gate, sum, norm_of_sum] = calls.map(|c| &c.args);
     let (wide, narrow) = (4 * norm_of_all[norm::WIDTH], 4 * norm_of_sum[norm::WIDTH]);
     let (gates_bytes, none) = (4 * product[floats::ROWS], 0);
     let codes = |args: &[u64; ARGS_MAX]| [norm::CODES, norm::SCALES, norm::MINIMA].map(|at| (args[at], none));
-    let results: [Place; 5] = [
-        (norm_of_all[norm::Y], wide),
+    let is_there = |places: &[Place]| places.iter().copied().filter(|(at, _)| *at != 0).collect::<Vec<_>>();
+    let early = is_there(&[&[(norm_of_all[norm::Y], wide)][..], &codes(norm_of_all)].concat());
+    let late = is_there(&[&[(norm_of_sum[norm::Y], narrow)][..], &codes(norm_of_sum)].concat());
+    let others: [Place; 4] = [
         (product[floats::Y], gates_bytes),
         (gate[gates::Y], gates_bytes),
         (sum[collapse::Y], narrow),
-        (norm_of_sum[norm::Y], narrow),
+        (norm_of_all[norm::X], wide),
     ];
-    let results = [&results[..], &codes(norm_of_all), &codes(norm_of_sum), &[(norm_of_all[norm::X], wide)]].concat();
-    let results: Vec<Place> = results.into_iter().filter(|(at, _)| *at != 0).collect();
-    let differ = (1..results.len()).all(|i| results[..i].iter().all(|r| r.0 != results[i].0));
+    let are_distinct = |places: &[Place]| (1..places.len()).all(|i| places[..i].iter().all(|r| r.0 != places[i].0));
+    let results = [&early[..], &others, &late].concat();
+    let differ = are_distinct(&results)
+        || rows == 1 && [&early, &late].iter().all(|some| are_distinct(&[&others[..], some].concat()));
     let Some(s) = before.map(|c| &c.args) else { return differ };
     let count = s[spread::COUNT];
     let read = [

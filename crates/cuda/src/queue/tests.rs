@@ -248,7 +248,8 @@ fn streams_are_left_alone_where_something_would_be_lost() {
         (6, 1, 9, "a sum by other gates"),
         (7, 0, 9, "the norm of something else"),
         (7, 7, 32, "a norm of heads"),
-        (7, 3, 10, "results in one place"),
+        (6, 2, 14, "results in one place"),
+        (6, 2, 10, "sums of segments where the norm is written"),
     ] {
         let mut calls = connection();
         calls[at].args[arg] = value;
@@ -265,7 +266,11 @@ fn streams_are_left_alone_where_something_would_be_lost() {
         (calls[6].args[2], calls[7].args[0], calls[7].args[3]) = (x, x, y);
         pushed(calls).len()
     };
-    assert_eq!((two(16, 17), two(92, 17), two(16, 3)), (1, 1, 6));
+    assert_eq!((two(16, 17), two(92, 17), two(16, 3), two(16, 12)), (1, 1, 6, 6));
+    // One row: also where something was that is given up.
+    let mut calls = connection();
+    calls[7].args[4] = 12;
+    assert_eq!(pushed(calls).len(), 1);
 }
 
 #[test]

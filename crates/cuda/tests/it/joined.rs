@@ -4,8 +4,8 @@
 use tessera_cuda::{Cache, CudaDevice};
 use tessera_formats::DType;
 use tessera_ops::{
-    Attention, Batch, Device, KvFormat, KvLayout, MatrixSource, Role, Rope, RopeLayout, Rotation, kv::KvEntry,
-    reference::ReferenceDevice,
+    Attention, Batch, Device, KvFormat, KvLayout, LatentAttention, Linear, MatrixSource, Role, Rope, RopeLayout,
+    Rotation, kv::KvEntry, reference::ReferenceDevice,
 };
 
 /// Heads of queries and of keys, their numbers, and how many pairs of them turn.
@@ -121,5 +121,79 @@ fn heads_are_normed_turned_and_stored_at_once() {
             Shape { heads, kv_heads, .. } => 4 - u64::from(heads == kv_heads),
         };
         assert_eq!(many - few, saved, "{shape:?} {format:?}: launches");
+    }
+}
+
+/// Codes are seen by what is multiplied.
+fn probe(depth: usize) -> MatrixSource {
+    let block = |b: usize| [0x00, 0x24].into_iter().chain((0..32).map(move |i| (b * 31 + i * 7) as u8));
+    let bytes: Vec<u8> = (0..16 * depth / 32).flat_map(block).collect();
+    MatrixSource { name: "probe".to_owned(), dtype: DType::Q8_0, rows: 16, depth, bytes: bytes.into() }
+}
+
+/// A row that sees so much that its tokens are in several spans, and one whose are in one.
+fn far_step() -> Batch {
+    let mut batch = Batch::default();
+    batch.push(&[0], 500, &[1, 2, 3, 4, 5, 6, 7, 8], Role::Decode, 0);
+    batch.push(&[1], 5, &[0], Role::Decode, 0);
+    batch
+}
+
+/// What attention gives and a product of it, over keys and values, or over latent rows, whose result turns back.
+fn mixed<D: Device>(device: &D, is_latent: bool, after: &dyn Fn()) -> Vec<Vec<f32>> {
+    let (batch, heads, head_dim) = (far_step(), 4, 128);
+    let rows =
+        |seed: usize, width: usize| device.embed(&device.load_embedding(&table(seed, 2, width)).unwrap(), &batch, 1.0);
+    let (query, kept) = (rows(1, heads * head_dim), rows(2, head_dim));
+    let entries = vec![KvEntry::pairs(1, head_dim), KvEntry::Latent { head_dim, ring_pages: None }];
+    let mut cache = device.kv_cache(&KvLayout::new(entries, KvFormat::F16), 9, 0).unwrap();
+    let angles = device.rope_angles(
+        &Rope { layout: RopeLayout::Interleaved, frequencies: vec![0.3, 0.02, 1e-3], magnitude: 1.0 },
+        &batch,
+    );
+    let sinks = device.load_vector(&[0.5; 4]).unwrap();
+    let probe = Linear { matrix: device.load_matrix(&probe(heads * head_dim)).unwrap(), bias: None };
+    device.store_kv(&mut cache, 0, &kept, &kept, &batch);
+    device.store_rows(&mut cache, 1, &kept, &batch);
+    device.read(&query, &mut vec![]).unwrap();
+    let y = if is_latent {
+        let spec = LatentAttention { entry: 1, window: 450, compressed: None, heads, head_dim, scale: 0.1 };
+        let mut y = device.attend_latent(&query, &cache, &spec, None, &sinks, &batch);
+        after();
+        device.rotate(&mut y, &Rotation::new(head_dim, RopeLayout::Interleaved).from(head_dim - 6).inverted(), &angles);
+        y
+    } else {
+        let spec = Attention { layer: 0, heads, kv_heads: 1, head_dim, scale: 0.1, window: None, soft_cap: None };
+        device.attention(&query, &cache, &spec, None, &batch)
+    };
+    after();
+    let [product] = device.project(&y, [&probe]);
+    [&y, &product]
+        .map(|tensor| {
+            let mut out = vec![];
+            device.read(tensor, &mut out).unwrap();
+            out
+        })
+        .into()
+}
+
+#[test]
+fn spans_are_merged_turned_and_coded_at_once() {
+    let Ok(card) = CudaDevice::open(0, Cache::default()) else { return };
+    let is_hopper = card.name().contains("sm_90a");
+    for is_latent in [false, true] {
+        let launches = |after: &dyn Fn()| {
+            let before = card.counts().launches;
+            let results = mixed(&card, is_latent, after);
+            (results, card.counts().launches - before)
+        };
+        let (single, many) = launches(&|| card.wait().unwrap());
+        let (joined, few) = launches(&|| {});
+        for (i, name) in ["what attention gives", "its product"].into_iter().enumerate() {
+            assert!(bits(&joined[i]) == bits(&single[i]), "latent {is_latent}: {name}");
+        }
+        // Elsewhere the rotation and codes are one.
+        let saved = if is_latent && is_hopper { 2 } else { 1 };
+        assert_eq!(many - few, saved, "latent {is_latent}: launches");
     }
 }
