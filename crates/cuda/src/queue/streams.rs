@@ -213,14 +213,10 @@ fn is_apart(before: Option<&Call>, calls: &[&Call; 5], rows: u64) -> bool {
     let (gates_bytes, none) = (4 * product[floats::ROWS], 0);
     let codes = |args: &[u64; ARGS_MAX]| [norm::CODES, norm::SCALES, norm::MINIMA].map(|at| (args[at], none));
     let is_there = |places: &[Place]| places.iter().copied().filter(|(at, _)| *at != 0).collect::<Vec<_>>();
-    let early = is_there(&[&[(norm_of_all[norm::Y], wide)][..], &codes(norm_of_all)].concat());
+    let mixed = [(norm_of_all[norm::Y], wide), (product[floats::Y], gates_bytes)];
+    let early = is_there(&[&mixed[..], &codes(norm_of_all)].concat());
     let late = is_there(&[&[(norm_of_sum[norm::Y], narrow)][..], &codes(norm_of_sum)].concat());
-    let others: [Place; 4] = [
-        (product[floats::Y], gates_bytes),
-        (gate[gates::Y], gates_bytes),
-        (sum[collapse::Y], narrow),
-        (norm_of_all[norm::X], wide),
-    ];
+    let others: [Place; 3] = [(gate[gates::Y], gates_bytes), (sum[collapse::Y], narrow), (norm_of_all[norm::X], wide)];
     let are_distinct = |places: &[Place]| (1..places.len()).all(|i| places[..i].iter().all(|r| r.0 != places[i].0));
     let results = [&early[..], &others, &late].concat();
     let differ = are_distinct(&results)
