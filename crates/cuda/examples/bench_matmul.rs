@@ -5,7 +5,7 @@
 //!
 //! Weights are random and cold in the cache; every figure's result is held to the reference first. GB/s are of the file's bytes, of
 //! experts those that are met. With `tiles`, tiles of many shapes are measured beside the table's own; with `check` instead, they are only
-//! held to the reference.
+//! held to the reference. With `turn`, a norm and a product take turns, as in a step of a model.
 
 use tessera_cuda::{
     Cache, CudaDevice,
@@ -22,22 +22,34 @@ use tessera_formats::DType;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// Row tiles of a warp, blocks of a processor, and warps of a tile.
-const NARROW: [(usize, usize, usize); 7] =
-    [(1, 2, 8), (1, 2, 2), (1, 3, 2), (2, 2, 8), (2, 2, 4), (2, 2, 2), (4, 1, 2)];
+/// Row tiles of a warp, blocks of a processor, warps of a tile and of a block.
+const NARROW: [(usize, usize, usize, usize); 13] = [
+    (1, 2, 8, 8),
+    (1, 3, 8, 8),
+    (1, 4, 4, 4),
+    (1, 6, 4, 4),
+    (2, 2, 8, 8),
+    (2, 3, 8, 8),
+    (2, 2, 4, 8),
+    (2, 4, 4, 4),
+    (2, 5, 4, 4),
+    (2, 4, 2, 4),
+    (4, 2, 8, 8),
+    (4, 3, 4, 4),
+    (4, 4, 4, 4),
+];
 
 /// Row tiles of a warp, blocks of a processor, teams and parts.
-const WIDE: [(usize, usize, usize, usize); 10] = [
-    (1, 2, 8, 1),
+const WIDE: [(usize, usize, usize, usize); 9] = [
     (1, 4, 4, 1),
     (2, 1, 8, 1),
     (2, 2, 8, 1),
-    (4, 1, 8, 1),
     (2, 2, 4, 1),
-    (2, 1, 2, 4),
-    (1, 1, 2, 4),
-    (1, 2, 2, 4),
-    (1, 2, 1, 8),
+    (2, 3, 4, 1),
+    (2, 4, 4, 1),
+    (4, 1, 8, 1),
+    (4, 2, 4, 1),
+    (4, 3, 4, 1),
 ];
 
 fn main() -> Outcome<()> {
@@ -54,10 +66,18 @@ fn main() -> Outcome<()> {
         let is_timed = argument(3, "") != "check";
         let make = if is_timed { Subject::new } else { Subject::single };
         let mut subject = make(&device, dtype, form, of_one)?;
-        for &count in columns.iter().filter(|_| is_timed) {
-            line(&format!("{format} {count}"), subject.measure(count)?);
+        for &count in &columns {
+            if is_timed {
+                line(&format!("{format} {count}"), subject.measure(count)?);
+            } else if !subject.check(count)? {
+                line(&format!("{format} {count}"), None);
+            }
         }
-        if !argument(3, "").is_empty()
+        for &count in columns.iter().filter(|_| argument(3, "") == "turn") {
+            let [both, norm] = subject.measure_in_turn(count)?;
+            println!("{format} {count}, after a norm: {both:.1} us, the norm alone {norm:.1}");
+        }
+        if ["tiles", "check"].contains(&argument(3, "").as_str())
             && let Some(Packed::Codes(layout)) = select(dtype)
         {
             for &count in &columns {
@@ -80,9 +100,11 @@ fn form(shape: &str) -> Outcome<(Form, (usize, usize))> {
 
 fn tiles(subject: &mut Subject<'_>, layout: Layout, name: &str, columns: usize, is_timed: bool) -> Outcome<()> {
     let mut tiles = vec![];
-    for (fold, (row_tiles, blocks, warps)) in [1, 2, 4].into_iter().flat_map(|f| NARROW.map(|s| (f, s))) {
-        let tile = CodesTile { row_tiles, column_tiles: 1, fold, blocks, warps, stages: 2 }.with_ring(layout);
-        if columns <= 8 && tile.is_sound(layout) && tile.columns() < 2 * columns && tile.columns() >= columns {
+    for (fold, (row_tiles, blocks, warps, block_warps)) in [1, 2, 4].into_iter().flat_map(|f| NARROW.map(|s| (f, s))) {
+        let tile =
+            CodesTile { row_tiles, column_tiles: 1, fold, blocks, warps, block_warps, stages: 2 }.with_ring(layout);
+        let is_near = tile.columns() >= columns && (tile.row_tiles == 1 || tile.columns() < 3 * columns.max(2));
+        if columns <= 8 && tile.is_sound(layout) && is_near {
             tiles.push(Tile::Narrow(tile));
         }
     }
@@ -101,8 +123,10 @@ fn tiles(subject: &mut Subject<'_>, layout: Layout, name: &str, columns: usize, 
     for tile in tiles {
         subject.force_tile(tile);
         let tile = match tile {
-            Tile::Narrow(CodesTile { row_tiles, fold, blocks, warps, stages, .. }) => {
-                format!("{row_tiles} rows, fold {fold}, {blocks} blocks, warps {warps}, stages {stages}")
+            Tile::Narrow(CodesTile { row_tiles, fold, blocks, warps, block_warps, stages, .. }) => {
+                format!(
+                    "{row_tiles} rows, fold {fold}, {blocks} blocks, warps {warps} of {block_warps}, stages {stages}"
+                )
             }
             Tile::Wide(WideTile { row_tiles, column_tiles, fold, teams, parts, blocks, stages }) => {
                 format!(

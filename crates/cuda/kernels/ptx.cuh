@@ -107,6 +107,24 @@ DEVICE void load_turned(u32 (&out)[4], const void* row) {
 }
 // Starts the way of a line of 128 bytes from memory into the L2 cache.
 DEVICE void prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" : : "l"(at)); }
+// Bits of `ones` where the mask has ones, of `zeros` elsewhere; and some bits alone. The compiler does not look into them: it would
+// work out each half of a word by itself.
+DEVICE u32 select_bits(u32 mask, u32 ones, u32 zeros) {
+    u32 bits;
+    asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(bits) : "r"(mask), "r"(ones), "r"(zeros));
+    return bits;
+}
+DEVICE u32 only_bits(u32 mask, u32 bits) {
+    u32 some;
+    asm("and.b32 %0, %1, %2;" : "=r"(some) : "r"(mask), "r"(bits));
+    return some;
+}
+// The bytes of `first` and `second` that the four low nibbles of `which` name, 0 to 7. Unlike `__byte_perm` it does not mask them.
+DEVICE u32 named_bytes(u32 first, u32 second, u32 which) {
+    u32 bytes;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(first), "r"(second), "r"(which));
+    return bytes;
+}
 // A number that the compiler does not know, so that it stays in its register.
 DEVICE int opaque(int value) {
     int known;

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Bytes of weights that are gone through before one is read again: several times the L2 cache of any card.
-const COLD_BYTES: usize = 600 << 20;
+const COLD_BYTES: usize = 300 << 20;
 
 /// Samples; the median counts.
 const SAMPLES: usize = 15;
@@ -163,6 +163,36 @@ impl<'a> Subject<'a> {
         Ok(self.step(tokens, false)?.is_some())
     }
 
+    /// Microseconds of a norm and the product of its result, as steps of a model have them, and of the norm alone. Nothing is held to the
+    /// reference.
+    ///
+    /// # Errors
+    /// As [`Subject::measure`].
+    pub fn measure_in_turn(&self, tokens: usize) -> Result<[f64; 2], Error> {
+        let (device, gpu) = (self.device, self.device.gpu());
+        let slices = if let Form::Grouped(count) = self.form { count } else { 1 };
+        let slots = if let Form::Experts { slots, .. } = self.form { slots } else { 1 };
+        let width = slices * self.source.depth;
+        let weight = device.load_vector(&vec![1.0; width])?;
+        let x = device.sent_rows(tokens, &vec![0.5; tokens * width]);
+        let routes = self.routes(tokens, 0);
+        let columns = match (&routes, self.form) {
+            (Some(routes), _) => Columns::Routed { routes, places_each: slots },
+            (None, Form::Grouped(_)) => Columns::Grouped,
+            (None, _) => Columns::Dense,
+        };
+        let shares = columns.shares(&x);
+        let y = Tensor::new(gpu, tokens * slots, slices * self.rows, x.roles.times(slots));
+        let norm = || device.rms_norm(&x, &weight, 1e-6);
+        let both = |turn: usize| {
+            let (normed, matrix) = (norm(), &self.copies[turn % self.copies.len()]);
+            let operand = Operand::of(gpu, &normed, &[matrix], &shares[0]);
+            product(gpu, &normed, &operand, (matrix, None), &shares[0], &y);
+        };
+        let period = self.copies.len();
+        Ok([self.median(period, both)?, self.median(period, |_| drop(norm()))?])
+    }
+
     fn step(&self, tokens: usize, is_timed: bool) -> Result<Option<Measured>, Error> {
         let (device, gpu) = (self.device, self.device.gpu());
         let slices = if let Form::Grouped(count) = self.form { count } else { 1 };
@@ -181,10 +211,12 @@ impl<'a> Subject<'a> {
         let y = Tensor::new(gpu, tokens * slots, slices * self.rows, x.roles.times(slots));
         let first = &self.copies[0];
         let shares: Vec<_> = (0..CHOICES).map(|turn| columns(turn).shares(&x)).collect();
-        let operand = Operand::of(gpu, &x, &[first], &shares[0][0]);
+        // Two, so that products of one input do not become one launch.
+        let again = device.sent_rows(tokens, &input);
+        let operands = [&x, &again].map(|x| (x, Operand::of(gpu, x, &[first], &shares[0][0])));
         let launch = |turn: usize| {
-            let matrix = &self.copies[turn % self.copies.len()];
-            product(gpu, &x, &operand, (matrix, None), &shares[turn % CHOICES][0], &y);
+            let (matrix, (x, operand)) = (&self.copies[turn % self.copies.len()], &operands[turn % 2]);
+            product(gpu, x, operand, (matrix, None), &shares[turn % CHOICES][0], &y);
         };
         gpu.poison(&y.memory);
         launch(0);
@@ -193,10 +225,11 @@ impl<'a> Subject<'a> {
         }
         let (mut product_us, mut quantize_us) = (0.0, 0.0);
         if is_timed {
-            product_us = self.median(launch)?;
+            let choices = if matches!(self.form, Form::Experts { .. }) { CHOICES } else { 1 };
+            product_us = self.median(self.copies.len().next_multiple_of(2 * choices), launch)?;
         }
         if is_timed && matches!(first.form(), Packed::Codes(_)) {
-            quantize_us = self.median(|_| drop(Operand::of(gpu, &x, &[first], &shares[0][0])))?;
+            quantize_us = self.median(1, |_| drop(Operand::of(gpu, &x, &[first], &shares[0][0])))?;
         }
         let met = self.met(&routes)?;
         let part = |bytes: usize| bytes as f64 * met;
@@ -208,14 +241,18 @@ impl<'a> Subject<'a> {
         }))
     }
 
-    fn median(&self, work: impl Fn(usize)) -> Result<f64, Error> {
-        // Each launch goes at once: the host's work is not measured.
-        let launch = |turn| {
-            work(turn);
-            self.device.gpu().flush();
-        };
-        (0..LAUNCHES).for_each(&launch);
-        median(self.device.gpu(), SAMPLES, LAUNCHES, &launch)
+    /// Microseconds of one of `period` launches, which are repeated, so that the card gets graphs of them: a host that sends one by one is
+    /// slower than small products are.
+    fn median(&self, period: usize, launch: impl Fn(usize)) -> Result<f64, Error> {
+        let launches = period * LAUNCHES.div_ceil(period);
+        let sample = || Ok(self.device.gpu().time(|| (0..launches).for_each(&launch))? / launches as f64);
+        // Graphs are made the second time.
+        for _ in 0..3 {
+            sample()?;
+        }
+        let mut times = (0..SAMPLES).map(|_| sample()).collect::<Result<Vec<f64>, Error>>()?;
+        times.sort_by(f64::total_cmp);
+        Ok(times[SAMPLES / 2])
     }
 
     /// What experts are chosen by: all are as likely.

@@ -87,6 +87,15 @@ template <int GROUPS> EMULATED void wait_for_copies() { emulation_wait_for_copie
 
 EMULATED void copy_16_once(void* to, const void* from, HERE) { emulation_copy(to, from, 16, here); }
 EMULATED void prefetch(const void*) {}
+EMULATED u32 named_bytes(u32 first, u32 second, u32 which) {
+    u32 bytes = __byte_perm(first, second, which);
+    // The fourth bit of a nibble spreads the byte's sign.
+    for (int i = 0; i < 4; i++)
+        if (which >> (4 * i + 3) & 1) bytes = (bytes & ~(0xffu << (8 * i))) | (bytes >> (8 * i + 7) & 1 ? 0xffu << (8 * i) : 0);
+    return bytes;
+}
+EMULATED u32 select_bits(u32 mask, u32 ones, u32 zeros) { return (mask & ones) | (~mask & zeros); }
+EMULATED u32 only_bits(u32 mask, u32 bits) { return mask & bits; }
 
 // A clock that runs fast, so that nobody waits long.
 EMULATED u64 clock_nanoseconds() { return __builtin_ia32_rdtsc() << 12; }

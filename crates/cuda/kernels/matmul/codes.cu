@@ -92,11 +92,11 @@ struct Codes {
         Raw raw;
 #pragma unroll
         for (int i = 0; i < LOW / 2; i++) raw.low[i] = low.words[u * (LOW / 2) + i];
-#if HIGH > 0
-        raw.high = high.words[u / 2] >> (u % 2 * 2);
+#if TABLE == 8
+        raw.put_signs(high.words[u / 2], u % 2);
 #endif
 #pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = raw.looked_up<false>(i);
+        for (int i = 0; i < 4; i++) a[i] = raw.level(i);
 #elif HIGH > 0
         u32 upper[4];
         planed<LOW>(low, u, a);
@@ -154,7 +154,7 @@ struct Scales {
     }
     // unit * (byte - 128), exact: 2^15 + byte is put together as a float, and the rest of it taken off by one fused multiply-add.
     DEVICE_MEMBER float get(int m, int row, int sub) const {
-        const u32 biased = __byte_perm(factors[m][(row * SUBS + sub) / 4], 0x47000000u, 0x7404 + sub % 4 * 16);
+        const u32 biased = named_bytes(factors[m][(row * SUBS + sub) / 4], 0x47000000u, 0x7404 + sub % 4 * 16);
         return fma(__uint_as_float(biased), units[m][row], excess[m][row]);
     }
 #else
@@ -245,15 +245,16 @@ DEVICE void accumulate(float (&acc)[4], const int (&sums)[4], const RowScales& r
     }
 }
 
-// Adds a unit to the sums of FOLD row tiles. `mine` is which of them this thread brings columns of.
+// Adds a unit to the sums of FOLD row tiles. `mine` has a one for that of them which this thread brings columns of, else zeros: a product
+// with it takes a unit that has less to do than the one that selects.
 DEVICE void take_unit(float (&acc)[4], const u32 (*a)[4], const RowScales (&rows)[SUBS_PER_UNIT], uint2 b, const ColumnScales& columns,
-                      const int (&magic)[SUBS_PER_UNIT][4], u32 mine) {
+                      const int (&magic)[SUBS_PER_UNIT][4], const u32 (&mine)[FOLD]) {
     int sums[SUBS_PER_UNIT][4];
 #pragma unroll
     for (int h = 0; h < SUBS_PER_UNIT; h++) start_sums(sums[h], magic[h], columns, h);
 #pragma unroll
     for (int p = 0; p < FOLD; p++) {
-        const uint2 own = FOLD == 1 || mine == p ? b : make_uint2(0, 0);
+        const uint2 own = FOLD == 1 ? b : make_uint2(b.x * mine[p], b.y * mine[p]);
         if (SUB == 32) {
             multiply_codes(sums[0], a[p], own, sums[0]);
         } else {
@@ -305,8 +306,8 @@ struct Activations {
 struct Sums {
     float acc[SETS][COLUMN_TILES][4];
     int magic[SUBS_PER_UNIT][4];
-    // Of the row tiles that share columns: the one whose columns this thread brings, and the one whose sums it scales.
-    u32 brought;
+    // Of the row tiles that share columns: a one for that whose columns this thread brings, and the one whose sums it scales.
+    u32 brought[FOLD];
     u32 scaled;
     u32 lane;
 
@@ -380,10 +381,12 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
     }
     const u32 width = COLUMN_TILES * FOLD_COLUMNS, height = ROW_TILES * 16;
     // Routed columns are earlier work's result. Others wait only where they are read: weights are on their way by then.
-    if (starts) after_earlier_work();
+    const bool is_routed = starts || chosen;
+    if (is_routed) after_earlier_work();
     const u32 matrix = matrix_of_block(starts, order, chosen);
     if (matrix == 0xffffffffu) return;
-    Columns columns = columns_of_tile(matrix, starts, order, tokens, slots, width, blockIdx.y);
+    const Columns columns = chosen && !starts ? column_of_place(blockIdx.z, slots)
+                                              : columns_of_tile(matrix, starts, order, tokens, slots, width, blockIdx.y);
     if (columns.first >= columns.count) return;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const u32 warps_each = warps / groups, group = warp / warps_each, part = warp % warps_each;
@@ -410,7 +413,8 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
 
     Sums sums = {};
     sums.lane = lane;
-    sums.brought = lane / 4 / FOLD_COLUMNS;
+#pragma unroll
+    for (u32 p = 0; p < FOLD; p++) sums.brought[p] = opaque(lane / 4 / FOLD_COLUMNS == p);
     sums.scaled = lane % 4 * 2 / FOLD_COLUMNS;
 #pragma unroll
     for (int i = 0; i < 4 * SUBS_PER_UNIT; i++) sums.magic[i / 4][i % 4] = opaque(MAGIC_BITS_OF(shift_of(i % 4 / 2, i / 4)));
@@ -452,7 +456,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
         };
 #pragma unroll 1
         for (int i = 0; i < STAGES - 1; i++) bring_next();
-        if (!starts) after_earlier_work();
+        if (!is_routed) after_earlier_work();
 #pragma unroll 1
         for (; segment < segments_end; segment++) {
             segment_of(depth, split, segment, start, end);

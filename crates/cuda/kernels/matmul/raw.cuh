@@ -36,6 +36,16 @@ DEVICE constexpr u32 level_bytes(u32 levels, bool is_raised) {
 struct Raw {
     u32 low[LOW / 2];
     u32 high;
+#if TABLE == 8
+    // The high bits of both halves where the look-up wants them, beside others; the fourth of each nibble is zero.
+    u32 signs[2];
+    // `word` holds those of a unit and of the odd one behind it.
+    DEVICE_MEMBER void put_signs(u32 word, bool is_odd) {
+        const u32 first = only_bits(0x55555555u, word), second = only_bits(0xaaaaaaaau, word);
+        signs[0] = is_odd ? first : first << 2;
+        signs[1] = is_odd ? second >> 1 : second << 1;
+    }
+#endif
     DEVICE_MEMBER void load(const u8* chunk, u32 unit, u32 lane) {
         const u8* at = codes_at<LOW>(chunk, unit, lane);
         if constexpr (LOW == 8) {
@@ -50,7 +60,9 @@ struct Raw {
         if constexpr (HIGH == 2) high = *(const u32*)codes_at<2>(chunk + PLANE_BYTES(LOW), unit, lane);
 #if TABLE == 8
         // The bits of two units share nibbles.
-        high = *(const u32*)codes_at<1>(chunk + PLANE_BYTES(LOW), unit & ~1u, lane) >> (unit % 2 * 2);
+        const u32 word = *(const u32*)codes_at<1>(chunk + PLANE_BYTES(LOW), unit & ~1u, lane);
+        high = word >> (unit % 2 * 2);
+        put_signs(word, unit % 2);
 #else
         if constexpr (HIGH == 1) high = *(const u16*)codes_at<1>(chunk + PLANE_BYTES(LOW), unit, lane);
 #endif
@@ -61,12 +73,21 @@ struct Raw {
         constexpr u32 first = level_bytes(LEVELS_0, IS_RAISED), second = level_bytes(LEVELS_1, IS_RAISED);
 #if TABLE == 8
         const u32 bits = i / 2 ? low[0] >> 2 : low[0], sign = (i / 2 ? high << 1 : high << 2) & 0x44444444u;
-        return __byte_perm(first, second, ((bits & 0x33333333u) | sign) >> (i % 2 * 16));
+        return named_bytes(first, second, ((bits & 0x33333333u) | sign) >> (i % 2 * 16));
 #else
         constexpr u32 third = level_bytes(LEVELS_2, IS_RAISED), fourth = level_bytes(LEVELS_3, IS_RAISED);
-        const u32 which = low[i / 2] & 0x77777777u, upper = ((low[i / 2] >> 1) & 0x44444444u) | 0x32103210u;
-        const u32 shift = i % 2 * 16;
-        return __byte_perm(__byte_perm(first, second, which >> shift), __byte_perm(third, fourth, which >> shift), upper >> shift);
+        const u32 which = only_bits(0x77777777u, low[i / 2]), shift = i % 2 * 16;
+        const u32 upper = select_bits(0x44444444u, low[i / 2] >> 1, 0x32103210u);
+        return named_bytes(named_bytes(first, second, which >> shift), named_bytes(third, fourth, which >> shift), upper >> shift);
+#endif
+    }
+    // The same of numbers as they are, where signs were put.
+    DEVICE_MEMBER u32 level(int i) const {
+#if TABLE == 8
+        const u32 which = select_bits(0x33333333u, i / 2 ? low[0] >> 2 : low[0], signs[i / 2]);
+        return named_bytes(level_bytes(LEVELS_0, false), level_bytes(LEVELS_1, false), which >> (i % 2 * 16));
+#else
+        return looked_up<false>(i);
 #endif
     }
 #endif

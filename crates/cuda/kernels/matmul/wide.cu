@@ -52,10 +52,10 @@ DEVICE void start_sums(int (&start)[4], const int (&magic)[4], const ColumnScale
 struct Sums {
     float acc[SETS][COLUMN_TILES][4];
 
-    // Adds a unit. `codes` and `scales` are of this thread in the unit's first run of columns; `brought` is the tile of a set whose columns
-    // it brings.
+    // Adds a unit. `codes` and `scales` are of this thread in the unit's first run of columns; `brought` has a one for the tile of a set
+    // whose columns it brings, else zeros: a product with it takes a unit that has less to do than the one that selects.
     DEVICE_MEMBER void take(const UnitWeights& weights, const ScaleUnits (&units)[SETS], const u8* codes, const u8* scales,
-                            const int (&magic)[SUBS_PER_UNIT][4], u32 brought, u32 unit) {
+                            const int (&magic)[SUBS_PER_UNIT][4], const u32 (&brought)[FOLD], u32 unit) {
         u32 a[ROW_TILES][4];
         float scale[SETS][1 + HAS_MIN][SUBS_PER_UNIT][2];
 #pragma unroll
@@ -81,7 +81,7 @@ struct Sums {
 #pragma unroll
                     for (int p = 0; p < FOLD; p++) {
                         const u32(&own)[4] = a[s * FOLD + p];
-                        const uint2 by = FOLD == 1 || brought == p ? b : make_uint2(0, 0);
+                        const uint2 by = FOLD == 1 ? b : make_uint2(b.x * brought[p], b.y * brought[p]);
 #if SUB == 32 && IS_SIGNED
                         multiply_signed(sums, own, by, sums);
 #elif SUB == 32
@@ -170,10 +170,12 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
     } else if (block >= from1) {
         weights = weights1, y = y1, bias = bias1, rows = rows1, block -= from1;
     }
-    if (starts) after_earlier_work();
+    const bool is_routed = starts || chosen;
+    if (is_routed) after_earlier_work();
     const u32 matrix = matrix_of_block(starts, order, chosen);
     if (matrix == 0xffffffffu) return;
-    Columns columns = columns_of_tile(matrix, starts, order, tokens, slots, WIDTH, index % gridDim.y);
+    const Columns columns = chosen && !starts ? column_of_place(blockIdx.z, slots)
+                                              : columns_of_tile(matrix, starts, order, tokens, slots, WIDTH, index % gridDim.y);
     if (columns.first >= columns.count) return;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = warp / TEAMS, team = warp % TEAMS;
     const u32 tiles = (rows + 15) / 16, tile = (block * TEAMS + team) * ROW_TILES;
@@ -245,7 +247,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
         codes_feed.next();
         scales_feed.next();
     };
-    if (!starts) after_earlier_work();
+    if (!is_routed) after_earlier_work();
 #pragma unroll 1
     for (u32 s = 0; s < STAGES - 1; s++) {
         activations_of(s, ring + s * STAGE_BYTES);
@@ -260,7 +262,10 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
     int magic[SUBS_PER_UNIT][4];
 #pragma unroll
     for (int i = 0; i < 4 * SUBS_PER_UNIT; i++) magic[i / 4][i % 4] = opaque(MAGIC_BITS_OF(shift_of(i % 4 / 2, i / 4)));
-    const u32 brought = lane / 4 / FOLD_COLUMNS, scaled = lane % 4 * 2 / FOLD_COLUMNS;
+    const u32 scaled = lane % 4 * 2 / FOLD_COLUMNS;
+    u32 brought[FOLD];
+#pragma unroll
+    for (u32 p = 0; p < FOLD; p++) brought[p] = opaque(lane / 4 / FOLD_COLUMNS == p);
     u32 segment = first_segment, slot = 0;
 #pragma unroll 1
     for (u32 step = 0; step < steps; step++) {

@@ -35,7 +35,7 @@ DEVICE constexpr int shift_of(int row, int half) {
 // The codes of register `i`: row g + 8 (i % 2), half i / 2.
 DEVICE u32 placed(const Raw& raw, int i) {
 #if TABLE > 0
-    return raw.looked_up<false>(i);
+    return raw.level(i);
 #elif HIGH > 0 || (LOW == 8 && !IS_SIGNED)
     return raw.bytes(i);
 #elif LOW == 8
@@ -102,7 +102,7 @@ struct ScaleUnits {
 #if SCALES == SUPER_SCALES
         const u32 index = unit % 4 * SUBS_PER_UNIT + sub;
         const u32 four = index < 4 ? raw.factors[m][row][0] : raw.factors[m][row][SUBS_PER_UNIT - 1];
-        const u32 biased = __byte_perm(four, 0x47000000u, 0x7404 + index % 4 * 16);
+        const u32 biased = named_bytes(four, 0x47000000u, 0x7404 + index % 4 * 16);
         return fma(__uint_as_float(biased), units[m][row], excess[m][row]);
 #elif SCALES == F32_SCALES
         return __uint_as_float(raw.values[m][sub][row]);
@@ -167,7 +167,7 @@ struct UnitWeights {
 #pragma unroll
         for (int i = 0; i < LOW / 2; i++) raw.low[i] = low[r][v * (LOW / 2) + i];
 #if TABLE == 8
-        raw.high = high[r][v / 2] >> (v % 2 * 2);
+        raw.put_signs(high[r][v / 2], v % 2);
 #elif HIGH == 2
         raw.high = high[r][v];
 #elif HIGH == 1

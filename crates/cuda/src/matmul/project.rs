@@ -291,7 +291,8 @@ fn multiply(
             let places = share.x.len() * share.places_each();
             by_place = share.chosen.filter(|_| places < segments);
             let met = if by_place.is_some() { places } else { segments };
-            let tile = matrix.tile(gpu, met, share.columns_expected(segments));
+            // One expert of many is not one matrix: other tiles are compiled.
+            let tile = matrix.tile(gpu, met.max(segments.min(2)), share.columns_expected(segments));
             let mut launch = tile.launch(*layout, (rows, columns_max), segments, split);
             launch.grid[2] = met;
             (Module::product(*layout, tile), launch, codes.blocks)
@@ -312,7 +313,9 @@ fn multiply(
             args = vec![weights, Arg::Null, Arg::Null];
             args.extend(codes.args());
             args.extend([y_rows, Arg::Null, Arg::Null, bias.into(), Arg::Null, Arg::Null]);
-            args.extend(share.lists());
+            // Of one token, each place has its expert for itself: nothing has to be looked up in lists.
+            let is_single = by_place.is_some() && columns_max == 1;
+            args.extend(if is_single { [Arg::Null, Arg::Null] } else { share.lists() });
             args.extend([rows, 0, 0, NO_BLOCK, NO_BLOCK].map(Arg::U32));
             args.extend(
                 [depth, share.x.len(), share.places_each(), row_length, split, groups, is_sliced].map(Arg::U32),

@@ -13,9 +13,6 @@ pub const WARP: usize = 32;
 /// Threads of a block, at most: a warp for each segment of the depth.
 pub const THREADS_MAX: usize = SEGMENTS_MAX * WARP;
 
-/// Warps of a block of quantized products.
-const BLOCK_WARPS: usize = SEGMENTS_MAX;
-
 /// Shared memory of a block that every card has.
 const SHARED_BYTES_MAX: usize = 99 << 10;
 
@@ -54,6 +51,8 @@ pub struct CodesTile {
     pub blocks: usize,
     /// Warps that share the segments of a tile's depth: 1, 2, 4 or 8. Where that makes too few blocks, there are more.
     pub warps: usize,
+    /// Warps of a block: 4 or 8, as many at least.
+    pub block_warps: usize,
     /// Steps of weights in a warp's ring.
     pub stages: usize,
 }
@@ -64,11 +63,19 @@ const STEP_FEATURES: usize = 4 * super::layout::UNIT;
 impl CodesTile {
     /// Every tile of a layout, from the narrowest to the widest, which serves all above it by several tiles. Measured on an H200: more
     /// rows share the reading of activations, as long as their sums and weights fit into registers; where scaling the sums costs
-    /// most, a few columns are folded.
+    /// most, a few columns are folded. First come those for matrices of some shapes alone ([`CodesTile::suits`]).
     pub fn all(layout: Layout) -> impl Iterator<Item = CodesTile> {
         let shape = |row_tiles, column_tiles, fold, warps| {
-            CodesTile { row_tiles, column_tiles, fold, blocks: 2, warps, stages: 0 }.with_ring(layout)
+            let tile =
+                CodesTile { row_tiles, column_tiles, fold, blocks: 2, warps, block_warps: SEGMENTS_MAX, stages: 0 };
+            tile.with_ring(layout)
         };
+        let small = |blocks, tile: CodesTile| CodesTile { blocks, block_warps: 4, ..tile }.with_ring(layout);
+        // What scales of many sub-blocks cost is shared by four row tiles; the others have registers to spare for more blocks.
+        let is_bulky = layout.units == 8;
+        let few = if is_bulky { small(3, shape(4, 1, 4, 4)) } else { small(5, shape(2, 1, 2, 4)) };
+        // A matrix of few rows is on as many processors as it has row tiles, and much of it is on its way at once.
+        let short = CodesTile { blocks: if is_bulky { 2 } else { 3 }, ..shape(1, 1, 1, 8) }.with_ring(layout);
         let by_width = [
             // Of a bulky layout two row tiles have no room.
             [shape(2, 1, 2, 4), shape(2, 1, 2, 8), shape(1, 1, 1, 2)],
@@ -81,9 +88,32 @@ impl CodesTile {
             let sound = tiles.into_iter().find(|t| t.is_sound(layout));
             sound.unwrap_or_else(|| panic!("no tile of {tiles:?} can be launched for {layout:?}"))
         });
-        let mut tiles: Vec<CodesTile> = tiles.collect();
+        let mut tiles: Vec<CodesTile> = [few, short].into_iter().filter(|t| t.is_sound(layout)).chain(tiles).collect();
         tiles.dedup();
         tiles.into_iter()
+    }
+
+    /// Whether it is for matrices of some shapes alone.
+    pub const fn is_for_some(self) -> bool {
+        self.block_warps < SEGMENTS_MAX || self.is_short()
+    }
+
+    /// Whether its blocks have a single row tile, and a warp for each segment.
+    const fn is_short(self) -> bool {
+        self.row_tiles == 1 && self.column_tiles == 1 && self.has_one_segment()
+    }
+
+    /// Whether it is for so many matrices of so many rows: four row tiles that share columns are for experts; a single one where its blocks
+    /// leave processors idle; blocks of four warps where a card holds them all at once, while there would be several rounds of those of
+    /// eight.
+    pub fn suits(self, rows: usize, segments: usize) -> bool {
+        let blocks = rows.div_ceil(self.rows());
+        match (self.is_for_some(), self.fold) {
+            (false, _) => true,
+            (true, 4) => segments > 1,
+            (true, _) if self.is_short() => 4 * blocks * segments <= 3 * BLOCKS_WANTED,
+            (true, _) => segments == 1 && (BLOCKS_WANTED..=self.blocks * BLOCKS_WANTED / 2).contains(&blocks),
+        }
     }
 
     /// With as many stages as its share of a processor's shared memory holds.
@@ -93,7 +123,7 @@ impl CodesTile {
         let rest = CodesTile { stages: 0, ..self }.most_shared_bytes(layout);
         let sums = if self.has_one_segment() { SEGMENTS_MAX * self.rows() * (self.columns() + 1) * 4 } else { 0 };
         let left = share.saturating_sub(rest - sums);
-        let stages = left / (BLOCK_WARPS * self.stage_bytes(layout));
+        let stages = left / (self.block_warps * self.stage_bytes(layout));
         CodesTile { stages: stages.clamp(2, STAGES_MAX), ..self }
     }
 
@@ -107,7 +137,7 @@ impl CodesTile {
     pub fn is_sound(self, layout: Layout) -> bool {
         let sums = self.row_tiles * self.column_tiles * 4 / self.fold;
         let is_folded = matches!(self.fold, 1 | 2 | 4) && self.row_tiles.is_multiple_of(self.fold);
-        let is_shared = matches!(self.warps, 1 | 2 | 4 | 8) && self.stages >= 2;
+        let is_shared = matches!(self.warps, 1 | 2 | 4 | 8) && self.warps <= self.block_warps && self.stages >= 2;
         is_folded
             && is_shared
             && self.blocks > 0
@@ -134,7 +164,7 @@ impl CodesTile {
 
     /// Whether each warp has one segment of the depth.
     const fn has_one_segment(self) -> bool {
-        self.warps == BLOCK_WARPS
+        self.warps == SEGMENTS_MAX
     }
 
     /// Bytes of a step of a ring.
@@ -145,7 +175,7 @@ impl CodesTile {
 
     /// Rings of all warps, and the sums of all segments of each tile, whose rows of cells are padded by one.
     const fn shared_bytes(self, layout: Layout, split: usize, warps_each: usize) -> usize {
-        let groups = BLOCK_WARPS / warps_each;
+        let groups = self.block_warps / warps_each;
         let sums = groups * split * self.rows() * (self.columns() + 1) * size_of::<f32>();
         let ring = groups * warps_each * self.stages * self.stage_bytes(layout);
         // Where each warp has one segment, its sums take the place of weights that are done with.
@@ -161,12 +191,13 @@ impl CodesTile {
     /// The launch for `segments` matrices of some rows and columns each, their depth cut into `split`.
     pub fn launch(self, layout: Layout, (rows, columns): (usize, usize), segments: usize, split: usize) -> Launch {
         let shape = |warps_each: usize| {
-            let groups = BLOCK_WARPS / warps_each;
+            let groups = self.block_warps / warps_each;
             let grid = [rows.div_ceil(self.rows() * groups), columns.div_ceil(self.columns()), segments];
             (grid, groups)
         };
         let mut warps_each = self.warps.min(split);
-        while warps_each < split && shape(warps_each).0.iter().product::<usize>() < BLOCKS_WANTED {
+        while warps_each < split.min(self.block_warps) && shape(warps_each).0.iter().product::<usize>() < BLOCKS_WANTED
+        {
             warps_each = (2 * warps_each).min(split);
         }
         let (grid, groups) = shape(warps_each);
@@ -175,13 +206,13 @@ impl CodesTile {
     }
 
     pub(crate) fn constants(self, layout: Layout) -> Vec<(&'static str, usize)> {
-        let CodesTile { row_tiles, column_tiles, fold, blocks, warps: _, stages } = self;
+        let CodesTile { row_tiles, column_tiles, fold, blocks, warps: _, block_warps, stages } = self;
         vec![
             ("ROW_TILES", row_tiles),
             ("COLUMN_TILES", column_tiles),
             ("FOLD", fold),
             ("BLOCKS", blocks),
-            ("THREADS", BLOCK_WARPS * WARP),
+            ("THREADS", block_warps * WARP),
             ("STAGES", stages),
             ("STAGE_BYTES", self.stage_bytes(layout)),
             ("ONE_SEGMENT", self.has_one_segment().into()),

@@ -231,7 +231,13 @@ impl Tile {
     /// the one whose rounds over the card's processors are shortest. No bit depends on it.
     pub fn select(tiles: &[Tile], processors: usize, shape: Shape) -> Tile {
         let columns = shape.columns.max(1);
-        let of_kind = |is_wide| tiles.iter().filter(move |t| matches!(t, Tile::Wide(_)) == is_wide);
+        let own =
+            |t: &&Tile| matches!(t, Tile::Narrow(tile) if tile.is_for_some() && tile.suits(shape.rows, shape.segments));
+        if let Some(tile) = tiles.iter().filter(own).find(|t| t.columns() >= columns) {
+            return *tile;
+        }
+        let tiles = || tiles.iter().filter(|t| !matches!(t, Tile::Narrow(tile) if tile.is_for_some()));
+        let of_kind = |is_wide| tiles().filter(move |t| matches!(t, Tile::Wide(_)) == is_wide);
         let widths = [false, true].map(|is_wide| width_for(of_kind(is_wide), columns));
         let narrow_cost = NARROW_COSTS.iter().find(|(most, _)| columns <= *most).map_or(1.0, |(_, cost)| *cost);
         let cost = |tile: &Tile| {
@@ -251,7 +257,7 @@ impl Tile {
         // Few columns of many matrices go to narrow tiles: most blocks have nothing to do.
         let wanted = |t: &&Tile| columns > MMA_COLUMNS || shape.segments == 1 || matches!(t, Tile::Narrow(_));
         let fits = |t: &&Tile| t.columns() == widths[usize::from(matches!(t, Tile::Wide(_)))];
-        let best = tiles.iter().filter(fits).filter(wanted).min_by(|a, b| cost(a).total_cmp(&cost(b)));
+        let best = tiles().filter(fits).filter(wanted).min_by(|a, b| cost(a).total_cmp(&cost(b)));
         *best.expect("a layout has tiles")
     }
 }
