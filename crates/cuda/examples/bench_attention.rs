@@ -42,6 +42,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             table(&subject, &format!("{columns} columns, {resident} blocks: "))?;
         }
     }
+    for index in 0..if what == "warps-prompt" { 4 } else { 0 } {
+        if let Some(tile) = subject.force_warps_prompt(index)? {
+            table(&subject, &format!("{} warps of {} columns: ", tile.warps, tile.columns()))?;
+        }
+    }
     if what.starts_with("warps") {
         for columns in [8, 16, 32, 64, 128] {
             if subject.force_warps(columns)? {

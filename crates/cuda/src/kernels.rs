@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tessera_ops::{KvFormat, PAGE_TOKENS, streams::STREAMS_MAX};
 
 use crate::{
-    attention::{self, SpansTile, prompt::PromptTile, warps::WarpsTile},
+    attention::{self, SpansTile, prompt::PromptTile, warps::WarpsTile, warps_prompt::WarpsPromptTile},
     connect, latent,
     matmul::{
         Packed,
@@ -63,6 +63,8 @@ pub enum Module {
     Prompt(Pages, PromptTile),
     /// Attention on the matrix instructions of single warps, of all cards.
     Warps(Pages, WarpsTile),
+    /// The same of prompt rows.
+    WarpsPrompt(Pages, WarpsPromptTile),
     /// Attention in f32, of all cards.
     Plain(Pages),
     /// Attention: spans of a row into one.
@@ -193,6 +195,8 @@ const PARTS: (&str, &str) = source!("attention/parts.cuh");
 const WEIGHTS: (&str, &str) = source!("attention/weights.cuh");
 const QUERY: (&str, &str) = source!("attention/query.cuh");
 const KV_CODES: (&str, &str) = source!("attention/codes.cuh");
+const RING: (&str, &str) = source!("attention/ring.cuh");
+const WEIGH: (&str, &str) = source!("attention/weigh.cuh");
 const SLABS: (&str, &str) = source!("attention/slabs.cuh");
 
 impl Module {
@@ -222,6 +226,8 @@ impl Module {
                 all.extend(PromptTile::all(pages).into_iter().map(|tile| Module::Prompt(pages, tile)));
                 let warps = CARDS.iter().flat_map(|arch| WarpsTile::all(pages, arch));
                 all.extend(warps.map(|tile| Module::Warps(pages, tile)).collect::<HashSet<_>>());
+                let prompts = CARDS.iter().flat_map(|arch| WarpsPromptTile::all(pages, arch));
+                all.extend(prompts.map(|tile| Module::WarpsPrompt(pages, tile)).collect::<HashSet<_>>());
             }
         }
         all.extend([Module::Select, Module::Arrive]);
@@ -250,6 +256,7 @@ impl Module {
             Module::Spans(..) => "spans",
             Module::Prompt(..) => "prompt",
             Module::Warps(..) => "warps",
+            Module::WarpsPrompt(..) => "warps_prompt",
             Module::Plain(_) => "plain",
             Module::Merge(_) => "merge",
             Module::StoreRows(_) => "store_rows",
@@ -286,6 +293,7 @@ impl Module {
             Module::Spans(..) => &["spans"],
             Module::Prompt(..) => &["prompt"],
             Module::Warps(..) => &["warps"],
+            Module::WarpsPrompt(..) => &["warps_prompt"],
             Module::Plain(_) => &["plain"],
             Module::Merge(_) => &["merge"],
             Module::StoreRows(_) => &["store_rows"],
@@ -319,6 +327,9 @@ impl Module {
             Module::LatentSpans(_) | Module::Connect(_) => arch == HOPPER_ARCH,
             Module::PrefillWarps(_) => arch != HOPPER_ARCH,
             Module::Wide(layout, tile) => WideTile::all(layout, arch).contains(&tile),
+            Module::WarpsPrompt(pages, tile) => {
+                WarpsPromptTile::all(pages, arch).contains(&WarpsPromptTile { is_capped: false, ..tile })
+            }
             Module::Warps(pages, tile) => WarpsTile::all(pages, arch).contains(&WarpsTile { is_capped: false, ..tile }),
             _ => true,
         }
@@ -350,15 +361,18 @@ impl Module {
                 [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
             }
             Module::Prompt(pages, _) => {
-                let is_wide = PromptTile::is_wide(pages);
-                let narrow = source!("attention/prompt.cu");
-                let own = if is_wide { source!("attention/prompt_wide.cu") } else { narrow };
-                let attention = [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, SLABS, own];
-                [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
+                let wide = [SLABS, source!("attention/prompt_wide.cu")];
+                let narrow = [SLABS, WEIGH, source!("attention/prompt.cu")];
+                let own = if PromptTile::is_wide(pages) { &wide[..] } else { &narrow };
+                [&[COMMON, HOPPER, WGMMA, STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY], own].concat()
             }
             Module::Warps(..) => {
-                let own = [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, KV_CODES, source!("attention/warps.cu")];
+                let own = [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, KV_CODES, RING, source!("attention/warps.cu")];
                 [&[COMMON][..], &own].concat()
+            }
+            Module::WarpsPrompt(..) => {
+                let shared = [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, KV_CODES, RING];
+                [&[COMMON][..], &shared, &[WEIGH, source!("attention/warps_prompt.cu")]].concat()
             }
             Module::Plain(_) => vec![COMMON, STEP, PAGES, WEIGHTS, PARTS, source!("attention/plain.cu")],
             Module::Merge(_) => vec![COMMON, BLOCK, CODES, STEP, WEIGHTS, PARTS, source!("attention/merge.cu")],
@@ -397,6 +411,7 @@ impl Module {
             Module::Store(pages) => pages.constants(),
             Module::Spans(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
             Module::Prompt(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
+            Module::WarpsPrompt(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
             Module::Warps(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
             Module::Plain(pages) | Module::Merge(pages) => pages.constants(),
             Module::StoreRows(form) | Module::Latent(form) => form.constants(latent::THREADS),

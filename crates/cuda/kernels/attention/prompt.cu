@@ -72,53 +72,6 @@ struct Stages {
     }
 };
 
-// What a thread knows of its two columns, 8 apart.
-struct Columns {
-    u32 begins[2], ends[2];
-    float factors[2], highest[2], totals[2];
-};
-
-// Scores of keys from `position` on become weights, relative to the highest so far; `keep` is the factor on what was relative to the one
-// before.
-template <bool IS_WHOLE> DEVICE_MEMBER void weigh_stage(float (&scores)[SCORES], Columns& own, float (&keep)[2], u32 position, float cap) {
-    const u32 column = threadIdx.x % 4 * 2;
-    float top[2] = {minus_infinity(), minus_infinity()};
-#pragma unroll
-    for (int i = 0; i < SCORES; i++) {
-        const int h = i / 2 % 2;
-        if (CAPPED) scores[i] = capped(scores[i] * own.factors[h], cap);
-        if (!IS_WHOLE) {
-            const u32 key = position + i / 4 * 8 + column + i % 2;
-            if (key < own.begins[h] || key >= own.ends[h]) scores[i] = minus_infinity();
-        }
-        top[h] = larger(top[h], scores[i]);
-    }
-    float factor[2], base[2];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        top[h] = larger(top[h], __shfl_xor_sync(0xffffffffu, top[h], 1));
-        top[h] = larger(top[h], __shfl_xor_sync(0xffffffffu, top[h], 2));
-        // Factors are positive; with a cap scores have theirs.
-        factor[h] = CAPPED ? 1.0f : own.factors[h];
-        top[h] = larger(own.highest[h], top[h] * factor[h]);
-        keep[h] = factor_of(own.highest[h], top[h]);
-        own.highest[h] = top[h];
-        base[h] = -base_of(top[h]);
-        own.totals[h] = own.totals[h] * keep[h];
-    }
-#pragma unroll
-    for (int i = 0; i < SCORES; i++) {
-        const int h = i / 2 % 2;
-        scores[i] = exp2_near(fma(scores[i], factor[h], base[h]));
-        own.totals[h] = own.totals[h] + scores[i];
-    }
-}
-
-DEVICE void weigh(float (&scores)[SCORES], Columns& own, float (&keep)[2], u32 position, bool is_whole, float cap) {
-    if (is_whole) weigh_stage<true>(scores, own, keep, position, cap);
-    else weigh_stage<false>(scores, own, keep, position, cap);
-}
-
 KERNEL __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, const u8* value_pages, const float* sinks, float* y,
                                             const u32* rows, const u32* lists, u32 first, u32 count, u32 heads, u32 kv_heads,
                                             u32 ring_pages, u32 window, u32 run, float scale, float cap) {

@@ -5,12 +5,13 @@
 pub mod prompt;
 pub(crate) mod spans;
 pub mod warps;
+pub mod warps_prompt;
 
 use std::{ops::Range, sync::Arc};
 
 use tessera_ops::{Attention, Batch, KvFormat, PAGE_TOKENS, Role, mask::check_ring};
 
-use self::{prompt::PromptTile, warps::WarpsTile};
+use self::{prompt::PromptTile, warps::WarpsTile, warps_prompt::WarpsPromptTile};
 use crate::{
     driver::{Arg, Gpu, Memory},
     error::OpenError,
@@ -167,6 +168,9 @@ pub(crate) fn modules(form: Pages, arch: &str) -> Vec<Module> {
     if all.is_empty() {
         all.extend(WarpsTile::all(form, arch).into_iter().map(|tile| Module::Warps(form, tile)));
     }
+    if PromptTile::all(form).is_empty() || arch != HOPPER_ARCH {
+        all.extend(WarpsPromptTile::all(form, arch).into_iter().map(|tile| Module::WarpsPrompt(form, tile)));
+    }
     if all.is_empty() {
         all.push(Module::Plain(form));
     }
@@ -183,6 +187,8 @@ pub(crate) enum Way {
     Prompt(PromptTile),
     /// Of single warps.
     Warps(WarpsTile),
+    /// The same for prompt rows, all tokens a block.
+    WarpsPrompt(WarpsPromptTile),
     /// In f32.
     Plain,
 }
@@ -236,7 +242,7 @@ impl Task<'_> {
         let way = self.way(&rows, role);
         match way {
             // Each row from its first token to its last.
-            Way::Prompt(tile) => self.attend_whole(&rows, tile),
+            Way::Prompt(_) | Way::WarpsPrompt(_) => self.attend_whole(&rows, way),
             Way::Warps(_) if role == Role::Prefill => self.attend_chunk(&rows, way, None),
             _ => {
                 let most = rows.clone().map(|row| self.spans(row)).max().unwrap_or(1);
@@ -270,6 +276,11 @@ impl Task<'_> {
                 return Way::Prompt(PromptTile { is_capped, ..*tile });
             }
         }
+        if let Some(tile) =
+            WarpsPromptTile::for_columns(form, arch, columns).filter(|_| is_prompt && self.spec.scale > 0.0)
+        {
+            return Way::WarpsPrompt(WarpsPromptTile { is_capped, ..tile });
+        }
         let spans = SpansTile::for_columns(form, columns).filter(|_| is_hopper);
         let warps = || WarpsTile::for_columns(form, arch, columns);
         match spans.map(|tile| Way::Spans(SpansTile { is_capped, ..tile })) {
@@ -278,8 +289,8 @@ impl Task<'_> {
         }
     }
 
-    /// Prompt rows on Hopper.
-    fn attend_whole(&self, rows: &Range<usize>, tile: PromptTile) {
+    /// Prompt rows, each of them from its first token to its last.
+    fn attend_whole(&self, rows: &Range<usize>, way: Way) {
         let Task { gpu, layer, spec, .. } = *self;
         let (form, run) = (layer.form, of_all(&self.runs(rows)));
         let mut args = vec![Arg::Memory(&self.queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&layer.values)];
@@ -288,10 +299,21 @@ impl Task<'_> {
         args.extend([rows.start, rows.len(), spec.heads, spec.kv_heads].map(Arg::U32));
         args.extend([layer.ring_pages.unwrap_or(0), self.window(), run].map(Arg::U32));
         args.extend([Arg::F32(spec.scale), Arg::F32(spec.soft_cap.unwrap_or(1.0))]);
-        let across = self.tiles(tile.columns, rows.len(), run).next_multiple_of(tile.cluster);
-        let launch =
-            Launch { shared_bytes: tile.shared_bytes(form), ..blocks([across, 1, spec.kv_heads], prompt::THREADS) };
-        gpu.launch(Module::Prompt(form, tile), "prompt", launch, &args);
+        let grid =
+            |columns, cluster| [self.tiles(columns, rows.len(), run).next_multiple_of(cluster), 1, spec.kv_heads];
+        match way {
+            Way::Prompt(tile) => {
+                let shared_bytes = tile.shared_bytes(form);
+                let launch = Launch { shared_bytes, ..blocks(grid(tile.columns, tile.cluster), prompt::THREADS) };
+                gpu.launch(Module::Prompt(form, tile), "prompt", launch, &args);
+            }
+            Way::WarpsPrompt(tile) => {
+                let shared_bytes = tile.shared_bytes(form);
+                let launch = Launch { shared_bytes, ..blocks(grid(tile.columns(), 1), tile.threads()) };
+                gpu.launch(Module::WarpsPrompt(form, tile), "warps_prompt", launch, &args);
+            }
+            _ => unreachable!("a way that takes rows whole"),
+        }
     }
 
     /// Rows of each run, of those among these.
@@ -347,7 +369,7 @@ impl Task<'_> {
                     Launch { shared_bytes: tile.shared_bytes(form), ..blocks(grid(tile.columns), tile.threads()) };
                 gpu.launch(Module::Warps(form, tile), "warps", launch, &args);
             }
-            Way::Plain | Way::Prompt(_) => {
+            Way::Plain | Way::Prompt(_) | Way::WarpsPrompt(_) => {
                 args.extend([scale, Arg::U32(spec.soft_cap.is_some().into()), cap]);
                 let launch = blocks([rows.len() * spec.heads, stride, 1], WARP);
                 gpu.launch(Module::Plain(form), "plain", launch, &args);

@@ -9,13 +9,13 @@ use crate::{kernels::Pages, matmul::tile::WARP};
 const HEAD_DIM_MAX: usize = 512;
 
 /// Registers of a processor.
-const REGISTERS: usize = 1 << 16;
+pub(super) const REGISTERS: usize = 1 << 16;
 
 /// What the machine takes of shared memory for each block.
-const BLOCK_SHARED_BYTES: usize = 1 << 10;
+pub(super) const BLOCK_SHARED_BYTES: usize = 1 << 10;
 
 /// Beyond this, more slabs on their way make nothing faster.
-const STAGES_MAX: usize = 8;
+pub(super) const STAGES_MAX: usize = 8;
 
 /// Fewer blocks on a processor are better than a shorter ring; of tiles that multiply more than they copy, two blocks are.
 const STAGES_MIN: usize = 3;
@@ -44,7 +44,7 @@ pub struct WarpsTile {
 }
 
 /// Shared memory of a processor.
-fn processor_shared_bytes(arch: &str) -> usize {
+pub(super) fn processor_shared_bytes(arch: &str) -> usize {
     match arch {
         "sm_80" => 164 << 10,
         "sm_90a" => 228 << 10,
@@ -53,7 +53,7 @@ fn processor_shared_bytes(arch: &str) -> usize {
 }
 
 /// Of a slab: what a stage of the ring takes, and the operand that its codes become.
-fn stage_bytes(form: Pages) -> (usize, usize) {
+pub(super) fn stage_bytes(form: Pages) -> (usize, usize) {
     match form.format {
         KvFormat::Q8_0 => (PAGE_TOKENS * (SLAB_FEATURES + 8), OPERAND_BYTES),
         _ => (OPERAND_BYTES, 0),

@@ -8,7 +8,7 @@ use tessera_ops::{
 use super::median;
 use crate::{
     CudaDevice, KvPages,
-    attention::{SpansTile, Way, warps::WarpsTile},
+    attention::{SpansTile, Way, warps::WarpsTile, warps_prompt::WarpsPromptTile},
     kernels::{Module, Pages},
     roles::Roles,
     tensor::Tensor,
@@ -127,6 +127,18 @@ impl<'a> AttentionSubject<'a> {
         gpu.prepare(&[Module::Warps(pages, tile)])?;
         self.cache.forced = Some(Way::Warps(tile));
         Ok(true)
+    }
+
+    /// Attends rows of a prompt in tile `index` of those for warps from now on. Whether there is one.
+    ///
+    /// # Errors
+    /// If its kernel does not compile.
+    pub fn force_warps_prompt(&mut self, index: usize) -> Result<Option<WarpsPromptTile>, Error> {
+        let (pages, gpu) = (self.pages(), self.device.gpu());
+        let Some(tile) = WarpsPromptTile::all(pages, gpu.attention_arch()).get(index).copied() else { return Ok(None) };
+        gpu.prepare(&[Module::WarpsPrompt(pages, tile)])?;
+        self.cache.forced = Some(Way::WarpsPrompt(tile));
+        Ok(Some(tile))
     }
 
     fn pages(&self) -> Pages {
