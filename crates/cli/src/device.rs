@@ -16,7 +16,7 @@ use tessera_cpu::{
     threads::default_thread_count,
 };
 use tessera_cuda::CudaDevice;
-use tessera_engine::{Checkpoint, LanguageModel, LoadOptions, models, profile, weights::Progress};
+use tessera_engine::{Checkpoint, LanguageModel, LoadOptions, models, profile, synth, weights::Progress};
 use tessera_formats::DType;
 use tessera_ops::{Device, Profiled};
 
@@ -107,7 +107,10 @@ impl Opened {
         report: &mut dyn FnMut(Progress),
     ) -> Result<Box<dyn LanguageModel>> {
         Ok(match self {
-            Opened::Cpu(device) => models::load(checkpoint, device.clone(), options, report)?,
+            Opened::Cpu(device) => {
+                synth::check_memory(checkpoint)?;
+                models::load(checkpoint, device.clone(), options, report)?
+            }
             Opened::Card(device) => models::load(checkpoint, device.clone(), options, report)?,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use tessera_formats::{DType, codec};
+use tessera_formats::DType;
 use tessera_ops::{
     Attention, Batch, Candidate, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack,
     MatrixSource, Role, Rope, Rotation, Rounding, Router, Selector, StreamGates, math,
@@ -12,6 +12,7 @@ use crate::{
     attention::attend,
     cache::Cache,
     driver::{Counts, Gpu, Memory},
+    embedding::Embedding,
     error::OpenError,
     kernels::Module,
     kv::KvPages,
@@ -35,12 +36,6 @@ pub struct CudaDevice {
     frequencies: Frequencies,
     /// The role that all rows count as, whatever theirs is.
     role: Option<Role>,
-}
-
-/// A table of rows fetched by token id. It stays where the model file lies: a step sends the few rows that it needs.
-pub struct Embedding {
-    source: MatrixSource,
-    row_bytes: usize,
 }
 
 /// A vector of f32 on the card.
@@ -219,13 +214,7 @@ impl Device for CudaDevice {
     }
 
     fn load_embedding(&self, source: &MatrixSource) -> Result<Embedding, Error> {
-        let row_bytes = source.row_bytes()?;
-        let what = if source.dtype.is_float() { "weight" } else { "scale" };
-        if let Some(block) = codec::first_non_finite_block(source.dtype, &source.bytes) {
-            let row = block * source.dtype.block_len() / source.depth.max(1);
-            return Err(Error::NotFinite { tensor: source.name.clone(), row, what });
-        }
-        Ok(Embedding { source: source.clone(), row_bytes })
+        Embedding::load(source)
     }
 
     fn load_vector(&self, values: &[f32]) -> Result<Vector, Error> {
@@ -244,13 +233,7 @@ impl Device for CudaDevice {
         if batch.page_tables.iter().any(|table| !table.is_empty()) {
             self.step(batch);
         }
-        let width = table.source.depth;
-        let mut values = vec![0.0f32; batch.len() * width];
-        for (row, token) in values.chunks_exact_mut(width.max(1)).zip(&batch.tokens) {
-            let bytes = &table.source.bytes[*token as usize * table.row_bytes..][..table.row_bytes];
-            codec::decode(table.source.dtype, bytes, row);
-            row.iter_mut().for_each(|v| *v *= scale);
-        }
+        let (width, values) = (table.width(), table.rows(&batch.tokens, scale));
         self.sent(batch.len(), width, &values, self.roles(batch))
     }
 

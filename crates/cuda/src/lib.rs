@@ -17,6 +17,7 @@ pub mod compiler;
 mod connect;
 mod device;
 mod driver;
+mod embedding;
 mod error;
 mod hash;
 pub mod kernels;

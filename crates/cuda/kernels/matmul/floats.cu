@@ -10,10 +10,12 @@
 
 // Features of a segment in a step, and numbers between two segments' activations: apart by as much as spreads them over all banks.
 #define STEP_FEATURES (RUNS * RUN)
+#define STEP_QUADS (STEP_FEATURES / 4)
 #define X_STRIDE (STEP_FEATURES + 4)
 // Pieces of 16 bytes that a warp's weights of a step take, with as much between segments.
 #define WARP_PIECES (32 * (RUNS + 1))
-#define MATRICES 4
+// Quads of activations of a column that are in registers at once.
+#define HELD_QUADS (COLUMNS == 1 ? STEP_QUADS : COLUMNS == 4 ? 2 : 1)
 static_assert(COLUMNS >= 1 && STAGES >= 2, "a tile of plain numbers");
 
 // Where a matrix of the launch is: its weights, result, bias, rows, and first block.
@@ -41,7 +43,7 @@ KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const u8* weights_1,
     if (blockIdx.x >= from_3) m = {(const uint4*)weights_3, y_3, bias_3, rows_3, from_3};
 
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const u32 wide = split <= 1 ? 1 : split <= 2 ? 2 : split <= 4 ? 4 : 8, rows_of_warp = 32 / wide;
+    const u32 wide_bits = split <= 1 ? 0 : split <= 2 ? 1 : split <= 4 ? 2 : 3, wide = 1 << wide_bits, rows_of_warp = 32 / wide;
     const u32 segment = lane / rows_of_warp;
     const u32 row = ((blockIdx.x - m.first_block) * groups + warp) * rows_of_warp + lane % rows_of_warp;
     const u32 tiles = (m.rows + 31) / 32, runs = (depth + RUN - 1) / RUN;
@@ -71,9 +73,9 @@ KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const u8* weights_1,
     const bool is_aligned = (x_width | depth) % 4 == 0;
     auto copy_x = [&](u32 step) {
         float* to = (float*)(shared + step % STAGES * stage_pieces + groups * WARP_PIECES);
-        for (u32 piece = threadIdx.x; piece < COLUMNS * split * (STEP_FEATURES / 4); piece += blockDim.x) {
-            const u32 quad = piece % (STEP_FEATURES / 4), s = piece / (STEP_FEATURES / 4) % split;
-            const u32 column = piece / (STEP_FEATURES / 4) / split;
+        for (u32 piece = threadIdx.x; piece < COLUMNS * wide * STEP_QUADS; piece += THREADS) {
+            const u32 quad = piece % STEP_QUADS, s = piece / STEP_QUADS & (wide - 1), column = piece / STEP_QUADS >> wide_bits;
+            if (s >= split) continue;
             const u32 k = begins[s] + step * STEP_FEATURES + quad * 4;
             float* place = to + (column * wide + s) * X_STRIDE + quad * 4;
             const float* from = x + inputs[column] + k;
@@ -115,18 +117,27 @@ KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const u8* weights_1,
         const float* x_here = (const float*)(shared + step % STAGES * stage_pieces + groups * WARP_PIECES) + segment * X_STRIDE;
         const u32 first = start + step * STEP_FEATURES;
         if (first + STEP_FEATURES <= end) {
+            // All of a step comes to registers before the chains go on: they would wait for each load otherwise.
+            uint4 w[RUNS];
 #pragma unroll
-            for (u32 i = 0; i < RUNS; i++) {
-                const uint4 w = weights_here[i * rows_of_warp];
+            for (u32 i = 0; i < RUNS; i++) w[i] = weights_here[i * rows_of_warp];
+#pragma unroll
+            for (u32 at = 0; at < STEP_QUADS; at += HELD_QUADS) {
+                float4 in[COLUMNS][HELD_QUADS];
 #pragma unroll
                 for (u32 c = 0; c < COLUMNS; c++)
 #pragma unroll
-                    for (u32 j = 0; j < RUN; j += 4) {
-                        const float4 four = *(const float4*)(x_here + c * wide * X_STRIDE + i * RUN + j);
-                        acc[c] = fma(value_of(w, j), four.x, acc[c]);
-                        acc[c] = fma(value_of(w, j + 1), four.y, acc[c]);
-                        acc[c] = fma(value_of(w, j + 2), four.z, acc[c]);
-                        acc[c] = fma(value_of(w, j + 3), four.w, acc[c]);
+                    for (u32 q = 0; q < HELD_QUADS; q++) in[c][q] = *(const float4*)(x_here + c * wide * X_STRIDE + 4 * (at + q));
+#pragma unroll
+                for (u32 q = 0; q < HELD_QUADS; q++)
+#pragma unroll
+                    for (u32 c = 0; c < COLUMNS; c++) {
+                        const uint4 run = w[(at + q) * 4 / RUN];
+                        const u32 first_value = (at + q) * 4 % RUN;
+                        acc[c] = fma(value_of(run, first_value), in[c][q].x, acc[c]);
+                        acc[c] = fma(value_of(run, first_value + 1), in[c][q].y, acc[c]);
+                        acc[c] = fma(value_of(run, first_value + 2), in[c][q].z, acc[c]);
+                        acc[c] = fma(value_of(run, first_value + 3), in[c][q].w, acc[c]);
                     }
             }
         } else {

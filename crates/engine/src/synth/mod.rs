@@ -37,9 +37,8 @@ const THREAD_BYTES: usize = 1 << 20;
 /// The model as a checkpoint in memory. Tensors are made by `threads` threads when they are read.
 ///
 /// # Errors
-/// If the machine has not the memory for its weights, as far as can be known.
+/// If what describes it cannot be read back.
 pub fn checkpoint(spec: &Spec, threads: usize) -> Result<Checkpoint, Error> {
-    check_memory(spec, available_memory())?;
     let name = spec.to_string();
     let tensors = spec.tensors().into_iter().map(|planned| {
         let (name, dtype, shape) = (planned.name.clone(), planned.dtype, planned.shape.clone());
@@ -128,9 +127,17 @@ fn make(planned: &Planned, first_block: usize, out: &mut [u8], threads: usize) {
     });
 }
 
-/// Refuses a model whose weights are larger than `available` bytes, before the system kills the process.
-fn check_memory(spec: &Spec, available: Option<u64>) -> Result<(), SynthError> {
-    let needed = spec.weight_bytes();
+/// Refuses a checkpoint of which more is made when it is read than this machine has memory for, before the system kills the process:
+/// for devices that keep weights in it.
+///
+/// # Errors
+/// If there is not the memory, as far as can be known.
+pub fn check_memory(checkpoint: &Checkpoint) -> Result<(), Error> {
+    let made = checkpoint.tensors().iter().filter(|tensor| tensor.bytes.held().is_none());
+    Ok(fits(made.map(|tensor| tensor.bytes.len() as u64).sum(), available_memory())?)
+}
+
+fn fits(needed: u64, available: Option<u64>) -> Result<(), SynthError> {
     match available {
         Some(available) if needed > available => Err(SynthError::Memory { needed, available }),
         _ => Ok(()),
@@ -150,11 +157,14 @@ mod tests {
 
     #[test]
     fn models_beyond_the_memory_are_refused() {
-        let spec = Spec::parse("synth:llama,layers=2").unwrap();
-        let needed = spec.weight_bytes();
-        assert!(check_memory(&spec, Some(needed)).is_ok() && check_memory(&spec, None).is_ok());
-        let error = check_memory(&spec, Some(needed - 1)).unwrap_err().to_string();
+        assert!(fits(1 << 30, Some(1 << 30)).is_ok() && fits(1 << 30, None).is_ok());
+        let error = fits((1 << 30) + 1, Some(1 << 30)).unwrap_err().to_string();
         assert!(error.contains("memory") && error.contains("layers"), "{error}");
+        for line in ["synth:llama,layers=2", "synth:llama,layers=100,width=16384"] {
+            let spec = Spec::parse(line).unwrap();
+            let has_room = available_memory().is_none_or(|available| spec.weight_bytes() <= available);
+            assert_eq!(check_memory(&checkpoint(&spec, 1).unwrap()).is_ok(), has_room, "{line}");
+        }
     }
 
     #[test]

@@ -68,7 +68,10 @@ pub(crate) fn main(args: &Profile) -> Result<()> {
     let subject = Subject::open(&args.common, &Placement::default())?;
     match device::profiled_card(&args.placement)? {
         Some(card) => profile(args, subject, card.clone(), Some(card)),
-        None => profile(args, subject, device::profiled(&args.common.compute)?, None),
+        None => {
+            subject.check_memory()?;
+            profile(args, subject, device::profiled(&args.common.compute)?, None)
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Result;
 use tessera_engine::{
-    Checkpoint, Config, LanguageModel, LoadOptions, Sequences, models, serving::speculation::DEPTH_MAX,
+    Checkpoint, Config, LanguageModel, LoadOptions, Sequences, models, serving::speculation::DEPTH_MAX, synth,
     weights::Progress,
 };
 use tessera_formats::Tensor;
@@ -64,6 +64,14 @@ impl Subject {
     /// Where weights are not sound, or too large for the memory.
     pub(super) fn load(&self, lengths: impl IntoIterator<Item = usize>) -> Result<Sequences> {
         self.loaded(lengths, |options, report| self.opened.load(&self.checkpoint, options, report))
+    }
+
+    /// Refuses a model that is to be made in memory which this machine does not have.
+    ///
+    /// # Errors
+    /// As [`synth::check_memory`].
+    pub(super) fn check_memory(&self) -> Result<()> {
+        Ok(synth::check_memory(&self.checkpoint)?)
     }
 
     /// As [`Subject::load`], on another device.
