@@ -342,10 +342,9 @@ pub(crate) struct Engine {
     pub(crate) compute: Compute,
     #[command(flatten)]
     pub(crate) placement: Placement,
-    /// Prompt tokens computed at a time, 1 to 65536; the results do not depend on it
-    #[arg(long, value_name = "TOKENS", default_value_t = 512,
-        value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
-    pub(crate) chunk: usize,
+    /// Prompt tokens computed at a time, 1 to 65536; the results do not depend on it [default: 512, on a card 2048]
+    #[arg(long, value_name = "TOKENS", value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    pub(crate) chunk: Option<usize>,
     /// Tokens to hold in memory, prompt and reply together [default: the model's context, 4096 at most]
     #[arg(long, value_name = "TOKENS", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub(crate) context: Option<usize>,

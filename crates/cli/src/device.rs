@@ -115,6 +115,14 @@ impl Opened {
         })
     }
 
+    /// Prompt tokens that are best computed at a time: a card wants many where they meet many experts.
+    pub(crate) fn chunk(&self) -> usize {
+        match self {
+            Opened::Cpu(_) => 512,
+            Opened::Card(_) => 2048,
+        }
+    }
+
     /// For people.
     pub(crate) fn name(&self) -> String {
         match self {

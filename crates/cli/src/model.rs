@@ -198,19 +198,20 @@ impl Model {
         if tokens > context.next_multiple_of(tessera_ops::PAGE_TOKENS) {
             return Err(self.too_long(tokens, context)); // before all the work
         }
+        let device = Opened::open(&self.engine.compute, &self.engine.placement)?;
+        let chunk = self.engine.chunk.unwrap_or(device.chunk());
         let options = LoadOptions {
             context: Some(context),
             kv_format: self.engine.cache.format,
             latent_rounding: self.engine.cache.latent_rounding,
-            step_rows: self.engine.chunk,
+            step_rows: chunk,
             ..LoadOptions::default()
         };
-        let device = Opened::open(&self.engine.compute, &self.engine.placement)?;
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let progress = &mut |progress: tessera_engine::weights::Progress| bar.set_position(progress.bytes_done);
         let model = device.load(&self.checkpoint, &options, progress);
         bar.finish_and_clear();
-        let mut session = Session::new(model?, self.engine.chunk);
+        let mut session = Session::new(model?, chunk);
         if let Some(file) = self.state.as_deref().filter(|file| file.exists()) {
             session.load(file, &Identity::of(&self.checkpoint))?;
         }

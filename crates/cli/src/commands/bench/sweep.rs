@@ -33,7 +33,8 @@ pub(super) fn main(args: &Sweep) -> Result<()> {
     let id = sequences.open();
     sequences.prefill(id, &tokens[..chunk.min(frontiers[0])], chunk)?; // warms up
     let (mut prefill, mut decode) = (Series::new("prefill"), Series::new("decode"));
-    let mut before = 0;
+    sequences.rewind(id, 0);
+    let (mut before, mut saved) = (0, sequences.snapshot(id)?);
     for &frontier in &frontiers {
         let row = |phase, width| Row {
             test: "sweep",
@@ -46,7 +47,7 @@ pub(super) fn main(args: &Sweep) -> Result<()> {
             ..Row::default()
         };
         let new = &tokens[before..frontier];
-        let mut extend = |chunk| extend(&mut sequences, id, before, new, chunk);
+        let mut extend = |chunk| extend(&mut sequences, id, &saved, new, chunk);
         let (what, other) = (format!("prompt up to {frontier}"), other_chunk(chunk.min(new.len())));
         let (_, hash) = extend(other)?;
         let times = times::repeat(repeat, &what, &hash, || extend(chunk))?;
@@ -55,7 +56,7 @@ pub(super) fn main(args: &Sweep) -> Result<()> {
         report.row(&extended)?;
         prefill.push(frontier, &extended);
 
-        let saved = sequences.snapshot(id)?;
+        saved = sequences.snapshot(id)?;
         let mut replies = Vec::with_capacity(args.generate + 1);
         let mut generate = || {
             replies.clear();
@@ -98,15 +99,15 @@ fn frontiers(args: &Sweep) -> Result<Vec<usize>> {
     Ok(std::iter::successors(Some(args.from), next).collect())
 }
 
-/// Computes the tokens after the first `before`.
+/// Computes the tokens after those of a snapshot. Going back would not do: what a ring held before is gone.
 fn extend(
     sequences: &mut Sequences,
     id: SequenceId,
-    before: usize,
+    saved: &Snapshot,
     new: &[u32],
     chunk: usize,
 ) -> Result<(Duration, Hash)> {
-    sequences.rewind(id, before);
+    sequences.restore(id, saved)?;
     let start = Instant::now();
     let logits = sequences.prefill(id, new, chunk)?;
     Ok((start.elapsed(), Hash::of_floats([logits])))
