@@ -46,6 +46,9 @@ const SPAN_PAGES_PREFILL: usize = 1 << 20;
 /// Parts of a chunk of rows take no more memory than this, as long as one row's do.
 const PARTS_BYTES_MAX: usize = 256 << 20;
 
+/// Numbers behind all parts that nobody uses.
+const PARTS_REST: usize = 1024;
+
 /// Heads of a tile of scores, and of a block of values.
 const TILE_HEADS: usize = 16;
 const VALUES_HEADS: usize = 8;
@@ -319,7 +322,8 @@ fn attend_in_spans(
     let rows_max = (PARTS_BYTES_MAX / (cells * (form.width + 2) * size_of::<f32>()).max(1)).max(1);
     for first in rows.clone().step_by(rows_max) {
         let count = rows_max.min(rows.end - first);
-        let parts = gpu.take(count * cells * form.width * size_of::<f32>());
+        // Not as long as the codes of what comes of them, which shall lie elsewhere (`queue/heads.rs`).
+        let parts = gpu.take((count * cells * form.width + PARTS_REST) * size_of::<f32>());
         let stats = gpu.take(count * cells * 2 * size_of::<f32>());
         let [parts, stats, sinks, y] = [&parts, &stats, sinks, &y.memory].map(Arg::Memory);
         let (chunk, cut) = ([Arg::U32(first), Arg::U32(heads)], [Arg::U32(stride), Arg::U32(span_pages)]);

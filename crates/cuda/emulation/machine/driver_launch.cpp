@@ -1,4 +1,5 @@
 // The driver's entry points for launches, one by one and as graphs of what was captured from a stream.
+#include <cstdio>
 #include <cstring>
 #include <memory>
 
@@ -71,6 +72,7 @@ void run_now(const Launch& launch) {
         fprintf(stderr, "launch %s %u,%u,%u of %u\n", launch.function->name.c_str(), launch.grid.x, launch.grid.y, launch.grid.z,
                 launch.block.x);
     }
+    if (settings().idle) return;
     std::string failure = run(launch);
     if (!failure.empty()) lose(failure);
 }

@@ -22,7 +22,8 @@ static Settings read() {
         } else if (name == "fail") {
             all.fail = value;
         } else if (name == "trace") {
-            all.trace = value == "1";
+            all.trace = value == "all" || value == "only";
+            all.idle = value == "only";
         } else if (name == "workers") {
             all.workers = static_cast<unsigned>(std::stoul(value));
         } else {

@@ -1,4 +1,5 @@
-// What the card is like, and where it fails, by the variable EMULATED_CARD: `cards=1,capability=8.0,memory=8589934592,fail=codes,trace=1`.
+// What the card is like, and where it fails, by the variable EMULATED_CARD:
+// `cards=1,capability=8.0,memory=8589934592,fail=codes,trace=all`.
 #pragma once
 #include <cstddef>
 #include <string>
@@ -11,8 +12,8 @@ struct Settings {
     size_t memory = size_t{8} << 30;
     // Launches of this kernel fail.
     std::string fail;
-    // Each launch is told.
-    bool trace = false;
+    // Each launch is told; and where they are `only` told, none runs.
+    bool trace = false, idle = false;
     // Threads that run blocks; 0: one a core.
     unsigned workers = 0;
 };

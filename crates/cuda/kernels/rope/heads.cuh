@@ -27,6 +27,7 @@ struct Heads {
     DEVICE_MEMBER void compute(float* shared, u64 row, u32 head) const {
         const u32 lane = threadIdx.x % 32;
         const u64 at = (row * heads + head) * head_dim;
+#pragma unroll 8
         for (u32 i = lane; i < head_dim; i += 32) shared[i] = x[at + i];
         __syncwarp();
         if (weight) norm(shared, lane);
@@ -49,6 +50,7 @@ struct Heads {
             for (u32 i = lane; i < head_dim; i += 16) sum = fma(shared[i], shared[i], sum);
         const float mean = add_lanes(sum) / (float)head_dim;
         const float inverse = __shfl_sync(0xffffffffu, 1.0f / __fsqrt_rn(mean + epsilon), 0);
+#pragma unroll 8
         for (u32 i = lane; i < head_dim; i += 32) shared[i] = (shared[i] * inverse) * weight[i];
         __syncwarp();
     }

@@ -170,10 +170,15 @@ KERNEL __launch_bounds__(THREADS) route_few(const float* logits, const float* bi
         routing.token(logits + (u64)token * experts, chosen + token * slots, weights + token * slots,
                       scores + token * numbers_of_token(experts));
     __syncthreads();
+    // Scores are done with; a token has more of them than slots.
+    u32* placed = (u32*)scores;
+    for (u32 p = threadIdx.x; p < places; p += blockDim.x) placed[p] = chosen[p];
+    __syncthreads();
     for (u32 expert = threadIdx.x; expert < experts; expert += blockDim.x) {
         u32 before = 0, own = 0;
+#pragma unroll 4
         for (u32 p = 0; p < places; p++) {
-            const u32 e = chosen[p];
+            const u32 e = placed[p];
             before += e < expert;
             own += e == expert;
         }
@@ -182,7 +187,7 @@ KERNEL __launch_bounds__(THREADS) route_few(const float* logits, const float* bi
         const u32 first_column = (before + 7) / 8 * 8 + 8 * expert;
         u32 done = 0;
         for (u32 p = 0; p < places && done < own; p++) {
-            if (chosen[p] != expert) continue;
+            if (placed[p] != expert) continue;
             order[before + done] = p;
             columns[p] = first_column + done;
             done++;

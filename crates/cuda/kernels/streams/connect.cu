@@ -16,7 +16,7 @@
 
 static_assert(FIXED_NUMBERS >= 4 + STREAMS_MAX + GATES_MAX && FIXED_NUMBERS % 4 == 0, "room for gates");
 static_assert(BLOCKS == 8, "a block for each segment of the depth");
-static_assert(STAGES >= 2 && STAGE_RUNS >= 1, "weights come ahead");
+static_assert(STAGES >= 2 && 256 % (STAGE_RUNS * RUN) == 0, "weights come ahead, and segments are whole steps");
 
 // A lane's weights of one tile of 32 rows on their way: each reads what it copied itself.
 struct Ring {
@@ -27,34 +27,37 @@ struct Ring {
     // The next runs, if there are any; each call ends a group.
     DEVICE_MEMBER void bring() {
         uint4* to = own + brought / STAGE_RUNS % STAGES * STAGE_RUNS * 32;
+        if (brought < end) {
 #pragma unroll
-        for (u32 r = 0; r < STAGE_RUNS; r++)
-            if (brought + r < end) copy_16_once(to + r * 32, from + (u64)(brought + r) * 32);
+            for (u32 r = 0; r < STAGE_RUNS; r++) copy_16_once(to + r * 32, from + (u64)(brought + r) * 32);
+        }
         brought += STAGE_RUNS;
         end_of_copies();
     }
 };
 
-// The sum along a segment, `x` its inputs: one chain, as in floats.cu.
+// The sum along a segment, `x` its inputs: one chain, as in floats.cu. A step has no branch, so that all it reads is on its way ahead of
+// the chain.
 DEVICE float product_of(Ring& ring, const float* x) {
     float sum = 0.0f;
+#pragma unroll 1
     for (u32 first = 0; first < ring.end; first += STAGE_RUNS) {
         wait_for_copies<STAGES - 2>();
         ring.bring();
         const uint4* weights = ring.own + first / STAGE_RUNS % STAGES * STAGE_RUNS * 32;
         const float4* in = (const float4*)(x + first * RUN);
-        const u32 runs = ring.end - first < STAGE_RUNS ? ring.end - first : STAGE_RUNS;
+        uint4 held[STAGE_RUNS];
+#pragma unroll
+        for (u32 r = 0; r < STAGE_RUNS; r++) held[r] = weights[r * 32];
 #pragma unroll
         for (u32 r = 0; r < STAGE_RUNS; r++) {
-            if (r >= runs) break;
-            const uint4 w = weights[r * 32];
 #pragma unroll
             for (u32 i = 0; i < RUN; i += 4) {
                 const float4 v = in[(r * RUN + i) / 4];
-                sum = fma(value_of(w, i), v.x, sum);
-                sum = fma(value_of(w, i + 1), v.y, sum);
-                sum = fma(value_of(w, i + 2), v.z, sum);
-                sum = fma(value_of(w, i + 3), v.w, sum);
+                sum = fma(value_of(held[r], i), v.x, sum);
+                sum = fma(value_of(held[r], i + 1), v.y, sum);
+                sum = fma(value_of(held[r], i + 2), v.z, sum);
+                sum = fma(value_of(held[r], i + 3), v.w, sum);
             }
         }
     }
@@ -108,7 +111,7 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
         wait_for_cluster();
     }
     const float4* from = (const float4*)(streams + row * depth);
-#pragma unroll 8
+#pragma unroll 16
     for (u32 i = t; i < depth / 4; i += THREADS) ((float4*)all)[i] = __ldcg(from + i);
     __syncthreads();
     const float inverse = factor_of_norm(all, depth, epsilon, inverses, THREADS);

@@ -28,6 +28,9 @@ pub(crate) const HEAD_DIM_MAX: usize = 1024;
 /// Parts of a chunk of rows take no more memory than this, as long as one row's do.
 const SCRATCH_BYTES_MAX: usize = 256 << 20;
 
+/// Numbers behind all parts that nobody uses.
+const PARTS_REST: usize = 1024;
+
 /// Threads, and numbers of a head, of a block that merges.
 const MERGE_THREADS: usize = 256;
 const MERGE_FEATURES: usize = 64;
@@ -339,7 +342,8 @@ impl Task<'_> {
         let Task { gpu, layer, spec, .. } = *self;
         let (form, stride) = (layer.form, spans.unwrap_or(1));
         let cells = rows.len() * spec.heads * if stride > 1 { stride } else { 0 };
-        let parts = gpu.take(cells * spec.head_dim * size_of::<f32>());
+        // Not as long as the codes of what comes of them, which shall lie elsewhere (`queue/heads.rs`).
+        let parts = gpu.take((cells * spec.head_dim + PARTS_REST) * size_of::<f32>());
         let stats = gpu.take(cells * 2 * size_of::<f32>());
         let (step_rows, lists) = (Arg::Memory(&self.step.rows), Arg::Memory(&self.step.lists));
         let (ring, window) = (Arg::U32(layer.ring_pages.unwrap_or(0)), Arg::U32(self.window()));

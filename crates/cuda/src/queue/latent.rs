@@ -54,7 +54,13 @@ const COMPRESSIONS_MAX: usize = 2;
 /// How many of the last calls may become one with what comes next.
 pub(super) fn open(calls: &[Call]) -> usize {
     let is_part = |call: &&Call| ["store_rows", "rotate", "round_fp8", "compress"].contains(&call.entry);
-    calls.iter().rev().take_while(is_part).count().min(3 + 2 * COMPRESSIONS_MAX)
+    // The norm of a row, which its rotation takes in, behind the stores of inputs.
+    let norms = match calls {
+        [.., store, norm] => usize::from((store.entry, norm.entry) == ("store_rows", "rms_norm")),
+        _ => 0,
+    };
+    let parts = calls[..calls.len() - norms].iter().rev().take_while(is_part).count();
+    (norms + parts).min(3 + 2 * COMPRESSIONS_MAX)
 }
 
 /// The calls that become one.
