@@ -136,7 +136,7 @@ fn faults_are_found_and_told() {
 }
 
 #[test]
-fn sound_kernels_give_what_a_card_gives() {
+fn sound_kernels_give_what_they_should() {
     for (body, expected) in SOUND {
         let want: Vec<f32> = (0..NUMBERS).map(expected).collect();
         assert_eq!(run(&kernel(body), 3, Way::InTurn).as_deref(), Ok(&want[..]), "{body}");
