@@ -12,9 +12,10 @@ use tessera_engine::{
     chat::CallState,
     serving::{Event, Job, Outcome, Ticket, Usage},
 };
-use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use crate::{
+    again::Again,
     catalog::Model,
     conversation::{ChatEvent, Reader, Reply},
     metrics::Metrics,
@@ -51,7 +52,8 @@ pub(crate) struct End {
 pub(crate) struct Answer {
     pub(crate) model: Arc<Model>,
     metrics: Arc<Metrics>,
-    events: UnboundedReceiver<(usize, Event)>,
+    sender: UnboundedSender<Sent>,
+    events: UnboundedReceiver<Sent>,
     choices: Vec<Choice>,
     /// Choices that have not ended.
     open: usize,
@@ -60,8 +62,14 @@ pub(crate) struct Answer {
     submitted: Instant,
 }
 
+/// An event of a choice, and in which attempt.
+type Sent = ((usize, usize), Event);
+
 struct Choice {
     reader: Reader,
+    /// How it is tried again, if it is not yet.
+    again: Option<Again>,
+    attempt: usize,
     last_token: Option<Instant>,
     open: bool,
     /// Tokens of the prompt, and those of them that were in the cache.
@@ -96,14 +104,16 @@ impl Answer {
     pub(crate) fn submit(
         model: Arc<Model>,
         metrics: Arc<Metrics>,
-        jobs: Vec<(Job, Reader)>,
+        jobs: Vec<(Job, Reader, Option<Again>)>,
     ) -> Result<Answer, Problem> {
         let (sender, events) = mpsc::unbounded_channel();
-        let submit = |(index, (job, reader)): (usize, (Job, Reader))| {
-            let sender = sender.clone();
-            let ticket = model.engine().submit(job, move |event| sender.send((index, event)).is_ok())?;
+        let submit = |(index, (job, reader, mut again)): (usize, (Job, Reader, Option<Again>))| {
+            again.iter_mut().for_each(|again| again.begin(&reader));
+            let ticket = submitted_as(&model, job, (index, 0), &sender)?;
             Ok::<_, Problem>(Choice {
                 reader,
+                again,
+                attempt: 0,
                 last_token: None,
                 open: true,
                 prompt: (0, 0),
@@ -116,7 +126,7 @@ impl Answer {
         };
         let choices = jobs.into_iter().enumerate().map(submit).collect::<Result<Vec<_>, _>>()?;
         let (open, waiting, submitted) = (choices.len(), VecDeque::new(), Instant::now());
-        Ok(Answer { model, metrics, events, choices, open, waiting, submitted })
+        Ok(Answer { model, metrics, sender, events, choices, open, waiting, submitted })
     }
 
     /// The number of choices.
@@ -135,7 +145,7 @@ impl Answer {
             }
             match self.events.poll_recv(context) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some((index, event))) => self.take(index, event),
+                Poll::Ready(Some((from, event))) => self.take(from, event),
                 Poll::Ready(None) => self.fail(0, Problem::internal("the engine ended before the reply did")),
             }
         }
@@ -151,13 +161,14 @@ impl Answer {
         self.waiting.push_back((index, Told::Failed(problem)));
     }
 
-    fn take(&mut self, index: usize, event: Event) {
+    fn take(&mut self, (index, attempt): (usize, usize), event: Event) {
         let choice = &mut self.choices[index];
-        if !choice.open {
+        if !choice.open || attempt != choice.attempt {
             return; // it was cut short, and the engine heard of that later
         }
         let mut events = Vec::new();
         match event {
+            Event::Started { .. } if attempt > 0 => {}
             Event::Started { prompt_tokens, cached_tokens } => {
                 choice.prompt = (prompt_tokens, cached_tokens);
                 self.waiting.push_back((index, Told::Started { prompt_tokens, cached_tokens }));
@@ -166,6 +177,11 @@ impl Answer {
                 let now = Instant::now();
                 self.metrics.token(&self.model.name, self.submitted, choice.last_token.replace(now), now);
                 choice.reader.read(text, &mut events);
+                if choice.reader.has_lost_call() && self.try_again(index) {
+                    return;
+                }
+                let choice = &mut self.choices[index];
+                choice.again.iter_mut().for_each(|again| again.read(sampled.id, &choice.reader));
                 choice.keep_calls(&events, &self.model.calls);
                 let thought = |event: &ChatEvent| matches!(event, ChatEvent::Reasoning(_));
                 choice.reasoning_tokens += usize::from(!events.is_empty() && events.iter().all(thought));
@@ -197,9 +213,31 @@ impl Answer {
         }
         choice.reader.read(outcome.text, &mut events);
         choice.reader.finish(&mut events);
+        if choice.reader.has_lost_call() && outcome.finish == Finish::EndToken && self.try_again(index) {
+            return;
+        }
+        let choice = &mut self.choices[index];
         choice.keep_calls(&events, &self.model.calls);
         self.waiting.push_back((index, Told::Piece { events, token: None }));
-        self.close(index, outcome.finish, outcome.stop_string, outcome.usage);
+        let mut usage = outcome.usage;
+        if choice.attempt > 0 {
+            ((usage.prompt_tokens, usage.cached_tokens), usage.reply_tokens) = (choice.prompt, choice.tokens);
+        }
+        self.close(index, outcome.finish, outcome.stop_string, usage);
+    }
+
+    /// Lets a choice whose call broke go on from before that, once. False if it cannot: then what broke is content.
+    fn try_again(&mut self, index: usize) -> bool {
+        let choice = &mut self.choices[index];
+        // A grammar is made in a moment, and seldom.
+        let Some(Ok(Some(job))) = choice.again.take().map(|again| again.job(&self.model)) else { return false };
+        let Ok(ticket) = submitted_as(&self.model, job, (index, choice.attempt + 1), &self.sender) else {
+            return false;
+        };
+        std::mem::replace(&mut choice.ticket, ticket).cancel();
+        choice.attempt += 1;
+        choice.reader.restart();
+        true
     }
 
     /// Ends a choice of which nothing more is wanted.
@@ -229,6 +267,17 @@ impl Answer {
         }
         Ok(all)
     }
+}
+
+/// Hands a job to the engine; its events come with these numbers.
+fn submitted_as(
+    model: &Model,
+    job: Job,
+    from: (usize, usize),
+    sender: &UnboundedSender<Sent>,
+) -> Result<Ticket, Problem> {
+    let sender = sender.clone();
+    Ok(model.engine().submit(job, move |event| sender.send((from, event)).is_ok())?)
 }
 
 /// One reply.

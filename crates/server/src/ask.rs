@@ -12,6 +12,7 @@ use tessera_engine::{
 };
 
 use crate::{
+    again::Again,
     answer::Answer,
     app::App,
     calls,
@@ -19,6 +20,7 @@ use crate::{
     conversation::{Conversation, Prepared, Reader},
     grammar::{Held, Shape, Thoughts},
     problem::Problem,
+    tools::Choice,
 };
 
 /// What a reply goes on from.
@@ -89,7 +91,9 @@ impl Ask {
         for prompt in &self.prompts {
             let prepared = prepare(prompt, model)?;
             for reply in 0..self.replies {
-                jobs.push((self.job(prompt, &prepared, reply, deadline, model)?, reader(&prepared, model)));
+                let job = self.job(prompt, &prepared, reply, deadline, model)?;
+                let again = again(prompt, &prepared, &job, model);
+                jobs.push((job, reader(&prepared, model), again));
             }
         }
         Answer::submit(model.clone(), app.metrics.clone(), jobs)
@@ -142,6 +146,17 @@ impl Ask {
         let asked = held.shape.is_some() || held.calls.is_some();
         asked.then(|| model.grammars().constraint(&held)).transpose()
     }
+}
+
+/// How a reply whose call breaks is tried again, where it may call.
+fn again(prompt: &Prompt, prepared: &Prepared, job: &Job, model: &Model) -> Option<Again> {
+    let (Prompt::Conversation(conversation), Some(chat)) = (prompt, &prepared.chat) else { return None };
+    let tools = &conversation.tools;
+    // Text that may be the beginning of a stop string is told late, so that one does not know which tokens it is of.
+    let may = tools.choice != Choice::None && tools.callable().next().is_some() && job.request.stop.is_empty();
+    let rules = may.then(|| calls::rules(chat.format, model.tokenizer(), tools, tools.one_only)).flatten()?;
+    let Job { ref request, speculation, priority, deadline, .. } = *job;
+    Some(Again::new(request.clone(), (speculation, priority, deadline), rules))
 }
 
 fn reader(prepared: &Prepared, model: &Model) -> Reader {

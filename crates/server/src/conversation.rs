@@ -93,6 +93,23 @@ impl Reader {
         self.cut(out);
     }
 
+    /// Whether a reply that is cut here can go on in another way.
+    pub(crate) fn at_rest(&self) -> bool {
+        self.parser.as_ref().is_some_and(|parser| parser.at_rest())
+    }
+
+    /// Whether the first call of the reply broke beyond repair.
+    pub(crate) fn has_lost_call(&self) -> bool {
+        self.parser.as_ref().is_some_and(|parser| parser.has_lost_call() && parser.calls() == 0)
+    }
+
+    /// What is read next follows the last place where it was at rest.
+    pub(crate) fn restart(&mut self) {
+        if let Some(parser) = &mut self.parser {
+            parser.restart();
+        }
+    }
+
     /// Whether nothing more of the reply is wanted: it called a tool, and no more than one call was asked for.
     pub(crate) fn is_done(&self) -> bool {
         self.one_only && self.called

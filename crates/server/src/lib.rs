@@ -11,6 +11,7 @@
 
 mod access;
 mod admin;
+mod again;
 mod answer;
 mod anthropic;
 mod app;

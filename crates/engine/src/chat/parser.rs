@@ -43,6 +43,8 @@ pub struct ReplyParser {
     fresh: bool,
     /// The closing marks of a call that broke are still to come.
     stray: bool,
+    /// A call began by its mark, and nothing could be told of it.
+    lost: bool,
     /// The text of a block of calls since the last call of it ended.
     raw: String,
     call: Option<Call>,
@@ -92,6 +94,7 @@ impl ReplyParser {
             skipping: false,
             fresh: true,
             stray: false,
+            lost: false,
             raw: String::new(),
             call: None,
             index: 0,
@@ -142,6 +145,28 @@ impl ReplyParser {
     /// Whether thoughts are being read.
     pub fn thinking(&self) -> bool {
         matches!(self.state, State::Thinking | State::Label(_))
+    }
+
+    /// Whether content is being read, and all of it is told: a reply can be cut here, and go on in another way.
+    pub fn at_rest(&self) -> bool {
+        matches!(self.state, State::Content) && self.pending.is_empty() && self.spaces.is_empty()
+    }
+
+    /// Whether a call began by its mark and then broke before its name was known, so that it is told as content.
+    pub fn has_lost_call(&self) -> bool {
+        self.lost
+    }
+
+    /// How many calls were told.
+    pub fn calls(&self) -> usize {
+        self.index
+    }
+
+    /// Forgets what it has not told. What is read next follows the last place where it was at rest ([`ReplyParser::at_rest`]).
+    pub fn restart(&mut self) {
+        [&mut self.pending, &mut self.spaces, &mut self.raw].into_iter().for_each(String::clear);
+        (self.call, self.group, self.state) = (None, None, State::Content);
+        (self.stray, self.lost, self.skipping, self.fresh) = (false, false, false, false);
     }
 
     /// Reads more of a text in which special tokens are marked ([`crate::Request::specials`]). One that means nothing to the

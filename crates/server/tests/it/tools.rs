@@ -268,3 +268,37 @@ fn tools_that_are_none_are_refused() {
     let held = server.post("/v1/chat/completions", &ask("tiny", json!({ "tools": odd, "tool_choice": "required" })));
     assert_eq!((held.status, &held.json()["error"]["param"]), (400, &json!("tools")), "{}", held.text);
 }
+
+/// A call that breaks before it has a name cannot be repaired: the reply goes on from before it, once, and calls.
+#[test]
+fn a_call_that_breaks_is_tried_again() {
+    let server = start_with(&["deepseek4", "qwen3_coder"], Tiny::default(), Settings::default());
+    let blocks = [
+        ("deepseek4", "<｜DSML｜tool_calls>\nThe weather, I think.\n</｜DSML｜tool_calls>"),
+        ("deepseek4", "<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"wea"),
+        ("deepseek4", "<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"\">\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>"),
+        ("qwen3_coder", "<tool_call>\nweather\n</tool_call>"),
+    ];
+    for (model, block) in blocks {
+        let mut tried = 0;
+        for seed in 0..6 {
+            // Where tools may be called, a reply of another form may call instead; then nothing breaks.
+            let form = exactly(&format!("I look.\n\n{block}"));
+            let more = json!({ "response_format": form, "seed": seed, "reasoning_effort": "none", "parallel_tool_calls": false });
+            let object = server.post("/v1/chat/completions", &ask(model, more)).fine();
+            let message = &object["choices"][0]["message"];
+            let calls = message["tool_calls"].as_array().unwrap_or_else(|| panic!("{model}, {block}: {object}"));
+            assert_eq!((calls.len(), &object["choices"][0]["finish_reason"]), (1, &json!("tool_calls")), "{object}");
+            assert_sound(&calls[0]);
+            tried += usize::from(message["content"] == "I look.");
+            assert!(message["content"] == "I look." || message["content"].is_null(), "{object}");
+            assert!(object["usage"]["completion_tokens"].as_u64().unwrap() > 0, "{object}");
+        }
+        assert!(tried > 0, "{model}: no reply began with words");
+        // Without tools there is nothing to try again: what broke is content.
+        let form = exactly(&format!("I look.\n\n{block}"));
+        let plain = json!({ "response_format": form, "tools": null, "reasoning_effort": "none" });
+        let object = server.post("/v1/chat/completions", &ask(model, plain)).fine();
+        assert_eq!(object["choices"][0]["message"]["content"], format!("I look.\n\n{block}"), "{object}");
+    }
+}

@@ -72,6 +72,7 @@ impl ReplyParser {
     pub(super) fn leave_group(&mut self, out: &mut Vec<ChatEvent>) {
         let raw = std::mem::take(&mut self.raw);
         if self.group.take() == Some(self.index) {
+            self.lost = true;
             content(&raw, out);
         } else {
             self.stray = true;
@@ -152,7 +153,7 @@ impl ReplyParser {
 
     /// What was taken for a call is content.
     pub(super) fn no_call(&mut self, out: &mut Vec<ChatEvent>) {
-        self.call = None;
+        self.lost |= self.call.take().is_some_and(|call| !call.bare);
         (self.state, self.fresh, self.group) = (State::Content, false, None);
         content(&std::mem::take(&mut self.raw), out);
     }
