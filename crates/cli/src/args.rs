@@ -8,8 +8,8 @@ use clap::{
 };
 use clap_complete::Shell;
 use tessera_formats::{DType, codec::ENCODABLE};
-use tessera_ops::KvFormat;
 
+pub(crate) use crate::cache::Cache;
 use crate::{
     commands::kernels::Kernels,
     device::{Numerics, Place},
@@ -385,23 +385,6 @@ impl Threads {
     pub(crate) fn asked_for(self) -> Option<NonZero<usize>> {
         self.count.and_then(NonZero::new)
     }
-}
-
-/// How keys and values are kept.
-#[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Engine")]
-pub(crate) struct Cache {
-    /// Format of cached keys and values: q8_0 takes half the memory of f16, and costs some accuracy
-    #[arg(long = "cache-format", value_name = "FORMAT", default_value = KvFormat::default().name(), value_parser = cache_formats())]
-    pub(crate) format: KvFormat,
-    /// Whether latent rows are rounded as DeepSeek V4 was trained: to 8-bit floats, an indexer's to 4-bit ones
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
-    pub(crate) latent_rounding: bool,
-}
-
-fn cache_formats() -> impl TypedValueParser<Value = KvFormat> {
-    let known = PossibleValuesParser::new(KvFormat::ALL.map(KvFormat::name));
-    known.try_map(|name| KvFormat::ALL.into_iter().find(|f| f.name() == name).ok_or("no such format"))
 }
 
 /// Every format of weights.

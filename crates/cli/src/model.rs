@@ -200,13 +200,7 @@ impl Model {
         }
         let device = Opened::open(&self.engine.compute, &self.engine.placement)?;
         let chunk = self.engine.chunk.unwrap_or(device.chunk());
-        let options = LoadOptions {
-            context: Some(context),
-            kv_format: self.engine.cache.format,
-            latent_rounding: self.engine.cache.latent_rounding,
-            step_rows: chunk,
-            ..LoadOptions::default()
-        };
+        let options = LoadOptions { context: Some(context), step_rows: chunk, ..self.engine.cache.options() };
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let progress = &mut |progress: tessera_engine::weights::Progress| bar.set_position(progress.bytes_done);
         let model = device.load(&self.checkpoint, &options, progress);

@@ -8,7 +8,7 @@ use std::{
 
 use tessera_ops::{
     Attention, Batch, Compressor, Device, Error, Gate, KvEntry, KvLayout, LatentAttention, Linear, LinearStack,
-    MatrixSource, Rope, Rotation, Rounding, Router, Selector, StreamGates, numerics::quantization_rest,
+    MatrixSource, RingPart, Rope, Rotation, Rounding, Router, Selector, StreamGates, numerics::quantization_rest,
 };
 
 use crate::{
@@ -373,13 +373,13 @@ impl Device for CpuDevice {
         cache.write_page(page, bytes)
     }
 
-    fn read_ring(&self, cache: &KvPages, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
-        cache.read_ring(ring, out);
+    fn read_ring(&self, cache: &KvPages, ring: u32, part: RingPart, out: &mut Vec<u8>) -> Result<(), Error> {
+        cache.read_ring(ring, part, out);
         Ok(())
     }
 
-    fn write_ring(&self, cache: &mut KvPages, ring: u32, bytes: &[u8]) -> Result<(), Error> {
-        cache.write_ring(ring, bytes)
+    fn write_ring(&self, cache: &mut KvPages, ring: u32, part: RingPart, bytes: &[u8]) -> Result<(), Error> {
+        cache.write_ring(ring, part, bytes)
     }
 
     fn read_selection(&self, selection: &Selection, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use tessera_formats::DType;
 use tessera_ops::{
     Attention, Batch, Candidate, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack,
-    MatrixSource, Role, Rope, Rotation, Rounding, Router, Selector, StreamGates, math,
+    MatrixSource, RingPart, Role, Rope, Rotation, Rounding, Router, Selector, StreamGates, math,
 };
 
 use crate::{
@@ -426,12 +426,12 @@ impl Device for CudaDevice {
         cache.write_page(&self.gpu, page, bytes)
     }
 
-    fn read_ring(&self, cache: &KvPages, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
-        cache.read_ring(&self.gpu, ring, out)
+    fn read_ring(&self, cache: &KvPages, ring: u32, part: RingPart, out: &mut Vec<u8>) -> Result<(), Error> {
+        cache.read_ring(&self.gpu, ring, part, out)
     }
 
-    fn write_ring(&self, cache: &mut KvPages, ring: u32, bytes: &[u8]) -> Result<(), Error> {
-        cache.write_ring(&self.gpu, ring, bytes)
+    fn write_ring(&self, cache: &mut KvPages, ring: u32, part: RingPart, bytes: &[u8]) -> Result<(), Error> {
+        cache.write_ring(&self.gpu, ring, part, bytes)
     }
 
     fn read_selection(&self, selection: &Selection, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use tessera_ops::{Batch, Error, KvEntry, KvFormat, KvLayout};
+use tessera_ops::{Batch, Error, KvEntry, KvFormat, KvLayout, RingPart, kv::RowFormat};
 
 use crate::{
     attention::{self, Way},
@@ -84,34 +84,36 @@ impl KvPages {
         self.entries.iter().try_for_each(|entry| entry.read(gpu, entry.page(page), out))
     }
 
-    /// Appends a ring's bytes: of the entries that are rings.
-    pub(crate) fn read_ring(&self, gpu: &Gpu, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
-        self.entries.iter().try_for_each(|entry| entry.read(gpu, entry.ring(ring), out))
+    /// Appends the bytes of a part of a ring: of the entries that are rings.
+    pub(crate) fn read_ring(&self, gpu: &Gpu, ring: u32, part: RingPart, out: &mut Vec<u8>) -> Result<(), Error> {
+        for entry in &self.entries {
+            entry.ring(ring, part).into_iter().try_for_each(|run| entry.read(gpu, run, out))?;
+        }
+        Ok(())
     }
 
     /// Writes what [`KvPages::read_page`] gave.
     pub(crate) fn write_page(&mut self, gpu: &Gpu, page: u32, bytes: &[u8]) -> Result<(), Error> {
-        self.write(gpu, bytes, |entry| entry.page(page))
+        self.write(gpu, bytes, |entry| vec![entry.page(page)])
     }
 
     /// Writes what [`KvPages::read_ring`] gave.
-    pub(crate) fn write_ring(&mut self, gpu: &Gpu, ring: u32, bytes: &[u8]) -> Result<(), Error> {
-        self.write(gpu, bytes, |entry| entry.ring(ring))
+    pub(crate) fn write_ring(&mut self, gpu: &Gpu, ring: u32, part: RingPart, bytes: &[u8]) -> Result<(), Error> {
+        self.write(gpu, bytes, |entry| entry.ring(ring, part))
     }
 
-    /// Writes bytes into some pages of each entry.
-    fn write(&self, gpu: &Gpu, mut bytes: &[u8], pages: impl Fn(&Entry) -> Range<usize>) -> Result<(), Error> {
-        let parts = |entry: &Entry| entry.parts(pages(entry)).into_iter().map(|(_, range)| range.len()).sum::<usize>();
-        let (expected, found) = (self.entries.iter().map(parts).sum(), bytes.len());
+    /// Writes bytes into some runs of pages of each entry.
+    fn write(&self, gpu: &Gpu, mut bytes: &[u8], runs: impl Fn(&Entry) -> Vec<Range<usize>>) -> Result<(), Error> {
+        let parts = |entry| runs(entry).into_iter().flat_map(|run| entry.parts(run)).collect::<Vec<_>>();
+        let parts: Vec<(&Memory, Range<usize>)> = self.entries.iter().flat_map(parts).collect();
+        let (expected, found) = (parts.iter().map(|(_, range)| range.len()).sum(), bytes.len());
         if expected != found {
             return Err(Error::Page { expected, found });
         }
-        for entry in &self.entries {
-            for (memory, range) in entry.parts(pages(entry)) {
-                let (part, rest) = bytes.split_at(range.len());
-                bytes = rest;
-                gpu.upload(memory, range.start, part)?;
-            }
+        for (memory, range) in parts {
+            let (part, rest) = bytes.split_at(range.len());
+            bytes = rest;
+            gpu.upload(memory, range.start, part)?;
         }
         Ok(())
     }
@@ -164,10 +166,11 @@ impl Entry {
         page as usize..page as usize + usize::from(!is_ring)
     }
 
-    /// The pages of a ring; none where it keeps all positions.
-    fn ring(&self, ring: u32) -> Range<usize> {
-        let pages = self.kind().ring_pages().unwrap_or(0);
-        ring as usize * pages..(ring as usize + 1) * pages
+    /// The runs of pages of a part of a ring; none where it keeps all positions.
+    fn ring(&self, ring: u32, part: RingPart) -> Vec<Range<usize>> {
+        let Some(pages) = self.kind().ring_pages() else { return vec![] };
+        let first = ring as usize * pages;
+        part.runs(pages).into_iter().map(|run| first + run.start..first + run.end).collect()
     }
 
     /// Where the bytes of pages lie, in the order in which they are read.
@@ -210,7 +213,9 @@ fn unsupported<T>(gpu: &Gpu, what: String) -> Result<T, Error> {
 
 impl Rows {
     fn new(gpu: &Arc<Gpu>, kind: KvEntry, format: KvFormat, pages: usize, what: &str) -> Result<Rows, Error> {
-        let format = if matches!(kind, KvEntry::Inputs { .. }) { KvFormat::F32 } else { format };
+        let RowFormat::Plain(format) = kind.row_format(format) else {
+            return unsupported(gpu, "a cache of packed rows".to_owned());
+        };
         let form = RowForm { width: kind.row_numbers(), format };
         let is_compressed = matches!(kind, KvEntry::Compressed { .. });
         if form.width == 0 || is_compressed && form.width > latent::COMPRESSED_MAX {

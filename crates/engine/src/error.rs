@@ -46,6 +46,8 @@ pub enum Error {
     TableType { file: String, tensor: String, dtype: &'static str },
     #[error("{file} cannot draft for {model}: {source}")]
     DraftLayer { file: String, model: String, source: DraftError },
+    #[error("{file}: packed rows are what a model rounds its latent rows to, and {why}; use another cache format")]
+    PackedRows { file: String, why: &'static str },
     #[error("a step has {rows} rows of one sequence, and the cache was made for {most}; compute them in smaller steps")]
     StepRows { rows: usize, most: usize },
     #[error(

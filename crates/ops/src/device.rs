@@ -9,7 +9,7 @@ use std::{ops::Range, time::Duration};
 use tessera_formats::{Bytes, DType};
 
 use crate::{
-    Batch, Compressor, Error, KvLayout, LatentAttention, Rounding, Routing, Selector, StreamGates,
+    Batch, Compressor, Error, KvLayout, LatentAttention, RingPart, Rounding, Routing, Selector, StreamGates,
     ranking::{self, Candidate},
 };
 
@@ -472,17 +472,17 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Bytes that are no page of this cache.
     fn write_page(&self, cache: &mut Self::KvCache, page: u32, bytes: &[u8]) -> Result<(), Error>;
 
-    /// Appends what one ring holds, of all entries that are rings, as [`Device::read_page`].
+    /// Appends what a part of one ring holds, of all entries that are rings, as [`Device::read_page`].
     ///
     /// # Errors
     /// As [`Device::read`].
-    fn read_ring(&self, cache: &Self::KvCache, ring: u32, out: &mut Vec<u8>) -> Result<(), Error>;
+    fn read_ring(&self, cache: &Self::KvCache, ring: u32, part: RingPart, out: &mut Vec<u8>) -> Result<(), Error>;
 
-    /// Writes what [`Device::read_ring`] gave into a ring, whichever it came from.
+    /// Writes what [`Device::read_ring`] gave of the same part into a ring, whichever it came from.
     ///
     /// # Errors
-    /// Bytes that are no ring of this cache.
-    fn write_ring(&self, cache: &mut Self::KvCache, ring: u32, bytes: &[u8]) -> Result<(), Error>;
+    /// Bytes that are no such part of this cache.
+    fn write_ring(&self, cache: &mut Self::KvCache, ring: u32, part: RingPart, bytes: &[u8]) -> Result<(), Error>;
 
     /// Copies a selection out, waiting for all work before it: for each row of the step the compressed rows, ascending. For tests
     /// and statistics.

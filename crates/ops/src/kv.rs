@@ -1,9 +1,11 @@
 //! How keys and values are kept: in pages of a fixed number of tokens, so that sequences share and free them, and in rings of
 //! pages that belong to one sequence each.
 
+use std::ops::Range;
+
 use half::f16;
 
-use crate::numerics;
+use crate::{Packing, numerics};
 
 /// Tokens in a page. Attention also cuts its sums here, at absolute positions, so that the cut never depends on the
 /// batch: a page is the unit of the cache and of the canonical order alike.
@@ -64,6 +66,33 @@ impl KvFormat {
     }
 }
 
+/// How the numbers of one row are stored: as the cache's are, or packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RowFormat {
+    /// As keys and values of a head.
+    Plain(KvFormat),
+    /// As small floats, which is without loss where a model rounds its rows to these.
+    Packed(Packing),
+}
+
+impl RowFormat {
+    /// Bytes of a row of `width` numbers. A device may widen scales.
+    pub const fn row_bytes(self, width: usize) -> usize {
+        match self {
+            RowFormat::Plain(format) => format.head_bytes(width),
+            RowFormat::Packed(packing) => packing.row(width).bytes,
+        }
+    }
+
+    /// What the cache keeps of a row: the definition for every device.
+    pub fn round(self, row: &mut [f32]) {
+        match self {
+            RowFormat::Plain(format) => format.round(row),
+            RowFormat::Packed(packing) => packing.round(row),
+        }
+    }
+}
+
 /// What a cache keeps for a layer, or for a part of one. Everything is addressed by position: nothing of a sequence is ever
 /// "partial", so chunks, rewinding, drafts and copies need no special cases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,6 +112,8 @@ pub enum KvEntry {
         head_dim: usize,
         /// As of pairs.
         ring_pages: Option<usize>,
+        /// How rows are packed, if they are.
+        packing: Option<Packing>,
     },
     /// A row for each `ratio` tokens that is key and value at once, of one head. Row c, of the tokens from `c · ratio` on, lies in the
     /// page of its last token ([`KvEntry::compressed_place`]).
@@ -91,6 +122,8 @@ pub enum KvEntry {
         head_dim: usize,
         /// Tokens of a row: a divisor or a multiple of [`PAGE_TOKENS`].
         ratio: usize,
+        /// How rows are packed, if they are.
+        packing: Option<Packing>,
     },
     /// A row of each token that later rows are made of. Never rounded, and always a ring.
     Inputs {
@@ -107,12 +140,44 @@ impl KvEntry {
         KvEntry::Pairs { heads, head_dim, ring_pages: None }
     }
 
+    /// Rows of tokens that are key and value at once, not packed.
+    pub const fn latent(head_dim: usize, ring_pages: Option<usize>) -> KvEntry {
+        KvEntry::Latent { head_dim, ring_pages, packing: None }
+    }
+
+    /// Rows for `ratio` tokens each, not packed.
+    pub const fn compressed(head_dim: usize, ratio: usize) -> KvEntry {
+        KvEntry::Compressed { head_dim, ratio, packing: None }
+    }
+
+    /// The same entry with rows packed, where it has rows that can be.
+    #[must_use]
+    pub const fn packed(self, packing: Packing) -> KvEntry {
+        let packing = Some(packing);
+        match self {
+            KvEntry::Latent { head_dim, ring_pages, .. } => KvEntry::Latent { head_dim, ring_pages, packing },
+            KvEntry::Compressed { head_dim, ratio, .. } => KvEntry::Compressed { head_dim, ratio, packing },
+            KvEntry::Pairs { .. } | KvEntry::Inputs { .. } => self,
+        }
+    }
+
+    /// How its rows are stored in a cache of this format; of pairs, how each head's keys and values are.
+    pub const fn row_format(&self, format: KvFormat) -> RowFormat {
+        match *self {
+            KvEntry::Latent { packing: Some(packing), .. } | KvEntry::Compressed { packing: Some(packing), .. } => {
+                RowFormat::Packed(packing)
+            }
+            KvEntry::Inputs { .. } => RowFormat::Plain(KvFormat::F32),
+            KvEntry::Pairs { .. } | KvEntry::Latent { .. } | KvEntry::Compressed { .. } => RowFormat::Plain(format),
+        }
+    }
+
     /// The same entry as a ring of so many pages, or as none. Compressed rows have no ring.
     #[must_use]
     pub const fn in_ring(self, ring_pages: Option<usize>) -> KvEntry {
         match self {
             KvEntry::Pairs { heads, head_dim, .. } => KvEntry::Pairs { heads, head_dim, ring_pages },
-            KvEntry::Latent { head_dim, .. } => KvEntry::Latent { head_dim, ring_pages },
+            KvEntry::Latent { head_dim, packing, .. } => KvEntry::Latent { head_dim, ring_pages, packing },
             KvEntry::Compressed { .. } | KvEntry::Inputs { .. } => self,
         }
     }
@@ -148,8 +213,7 @@ impl KvEntry {
     pub const fn page_bytes(&self, format: KvFormat) -> usize {
         let row = match *self {
             KvEntry::Pairs { heads, head_dim, .. } => 2 * heads * format.head_bytes(head_dim),
-            KvEntry::Latent { head_dim, .. } | KvEntry::Compressed { head_dim, .. } => format.head_bytes(head_dim),
-            KvEntry::Inputs { width, .. } => KvFormat::F32.head_bytes(width),
+            _ => self.row_format(format).row_bytes(self.row_numbers()),
         };
         self.page_rows() * row
     }
@@ -176,6 +240,43 @@ impl KvEntry {
         if let KvEntry::Compressed { ratio, .. } = *self {
             let fits = ratio > 0 && (PAGE_TOKENS.is_multiple_of(ratio) || ratio.is_multiple_of(PAGE_TOKENS));
             assert!(fits, "the tokens of compressed rows divide a page, or fill whole ones");
+        }
+    }
+}
+
+/// Which pages of a ring are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingPart {
+    /// All of them.
+    Whole,
+    /// Those that hold what rows from position `end` on see, in steps of at most `step_rows` rows of a sequence, for which the ring was
+    /// made. Whatever else a ring holds is written again before it is seen.
+    Before {
+        /// The position of the first row to come.
+        end: usize,
+        /// The most rows of a step.
+        step_rows: usize,
+    },
+}
+
+impl RingPart {
+    /// The runs of pages, of a ring of so many, that are copied, from its first page on. The second may be empty.
+    pub fn runs(self, ring_pages: usize) -> [Range<usize>; 2] {
+        match self {
+            RingPart::Whole => [0..ring_pages, 0..0],
+            RingPart::Before { end, step_rows } => {
+                // The widest window that such a ring serves; a row sees itself, too.
+                let window = (ring_pages * PAGE_TOKENS).saturating_sub(step_rows);
+                let first = end.saturating_sub(window.saturating_sub(1)) / PAGE_TOKENS;
+                let end = end.div_ceil(PAGE_TOKENS);
+                let (from, to) = (first % ring_pages, (end.max(1) - 1) % ring_pages + 1);
+                match end - first {
+                    0 => [0..0, 0..0],
+                    count if count >= ring_pages => [0..ring_pages, 0..0],
+                    _ if from < to => [from..to, 0..0],
+                    _ => [0..to, from..ring_pages],
+                }
+            }
         }
     }
 }
@@ -222,7 +323,7 @@ mod tests {
     #[test]
     fn compressed_rows_lie_with_their_last_tokens() {
         for ratio in [1, 2, 4, 32, 64, 128, 256] {
-            let entry = KvEntry::Compressed { head_dim: 8, ratio };
+            let entry = KvEntry::compressed(8, ratio);
             entry.check();
             let mut before = None;
             for index in 0..300 {
@@ -233,9 +334,41 @@ mod tests {
             }
         }
         for ratio in [0, 3, 48, 65, 96] {
-            let entry = KvEntry::Compressed { head_dim: 8, ratio };
+            let entry = KvEntry::compressed(8, ratio);
             assert!(std::panic::catch_unwind(|| entry.check()).is_err(), "{ratio}");
         }
+    }
+
+    #[test]
+    fn a_ring_s_part_is_what_is_seen_later() {
+        use crate::mask::ring_pages_min;
+        for (window, rows) in [(1, 1), (8, 64), (128, 512), (65, 3), (5, 512), (128, 100)] {
+            let ring_pages = ring_pages_min(window, rows);
+            for end in [0, 1, 63, 64, 65, 640, 1000, 5 * PAGE_TOKENS * ring_pages + 17] {
+                let runs = RingPart::Before { end, step_rows: rows }.runs(ring_pages);
+                let part: Vec<usize> = runs.into_iter().flatten().collect();
+                assert!(part.is_sorted() && part.iter().all(|page| *page < ring_pages), "{part:?}");
+                let seen = (end + 1).saturating_sub(window)..end;
+                for position in seen {
+                    assert!(part.contains(&(position / PAGE_TOKENS % ring_pages)), "{window}, {rows}: {position}");
+                }
+                // No more than rounding to pages asks for, at either end.
+                assert!(part.len() <= (window + 3 * PAGE_TOKENS).div_ceil(PAGE_TOKENS), "{window}, {rows}: {part:?}");
+            }
+            assert_eq!(RingPart::Whole.runs(ring_pages), [0..ring_pages, 0..0]);
+        }
+    }
+
+    #[test]
+    fn packed_rows_are_a_half_of_halves() {
+        let latent = KvEntry::compressed(512, 4).packed(Packing::Fp8 { features: 448 });
+        let keys = KvEntry::compressed(128, 4).packed(Packing::Fp4);
+        let bytes = |entry: KvEntry| entry.page_bytes(KvFormat::F16) / entry.page_rows();
+        assert_eq!([bytes(latent), bytes(keys)], [584, 68]);
+        assert_eq!(bytes(KvEntry::compressed(512, 4)), 1024);
+        let inputs = KvEntry::Inputs { width: 8, ring_pages: 1 };
+        assert_eq!(inputs.packed(Packing::Fp4), inputs, "never rounded");
+        assert_eq!(inputs.row_format(KvFormat::F16), RowFormat::Plain(KvFormat::F32));
     }
 
     #[test]
@@ -243,9 +376,9 @@ mod tests {
         let entries = vec![
             KvEntry::pairs(2, 8),
             KvEntry::pairs(2, 8).in_ring(Some(3)),
-            KvEntry::Latent { head_dim: 8, ring_pages: Some(2) },
-            KvEntry::Compressed { head_dim: 8, ratio: 4 },
-            KvEntry::Compressed { head_dim: 8, ratio: 128 },
+            KvEntry::latent(8, Some(2)),
+            KvEntry::compressed(8, 4),
+            KvEntry::compressed(8, 128),
             KvEntry::Inputs { width: 10, ring_pages: 1 },
         ];
         let layout = KvLayout::new(entries, KvFormat::F16);

@@ -73,8 +73,7 @@ impl<D: Device> Compressor<D> {
     pub fn check(&self, entry: impl Fn(usize) -> KvEntry, batch: &Batch) {
         let (inputs, output, width) = (entry(self.inputs), entry(self.output), 2 * self.input_width());
         assert!(matches!(inputs, KvEntry::Inputs { width: w, .. } if w == width), "inputs are values and scores");
-        let rows = KvEntry::Compressed { head_dim: self.head_dim, ratio: self.ratio };
-        assert_eq!(output, rows, "the entry keeps compressed rows of this kind");
+        check_compressed(output, self.head_dim, self.ratio);
         assert!(2 * self.rope.frequencies.len() <= self.head_dim, "a row has the features that turn");
         assert!(self.rounding.is_none_or(|r| r.fits(self.head_dim)), "a row fits its rounding");
         check_line(batch);
@@ -109,8 +108,7 @@ impl Selector {
     /// # Panics
     /// Where it does not, or selects nothing: a model's loader has to refuse that.
     pub fn check(&self, entry: KvEntry, batch: &Batch, queries: (usize, usize), head_weights: (usize, usize)) {
-        let rows = KvEntry::Compressed { head_dim: self.head_dim, ratio: self.ratio };
-        assert_eq!(entry, rows, "the entry keeps compressed rows of this kind");
+        check_compressed(entry, self.head_dim, self.ratio);
         assert!(self.top_k > 0 && (1..=Selector::HEADS_MAX).contains(&self.heads), "at least one row, by a few heads");
         check_line(batch);
         assert_eq!(queries, (batch.len(), self.heads * self.head_dim), "queries fill all heads");
@@ -169,17 +167,19 @@ impl LatentAttention {
             "the entry keeps rows of this width"
         );
         if let Some(CompressedRows { entry: index, ratio }) = self.compressed {
-            assert_eq!(
-                entry(index),
-                KvEntry::Compressed { head_dim, ratio },
-                "the entry keeps compressed rows of this kind"
-            );
+            check_compressed(entry(index), head_dim, ratio);
         }
         check_line(batch);
         check_ring(Some(self.window), raw.ring_pages(), batch);
         assert_eq!(queries, (batch.len(), self.heads * head_dim), "queries fill all heads");
         assert_eq!(sinks, self.heads, "each query head has a sink");
     }
+}
+
+/// Holds that an entry keeps compressed rows of this kind.
+fn check_compressed(entry: KvEntry, head_dim: usize, ratio: usize) {
+    let is_kind = matches!(entry, KvEntry::Compressed { head_dim: d, ratio: r, .. } if (d, r) == (head_dim, ratio));
+    assert!(is_kind, "the entry keeps compressed rows of this kind, not {entry:?}");
 }
 
 /// Compressed rows that are complete at `position`, and so are seen by the row there: also the one that it completes.

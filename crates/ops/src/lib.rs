@@ -14,6 +14,7 @@
 //! - [`routing`]: the choice of experts.
 //! - [`rounding`]: rows rounded to 8-bit and 4-bit floats.
 //! - [`streams`]: the residual stream as several.
+//! - [`packing`]: such rows kept as these floats.
 //! - [`profile`]: a device that measures another.
 //! - [`ranking`]: the likeliest tokens.
 //! - [`reference`]: the plainest implementation of every op. It is the specification, and a device of its own.
@@ -31,6 +32,7 @@ pub mod mask;
 pub mod math;
 pub mod matrix;
 pub mod numerics;
+pub mod packing;
 pub mod profile;
 pub mod ranking;
 pub mod reference;
@@ -41,9 +43,10 @@ pub mod streams;
 pub use batch::{Batch, Role};
 pub use device::{Attention, Device, Gate, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Rotation, Router};
 pub use error::Error;
-pub use kv::{KvEntry, KvFormat, KvLayout, PAGE_TOKENS};
+pub use kv::{KvEntry, KvFormat, KvLayout, PAGE_TOKENS, RingPart};
 pub use latent::{CompressedRows, Compressor, LatentAttention, Selector};
 pub use matrix::{MatrixView, Numbers};
+pub use packing::Packing;
 pub use profile::Profiled;
 pub use ranking::Candidate;
 pub use rounding::Rounding;

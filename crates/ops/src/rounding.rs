@@ -70,7 +70,7 @@ const E4M3: SmallFloat = SmallFloat { fraction_bits: 3, exponent_min: -6, larges
 const E2M1: SmallFloat = SmallFloat { fraction_bits: 1, exponent_min: 0, largest_exponent: 2, largest_fraction: 1.5 };
 
 /// 2^exponent, for exponents of normal numbers.
-const fn power(exponent: i32) -> f32 {
+pub(crate) const fn power(exponent: i32) -> f32 {
     f32::from_bits(((exponent + 127) as u32) << 23)
 }
 
@@ -98,13 +98,37 @@ impl SmallFloat {
         (x + magic) - magic
     }
 
+    /// The exponent of the scale of numbers that share one, whose size is at least `floor`.
+    fn scale_of(&self, block: &[f32], floor: f32) -> i32 {
+        self.scale_exponent(block.iter().fold(floor, |m, v| if v.abs() > m { v.abs() } else { m }))
+    }
+
     /// Rounds numbers that share a scale, whose size is at least `floor`.
     fn round_block(&self, block: &mut [f32], floor: f32) {
-        let size = block.iter().fold(floor, |m, v| if v.abs() > m { v.abs() } else { m });
-        let scale = self.scale_exponent(size);
+        let scale = self.scale_of(block, floor);
         let (down, up) = (power(-scale), power(scale));
         block.iter_mut().for_each(|v| *v = self.round(*v * down) * up);
     }
+}
+
+/// The exponent of the scale of E4M3 numbers that share one.
+pub(crate) fn fp8_scale(block: &[f32]) -> i32 {
+    E4M3.scale_of(block, FP8_FLOOR)
+}
+
+/// The exponent of the scale of E2M1 numbers that share one.
+pub(crate) fn fp4_scale(block: &[f32]) -> i32 {
+    E2M1.scale_of(block, FP4_FLOOR)
+}
+
+/// The nearest number of E4M3.
+pub(crate) fn fp8(v: f32) -> f32 {
+    E4M3.round(v)
+}
+
+/// The nearest number of E2M1.
+pub(crate) fn fp4(v: f32) -> f32 {
+    E2M1.round(v)
 }
 
 /// Rounds numbers that share a scale to E4M3.

@@ -13,7 +13,7 @@ use tessera_formats::{
     Gguf, Tensor,
     gguf::{Array, Value},
 };
-use tessera_ops::{KvLayout, PAGE_TOKENS};
+use tessera_ops::PAGE_TOKENS;
 
 use crate::{
     args::Inspect,
@@ -24,6 +24,10 @@ use crate::{
 
 /// Tokens for which the cache's size is told.
 const CACHE_TOKENS: usize = 1024;
+
+/// The longest context that anybody asks for.
+const MILLION: usize = 1_000_000;
+
 /// Longer arrays and texts are cut in print.
 const SHOWN_VALUES: usize = 4;
 const SHOWN_CHARS: usize = 72;
@@ -36,7 +40,8 @@ struct Facts {
     context: Option<u64>,
     metadata: Vec<(String, serde_json::Value)>,
     tensors: Vec<TensorFacts>,
-    cache: Option<KvLayout>,
+    cache: Option<CacheFacts>,
+    packed: Option<CacheFacts>,
 }
 
 struct TensorFacts {
@@ -91,10 +96,14 @@ impl Facts {
         self.tensors.iter().map(|t| t.bytes).sum()
     }
 
-    /// Bytes of keys and values for [`CACHE_TOKENS`] tokens.
-    fn cache_bytes(&self) -> Option<u64> {
-        let bytes = self.cache.as_ref()?.page_bytes();
-        Some((bytes * CACHE_TOKENS.div_ceil(PAGE_TOKENS)) as u64)
+    /// Bytes of keys and values for so many tokens.
+    fn cache_bytes(&self, tokens: usize) -> Option<u64> {
+        Some(self.cache.as_ref()?.bytes(tokens))
+    }
+
+    /// The same of packed rows, where the model has rows that can be.
+    fn packed_bytes(&self, tokens: usize) -> Option<u64> {
+        Some(self.packed.as_ref()?.bytes(tokens))
     }
 
     fn json(&self, path: &Path) -> serde_json::Value {
@@ -112,7 +121,11 @@ impl Facts {
             "weights": self.weights(),
             "memory": {
                 "weight_bytes": self.weight_bytes(),
-                "cache_bytes_per_1024_tokens": self.cache_bytes(),
+                "cache_bytes_per_1024_tokens": self.cache_bytes(CACHE_TOKENS),
+                "cache_bytes_per_million_tokens": self.cache_bytes(MILLION),
+                "packed_cache_bytes_per_1024_tokens": self.packed_bytes(CACHE_TOKENS),
+                "packed_cache_bytes_per_million_tokens": self.packed_bytes(MILLION),
+                "ring_bytes_per_sequence": self.cache.as_ref().map(|cache| cache.ring),
             },
             "formats": formats.collect::<serde_json::Map<_, _>>(),
             "metadata": self.metadata.iter().cloned().collect::<serde_json::Map<_, _>>(),
@@ -129,9 +142,15 @@ impl Facts {
         writeln!(out, "  weights       {} in {} tensors", count(self.weights()), self.tensors.len())?;
         writeln!(out, "\n{}", bold("Memory"))?;
         writeln!(out, "  weights       {}", ui::size(self.weight_bytes()))?;
-        match self.cache_bytes() {
-            Some(bytes) => writeln!(out, "  keys, values  {} for {CACHE_TOKENS} tokens", ui::size(bytes))?,
+        match &self.cache {
+            Some(cache) => writeln!(out, "  keys, values  {}", cache.words())?,
             None => writeln!(out, "  keys, values  unknown: the metadata does not say the heads")?,
+        }
+        if let Some(packed) = &self.packed {
+            writeln!(out, "  packed        {} (--cache-format packed)", packed.words())?;
+        }
+        if let Some(rings) = self.cache.as_ref().map(|cache| cache.ring).filter(|ring| *ring > 0) {
+            writeln!(out, "  rings         {} for each sequence", ui::size(rings))?;
         }
         writeln!(out, "\n{}", bold("Formats"))?;
         for (name, (tensors, weights, bytes)) in self.formats() {
@@ -189,14 +208,37 @@ fn of_gguf(checkpoint: &Checkpoint, container: String) -> Option<Facts> {
         context: gguf.get(&context).and_then(Value::as_u64),
         metadata: gguf.metadata().map(|(key, value)| (key.to_owned(), gguf_json(value))).collect(),
         tensors: gguf.tensors().iter().map(TensorFacts::new).collect(),
-        cache: cache(checkpoint),
+        cache: cache(checkpoint, false),
+        packed: cache(checkpoint, true),
         architecture,
     })
 }
 
-/// What keys and values take; none if the metadata does not say or says nonsense.
-fn cache(checkpoint: &Checkpoint) -> Option<KvLayout> {
-    Config::read(checkpoint).ok().map(|config| models::kv_layout(&config, &LoadOptions::default()))
+/// What keys and values take, packed or not; none if the metadata does not say or says nonsense, or nothing can be packed.
+fn cache(checkpoint: &Checkpoint, packed_rows: bool) -> Option<CacheFacts> {
+    let config = Config::read(checkpoint).ok().filter(|config| !packed_rows || config.latent.is_some())?;
+    let layout = models::kv_layout(&config, &LoadOptions { packed_rows, ..LoadOptions::default() });
+    Some(CacheFacts { page: layout.page_bytes() as u64, ring: layout.ring_bytes() as u64 })
+}
+
+/// Bytes of a cache.
+struct CacheFacts {
+    page: u64,
+    /// Of a sequence, beside its pages.
+    ring: u64,
+}
+
+impl CacheFacts {
+    /// Of so many tokens in pages.
+    fn bytes(&self, tokens: usize) -> u64 {
+        self.page * tokens.div_ceil(PAGE_TOKENS) as u64
+    }
+
+    fn words(&self) -> String {
+        let [some, many] = [CACHE_TOKENS, MILLION].map(|tokens| ui::size(self.bytes(tokens)));
+        let token = self.page as f64 / PAGE_TOKENS as f64;
+        format!("{some} for {CACHE_TOKENS} tokens, {many} for a million; {token:.0} bytes a token")
+    }
 }
 
 fn of_checkpoint(path: &Path) -> Result<Facts> {
@@ -212,7 +254,8 @@ fn of_checkpoint(path: &Path) -> Result<Facts> {
         context: number("max_position_embeddings"),
         metadata: metadata.map(|(key, value)| (key.clone(), value.clone())).collect(),
         tensors: checkpoint.tensors().iter().map(TensorFacts::new).collect(),
-        cache: Checkpoint::open(path).ok().as_ref().and_then(cache),
+        cache: Checkpoint::open(path).ok().as_ref().and_then(|checkpoint| cache(checkpoint, false)),
+        packed: None,
     })
 }
 

@@ -302,10 +302,9 @@ impl Models {
         models::check_architecture(checkpoint)?;
         let options = LoadOptions {
             context: Some(self.args.limits.cache_tokens),
-            kv_format: self.args.cache.format,
-            latent_rounding: self.args.cache.latent_rounding,
             sequences: self.args.limits.max_batch,
             step_rows: self.args.limits.step_tokens,
+            ..self.args.cache.options()
         };
         let bar = ui::bytes_bar("loading", checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let model = self.device()?.load(checkpoint, &options, &mut |progress| {

@@ -127,6 +127,21 @@ fn widths_and_neighbours_change_nothing() {
     }
 }
 
+/// Drafts of a layer of their own change no bit of what a card says. Packed rows it has no kernels for, and says so.
+#[test]
+fn drafts_are_measured_and_packed_rows_refused() {
+    let home = Home::new();
+    let trunk = crate::speculate::trunk(&home, &crate::speculate::TRUNK.replace("layers=4", "layers=3"));
+    let mtp = crate::speculate::draft_layer(&home, &trunk, 1, crate::speculate::Form::Own);
+    let args = ["bench", "speculate", &trunk, "--mtp", &mtp, "--prompt=5", "--tokens=4", "--drafts=2", "--repeat=1"];
+    let on = |more: &[&str]| on_card(&home, "", &[&args[..], &["--device", "cuda", "--json"], more].concat());
+    let report = on(&[]).json();
+    let drafted = &report["drafted"][0];
+    assert_eq!(drafted["identical"], true);
+    assert!(drafted["stages"].as_array().unwrap().iter().any(|s| s["stage"] == "low_proj"), "{report}");
+    on(&["--cache-format", "packed"]).bad(&["a cache of packed rows", "run the model on the CPU"]);
+}
+
 /// Stages and kernels of a step, by the card's clock.
 #[test]
 fn steps_are_profiled() {

@@ -140,3 +140,31 @@ fn memory_stays_bounded_on_hostile_counts() {
         Ran::of(output).bad(&[word]);
     }
 }
+
+/// What a long context takes is told of both forms, where the model has rows that can be packed.
+#[test]
+fn a_million_tokens_are_told_as_halves_and_packed() {
+    let home = Home::new();
+    let line = "deepseek4,layers=4,width=64,head_dim=512,heads=2,output_groups=2,experts=4,experts_used=2,expert_feed_forward=32,\
+                vocabulary=300,query_rank=32,output_rank=16,indexer_heads=2,indexer_dim=128,window=5,format=F32";
+    home.run(&["synth", line, "v4.gguf"]).good();
+    let memory = &home.run(&["inspect", "v4.gguf", "--json"]).json()["memory"];
+    // A page: 16 rows of 512 and keys of 128 for four tokens each, and a row of 512 for 128.
+    let (halves, packed) = (16 * (1024 + 256) + 1024, 16 * (584 + 68) + 584);
+    assert_eq!(memory["cache_bytes_per_million_tokens"], 15_625 * halves);
+    assert_eq!(memory["packed_cache_bytes_per_million_tokens"], 15_625 * packed);
+    let text = home.run(&["inspect", "v4.gguf"]).good();
+    assert!(
+        text.contains(&format!("{} bytes a token (--cache-format packed)", (packed as f64 / 64.0).round())),
+        "{text}"
+    );
+    assert!(text.contains("rings  "), "{text}");
+    home.run(&["run", "v4.gguf", "x", "--raw", "--cache-format=packed", "--latent-rounding=false"]).bad(&[
+        "packed rows are what a model rounds",
+        "rounding is switched off",
+        "use another cache format",
+    ]);
+    let llama = crate::support::fixture("llama").into_os_string().into_string().unwrap();
+    home.run(&["run", &llama, "x", "--raw", "--cache-format=packed"]).bad(&["rounds none", "another cache format"]);
+    assert!(home.run(&["inspect", &llama, "--json"]).json()["memory"]["packed_cache_bytes_per_1024_tokens"].is_null());
+}

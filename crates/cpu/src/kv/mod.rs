@@ -10,7 +10,7 @@ mod store;
 
 use std::ops::Range;
 
-use tessera_ops::{Error, KvEntry, KvFormat, KvLayout};
+use tessera_ops::{Error, KvEntry, KvFormat, KvLayout, RingPart};
 
 use self::{
     cells::{Cells, head_bytes},
@@ -103,9 +103,11 @@ impl KvPages {
         self.entries.iter().for_each(|entry| entry.read(entry.page(page), out));
     }
 
-    /// Appends the bytes of a ring: of the entries that are rings.
-    pub(crate) fn read_ring(&self, ring: u32, out: &mut Vec<u8>) {
-        self.entries.iter().for_each(|entry| entry.read(entry.ring(ring), out));
+    /// Appends the bytes of a part of a ring: of the entries that are rings.
+    pub(crate) fn read_ring(&self, ring: u32, part: RingPart, out: &mut Vec<u8>) {
+        for entry in &self.entries {
+            entry.ring(ring, part).into_iter().for_each(|run| entry.read(run, out));
+        }
     }
 
     /// Writes what [`KvPages::read_page`] gave.
@@ -113,29 +115,31 @@ impl KvPages {
     /// # Errors
     /// Another number of bytes than a page has.
     pub(crate) fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error> {
-        self.write(bytes, |entry| entry.page(page))
+        self.write(bytes, |entry| vec![entry.page(page)])
     }
 
     /// Writes what [`KvPages::read_ring`] gave.
     ///
     /// # Errors
-    /// Another number of bytes than a ring has.
-    pub(crate) fn write_ring(&mut self, ring: u32, bytes: &[u8]) -> Result<(), Error> {
-        self.write(bytes, |entry| entry.ring(ring))
+    /// Another number of bytes than the part has.
+    pub(crate) fn write_ring(&mut self, ring: u32, part: RingPart, bytes: &[u8]) -> Result<(), Error> {
+        self.write(bytes, |entry| entry.ring(ring, part))
     }
 
-    /// Writes bytes into some pages of each entry.
-    fn write(&mut self, mut bytes: &[u8], pages: impl Fn(&Entry) -> Range<usize>) -> Result<(), Error> {
-        let size = |entry: &Entry| pages(entry).len() * entry.page_bytes();
+    /// Writes bytes into some runs of pages of each entry.
+    fn write(&mut self, mut bytes: &[u8], runs: impl Fn(&Entry) -> Vec<Range<usize>>) -> Result<(), Error> {
+        let size = |entry: &Entry| runs(entry).iter().map(Range::len).sum::<usize>() * entry.page_bytes();
         let (expected, found) = (self.entries.iter().map(size).sum(), bytes.len());
         if found != expected {
             return Err(Error::Page { expected, found });
         }
         for entry in &mut self.entries {
-            for (buffer, range) in entry.parts_mut(pages(entry)) {
-                let (part, rest) = bytes.split_at(range.len());
-                buffer.as_mut_slice()[range].copy_from_slice(part);
-                bytes = rest;
+            for run in runs(entry) {
+                for (buffer, range) in entry.parts_mut(run) {
+                    let (part, rest) = bytes.split_at(range.len());
+                    buffer.as_mut_slice()[range].copy_from_slice(part);
+                    bytes = rest;
+                }
             }
         }
         Ok(())
@@ -156,10 +160,11 @@ impl Entry {
         page as usize..page as usize + usize::from(!is_ring)
     }
 
-    /// The pages of a ring; none where it keeps all positions.
-    fn ring(&self, ring: u32) -> Range<usize> {
-        let pages = self.kind().ring_pages().unwrap_or(0);
-        ring as usize * pages..(ring as usize + 1) * pages
+    /// The runs of pages of a part of a ring; none where it keeps all positions.
+    fn ring(&self, ring: u32, part: RingPart) -> Vec<Range<usize>> {
+        let Some(pages) = self.kind().ring_pages() else { return vec![] };
+        let first = ring as usize * pages;
+        part.runs(pages).into_iter().map(|run| first + run.start..first + run.end).collect()
     }
 
     fn page_bytes(&self) -> usize {

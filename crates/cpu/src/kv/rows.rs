@@ -1,12 +1,18 @@
 //! Entries of rows: latent and compressed rows, which are key and value at once, and inputs of later rows.
 //!
 //! A page is its rows one after another, each of `stride` numbers (the width rounded up to whole vectors, with zeros behind), so
-//! that a row is one run of bytes. Codes have their scales behind them, one for each 32 features, as in [`super::cells`].
+//! that a row is one run of bytes. Codes have their scales behind them, one for each 32 features, as in [`super::cells`]. Packed rows
+//! are as [`Packing`] says.
 
 use std::ops::Range;
 
 use half::f16;
-use tessera_ops::{Error, KvEntry, KvFormat};
+use tessera_ops::{
+    Error, KvEntry, KvFormat, Packing,
+    kv::RowFormat,
+    packing::{fp4_value, fp8_value, scale_factor},
+    rounding::FP8_BLOCK,
+};
 
 use super::cells::{BLOCK, quantize};
 use crate::{
@@ -15,13 +21,13 @@ use crate::{
     simd::{LANES, Simd},
 };
 
-/// Features of a row that are written together: whole blocks of codes.
-pub(crate) const GROUP: usize = BLOCK;
+/// Features of a packed row that are written together: whole blocks of either packing.
+const PACKED_GROUP: usize = FP8_BLOCK;
 
 /// The pages of one entry.
 pub(crate) struct Rows {
     kind: KvEntry,
-    format: KvFormat,
+    format: RowFormat,
     pages: usize,
     width: usize,
     row_bytes: usize,
@@ -36,13 +42,13 @@ impl Rows {
         pages: usize,
         buffer: impl Fn(Option<usize>) -> Result<Buffer, Error>,
     ) -> Result<Rows, Error> {
-        let format = if matches!(kind, KvEntry::Inputs { .. }) { KvFormat::F32 } else { format };
-        let width = kind.row_numbers();
+        let (format, width) = (kind.row_format(format), kind.row_numbers());
         let stride = width.next_multiple_of(LANES);
         let row_bytes = match format {
-            KvFormat::F32 => stride * size_of::<f32>(),
-            KvFormat::F16 => stride * size_of::<f16>(),
-            KvFormat::Q8_0 => stride + stride.div_ceil(BLOCK) * size_of::<f32>(),
+            RowFormat::Plain(KvFormat::F32) => stride * size_of::<f32>(),
+            RowFormat::Plain(KvFormat::F16) => stride * size_of::<f16>(),
+            RowFormat::Plain(KvFormat::Q8_0) => stride + stride.div_ceil(BLOCK) * size_of::<f32>(),
+            RowFormat::Packed(packing) => packing.row(width).bytes,
         };
         let bytes = (row_bytes * kind.page_rows()).checked_mul(pages);
         Ok(Rows { kind, format, pages, width, row_bytes, memory: buffer(bytes)? })
@@ -92,7 +98,7 @@ impl Rows {
 
     /// Numbers of a row from `from` on, as many as `out` has; only of F32 rows.
     pub(crate) fn numbers(&self, page: u32, slot: usize) -> &[f32] {
-        assert_eq!(self.format, KvFormat::F32, "inputs are never rounded");
+        assert_eq!(self.format, RowFormat::Plain(KvFormat::F32), "inputs are never rounded");
         let bytes = &self.memory.as_slice()[self.row(page, slot)];
         // SAFETY: a row is `stride` f32, and begins at a multiple of 64 bytes of memory that begins at one.
         unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), self.stride()) }
@@ -105,11 +111,15 @@ impl Rows {
         let vectors = out.as_chunks_mut::<LANES>().0;
         assert_eq!(vectors.len(), self.stride() / LANES, "room for a row");
         let from = row.as_ptr();
+        let format = match self.format {
+            RowFormat::Plain(format) => format,
+            RowFormat::Packed(packing) => return unpack(packing, self.width, row, out),
+        };
         for (vector, out) in vectors.iter_mut().enumerate() {
             let first = vector * LANES;
             // SAFETY: a row has `stride` numbers in the format, and scales of all its blocks behind codes.
             let v = unsafe {
-                match self.format {
+                match format {
                     KvFormat::F32 => simd.load_at(from.cast::<f32>().add(first)),
                     KvFormat::F16 => simd.load_f16_at(from.cast::<f16>().add(first)),
                     KvFormat::Q8_0 => {
@@ -127,7 +137,12 @@ impl Rows {
         Destination { start: self.memory.as_mut_slice().as_mut_ptr() }
     }
 
-    /// Writes the features of `group` of a row, at most [`GROUP`].
+    /// Features of a row that are written together: whole blocks.
+    pub(super) fn group(&self) -> usize {
+        if matches!(self.format, RowFormat::Packed(_)) { PACKED_GROUP } else { BLOCK }
+    }
+
+    /// Writes the features of `group` of a row, at most [`Rows::group`].
     ///
     /// # Safety
     /// The destination is this entry's, whose memory nobody reads, and nobody else writes these features.
@@ -140,7 +155,7 @@ impl Rows {
         group: usize,
         row: &[f32],
     ) {
-        let (first, start) = (group * GROUP, self.row(page, slot).start);
+        let (first, start) = (group * self.group(), self.row(page, slot).start);
         let (low, high) = row.split_at(row.len().min(LANES));
         // SAFETY: the row is inside; a group's second vector is written where the stride has it.
         unsafe {
@@ -148,26 +163,92 @@ impl Rows {
             let vectors = [(first, low), (first + LANES, high)];
             let vectors = vectors.into_iter().filter(|(at, _)| *at < self.stride());
             match self.format {
-                KvFormat::F32 => {
+                RowFormat::Packed(packing) => pack(packing, self.width, to, first, row),
+                RowFormat::Plain(KvFormat::F32) => {
                     for (at, part) in vectors {
                         simd.store_at(to.cast::<f32>().add(at), load(simd, part));
                     }
                 }
-                KvFormat::F16 => {
+                RowFormat::Plain(KvFormat::F16) => {
                     for (at, part) in vectors {
                         let mut halves = [f16::ZERO; LANES];
                         simd.store_f16(&mut halves, load(simd, part));
                         to.cast::<f16>().add(at).cast::<[f16; LANES]>().write_unaligned(halves);
                     }
                 }
-                KvFormat::Q8_0 => {
+                RowFormat::Plain(KvFormat::Q8_0) => {
                     let (codes, scale) = quantize(simd, row);
                     to.add(first)
                         .cast::<i8>()
-                        .copy_from_nonoverlapping(codes.as_ptr(), GROUP.min(self.stride() - first));
+                        .copy_from_nonoverlapping(codes.as_ptr(), BLOCK.min(self.stride() - first));
                     to.add(self.stride()).cast::<f32>().add(group).write(scale);
                 }
             }
+        }
+    }
+}
+
+/// Widens a packed row of `width` numbers into `out`, which may be longer.
+#[inline(always)]
+fn unpack(packing: Packing, width: usize, row: &[u8], out: &mut [f32]) {
+    let (parts, coded) = (packing.row(width), packing.coded(width));
+    let (numbers, rest) = out.split_at_mut(coded);
+    let (codes, scales) = (&row[parts.codes..parts.scales], &row[parts.scales..]);
+    match packing {
+        Packing::Fp8 { .. } => {
+            let blocks = numbers.chunks_mut(packing.block()).zip(codes.chunks(packing.block()));
+            for ((numbers, codes), scale) in blocks.zip(scales) {
+                let factor = scale_factor(*scale);
+                numbers.iter_mut().zip(codes).for_each(|(v, code)| *v = fp8_value(*code) * factor);
+            }
+        }
+        Packing::Fp4 => {
+            let blocks = numbers.chunks_mut(packing.block()).zip(codes.chunks(packing.block() / 2));
+            for ((numbers, codes), scale) in blocks.zip(scales) {
+                let factor = scale_factor(*scale);
+                for (pair, code) in numbers.chunks_mut(2).zip(codes) {
+                    pair[0] = fp4_value(*code) * factor;
+                    if let Some(second) = pair.get_mut(1) {
+                        *second = fp4_value(*code >> 4) * factor;
+                    }
+                }
+            }
+        }
+    }
+    let (halves, behind) = rest.split_at_mut(width - coded);
+    let bytes = row[..parts.codes].as_chunks::<2>().0;
+    halves.iter_mut().zip(bytes).for_each(|(v, half)| *v = f16::from_le_bytes(*half).to_f32());
+    behind.fill(0.0);
+}
+
+/// Packs the features of a row from `first` on, a multiple of [`PACKED_GROUP`], into its bytes.
+///
+/// # Safety
+/// `to` is the first byte of a row of `width` numbers packed so, and nobody else touches these features.
+#[inline(always)]
+unsafe fn pack(packing: Packing, width: usize, to: *mut u8, first: usize, features: &[f32]) {
+    let (parts, coded, block) = (packing.row(width), packing.coded(width), packing.block());
+    let (numbers, halves) = features.split_at(coded.saturating_sub(first).min(features.len()));
+    // SAFETY: codes, scales and halves of these features lie inside the row, in bytes of their own: a group is whole blocks.
+    unsafe {
+        for (index, numbers) in numbers.chunks(block).enumerate() {
+            let (at, mut codes) = (first + index * block, [0; FP8_BLOCK]);
+            to.add(parts.scales + at / block).write(packing.encode(numbers, &mut codes));
+            match packing {
+                Packing::Fp8 { .. } => {
+                    to.add(parts.codes + at).copy_from_nonoverlapping(codes.as_ptr(), numbers.len());
+                }
+                Packing::Fp4 => {
+                    for (i, pair) in codes.as_chunks::<2>().0.iter().enumerate().take(numbers.len().div_ceil(2)) {
+                        to.add(parts.codes + at / 2 + i).write(pair[0] | pair[1] << 4);
+                    }
+                }
+            }
+        }
+        let behind = first + numbers.len() - coded.min(first + numbers.len());
+        for (index, v) in halves.iter().enumerate() {
+            let at = 2 * (behind + index);
+            to.add(at).cast::<[u8; 2]>().write_unaligned(f16::from_f32(*v).to_le_bytes());
         }
     }
 }

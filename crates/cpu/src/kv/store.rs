@@ -10,7 +10,7 @@ use tessera_ops::{Batch, KvFormat};
 use super::{
     KvPages, Layer,
     cells::{Cells, Codes, Place},
-    rows::{self, GROUP, Rows},
+    rows::{self, Rows},
 };
 use crate::{
     isa::Kernel,
@@ -120,7 +120,7 @@ pub(crate) fn store_rows(
     place: &(dyn Fn(usize) -> (u32, usize) + Sync),
 ) {
     let destination = to.destination();
-    let (groups, to) = (to.width().div_ceil(GROUP), &*to);
+    let (groups, to) = (to.width().div_ceil(to.group()), &*to);
     workers.items(groups, rows.len(), |from, end| {
         workers.isa.run(RowGroups { to, destination: &destination, rows, place, from, end });
     });
@@ -141,11 +141,11 @@ impl Kernel for RowGroups<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let width = self.to.width();
+        let (width, size) = (self.to.width(), self.to.group());
         for (index, row) in self.rows.chunks_exact(width).enumerate() {
             let place = (self.place)(index);
             for group in self.from..self.end {
-                let features = group * GROUP..width.min((group + 1) * GROUP);
+                let features = group * size..width.min((group + 1) * size);
                 // SAFETY: the destination is this entry's; nobody reads it until all is written, and no other thread has these
                 // groups.
                 unsafe { self.to.put(simd, self.destination, place, group, &row[features]) };

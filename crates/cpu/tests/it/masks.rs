@@ -11,7 +11,9 @@ use tessera_cpu::{
     isa::Isa,
     matmul::{Kernels, Overrides},
 };
-use tessera_ops::{Batch, Device, KvEntry, KvFormat, KvLayout, Role, mask::ring_rows_max, reference::ReferenceDevice};
+use tessera_ops::{
+    Batch, Device, KvEntry, KvFormat, KvLayout, RingPart, Role, mask::ring_rows_max, reference::ReferenceDevice,
+};
 
 use crate::{
     tensors::{read, same, tensor},
@@ -120,12 +122,12 @@ fn rings_are_copied() {
         let mut copy = device.kv_cache(&layout, 1, 3).unwrap();
         let ring = |cache: &_, ring: u32| {
             let mut bytes = vec![];
-            device.read_ring(cache, ring, &mut bytes).map(|()| bytes).unwrap()
+            device.read_ring(cache, ring, RingPart::Whole, &mut bytes).map(|()| bytes).unwrap()
         };
         let (unused, used) = (ring(&cache, 0), ring(&cache, 1));
         assert!(used.iter().any(|b| *b != 0) && unused.iter().all(|b| *b == 0), "{format:?}");
-        device.write_ring(&mut copy, 2, &used).unwrap();
+        device.write_ring(&mut copy, 2, RingPart::Whole, &used).unwrap();
         assert_eq!((ring(&copy, 2), ring(&copy, 1)), (used, unused));
-        assert!(device.write_ring(&mut copy, 0, &[0; 7]).is_err());
+        assert!(device.write_ring(&mut copy, 0, RingPart::Whole, &[0; 7]).is_err());
     }
 }

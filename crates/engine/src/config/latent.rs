@@ -1,7 +1,7 @@
 //! The shape of a model whose layers attend to latent rows and whose residual is several streams (DeepSeek V4).
 
 use tessera_formats::gguf::Value;
-use tessera_ops::{KvEntry, Selector, StreamGates, mask::ring_pages_min, streams::STREAMS_MAX};
+use tessera_ops::{KvEntry, Packing, Rounding, Selector, StreamGates, mask::ring_pages_min, streams::STREAMS_MAX};
 
 use super::{CONTEXT, Config, HEADS, Keys, WIDTH};
 use crate::Error;
@@ -78,29 +78,36 @@ impl LatentShape {
         if ratio == SELECTED_RATIO { 2 * head_dim } else { head_dim }
     }
 
+    /// What rows were rounded to in training: all but the features that turn.
+    pub(crate) fn row_rounding(&self) -> Rounding {
+        Rounding::Fp8 { features: self.head_dim - self.turning }
+    }
+
     /// All entries of the cache, where a step has at most so many rows of a sequence, and those of each layer; behind them the
-    /// layer that drafts.
-    pub(crate) fn entries(&self, step_rows: usize) -> (Vec<KvEntry>, Vec<LatentEntries>) {
+    /// layer that drafts. Packed rows are for models that round theirs.
+    pub(crate) fn entries(&self, step_rows: usize, is_packed: bool) -> (Vec<KvEntry>, Vec<LatentEntries>) {
+        let packed =
+            |entry: KvEntry, rounding: Rounding| if is_packed { entry.packed(Packing::of(rounding)) } else { entry };
         let mut entries: Vec<KvEntry> = vec![];
         let mut add = |entry| {
             entries.push(entry);
             entries.len() - 1
         };
-        let compressed = |add: &mut dyn FnMut(KvEntry) -> usize, ratio: usize, head_dim: usize| {
+        let compressed = |add: &mut dyn FnMut(KvEntry) -> usize, ratio: usize, head_dim: usize, rounding: Rounding| {
             let window = if ratio == SELECTED_RATIO { 2 * ratio } else { ratio };
             let (width, ring_pages) =
                 (2 * LatentShape::input_width(ratio, head_dim), ring_pages_min(window, step_rows));
-            (add(KvEntry::Inputs { width, ring_pages }), add(KvEntry::Compressed { head_dim, ratio }))
+            (add(KvEntry::Inputs { width, ring_pages }), add(packed(KvEntry::compressed(head_dim, ratio), rounding)))
         };
         let ring_pages = Some(ring_pages_min(self.window, step_rows));
         let draft = self.drafts.then_some(0);
         let of_layers = self.ratios.iter().copied().chain(draft).map(|ratio| LatentEntries {
-            raw: add(KvEntry::Latent { head_dim: self.head_dim, ring_pages }),
-            compressed: (ratio > 0).then(|| compressed(&mut add, ratio, self.head_dim)),
+            raw: add(packed(KvEntry::latent(self.head_dim, ring_pages), self.row_rounding())),
+            compressed: (ratio > 0).then(|| compressed(&mut add, ratio, self.head_dim, self.row_rounding())),
             keys: self
                 .indexer
                 .filter(|_| ratio == SELECTED_RATIO)
-                .map(|indexer| compressed(&mut add, ratio, indexer.head_dim)),
+                .map(|indexer| compressed(&mut add, ratio, indexer.head_dim, Rounding::HadamardFp4)),
         });
         let of_layers = of_layers.collect();
         (entries, of_layers)
@@ -244,18 +251,17 @@ mod tests {
     #[test]
     fn growing_rows_take_what_the_model_s_shape_says() {
         let shape = flash();
-        let (entries, of_layers) = shape.entries(512);
+        let (entries, of_layers) = shape.entries(512, false);
         assert_eq!(of_layers.len(), 44, "one more that drafts");
-        let per_token: f64 =
-            entries
-                .iter()
-                .map(|e| {
-                    if let KvEntry::Compressed { head_dim, ratio } = e { *head_dim as f64 / *ratio as f64 } else { 0.0 }
-                })
-                .sum();
+        let per_token: f64 = entries
+            .iter()
+            .map(|e| {
+                if let KvEntry::Compressed { head_dim, ratio, .. } = e { *head_dim as f64 / *ratio as f64 } else { 0.0 }
+            })
+            .sum();
         assert_eq!(per_token, 3440.0, "21 layers of (512 + 128) / 4 and 20 of 512 / 128 numbers");
         for (layer, own) in of_layers.iter().enumerate() {
-            let KvEntry::Latent { head_dim: 512, ring_pages: Some(10) } = entries[own.raw] else {
+            let KvEntry::Latent { head_dim: 512, ring_pages: Some(10), packing: None } = entries[own.raw] else {
                 panic!("layer {layer}")
             };
             let ratio = shape.ratios.get(layer).copied().unwrap_or(0);
@@ -264,12 +270,25 @@ mod tests {
                 let width = if ratio == 4 { 2048 } else { 1024 };
                 let ring_pages = if ratio == 4 { 9 } else { 10 };
                 assert_eq!(entries[inputs], KvEntry::Inputs { width, ring_pages });
-                assert_eq!(entries[rows], KvEntry::Compressed { head_dim: 512, ratio });
+                assert_eq!(entries[rows], KvEntry::compressed(512, ratio));
             }
             if let Some((inputs, rows)) = own.keys {
                 assert_eq!(entries[inputs], KvEntry::Inputs { width: 512, ring_pages: 9 });
-                assert_eq!(entries[rows], KvEntry::Compressed { head_dim: 128, ratio: 4 });
+                assert_eq!(entries[rows], KvEntry::compressed(128, 4));
             }
         }
+    }
+
+    #[test]
+    fn a_million_tokens_take_what_the_specification_says() {
+        use tessera_ops::{KvFormat, KvLayout, PAGE_TOKENS};
+        let per_token = |is_packed: bool| {
+            let layout = KvLayout::new(flash().entries(512, is_packed).0, KvFormat::F16);
+            layout.page_bytes() as f64 / PAGE_TOKENS as f64
+        };
+        // A page of a ratio of 128 has a whole row, though it completes half of one: 20 layers, half a row in 64 tokens.
+        let spare = |row: f64| 20.0 * row / 128.0;
+        assert_eq!(per_token(false) - spare(1024.0), 6880.0);
+        assert_eq!(per_token(true) - spare(584.0), 21.0 * (584.0 + 68.0) / 4.0 + 20.0 * 584.0 / 128.0);
     }
 }

@@ -76,7 +76,7 @@ impl<D: Device> Common<D> {
             ones: [ones(shape.streams.count * c.hidden)?, ones(shape.head_dim)?],
             ropes: [plain, rope::compressed(loader.checkpoint, shape.head_dim)?],
             // Only the order of entries matters here.
-            entries: shape.entries(1).1,
+            entries: shape.entries(1, false).1,
             shape,
         })
     }

@@ -11,7 +11,7 @@ mod qwen;
 
 use std::sync::Arc;
 
-use tessera_ops::{Batch, Candidate, Device, KvEntry, KvFormat, KvLayout, PAGE_TOKENS, ranking};
+use tessera_ops::{Batch, Candidate, Device, KvEntry, KvFormat, KvLayout, PAGE_TOKENS, RingPart, ranking};
 
 use crate::{
     Checkpoint, Config, Error,
@@ -149,19 +149,19 @@ pub trait LanguageModel: Send {
     /// If the bytes are of another cache, or the device fails.
     fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error>;
 
-    /// Appends one ring of the cache to `out`, as [`Device::read_ring`]; nothing, where there are none.
+    /// Appends a part of one ring of the cache to `out`, as [`Device::read_ring`]; nothing, where there are none.
     ///
     /// # Errors
     /// If the device fails.
-    fn read_ring(&self, _ring: u32, _out: &mut Vec<u8>) -> Result<(), Error> {
+    fn read_ring(&self, _ring: u32, _part: RingPart, _out: &mut Vec<u8>) -> Result<(), Error> {
         Ok(())
     }
 
-    /// Writes one ring of the cache, as [`Device::write_ring`]; nothing, where there are none.
+    /// Writes a part of one ring of the cache, as [`Device::write_ring`]; nothing, where there are none.
     ///
     /// # Errors
     /// If the bytes are of another cache, or the device fails.
-    fn write_ring(&mut self, _ring: u32, _bytes: &[u8]) -> Result<(), Error> {
+    fn write_ring(&mut self, _ring: u32, _part: RingPart, _bytes: &[u8]) -> Result<(), Error> {
         Ok(())
     }
 }
@@ -179,6 +179,8 @@ pub struct LoadOptions {
     pub step_rows: usize,
     /// Whether a model that was trained with rounded latent rows rounds them ([`tessera_ops::Rounding`]).
     pub latent_rounding: bool,
+    /// Whether latent rows are kept as what they are rounded to ([`tessera_ops::Packing`]), which loses nothing. Only where they are.
+    pub packed_rows: bool,
 }
 
 /// The rings of a model's cache.
@@ -196,7 +198,8 @@ pub const CONTEXT_DEFAULT: usize = 4096;
 impl Default for LoadOptions {
     fn default() -> LoadOptions {
         let step_rows = CHUNK_DEFAULT;
-        LoadOptions { context: None, kv_format: KvFormat::F16, sequences: 1, step_rows, latent_rounding: true }
+        let (kv_format, latent_rounding, packed_rows) = (KvFormat::F16, true, false);
+        LoadOptions { context: None, kv_format, sequences: 1, step_rows, latent_rounding, packed_rows }
     }
 }
 
@@ -210,7 +213,7 @@ impl LoadOptions {
 /// What a model of this shape keeps of a sequence.
 pub fn kv_layout(config: &Config, options: &LoadOptions) -> KvLayout {
     if let Some(latent) = &config.latent {
-        return KvLayout::new(latent.entries(options.step_rows.max(1)).0, options.kv_format);
+        return KvLayout::new(latent.entries(options.step_rows.max(1), options.packed_rows).0, options.kv_format);
     }
     let entry = |layer: usize| KvEntry::pairs(config.layers[layer].kv_heads, config.layers[layer].head_dim);
     KvLayout::new(config.kv_layers().map(entry).collect(), options.kv_format)
@@ -283,6 +286,13 @@ impl<D: Device, A: Architecture<D> + 'static> Loaded<D, A> {
         report: &mut dyn FnMut(Progress),
     ) -> Result<Box<dyn LanguageModel>, Error> {
         let config = Config::read(checkpoint)?;
+        let not_rounded = match &config.latent {
+            None => Some("a model of this architecture rounds none"),
+            Some(_) => (!options.latent_rounding).then_some("rounding is switched off"),
+        };
+        if let Some(why) = not_rounded.filter(|_| options.packed_rows) {
+            return Err(Error::PackedRows { file: checkpoint.file().to_owned(), why });
+        }
         let mut loader = Loader::new(checkpoint, &config, &*device, report);
         loader.rounds_latent_rows = options.latent_rounding;
         let model = A::load(&mut loader)?;
@@ -292,7 +302,11 @@ impl<D: Device, A: Architecture<D> + 'static> Loaded<D, A> {
         let count = rings.map_or(0, |r| r.count);
         let (cache, cache_bytes) = (device.kv_cache(&layout, pages, count)?, layout.cache_bytes(pages, count));
         let name = checkpoint.file().to_owned();
-        let rounded = if config.latent.is_some() && options.latent_rounding { ", rounded rows" } else { "" };
+        let rounded = match (&config.latent, options.packed_rows) {
+            (Some(_), true) => ", packed rows",
+            (Some(_), false) if options.latent_rounding => ", rounded rows",
+            _ => "",
+        };
         let cache_form = format!("{} with {} pages{rounded}", device.cache_form(), options.kv_format.name());
         let left = [None, None];
         Ok(Box::new(Loaded { device, config, model, cache, pages, rings, cache_bytes, name, cache_form, left }))
@@ -401,7 +415,7 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
         // Devices may widen what a layout asks for: a page tells what it takes.
         let (mut page, mut ring) = (Vec::new(), Vec::new());
         self.read_page(0, &mut page)?;
-        self.read_ring(0, &mut ring)?;
+        self.read_ring(0, RingPart::Whole, &mut ring)?;
         Ok(Owner {
             identity: identity.clone(),
             name: self.name.clone(),
@@ -420,13 +434,13 @@ impl<D: Device, A: Architecture<D>> LanguageModel for Loaded<D, A> {
         Ok(self.device.write_page(&mut self.cache, page, bytes)?)
     }
 
-    fn read_ring(&self, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+    fn read_ring(&self, ring: u32, part: RingPart, out: &mut Vec<u8>) -> Result<(), Error> {
         let Some(_) = self.rings else { return Ok(()) };
-        Ok(self.device.read_ring(&self.cache, ring, out)?)
+        Ok(self.device.read_ring(&self.cache, ring, part, out)?)
     }
 
-    fn write_ring(&mut self, ring: u32, bytes: &[u8]) -> Result<(), Error> {
+    fn write_ring(&mut self, ring: u32, part: RingPart, bytes: &[u8]) -> Result<(), Error> {
         let Some(_) = self.rings else { return Ok(()) };
-        Ok(self.device.write_ring(&mut self.cache, ring, bytes)?)
+        Ok(self.device.write_ring(&mut self.cache, ring, part, bytes)?)
     }
 }

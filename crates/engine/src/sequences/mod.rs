@@ -19,7 +19,7 @@ pub(crate) mod rings;
 
 use std::path::Path;
 
-use tessera_ops::{Batch, Candidate, PAGE_TOKENS, Role};
+use tessera_ops::{Batch, Candidate, PAGE_TOKENS, RingPart, Role};
 
 use crate::{
     Config, Error, Snapshot,
@@ -180,7 +180,7 @@ impl Sequences {
         }
     }
 
-    /// Keeps a sequence's ring as it is, so that its published pages among the first `len` tokens are of use to others. Nothing is to
+    /// Keeps what is seen of a sequence's ring from there on, so that its published pages among the first `len` tokens are of use to others. Nothing is to
     /// be done where the model keeps no rings.
     ///
     /// # Errors
@@ -194,8 +194,8 @@ impl Sequences {
         };
         if reach.can_go_on_at(whole * PAGE_TOKENS, self.rings) {
             let mut ring = Vec::new();
-            self.model.read_ring(id.0 as u32, &mut ring)?;
-            self.checkpoints.insert(link, *reach, ring);
+            self.model.read_ring(id.0 as u32, self.seen_from(whole * PAGE_TOKENS), &mut ring)?;
+            self.checkpoints.insert(link, ring);
         }
         Ok(())
     }
@@ -226,19 +226,26 @@ impl Sequences {
         sequence.tokens.len() - before
     }
 
+    /// The part of a ring that rows from position `end` on see.
+    fn seen_from(&self, end: usize) -> RingPart {
+        RingPart::Before { end, step_rows: self.rows_max() }
+    }
+
     /// [`Sequences::reuse`] of a model with rings: an empty sequence begins at the last checkpoint. None if it cannot.
     fn reuse_checkpoint(&mut self, id: SequenceId, tokens: &[u32]) -> Option<usize> {
         let sequence = self.open[id.0].as_ref().expect(OPEN);
         let found = self.published(tokens);
         let (last, _) = found.last().filter(|_| sequence.tokens.is_empty() && id.0 < self.count_max())?;
         let link = self.pages.link(*last).expect("it was found");
-        let (reach, ring) = self.checkpoints.find(link)?;
+        let end = found.len() * PAGE_TOKENS;
+        let part = self.seen_from(end);
+        let ring = self.checkpoints.find(link)?;
         // A device that fails here fails in the next step too, and says so there.
-        self.model.write_ring(id.0 as u32, ring).ok()?;
+        self.model.write_ring(id.0 as u32, part, ring).ok()?;
         let sequence = self.open[id.0].as_mut().expect(OPEN);
         found.iter().for_each(|(page, _)| self.pages.share(&mut sequence.pages, *page));
-        sequence.tokens.extend_from_slice(&tokens[..found.len() * PAGE_TOKENS]);
-        sequence.reach = reach;
+        sequence.tokens.extend_from_slice(&tokens[..end]);
+        sequence.reach = Reach { end, from: end };
         Some(sequence.tokens.len())
     }
 

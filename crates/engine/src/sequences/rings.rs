@@ -1,8 +1,8 @@
 //! Rings: what a model keeps of the last positions of a sequence alone.
 //!
 //! A ring overwrites its oldest rows, so a sequence can go back by as many tokens as a step has rows ([`Rings::rows_max`]), and no
-//! further. For the same reason published pages are of use to another sequence only where somebody kept the ring as it was at
-//! their end: a *checkpoint*. There are a few of these, in the machine's memory; the one that was used longest ago makes room.
+//! further. For the same reason published pages are of use to another sequence only where somebody kept what is seen of the ring from
+//! their end on: a *checkpoint*. There are a few of these, in the machine's memory; the one that was used longest ago makes room.
 
 use super::prefixes::Link;
 use crate::models::Rings;
@@ -12,6 +12,8 @@ use crate::models::Rings;
 pub(crate) struct Reach {
     /// One past the highest position that was written.
     pub(crate) end: usize,
+    /// Where a checkpoint was taken that it came from: what is seen from before that is not there.
+    pub(crate) from: usize,
 }
 
 impl Reach {
@@ -22,18 +24,19 @@ impl Reach {
 
     /// Whether the ring has all that rows from position `len` on see.
     pub(crate) fn can_go_on_at(self, len: usize, rings: Option<Rings>) -> bool {
-        rings.is_none_or(|rings| len == 0 || self.end.saturating_sub(len) <= rings.rows_max)
+        let is_kept = |rings: Rings| len >= self.from && self.end.saturating_sub(len) <= rings.rows_max;
+        len == 0 || rings.is_none_or(is_kept)
     }
 }
 
 /// Checkpoints that are kept.
 const CHECKPOINTS_MAX: usize = 8;
 
-/// Rings as they were at the end of published pages.
+/// What is seen of rings from the end of published pages on.
 #[derive(Debug, Default)]
 pub(super) struct Checkpoints {
     /// The one that was used last stands last.
-    kept: Vec<(Link, Reach, Vec<u8>)>,
+    kept: Vec<(Link, Vec<u8>)>,
 }
 
 impl Checkpoints {
@@ -42,20 +45,20 @@ impl Checkpoints {
         self.kept.iter().any(|(l, ..)| *l == link)
     }
 
-    /// Keeps a ring.
-    pub(super) fn insert(&mut self, link: Link, reach: Reach, ring: Vec<u8>) {
+    /// Keeps that part of a ring.
+    pub(super) fn insert(&mut self, link: Link, ring: Vec<u8>) {
         if self.kept.len() == CHECKPOINTS_MAX {
             self.kept.remove(0);
         }
-        self.kept.push((link, reach, ring));
+        self.kept.push((link, ring));
     }
 
-    /// The ring at the end of this page.
-    pub(super) fn find(&mut self, link: Link) -> Option<(Reach, &[u8])> {
+    /// What was kept at the end of this page.
+    pub(super) fn find(&mut self, link: Link) -> Option<&[u8]> {
         let at = self.kept.iter().position(|(l, ..)| *l == link)?;
         let found = self.kept.remove(at);
         self.kept.push(found);
-        self.kept.last().map(|(_, reach, ring)| (*reach, &ring[..]))
+        self.kept.last().map(|(_, ring)| &ring[..])
     }
 }
 
@@ -71,5 +74,9 @@ mod tests {
         reach.wrote(95);
         assert!(reach.can_go_on_at(90, rings) && !reach.can_go_on_at(89, rings));
         assert!(reach.can_go_on_at(0, rings) && reach.can_go_on_at(1, None));
+        let mut from_checkpoint = Reach { end: 64, from: 64 };
+        from_checkpoint.wrote(66);
+        assert!(from_checkpoint.can_go_on_at(64, rings) && !from_checkpoint.can_go_on_at(63, rings));
+        assert!(from_checkpoint.can_go_on_at(0, rings));
     }
 }

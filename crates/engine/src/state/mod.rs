@@ -27,7 +27,7 @@ pub use owner::{Identity, Owner};
 
 pub(crate) use file::{read, write};
 
-use tessera_ops::PAGE_TOKENS;
+use tessera_ops::{PAGE_TOKENS, RingPart};
 
 use crate::{Error, models::LanguageModel, sequences::rings::Reach};
 
@@ -62,7 +62,7 @@ impl Snapshot {
             model.read_page(*page, &mut page_bytes)?;
         }
         if let Some(ring) = ring {
-            model.read_ring(ring, &mut ring_bytes)?;
+            model.read_ring(ring, RingPart::Whole, &mut ring_bytes)?;
         }
         let (tokens, pages, ring, ring_end) = (tokens.to_vec(), page_bytes, ring_bytes, reach.end);
         Ok(Snapshot { tokens, prompt_tokens, pages, ring, ring_end })
@@ -78,9 +78,9 @@ impl Snapshot {
             model.write_page(*page, bytes)?;
         }
         if !pages.is_empty() {
-            model.write_ring(ring, &self.ring)?;
+            model.write_ring(ring, RingPart::Whole, &self.ring)?;
         }
-        Ok(Reach { end: self.ring_end })
+        Ok(Reach { end: self.ring_end, ..Reach::default() })
     }
 
     /// Pages that it fills.

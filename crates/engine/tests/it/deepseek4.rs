@@ -238,6 +238,37 @@ fn wrong_tensors_are_refused_with_a_reason() {
     }
 }
 
+/// Packed rows are what F16 has of rounded ones, so not a bit moves; and they cannot be had where nothing is rounded.
+#[test]
+fn packed_rows_change_no_bit() {
+    let parts = Parts::fixture();
+    let tokens: Vec<u32> = prompt(300);
+    let scores = |kv_format: KvFormat, packed_rows: bool, chunk: usize| {
+        let options = LoadOptions { context: Some(320), kv_format, packed_rows, ..LoadOptions::default() };
+        let model = models::load(&parts.checkpoint(), Arc::new(ReferenceDevice), &options, &mut |_| {}).unwrap();
+        let bytes = model.cache_bytes();
+        let (mut session, mut all) = (Session::new(model, chunk), vec![]);
+        session.score(&tokens[..150], &mut |_, logits| all.extend_from_slice(logits)).unwrap();
+        let saved = session.snapshot().unwrap();
+        session.prefill(&tokens[200..210]).unwrap();
+        session.restore(&saved).unwrap();
+        session.score(&tokens[150..200], &mut |_, logits| all.extend_from_slice(logits)).unwrap();
+        (bits(&all), bytes)
+    };
+    let ((want, halves), (packed, bytes)) = (scores(KvFormat::F16, false, 64), scores(KvFormat::F16, true, 7));
+    assert!(packed == want, "a bit moved");
+    assert!(bytes < halves, "{bytes} of {halves} bytes");
+    for (parts, latent_rounding, why) in [
+        (&Parts::fixture(), false, "rounding is switched off"),
+        (&Parts::of(&Checkpoint::open(&folder().join("../llama/model.gguf")).unwrap()), true, "rounds none"),
+    ] {
+        let options = LoadOptions { packed_rows: true, latent_rounding, ..LoadOptions::default() };
+        let refused = models::load(&parts.checkpoint(), Arc::new(ReferenceDevice), &options, &mut |_| {});
+        let error = refused.err().unwrap().to_string();
+        assert!(error.contains(why) && error.contains("use another cache format"), "{error}");
+    }
+}
+
 #[test]
 fn steps_beyond_the_rings_are_refused() {
     let mut model = Parts::fixture().load(true).unwrap();
@@ -291,6 +322,15 @@ fn with_draft(trunk: &Parts, joining: (&[f32], &[f32]), is_joined: bool) -> Part
         parts.put(&name("e_proj"), &[64, 64], joining.0).put(&name("h_proj"), &[64, 64], joining.1);
     }
     parts
+}
+
+/// A small model that drafts for itself, with compressed rows of both kinds; its drafts are right now and then.
+pub(crate) fn drafting() -> Checkpoint {
+    let line = "synth:deepseek4,layers=4,width=64,head_dim=32,heads=4,output_groups=2,experts=4,experts_used=2,\
+                expert_feed_forward=32,vocabulary=300,query_rank=32,output_rank=16,indexer_heads=2,indexer_dim=32,top_k=4,\
+                table_layers=0,window=20,format=F32";
+    let trunk = Parts::of(&synth::checkpoint(&synth::Spec::parse(line).unwrap(), 1).unwrap());
+    with_draft(&trunk, (&random(6, 4096), &random(7, 4096)), false).checkpoint()
 }
 
 /// Logits of drafts at every position, from steps of `chunk` rows.

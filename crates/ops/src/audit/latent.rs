@@ -12,8 +12,8 @@ use super::{
     subject::{Arrangement, Facts, Job, Subject},
 };
 use crate::{
-    Batch, CompressedRows, Compressor, Device, Error, KvEntry, KvFormat, KvLayout, LatentAttention, PAGE_TOKENS, Role,
-    Rope, RopeLayout, Rounding, Selector, mask::ring_pages_min,
+    Batch, CompressedRows, Compressor, Device, Error, KvEntry, KvFormat, KvLayout, LatentAttention, PAGE_TOKENS,
+    Packing, Role, Rope, RopeLayout, Rounding, Selector, mask::ring_pages_min,
 };
 
 /// Entries of the cache; the first is of another kind.
@@ -38,6 +38,8 @@ struct Shape {
     index_dim: usize,
     rounding: Option<Rounding>,
     format: KvFormat,
+    /// Whether rows are rounded as a model does, and kept packed.
+    is_packed: bool,
     /// Whether raw rows are in a ring.
     is_ring: bool,
     lengths: &'static [usize],
@@ -53,6 +55,7 @@ const PLAIN: Shape = Shape {
     index_dim: 64,
     rounding: None,
     format: KvFormat::F16,
+    is_packed: false,
     is_ring: true,
     lengths: &LENGTHS,
 };
@@ -78,8 +81,35 @@ pub(super) fn jobs<D: Device>(settings: &Settings, jobs: &mut Vec<Job<D>>) {
             Settings { full: true, .. } => vec![1, 2, 3, 4, 5, 7, 63, 64, 65, 100, 127, 128, 129],
             _ => vec![1, 3, 5, 64, 129],
         };
-        jobs.push(Job::new(shape.op, shape.format.name(), move || Streams::new(shape, chunks)));
+        jobs.push(Job::new(shape.op, shape.format_name(), move || Streams::new(shape, chunks)));
     }
+}
+
+impl Shape {
+    /// Kept packed: all but the features that turn as E4M3, keys of the indexer as E2M1.
+    fn packed(self) -> Shape {
+        Shape { is_packed: true, rounding: Some(self.row_rounding()), ..self }
+    }
+
+    fn row_rounding(&self) -> Rounding {
+        Rounding::Fp8 { features: self.head_dim - 6 }
+    }
+
+    fn format_name(&self) -> &'static str {
+        if self.is_packed { "packed" } else { self.format.name() }
+    }
+}
+
+/// Rows that are packed: blocks of codes that are not whole, and as the model has them.
+fn packed_shapes() -> Vec<Shape> {
+    let four = Shape { compressed: Some((4, true)), ..PLAIN };
+    let with = |head_dim: usize, op: Op| Shape { head_dim, op, ..four }.packed();
+    let index = Some((5, 3));
+    let mut all = vec![with(32, Op::Compress), with(80, Op::Compress), with(80, Op::Latent), with(134, Op::Latent)];
+    all.push(Shape { op: Op::Select, index, index_dim: 32, ..four }.packed());
+    all.push(Shape { op: Op::Select, index, index_dim: 128, ..four }.packed());
+    all.push(Shape { head_dim: 512, index: Some((64, 9)), index_dim: 128, lengths: &LENGTHS_FEW, ..four }.packed());
+    all
 }
 
 fn shapes() -> Vec<Shape> {
@@ -120,6 +150,7 @@ fn shapes() -> Vec<Shape> {
     all.extend([wide, Shape { head_dim: 384, heads: 7, compressed: Some((4, true)), lengths: &LENGTHS_FEW, ..PLAIN }]);
     let index = Some((64, 9));
     all.push(Shape { heads: 64, head_dim: 512, index, lengths: &LENGTHS_FEW, compressed: Some((4, true)), ..PLAIN });
+    all.extend(packed_shapes());
     all
 }
 
@@ -141,6 +172,9 @@ fn brief_shapes() -> Vec<Shape> {
     all.extend([many, Shape { rounding, ..four }, Shape { rounding: Some(Rounding::HadamardFp4), ..four }]);
     let wide = Shape { op: Op::Latent, head_dim: 256, heads: 5, window: 65, ..four };
     all.extend([wide, Shape { head_dim: 128, heads: 66, lengths: &[5, 66], ..wide }]);
+    let packed =
+        Shape { head_dim: 72, index: Some((3, 7)), lengths: &LENGTHS_FEW, compressed: Some((4, true)), ..PLAIN };
+    all.extend([packed.packed(), Shape { index: None, op: Op::Compress, ..packed }.packed()]);
     all
 }
 
@@ -195,13 +229,18 @@ impl Streams {
         let blocks = if overlap { 2 } else { 1 };
         let inputs_pages = ring_pages_min(blocks * ratio, rows);
         let inputs = |dim: usize| KvEntry::Inputs { width: 2 * blocks * dim, ring_pages: inputs_pages };
+        let packed = |entry: KvEntry, rounding: Rounding| match self.shape.is_packed {
+            true => entry.packed(Packing::of(rounding)),
+            false => entry,
+        };
+        let rounding = self.shape.row_rounding();
         vec![
             KvEntry::pairs(1, 16),
             inputs(head_dim),
-            KvEntry::Compressed { head_dim, ratio },
-            KvEntry::Latent { head_dim, ring_pages },
+            packed(KvEntry::compressed(head_dim, ratio), rounding),
+            packed(KvEntry::latent(head_dim, ring_pages), rounding),
             inputs(index_dim),
-            KvEntry::Compressed { head_dim: index_dim, ratio },
+            packed(KvEntry::compressed(index_dim, ratio), Rounding::HadamardFp4),
         ]
     }
 
@@ -243,7 +282,10 @@ impl Streams {
             norm: device.load_vector(&numbers("norm", head_dim))?,
             epsilon: 1e-6,
             rope: Rope { layout: RopeLayout::Interleaved, frequencies: vec![1.0, 0.11, 2.5e-3], magnitude: 1.0 },
-            rounding: self.shape.rounding.filter(|_| !is_index),
+            rounding: match is_index {
+                true => self.shape.is_packed.then_some(Rounding::HadamardFp4),
+                false => self.shape.rounding,
+            },
         })
     }
 
@@ -309,7 +351,11 @@ impl Streams {
         step: &Batch,
     ) -> Result<Vec<f32>, Error> {
         let &Shape { op, heads, head_dim, window, compressed, index, index_dim, .. } = &self.shape;
-        device.store_rows(cache, RAW, &on.raw.rows(device, step), step);
+        let mut raw = on.raw.rows(device, step);
+        if self.shape.is_packed {
+            device.round(&mut raw, head_dim, self.shape.row_rounding());
+        }
+        device.store_rows(cache, RAW, &raw, step);
         if compressed.is_some() {
             device.store_rows(cache, INPUTS, &on.inputs.rows(device, step), step);
             device.compress(cache, &on.compressor, step);
@@ -358,8 +404,20 @@ impl Subject for Streams {
     type Loaded<D: Device> = Loaded<D>;
 
     fn facts(&self) -> Facts {
-        let &Shape { op, heads, head_dim, window, compressed, index, index_dim, rounding, format, is_ring, lengths } =
-            &self.shape;
+        let &Shape {
+            op,
+            heads,
+            head_dim,
+            window,
+            compressed,
+            index,
+            index_dim,
+            rounding,
+            format,
+            is_packed,
+            is_ring,
+            lengths,
+        } = &self.shape;
         let compressed = compressed.map_or(String::new(), |(ratio, overlap)| {
             format!(", a row for {ratio} tokens{}", if overlap { " and those before" } else { "" })
         });
@@ -377,6 +435,7 @@ impl Subject for Streams {
         Facts {
             op,
             format: match format {
+                _ if is_packed => "packed",
                 KvFormat::F32 => "F32",
                 KvFormat::F16 => "F16",
                 KvFormat::Q8_0 => "Q8_0",

@@ -18,7 +18,7 @@ use std::{
 
 use crate::{
     Attention, Batch, Candidate, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack,
-    MatrixSource, Rope, Rotation, Rounding, Router, Selector, StreamGates,
+    MatrixSource, RingPart, Rope, Rotation, Rounding, Router, Selector, StreamGates,
 };
 use held::{with_compressor, with_linears, with_router, with_stacks, with_vector};
 use log::{Log, Place, Work};
@@ -412,12 +412,12 @@ impl<D: Device> Device for Profiled<D> {
         self.device.write_page(&mut cache.inner, page, bytes)
     }
 
-    fn read_ring(&self, cache: &Self::KvCache, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
-        self.device.read_ring(&cache.inner, ring, out)
+    fn read_ring(&self, cache: &Self::KvCache, ring: u32, part: RingPart, out: &mut Vec<u8>) -> Result<(), Error> {
+        self.device.read_ring(&cache.inner, ring, part, out)
     }
 
-    fn write_ring(&self, cache: &mut Self::KvCache, ring: u32, bytes: &[u8]) -> Result<(), Error> {
-        self.device.write_ring(&mut cache.inner, ring, bytes)
+    fn write_ring(&self, cache: &mut Self::KvCache, ring: u32, part: RingPart, bytes: &[u8]) -> Result<(), Error> {
+        self.device.write_ring(&mut cache.inner, ring, part, bytes)
     }
 
     fn read_selection(&self, selection: &Self::Selection, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Tensor;
-use crate::{Batch, Error, KvEntry, KvFormat, KvLayout};
+use crate::{Batch, Error, KvEntry, KvFormat, KvLayout, RingPart, kv::RowFormat};
 
 /// A number as a cache keeps it.
 pub(super) trait Number: Copy {
@@ -90,9 +90,9 @@ impl<T: Copy> KvPages<T> {
         self.entries[entry].entry
     }
 
-    /// How the numbers are stored.
-    pub(super) fn format(&self) -> KvFormat {
-        self.format
+    /// How an entry's rows are stored.
+    pub(super) fn row_format(&self, entry: usize) -> RowFormat {
+        self.entry(entry).row_format(self.format)
     }
 
     /// How many pages of a sequence an entry keeps, where that is a ring.
@@ -140,53 +140,57 @@ impl<T: Copy> KvPages<T> {
         T: Number,
     {
         self.write(bytes, |entry| match entry.ring_pages() {
-            Some(_) => 0..0,
-            None => page as usize..page as usize + 1,
+            Some(_) => vec![],
+            None => vec![page as usize],
         })
     }
 
-    /// Appends the numbers of a ring: entry by entry, of those that are rings.
-    pub(super) fn read_ring(&self, ring: u32, out: &mut Vec<u8>)
+    /// Appends the numbers of a part of a ring: entry by entry, of those that are rings.
+    pub(super) fn read_ring(&self, ring: u32, part: RingPart, out: &mut Vec<u8>)
     where
         T: Number,
     {
         for pages in &self.entries {
-            let range = pages.pages(ring_range(&pages.entry, ring));
-            pages.numbers[range].iter().for_each(|n| n.write(out));
+            for page in ring_pages(&pages.entry, ring, part) {
+                pages.numbers[pages.pages(page..page + 1)].iter().for_each(|n| n.write(out));
+            }
         }
     }
 
     /// Writes what `read_ring` gave.
-    pub(super) fn write_ring(&mut self, ring: u32, bytes: &[u8]) -> Result<(), Error>
+    pub(super) fn write_ring(&mut self, ring: u32, part: RingPart, bytes: &[u8]) -> Result<(), Error>
     where
         T: Number,
     {
         assert!((ring as usize) < self.rings, "a ring of this cache");
-        self.write(bytes, |entry| ring_range(entry, ring))
+        self.write(bytes, |entry| ring_pages(entry, ring, part))
     }
 
     /// Writes numbers into some pages of each entry.
-    fn write(&mut self, bytes: &[u8], range: impl Fn(&KvEntry) -> Range<usize>) -> Result<(), Error>
+    fn write(&mut self, bytes: &[u8], which: impl Fn(&KvEntry) -> Vec<usize>) -> Result<(), Error>
     where
         T: Number,
     {
-        let expected = self.entries.iter().map(|p| p.pages(range(&p.entry)).len() * T::BYTES).sum();
+        let numbers = |p: &Pages<T>| p.entry.page_rows() * p.entry.row_numbers() * which(&p.entry).len();
+        let expected = self.entries.iter().map(|p| numbers(p) * T::BYTES).sum();
         if bytes.len() != expected {
             return Err(Error::Page { expected, found: bytes.len() });
         }
         let mut numbers = bytes.chunks_exact(T::BYTES).map(T::read);
         for pages in &mut self.entries {
-            let range = pages.pages(range(&pages.entry));
-            pages.numbers[range].iter_mut().zip(numbers.by_ref()).for_each(|(slot, n)| *slot = n);
+            for page in which(&pages.entry) {
+                let range = pages.pages(page..page + 1);
+                pages.numbers[range].iter_mut().zip(numbers.by_ref()).for_each(|(slot, n)| *slot = n);
+            }
         }
         Ok(())
     }
 }
 
-/// The pages of a ring in an entry; none where it is no ring.
-fn ring_range(entry: &KvEntry, ring: u32) -> Range<usize> {
-    let pages = entry.ring_pages().unwrap_or(0);
-    ring as usize * pages..(ring as usize + 1) * pages
+/// The pages of a part of a ring in an entry; none where it is no ring.
+fn ring_pages(entry: &KvEntry, ring: u32, part: RingPart) -> Vec<usize> {
+    let Some(pages) = entry.ring_pages() else { return vec![] };
+    part.runs(pages).into_iter().flatten().map(|page| ring as usize * pages + page).collect()
 }
 
 impl<T> Pages<T> {
@@ -220,11 +224,9 @@ pub(super) fn store_kv(cache: &mut KvPages<f32>, entry: usize, keys: &Tensor, va
 }
 
 pub(super) fn store_rows(cache: &mut KvPages<f32>, entry: usize, rows: &Tensor, batch: &Batch) {
-    let format = match cache.entry(entry) {
-        KvEntry::Latent { .. } => cache.format,
-        KvEntry::Inputs { .. } => KvFormat::F32,
-        other => panic!("rows of tokens are no {other:?}"),
-    };
+    let kind = cache.entry(entry);
+    assert!(matches!(kind, KvEntry::Latent { .. } | KvEntry::Inputs { .. }), "rows of tokens are no {kind:?}");
+    let format = cache.row_format(entry);
     assert_eq!(rows.width, cache.entry(entry).row_numbers(), "a row fills its slot");
     for row in 0..batch.len() {
         let mut numbers = rows.row(row).to_vec();

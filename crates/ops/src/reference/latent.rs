@@ -32,7 +32,7 @@ pub(super) fn compress(cache: &mut KvPages<f32>, compressor: &Compressor<Referen
         if let Some(rounding) = compressor.rounding {
             rounding.apply(&mut out);
         }
-        cache.format().round(&mut out);
+        cache.row_format(compressor.output).round(&mut out);
         let (page, slot) = KvEntry::compressed_place(compressor.ratio, index);
         cache.put(compressor.output, batch.page(row, page, None), slot, &[&out]);
     }

@@ -31,7 +31,7 @@ use std::ops::Range;
 
 use crate::{
     Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
-    Rope, Rotation, Rounding, Router, Selector, StreamGates,
+    RingPart, Rope, Rotation, Rounding, Router, Selector, StreamGates,
 };
 
 /// Activations of the reference: (rows, width).
@@ -271,13 +271,13 @@ impl Device for ReferenceDevice {
         cache.write_page(page, bytes)
     }
 
-    fn read_ring(&self, cache: &KvPages<f32>, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
-        cache.read_ring(ring, out);
+    fn read_ring(&self, cache: &KvPages<f32>, ring: u32, part: RingPart, out: &mut Vec<u8>) -> Result<(), Error> {
+        cache.read_ring(ring, part, out);
         Ok(())
     }
 
-    fn write_ring(&self, cache: &mut KvPages<f32>, ring: u32, bytes: &[u8]) -> Result<(), Error> {
-        cache.write_ring(ring, bytes)
+    fn write_ring(&self, cache: &mut KvPages<f32>, ring: u32, part: RingPart, bytes: &[u8]) -> Result<(), Error> {
+        cache.write_ring(ring, part, bytes)
     }
 
     fn read_selection(&self, selection: &Selection, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {

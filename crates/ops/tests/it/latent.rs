@@ -43,7 +43,7 @@ fn compressor<D: Device>(device: &D, ratio: usize, overlap: bool, rounding: Opti
 /// A cache of inputs and of their compressed rows. Rows read back by attending to nothing else.
 fn cache<D: Device>(device: &D, ratio: usize, width: usize, rows: usize) -> D::KvCache {
     let ring_pages = ring_pages_min(2 * ratio, rows);
-    let entries = vec![KvEntry::Inputs { width: 2 * width, ring_pages }, KvEntry::Compressed { head_dim: DIM, ratio }];
+    let entries = vec![KvEntry::Inputs { width: 2 * width, ring_pages }, KvEntry::compressed(DIM, ratio)];
     device.kv_cache(&KvLayout::new(entries, KvFormat::F32), 16, 2).unwrap()
 }
 
@@ -70,7 +70,7 @@ fn compressed(ratio: usize, overlap: bool, rounding: Option<Rounding>, tokens: u
 /// Row `index` of what [`compressed`] gave.
 fn row(bytes: &[u8], ratio: usize, index: usize) -> Vec<f32> {
     let (page, slot) = KvEntry::compressed_place(ratio, index);
-    let slots = KvEntry::Compressed { head_dim: DIM, ratio }.page_rows();
+    let slots = KvEntry::compressed(DIM, ratio).page_rows();
     let at = ((15 - page) * slots + slot) * DIM * 4;
     bytes[at..at + DIM * 4].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
 }
@@ -183,8 +183,8 @@ fn with_rows<D: Device>(device: &D, rows: &[f32], ratio: usize, latent: &[f32], 
     let ring_pages = ring_pages_min(ratio, ratio.max(tokens));
     let entries = vec![
         KvEntry::Inputs { width: 2 * DIM, ring_pages },
-        KvEntry::Compressed { head_dim: DIM, ratio },
-        KvEntry::Latent { head_dim: DIM, ring_pages: Some(16) },
+        KvEntry::compressed(DIM, ratio),
+        KvEntry::latent(DIM, Some(16)),
     ];
     let mut cache = device.kv_cache(&KvLayout::new(entries, format), 16, 1).unwrap();
     let compressor = Compressor {
@@ -328,8 +328,7 @@ proptest! {
 fn steps_that_overwrite_their_own_inputs_are_refused() {
     let device = ReferenceDevice;
     let compressor = compressor(&device, 4, true, None);
-    let entries =
-        vec![KvEntry::Inputs { width: 4 * DIM, ring_pages: 1 }, KvEntry::Compressed { head_dim: DIM, ratio: 4 }];
+    let entries = vec![KvEntry::Inputs { width: 4 * DIM, ring_pages: 1 }, KvEntry::compressed(DIM, 4)];
     for rows in [56, 57] {
         let mut cache = device.kv_cache(&KvLayout::new(entries.clone(), KvFormat::F16), 16, 1).unwrap();
         let batch = step(0, rows, 0);

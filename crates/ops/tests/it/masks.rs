@@ -4,7 +4,7 @@
 mod scripts;
 
 use tessera_ops::reference::{ReferenceDevice, float64::Float64Device};
-use tessera_ops::{Batch, Device, KvEntry, KvFormat, KvLayout, Role, mask::ring_rows_max};
+use tessera_ops::{Batch, Device, KvEntry, KvFormat, KvLayout, RingPart, Role, mask::ring_rows_max};
 
 use crate::support::{Random, bits, close, read, tensor};
 use scripts::{Script, TREE, kinds, tree};
@@ -87,7 +87,7 @@ fn rings_and_pages_are_copied_apart() {
     let entries = vec![
         KvEntry::pairs(1, 2).in_ring(Some(2)),
         KvEntry::pairs(1, 2),
-        KvEntry::Latent { head_dim: 3, ring_pages: Some(1) },
+        KvEntry::latent(3, Some(1)),
         KvEntry::Inputs { width: 5, ring_pages: 1 },
     ];
     let layout = KvLayout::new(entries, KvFormat::F32);
@@ -110,7 +110,7 @@ fn rings_and_pages_are_copied_apart() {
         let copy = |index: u32| {
             let (mut page, mut ring) = (vec![], vec![]);
             device.read_page(cache, index, &mut page).unwrap();
-            device.read_ring(cache, index, &mut ring).unwrap();
+            device.read_ring(cache, index, RingPart::Whole, &mut ring).unwrap();
             (page, ring)
         };
         [copy(0), copy(1)]
@@ -120,10 +120,10 @@ fn rings_and_pages_are_copied_apart() {
     assert!(before[0].0 != before[1].0 && before[0].1 != before[1].1);
     for (index, (page, ring)) in before.iter().rev().enumerate() {
         device.write_page(&mut cache, index as u32, page).unwrap();
-        device.write_ring(&mut cache, index as u32, ring).unwrap();
+        device.write_ring(&mut cache, index as u32, RingPart::Whole, ring).unwrap();
     }
     let [first, second] = copies(&cache);
     assert_eq!([second, first], before);
-    assert!(device.write_ring(&mut cache, 0, &before[0].0).is_err());
+    assert!(device.write_ring(&mut cache, 0, RingPart::Whole, &before[0].0).is_err());
     assert!(device.write_page(&mut cache, 0, &before[0].1).is_err());
 }

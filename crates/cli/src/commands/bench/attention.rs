@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     args::Compute,
+    cache::CacheFormat,
     device::{self, Chosen},
     machine,
     measure::{
@@ -39,6 +40,9 @@ pub(super) fn main(args: &Args) -> Result<()> {
         let message = format!("{} query heads are not whole groups of {}", args.heads, args.kv_heads);
         return Err(Failure::new(message, "give --heads a multiple of --kv-heads").into());
     }
+    let CacheFormat::Plain(format) = args.cache.format else {
+        return Err(Failure::new("keys and values of heads cannot be packed", "give another --cache-format").into());
+    };
     let facts = Facts {
         commit: machine::COMMIT,
         machine: machine::name(),
@@ -50,13 +54,7 @@ pub(super) fn main(args: &Args) -> Result<()> {
     };
     let mut report = Report::new(&args.output, facts, report::ATTENTION);
     for &head_dim in &args.head_dims {
-        let heads = Heads {
-            heads: args.heads,
-            kv_heads: args.kv_heads,
-            head_dim,
-            window: args.window,
-            format: args.cache.format,
-        };
+        let heads = Heads { heads: args.heads, kv_heads: args.kv_heads, head_dim, window: args.window, format };
         for &tokens in &args.tokens {
             let subject = Attention::new(&*open(args, None)?, &heads, tokens, 3 * machine::cache_bytes())?;
             for rows in args.rows.iter().map(|r| *r.min(&tokens)) {

@@ -13,6 +13,7 @@ use tessera_ops::{Device, KvFormat, PAGE_TOKENS};
 use super::{args::Common, machine, row::Facts};
 use crate::{
     args::{Cache, Placement},
+    cache::CacheFormat,
     device::{self, Chosen, Opened, Projection, Shape},
     model::{self, Mtp},
     ui,
@@ -24,8 +25,7 @@ pub(super) struct Subject {
     /// What it runs on, if that is the CPU; where it does not, this names the kernels of none.
     pub(super) device: Arc<Chosen>,
     opened: Opened,
-    kv_format: KvFormat,
-    latent_rounding: bool,
+    cache: Cache,
     step_rows: usize,
     checkpoint: Checkpoint,
     name: String,
@@ -43,9 +43,8 @@ impl Subject {
         models::check_architecture(&checkpoint)?;
         let config = Config::read(&checkpoint)?;
         let name = common.model.rsplit(['/', '\\']).next().unwrap_or(&common.model).to_owned();
-        let Cache { format: kv_format, latent_rounding } = common.cache;
-        let step_rows = common.chunk;
-        Ok(Subject { config, device, opened, kv_format, latent_rounding, step_rows, checkpoint, name })
+        let (cache, step_rows) = (common.cache.clone(), common.chunk);
+        Ok(Subject { config, device, opened, cache, step_rows, checkpoint, name })
     }
 
     /// With a layer that drafts from a file of its own, if one is named, and with room to verify drafts.
@@ -93,13 +92,8 @@ impl Subject {
     ) -> Result<Sequences> {
         let lengths: Vec<usize> = lengths.into_iter().map(|length| length.next_multiple_of(PAGE_TOKENS)).collect();
         let (context, sequences) = (lengths.iter().sum(), lengths.len());
-        let options = LoadOptions {
-            context: Some(context),
-            kv_format: self.kv_format,
-            sequences,
-            step_rows: self.step_rows,
-            latent_rounding: self.latent_rounding,
-        };
+        let options =
+            LoadOptions { context: Some(context), sequences, step_rows: self.step_rows, ..self.cache.options() };
         let bar = ui::bytes_bar("loading", self.checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
         let model = load(&options, &mut |progress: Progress| bar.set_position(progress.bytes_done));
         bar.finish_and_clear();
@@ -155,8 +149,8 @@ impl Subject {
         let mut formats: Vec<_> = bytes.into_iter().collect();
         formats.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
         let formats = formats.into_iter().map(|(name, _)| name).collect::<Vec<_>>().join(" ");
-        match self.kv_format {
-            KvFormat::F16 => formats,
+        match self.cache.format {
+            CacheFormat::Plain(KvFormat::F16) => formats,
             other => format!("{formats} cache:{}", other.name()),
         }
     }

@@ -87,7 +87,7 @@ impl<D: Device> LatentSelfAttention<D> {
         let name = |part: &str| format!("{prefix}attn_{part}");
         let compressed = match entries.compressed {
             Some(entries_of_rows) => {
-                let rounding = context.rounds.then_some(Rounding::Fp8 { features: head_dim - shape.turning });
+                let rounding = context.rounds.then(|| shape.row_rounding());
                 let of = (&*name("compressor"), ratio, head_dim);
                 Some(Compressed {
                     rows: CompressedInput::load(loader, context, of, entries_of_rows, rounding)?,
@@ -118,7 +118,7 @@ impl<D: Device> LatentSelfAttention<D> {
                 scale: (head_dim as f32).sqrt().recip(),
             },
             rotation: Rotation::new(head_dim, RopeLayout::Interleaved).from(head_dim - shape.turning),
-            rounding: context.rounds.then_some(Rounding::Fp8 { features: head_dim - shape.turning }),
+            rounding: context.rounds.then(|| shape.row_rounding()),
             epsilon: c.epsilon,
         })
     }

@@ -330,8 +330,18 @@ fn cpu(threads: usize) -> Arc<CpuDevice> {
 }
 
 fn play_real(checkpoint: &Checkpoint, device: &Arc<CpuDevice>, count: u64, length_max: usize, seen: &mut Seen) {
+    play_loaded(checkpoint, device, LoadOptions::default(), (count, length_max), seen);
+}
+
+fn play_loaded(
+    checkpoint: &Checkpoint,
+    device: &Arc<CpuDevice>,
+    options: LoadOptions,
+    (count, length_max): (u64, usize),
+    seen: &mut Seen,
+) {
     let model = |pages| {
-        let options = LoadOptions { context: Some(pages * PAGE_TOKENS), ..LoadOptions::default() };
+        let options = LoadOptions { context: Some(pages * PAGE_TOKENS), ..options };
         models::load(checkpoint, device.clone(), &options, &mut |_| {}).unwrap()
     };
     let tokenizer = Arc::new(checkpoint.tokenizer().unwrap());
@@ -355,6 +365,20 @@ fn replies_of_a_gemma_are_those_of_the_request_alone() {
     let (histories, mut seen) = (if sweep() { 300 } else { 30 }, Seen::default());
     play_real(&checkpoint, &cpu(1), histories, 150, &mut seen);
     assert_much_happened(&seen, histories);
+}
+
+/// With rings, compressed rows, chosen ones, checkpoints, and drafts of the model's own layer; rows packed and as halves.
+#[test]
+fn replies_of_a_deepseek_are_those_of_the_request_alone() {
+    let (checkpoint, mut seen) = (crate::deepseek4::drafting(), Seen::default());
+    let histories = if sweep() { 200 } else { 16 };
+    for packed_rows in [false, true] {
+        let options = LoadOptions { sequences: 4, step_rows: 80, packed_rows, ..LoadOptions::default() };
+        play_loaded(&checkpoint, &cpu(1), options, (histories / 2, 150), &mut seen);
+    }
+    let Seen { replies, preemptions, cached, accepted, rejected, .. } = seen;
+    let counts = [replies, preemptions, cached, accepted as u64, rejected as u64];
+    assert!(counts.iter().all(|n| *n > 0), "{seen:?}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use tessera_engine::{
     models::{DraftFrom, Rings},
     state::{Identity, Owner},
 };
-use tessera_ops::{Batch, PAGE_TOKENS, Role};
+use tessera_ops::{Batch, PAGE_TOKENS, RingPart, Role};
 
 use super::FakeClock;
 
@@ -50,9 +50,11 @@ impl Kept {
         &mut self.slots[page as usize * PAGE_TOKENS + slot]
     }
 
-    fn ring(&self, ring: u32) -> std::ops::Range<usize> {
-        let slots = self.ring_pages * PAGE_TOKENS;
-        ring as usize * slots..(ring as usize + 1) * slots
+    /// The slots of a part of a ring.
+    fn ring(&self, ring: u32, part: RingPart) -> impl Iterator<Item = usize> + use<> {
+        let first = ring as usize * self.ring_pages;
+        let runs = part.runs(self.ring_pages).into_iter();
+        runs.flat_map(move |run| (first + run.start) * PAGE_TOKENS..(first + run.end) * PAGE_TOKENS)
     }
 }
 
@@ -237,17 +239,20 @@ impl LanguageModel for Paged {
         Ok(())
     }
 
-    fn read_ring(&self, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+    fn read_ring(&self, ring: u32, part: RingPart, out: &mut Vec<u8>) -> Result<(), Error> {
         let Some(kept) = &self.rings else { return Ok(()) };
-        out.extend(kept.slots[kept.ring(ring)].iter().flat_map(|s| [s.0.to_le_bytes(), s.1.to_le_bytes()].concat()));
+        let slots = kept.ring(ring, part).map(|slot| kept.slots[slot]);
+        out.extend(slots.flat_map(|s| [s.0.to_le_bytes(), s.1.to_le_bytes()].concat()));
         Ok(())
     }
 
-    fn write_ring(&mut self, ring: u32, bytes: &[u8]) -> Result<(), Error> {
+    fn write_ring(&mut self, ring: u32, part: RingPart, bytes: &[u8]) -> Result<(), Error> {
         let Some(kept) = &mut self.rings else { return Ok(()) };
-        let range = kept.ring(ring);
         let words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
-        kept.slots[range].iter_mut().zip(words.as_chunks::<2>().0).for_each(|(slot, w)| *slot = (w[0], w[1]));
+        // What is not written is not as it was in the ring that the part came from.
+        let whole: Vec<usize> = kept.ring(ring, RingPart::Whole).collect();
+        whole.into_iter().for_each(|slot| kept.slots[slot] = (UNWRITTEN, UNWRITTEN));
+        kept.ring(ring, part).zip(words.as_chunks::<2>().0).for_each(|(slot, w)| kept.slots[slot] = (w[0], w[1]));
         Ok(())
     }
 }

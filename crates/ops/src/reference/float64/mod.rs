@@ -13,7 +13,7 @@ use std::ops::Range;
 use super::{KvPages, Routes, Selection, Stack, embed};
 use crate::{
     Attention, Batch, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack, MatrixSource,
-    Rope, Rotation, Rounding, Router, Selector, StreamGates, mask::check_ring,
+    RingPart, Rope, Rotation, Rounding, Router, Selector, StreamGates, mask::check_ring,
 };
 
 /// Numbers in f64: (rows, width).
@@ -311,13 +311,13 @@ impl Device for Float64Device {
         cache.write_page(page, bytes)
     }
 
-    fn read_ring(&self, cache: &KvPages<f64>, ring: u32, out: &mut Vec<u8>) -> Result<(), Error> {
-        cache.read_ring(ring, out);
+    fn read_ring(&self, cache: &KvPages<f64>, ring: u32, part: RingPart, out: &mut Vec<u8>) -> Result<(), Error> {
+        cache.read_ring(ring, part, out);
         Ok(())
     }
 
-    fn write_ring(&self, cache: &mut KvPages<f64>, ring: u32, bytes: &[u8]) -> Result<(), Error> {
-        cache.write_ring(ring, bytes)
+    fn write_ring(&self, cache: &mut KvPages<f64>, ring: u32, part: RingPart, bytes: &[u8]) -> Result<(), Error> {
+        cache.write_ring(ring, part, bytes)
     }
 
     fn read_selection(&self, selection: &Selection, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {
