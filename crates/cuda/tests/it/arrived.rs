@@ -4,8 +4,8 @@
 use tessera_cuda::{Cache, CudaDevice};
 use tessera_formats::DType;
 use tessera_ops::{
-    Batch, Compressor, Device, KvFormat, KvLayout, Linear, MatrixSource, Role, Rope, RopeLayout, Rotation, Rounding,
-    kv::KvEntry, reference::ReferenceDevice,
+    Batch, Compressor, Device, KvFormat, KvLayout, Linear, MatrixSource, RingPart, Role, Rope, RopeLayout, Rotation,
+    Rounding, kv::KvEntry, reference::ReferenceDevice,
 };
 
 /// Numbers of a row, and of narrow queries.
@@ -81,11 +81,11 @@ fn compressors<D: Device>(device: &D, layer: Layer) -> Vec<Compressor<D>> {
 /// All that is written in all steps; `after` is called behind each op.
 fn computed<D: Device>(device: &D, layer: Layer, after: &dyn Fn()) -> Vec<Vec<f32>> {
     let compressors = compressors(device, layer);
-    let mut entries = vec![KvEntry::pairs(1, 16), KvEntry::Latent { head_dim: WIDTH, ring_pages: Some(3) }];
+    let mut entries = vec![KvEntry::pairs(1, 16), KvEntry::latent(WIDTH, Some(3))];
     for c in &compressors {
         let width = 2 * c.head_dim * if c.overlap { 2 } else { 1 };
         entries.push(KvEntry::Inputs { width, ring_pages: 4 });
-        entries.push(KvEntry::Compressed { head_dim: c.head_dim, ratio: c.ratio });
+        entries.push(KvEntry::compressed(c.head_dim, c.ratio));
     }
     let mut cache = device.kv_cache(&KvLayout::new(entries, layer.format), 6, 2).unwrap();
     let weight =
@@ -131,7 +131,7 @@ fn computed<D: Device>(device: &D, layer: Layer, after: &dyn Fn()) -> Vec<Vec<f3
     }
     let mut bytes = vec![];
     (0..6).for_each(|page| device.read_page(&cache, page, &mut bytes).unwrap());
-    (0..2).for_each(|ring| device.read_ring(&cache, ring, &mut bytes).unwrap());
+    (0..2).for_each(|ring| device.read_ring(&cache, ring, RingPart::Whole, &mut bytes).unwrap());
     out.push(bytes.into_iter().map(f32::from).collect());
     out
 }

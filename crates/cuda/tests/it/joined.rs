@@ -145,7 +145,7 @@ fn mixed<D: Device>(device: &D, is_latent: bool, after: &dyn Fn()) -> Vec<Vec<f3
     let rows =
         |seed: usize, width: usize| device.embed(&device.load_embedding(&table(seed, 2, width)).unwrap(), &batch, 1.0);
     let (query, kept) = (rows(1, heads * head_dim), rows(2, head_dim));
-    let entries = vec![KvEntry::pairs(1, head_dim), KvEntry::Latent { head_dim, ring_pages: None }];
+    let entries = vec![KvEntry::pairs(1, head_dim), KvEntry::latent(head_dim, None)];
     let mut cache = device.kv_cache(&KvLayout::new(entries, KvFormat::F16), 9, 0).unwrap();
     let angles = device.rope_angles(
         &Rope { layout: RopeLayout::Interleaved, frequencies: vec![0.3, 0.02, 1e-3], magnitude: 1.0 },

@@ -180,8 +180,8 @@ impl Sequences {
         }
     }
 
-    /// Keeps what is seen of a sequence's ring from there on, so that its published pages among the first `len` tokens are of use to others. Nothing is to
-    /// be done where the model keeps no rings.
+    /// Keeps what is seen of a sequence's ring from there on, so that its published pages among the first `len` tokens are of use to
+    /// others. Nothing is to be done where the model keeps no rings.
     ///
     /// # Errors
     /// If the device fails.

@@ -8,24 +8,24 @@ use tessera_ops::{Batch, KvFormat, Role, reference::ReferenceDevice};
 
 const TOKENS: [u32; 12] = [3, 77, 299, 5, 5, 120, 281, 9, 41, 200, 8, 3];
 
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/deepseek4")
 }
 
 /// A model's parts, to be changed.
-struct Parts {
+pub(crate) struct Parts {
     metadata: Vec<(String, Value)>,
     tensors: Vec<Tensor>,
 }
 
 impl Parts {
-    fn of(checkpoint: &Checkpoint) -> Parts {
+    pub(crate) fn of(checkpoint: &Checkpoint) -> Parts {
         let gguf = checkpoint.gguf().unwrap();
         let metadata = gguf.metadata().map(|(key, value)| (key.to_owned(), value.clone())).collect();
         Parts { metadata, tensors: gguf.tensors().to_vec() }
     }
 
-    fn fixture() -> Parts {
+    pub(crate) fn fixture() -> Parts {
         Parts::of(&Checkpoint::open(&folder().join("model.gguf")).unwrap())
     }
 
@@ -63,7 +63,7 @@ impl Parts {
         self.put(name, &shape, &vec![0.0; len])
     }
 
-    fn checkpoint(&self) -> Checkpoint {
+    pub(crate) fn checkpoint(&self) -> Checkpoint {
         let gguf = Gguf::from_parts("parts", self.metadata.clone(), self.tensors.clone()).unwrap();
         Checkpoint::from_gguf("parts", gguf)
     }
@@ -91,11 +91,11 @@ fn recorded(name: &str) -> Bytes {
     all.iter().find(|t| t.name == name).unwrap().bytes.clone()
 }
 
-fn prompt(len: usize) -> Vec<u32> {
+pub(crate) fn prompt(len: usize) -> Vec<u32> {
     recorded(&format!("tokens.{len}")).as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect()
 }
 
-fn bits(x: &[f32]) -> Vec<u32> {
+pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
 }
 
@@ -235,37 +235,6 @@ fn wrong_tensors_are_refused_with_a_reason() {
         table.bytes = Bytes::new(bytes);
         let error = refused(&parts);
         assert!(error.contains(&format!("holds {value}")) && error.contains("below 6"), "{error}");
-    }
-}
-
-/// Packed rows are what F16 has of rounded ones, so not a bit moves; and they cannot be had where nothing is rounded.
-#[test]
-fn packed_rows_change_no_bit() {
-    let parts = Parts::fixture();
-    let tokens: Vec<u32> = prompt(300);
-    let scores = |kv_format: KvFormat, packed_rows: bool, chunk: usize| {
-        let options = LoadOptions { context: Some(320), kv_format, packed_rows, ..LoadOptions::default() };
-        let model = models::load(&parts.checkpoint(), Arc::new(ReferenceDevice), &options, &mut |_| {}).unwrap();
-        let bytes = model.cache_bytes();
-        let (mut session, mut all) = (Session::new(model, chunk), vec![]);
-        session.score(&tokens[..150], &mut |_, logits| all.extend_from_slice(logits)).unwrap();
-        let saved = session.snapshot().unwrap();
-        session.prefill(&tokens[200..210]).unwrap();
-        session.restore(&saved).unwrap();
-        session.score(&tokens[150..200], &mut |_, logits| all.extend_from_slice(logits)).unwrap();
-        (bits(&all), bytes)
-    };
-    let ((want, halves), (packed, bytes)) = (scores(KvFormat::F16, false, 64), scores(KvFormat::F16, true, 7));
-    assert!(packed == want, "a bit moved");
-    assert!(bytes < halves, "{bytes} of {halves} bytes");
-    for (parts, latent_rounding, why) in [
-        (&Parts::fixture(), false, "rounding is switched off"),
-        (&Parts::of(&Checkpoint::open(&folder().join("../llama/model.gguf")).unwrap()), true, "rounds none"),
-    ] {
-        let options = LoadOptions { packed_rows: true, latent_rounding, ..LoadOptions::default() };
-        let refused = models::load(&parts.checkpoint(), Arc::new(ReferenceDevice), &options, &mut |_| {});
-        let error = refused.err().unwrap().to_string();
-        assert!(error.contains(why) && error.contains("use another cache format"), "{error}");
     }
 }
 

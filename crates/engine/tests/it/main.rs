@@ -9,6 +9,7 @@ mod deepseek4;
 mod generation;
 mod golden;
 mod mlx;
+mod packed;
 mod profile;
 mod reply_text;
 mod sampler;

@@ -149,6 +149,8 @@ fn examine<S: Subject, D: Device>(
     for variant in variants.iter().filter(|v| wanted(v)) {
         let mut row = Row::new(facts.op, facts.format, &variant.name);
         match subject.load(&variant.device) {
+            // What a device says that it lacks, it does not do wrong.
+            Err(Error::Unsupported { .. }) => continue,
             Err(error) => row.count(0, Some(failed(&facts, "loading", 0, &error))),
             Ok(loaded) => {
                 let own = if variant.scope.has_reference(facts.op) {
@@ -157,6 +159,7 @@ fn examine<S: Subject, D: Device>(
                     alone(subject, &facts, variant, &loaded, &answers, &mut row).map(Some)
                 };
                 match own {
+                    Err(Error::Unsupported { .. }) => continue,
                     Err(error) => row.count(0, Some(failed(&facts, "alone", 1, &error))),
                     Ok(own) => {
                         let answers = own.as_ref().unwrap_or(&answers);
@@ -167,7 +170,9 @@ fn examine<S: Subject, D: Device>(
                 }
             }
         }
-        rows.push(row);
+        if row.cases > 0 {
+            rows.push(row);
+        }
     }
     rows
 }
@@ -234,6 +239,7 @@ fn try_out<S: Subject, D: Device>(
     let widest = arrangement.steps.iter().map(Vec::len).max().unwrap_or(0);
     let got = match subject.run(&variant.device, loaded, &arrangement.steps) {
         Ok(got) => got,
+        Err(Error::Unsupported { .. }) => return,
         Err(error) => return row.count(0, Some(failed(facts, &arrangement.name, widest, &error))),
     };
     let found = compare::bits(&got, &ids, &answers.reference, answers.width);
