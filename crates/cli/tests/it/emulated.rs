@@ -191,7 +191,7 @@ fn what_fails_is_said_with_a_remedy() {
         ("capability=7.5", ["compute capability 7.5", "use the CPU"]),
         ("memory=1000000", ["has no room for", "use a smaller context or model"]),
         ("fail=floats", ["an illegal memory access was encountered", "start again, or use the CPU"]),
-        ("fail=plain", ["an illegal memory access was encountered", "start again, or use the CPU"]),
+        ("fail=warps", ["an illegal memory access was encountered", "start again, or use the CPU"]),
     ] {
         let ran = on_card(&home, card, &args);
         assert!(ran.err.lines().count() <= 2, "{card}: {}", ran.err);
