@@ -8,14 +8,14 @@ use std::{
 
 use tessera_ops::{
     Attention, Batch, Compressor, Device, Error, Gate, KvEntry, KvLayout, LatentAttention, Linear, LinearStack,
-    MatrixSource, RingPart, Rope, Rotation, Rounding, Router, Selector, StreamGates, numerics::quantization_rest,
+    MatrixSource, RingPart, Rope, Rotation, Rounding, Router, Selector, StreamGates, Table,
+    numerics::quantization_rest,
 };
 
 use crate::{
     attention::{self, Selection, SelectionPool},
     compress::compress,
-    embed::{self, Embedding},
-    gate,
+    embed, gate,
     isa::Isa,
     kv::{self, KvPages},
     lanes::Workers,
@@ -109,7 +109,7 @@ impl CpuDevice {
 impl Device for CpuDevice {
     type Matrix = PackedMatrix;
     type Stack = PackedMatrix;
-    type Embedding = Embedding;
+    type Embedding = Table;
     type Vector = Vec<f32>;
     type Tensor = Tensor;
     type KvCache = KvPages;
@@ -137,8 +137,8 @@ impl Device for CpuDevice {
         PackedMatrix::pack_stack(source, count, &self.workers.pool)
     }
 
-    fn load_embedding(&self, source: &MatrixSource) -> Result<Embedding, Error> {
-        Embedding::load(source)
+    fn load_embedding(&self, source: &MatrixSource) -> Result<Table, Error> {
+        Table::load(source)
     }
 
     fn load_vector(&self, values: &[f32]) -> Result<Vec<f32>, Error> {
@@ -149,7 +149,7 @@ impl Device for CpuDevice {
         KvPages::new(layout, pages, rings, &self.workers.pool)
     }
 
-    fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Tensor {
+    fn embed(&self, table: &Table, batch: &Batch, scale: f32) -> Tensor {
         embed::embed(&self.workers, &self.pool, table, batch, scale)
     }
 

@@ -22,6 +22,5 @@ pub mod tensor;
 pub mod threads;
 
 pub use device::CpuDevice;
-pub use embed::Embedding;
 pub use kv::KvPages;
 pub use routes::Routes;

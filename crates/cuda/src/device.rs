@@ -5,14 +5,14 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use tessera_formats::DType;
 use tessera_ops::{
     Attention, Batch, Candidate, Compressor, Device, Error, Gate, KvLayout, LatentAttention, Linear, LinearStack,
-    MatrixSource, RingPart, Role, Rope, Rotation, Rounding, Router, Selector, StreamGates, math,
+    MatrixSource, RingPart, Role, Rope, Rotation, Rounding, Router, Selector, StreamGates, Table, math,
 };
 
 use crate::{
     attention::attend,
     cache::Cache,
     driver::{Counts, Gpu, Memory},
-    embedding::Embedding,
+    embedding,
     error::OpenError,
     kernels::Module,
     kv::KvPages,
@@ -182,7 +182,7 @@ impl PackedMatrix {
 impl Device for CudaDevice {
     type Matrix = PackedMatrix;
     type Stack = PackedMatrix;
-    type Embedding = Embedding;
+    type Embedding = Table;
     type Vector = Vector;
     type Tensor = Tensor;
     type KvCache = KvPages;
@@ -213,8 +213,8 @@ impl Device for CudaDevice {
         PackedMatrix::load(&self.gpu, source, count)
     }
 
-    fn load_embedding(&self, source: &MatrixSource) -> Result<Embedding, Error> {
-        Embedding::load(source)
+    fn load_embedding(&self, source: &MatrixSource) -> Result<Table, Error> {
+        Table::load(source)
     }
 
     fn load_vector(&self, values: &[f32]) -> Result<Vector, Error> {
@@ -228,12 +228,12 @@ impl Device for CudaDevice {
         KvPages::new(&self.gpu, layout, pages, rings)
     }
 
-    fn embed(&self, table: &Embedding, batch: &Batch, scale: f32) -> Tensor {
+    fn embed(&self, table: &Table, batch: &Batch, scale: f32) -> Tensor {
         // What is sent between launches keeps them from becoming one.
         if batch.page_tables.iter().any(|table| !table.is_empty()) {
             self.step(batch);
         }
-        let (width, values) = (table.width(), table.rows(&batch.tokens, scale));
+        let (width, values) = (table.width(), embedding::rows(table, &batch.tokens, scale));
         self.sent(batch.len(), width, &values, self.roles(batch))
     }
 

@@ -39,6 +39,7 @@ pub mod reference;
 pub mod rounding;
 pub mod routing;
 pub mod streams;
+pub mod table;
 
 pub use batch::{Batch, Role};
 pub use device::{Attention, Device, Gate, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Rotation, Router};
@@ -52,3 +53,4 @@ pub use ranking::Candidate;
 pub use rounding::Rounding;
 pub use routing::{ExpertGroups, Routing, Score};
 pub use streams::StreamGates;
+pub use table::Table;

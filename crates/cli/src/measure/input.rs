@@ -1,7 +1,7 @@
 //! Random weights and activations to measure a kernel with.
 
 use anyhow::Result;
-use tessera_cpu::{Embedding, tensor::Tensor};
+use tessera_cpu::tensor::Tensor;
 use tessera_formats::{Bytes, DType, codec::random::RandomBlocks};
 use tessera_ops::{Batch, Device, MatrixSource, PAGE_TOKENS, Role};
 
@@ -36,7 +36,7 @@ pub(super) fn weights(dtype: DType, rows: usize, depth: usize, seed: u64) -> Res
 
 /// Activations of many tokens, of which some are taken at a time.
 pub(super) struct Table {
-    table: Embedding,
+    table: <Chosen as Device>::Embedding,
     rows: usize,
 }
 
