@@ -15,7 +15,7 @@ use tessera_cpu::{
     },
     threads::default_thread_count,
 };
-use tessera_cuda::CudaDevice;
+use tessera_cuda::{CudaDevice, OpenError};
 use tessera_engine::{Checkpoint, LanguageModel, LoadOptions, models, profile, synth, weights::Progress};
 use tessera_formats::DType;
 use tessera_ops::{Device, Profiled};
@@ -170,12 +170,27 @@ pub(crate) fn profiled_card(placement: &Placement) -> Result<Option<Arc<Profiled
     Ok(opened_card(placement)?.map(|card| Arc::new(Profiled::new(card, profile::label))))
 }
 
+/// The same, whose kernels note when their turn comes.
+///
+/// # Errors
+/// As [`Opened::card`].
+pub(crate) fn noting_card(placement: &Placement) -> Result<Option<Arc<Profiled<CudaDevice>>>> {
+    Ok(card(placement, CudaDevice::under_profile)?.map(|card| Arc::new(Profiled::new(card, profile::label))))
+}
+
 /// A card, if the flags ask for one.
 fn opened_card(placement: &Placement) -> Result<Option<CudaDevice>> {
+    card(placement, CudaDevice::open)
+}
+
+fn card(
+    placement: &Placement,
+    open: impl Fn(usize, tessera_cuda::Cache) -> Result<CudaDevice, OpenError>,
+) -> Result<Option<CudaDevice>> {
     let card = match placement.device {
         Place::Cpu => None,
-        Place::Auto => CudaDevice::open(0, kernel_cache()).ok(),
-        Place::Cuda(ordinal) => Some(CudaDevice::open(ordinal, kernel_cache())?),
+        Place::Auto => open(0, kernel_cache()).ok(),
+        Place::Cuda(ordinal) => Some(open(ordinal, kernel_cache())?),
     };
     Ok(card.map(|card| card.with_numerics(placement.numerics)))
 }

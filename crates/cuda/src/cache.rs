@@ -44,7 +44,7 @@ impl Cache {
 fn key(compiler: Compiler, module: Module, arch: &str) -> String {
     let mut hash = Sha256::new();
     hash.update(module.source());
-    hash.update(format!("{:?} {arch} {:?}", module.constants(), compiler.version()));
+    hash.update(format!("{:?} {arch} {}", module.constants(), compiler.key()));
     let hex: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
     format!("{}-{hex}.cubin", module.name())
 }

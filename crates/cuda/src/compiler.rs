@@ -25,6 +25,8 @@ const FOLDERS: [&str; 3] = ["/usr/local/cuda/lib64", "/usr/local/cuda-13/lib64",
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compiler {
     version: (i32, i32),
+    /// How many turns of kernels are noted at most; none: kernels note nothing.
+    turns: Option<usize>,
 }
 
 /// Machine code, and what the assembler says of it.
@@ -57,6 +59,16 @@ impl Compiler {
         self.version
     }
 
+    /// The same, whose kernels note when their turn comes, so many times at most; `kernels/timeline.cuh`.
+    pub fn noting(self, turns: usize) -> Compiler {
+        Compiler { turns: Some(turns), ..self }
+    }
+
+    /// What tells one compiler's code from another's.
+    pub(crate) fn key(self) -> String {
+        self.turns.map_or_else(|| format!("{:?}", self.version), |turns| format!("{:?} noting {turns}", self.version))
+    }
+
     /// Compiles a module for a card: `sm_90a`.
     ///
     /// # Errors
@@ -66,7 +78,9 @@ impl Compiler {
         let text = |text: String| CString::new(text).map_err(|e| failed(e.to_string()));
         let source = text(module.source())?;
         let name = text(format!("{}.cu", module.name()))?;
-        let options: Vec<CString> = options(module, arch).into_iter().map(text).collect::<Result<_, _>>()?;
+        let noting = self.turns.map(|turns| format!("-DTIMELINE={turns}"));
+        let options: Vec<CString> =
+            options(module, arch).into_iter().chain(noting).map(text).collect::<Result<_, _>>()?;
         let options: Vec<_> = options.iter().map(|o| o.as_ptr()).collect();
         let mut program = Program(ptr::null_mut());
         // SAFETY: source and name are strings that end in zero and outlive the call; there are no headers; `program` is written.
@@ -160,7 +174,7 @@ fn find() -> Option<Compiler> {
     let mut version = (0, 0);
     // SAFETY: both numbers are written.
     unsafe { sys::nvrtcVersion(&mut version.0, &mut version.1) };
-    Some(Compiler { version })
+    Some(Compiler { version, turns: None })
 }
 
 /// Opens the libraries by their whole paths, for good: later they are found by name. The compiler itself opens its built-ins by

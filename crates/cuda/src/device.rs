@@ -11,7 +11,7 @@ use tessera_ops::{
 use crate::{
     attention::attend,
     cache::Cache,
-    driver::{Counts, Gpu, Memory},
+    driver::{Counts, Gpu, Memory, Purpose},
     embedding,
     error::OpenError,
     kernels::Module,
@@ -50,7 +50,7 @@ impl CudaDevice {
     /// # Errors
     /// Without a driver, a compiler, such a card, or the instructions that kernels use.
     pub fn open(ordinal: usize, cache: Cache) -> Result<CudaDevice, OpenError> {
-        CudaDevice::with(ordinal, cache, false)
+        CudaDevice::with(ordinal, cache, Purpose::Use)
     }
 
     /// As [`CudaDevice::open`]; memory is NaN before an op writes it, so that what it leaves out shows.
@@ -58,11 +58,19 @@ impl CudaDevice {
     /// # Errors
     /// As [`CudaDevice::open`].
     pub fn under_audit(ordinal: usize, cache: Cache) -> Result<CudaDevice, OpenError> {
-        CudaDevice::with(ordinal, cache, true)
+        CudaDevice::with(ordinal, cache, Purpose::Audit)
     }
 
-    fn with(ordinal: usize, cache: Cache, is_audited: bool) -> Result<CudaDevice, OpenError> {
-        let gpu = Gpu::open(ordinal, cache, is_audited)?;
+    /// As [`CudaDevice::open`], with kernels that note when their turn comes: see [`CudaDevice::turns`].
+    ///
+    /// # Errors
+    /// As [`CudaDevice::open`].
+    pub fn under_profile(ordinal: usize, cache: Cache) -> Result<CudaDevice, OpenError> {
+        CudaDevice::with(ordinal, cache, Purpose::Profile)
+    }
+
+    fn with(ordinal: usize, cache: Cache, purpose: Purpose) -> Result<CudaDevice, OpenError> {
+        let gpu = Gpu::open(ordinal, cache, purpose)?;
         let shared = [Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route, Module::Best];
         let failed = |e: Error| OpenError::Driver { what: "load kernels", reason: e.to_string() };
         gpu.prepare(&shared).map_err(failed)?;
@@ -112,12 +120,13 @@ impl CudaDevice {
         self.gpu.counts()
     }
 
-    /// Each launch of what `work` enqueues, and its time by events: one after another, without graphs.
+    /// Each kernel that runs in `work`, in graphs and started early as in any step, and the time from its turn to the next one's.
+    /// `host` is what the card waits for between steps. Nothing, unless the device was opened under profile.
     ///
     /// # Errors
     /// If the card fails.
-    pub fn traced(&self, work: impl FnOnce()) -> Result<Vec<(&'static str, Duration)>, Error> {
-        self.gpu.traced(work)
+    pub fn turns(&self, work: impl FnOnce()) -> Result<Vec<(String, Duration)>, Error> {
+        self.gpu.turns(work)
     }
 
     pub(crate) fn gpu(&self) -> &Arc<Gpu> {

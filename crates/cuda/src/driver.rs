@@ -32,12 +32,14 @@ use crate::{
 
 mod args;
 mod sending;
+mod timeline;
 mod timing;
 
 pub(crate) use args::Arg;
 pub use sending::Counts;
 pub(crate) use sending::Launching;
 use sending::Sent;
+use timeline::Timeline;
 use timing::Timing;
 
 /// Memory is taken in multiples of this.
@@ -69,6 +71,19 @@ pub(crate) struct Gpu {
     sent: Sent,
     /// Stages that are timed, while any are.
     timing: Mutex<Option<Timing>>,
+    /// Where kernels note their turns, if they do.
+    timeline: Option<Timeline>,
+}
+
+/// What a card is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To run models.
+    Use,
+    /// To have its kernels held to the reference.
+    Audit,
+    /// To see when each kernel has its turn.
+    Profile,
 }
 
 // SAFETY: context, stream and functions are handles that the driver lets any thread use, once it has made the context current,
@@ -105,7 +120,7 @@ pub(crate) struct Memory {
 
 impl Gpu {
     /// Opens a card.
-    pub(crate) fn open(ordinal: usize, cache: Cache, is_audited: bool) -> Result<Arc<Gpu>, OpenError> {
+    pub(crate) fn open(ordinal: usize, cache: Cache, purpose: Purpose) -> Result<Arc<Gpu>, OpenError> {
         // SAFETY: opening the driver's library runs its initialisers, which it may do at any time.
         if !unsafe { sys::is_culib_present() } {
             return Err(OpenError::NoDriver);
@@ -138,6 +153,9 @@ impl Gpu {
         let stream =
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("open a stream"))?;
         let (modules, free, failure, queue, sent, timing) = Default::default();
+        let timeline = (purpose == Purpose::Profile).then(Timeline::take).transpose().map_err(failed("open a card"))?;
+        let compiler = if timeline.is_some() { compiler.noting(timeline::TURNS_MAX) } else { compiler };
+        let is_audited = purpose == Purpose::Audit;
         let launching = if is_audited { Launching::Serial } else { Launching::from_environment()? };
         let attention_arch = attention::arch_from_environment(&arch)?;
         let gpu = Gpu {
@@ -159,6 +177,7 @@ impl Gpu {
             can_start_early: major >= 9,
             sent,
             timing,
+            timeline,
         };
         Ok(Arc::new(gpu))
     }
@@ -243,6 +262,9 @@ impl Gpu {
         }
         if stamp[0] != module.stamp() {
             return Err("compiled for another tile; delete the cache of kernels".to_owned());
+        }
+        if let Some(timeline) = &self.timeline {
+            timeline.show_to(handle).map_err(words)?;
         }
         for entry in module.entries() {
             let name = CString::new(*entry).map_err(|e| e.to_string())?;
@@ -411,6 +433,7 @@ impl Gpu {
     pub(crate) fn download<T: Plain>(&self, memory: &Memory, at: usize, out: &mut [T]) -> Result<(), Error> {
         assert!(at.checked_add(size_of_val(out)).is_some_and(|end| end <= memory.bytes), "what is read is there");
         self.flush();
+        self.note_end();
         if !out.is_empty() && !self.has_failed() {
             // SAFETY: the memory has as many bytes, any bits are a `T`, and `out` lives until the stream has been waited for.
             let got = unsafe { result::memcpy_dtoh_async(out, memory.pointer + at as u64, self.stream) };
@@ -444,6 +467,9 @@ impl Drop for Gpu {
             let _ = result::stream::synchronize(self.stream);
             for loaded in modules.into_values() {
                 let _ = result::module::unload(loaded.module);
+            }
+            if let Some(timeline) = self.timeline.take() {
+                timeline.free();
             }
             let _ = result::stream::destroy(self.stream);
             let _ = result::primary_ctx::release(self.device);

@@ -168,8 +168,9 @@ macro_rules! source {
     };
 }
 
-/// The first part of all.
+/// The first parts of all.
 const PTX: (&str, &str) = source!("ptx.cuh");
+const TIMELINE: (&str, &str) = source!("timeline.cuh");
 const COMMON: (&str, &str) = source!("common.cuh");
 const COLUMNS: (&str, &str) = source!("matmul/columns.cuh");
 const SEGMENTS: (&str, &str) = source!("matmul/segments.cuh");
@@ -396,7 +397,11 @@ impl Module {
 
     /// The whole text.
     pub(crate) fn source(self) -> String {
-        [PTX].into_iter().chain(self.parts()).map(|(path, text)| format!("#line 1 \"{path}\"\n{text}\n")).collect()
+        [PTX, TIMELINE]
+            .into_iter()
+            .chain(self.parts())
+            .map(|(path, text)| format!("#line 1 \"{path}\"\n{text}\n"))
+            .collect()
     }
 
     /// What the source is compiled with.

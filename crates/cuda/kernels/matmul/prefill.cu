@@ -250,6 +250,7 @@ __cluster_dims__(CLUSTER, 1, 1)
 __launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const float* x_scales, float* y, float* parts, const float* bias,
                                       const u32* starts, const u32* order, u32 rows, u32 depth, u32 tokens, u32 segments,
                                       u32 x_eights, u32 y_stride, u32 splits, u32 sliced, float up, float down) {
+    after_earlier_work();
     DYNAMIC_SHARED(u8, dynamic);
     u8* shared = dynamic + ((1024 - (shared_address(dynamic) & 1023)) & 1023);
     u8* const ring = shared + STAGES * X_BYTES;
@@ -418,6 +419,7 @@ __launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const floa
 // y (tokens, rows) = the parts of each sum, in order, scaled, and the bias.
 KERNEL add_parts(const float* parts, const float* x_scales, float* y, const float* bias, u32 rows, u32 tokens, u32 y_stride,
                  u32 splits, float down) {
+    after_earlier_work();
     u64 at = (u64)blockIdx.x * blockDim.x + threadIdx.x, count = (u64)rows * tokens;
     if (at >= count) return;
     u32 token = (u32)(at / rows), row = (u32)(at % rows);

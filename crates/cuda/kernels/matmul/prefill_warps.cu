@@ -12,6 +12,7 @@ static_assert(TOKENS % 8 == 0 && SPAN * BLOCK % CHUNK_FEATURES == 0, "columns by
 KERNEL __launch_bounds__(THREADS) prefill_warps(const u8* weights, const u8* x, const float* x_scales, float* y, const float* bias,
                                                 const u32* starts, const u32* order, u32 rows, u32 depth, u32 tokens, u32 x_eights,
                                                 u32 y_stride, u32 splits, u32 sliced, float up, float down) {
+    after_earlier_work();
     const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, segment = blockIdx.z, slice = sliced ? segment : 0;
     const u32 start = starts ? starts[segment] : 0, count = starts ? starts[segment + 1] - start : tokens;
     const u32 first = blockIdx.y * TOKENS, first_row = (blockIdx.x * (THREADS / 32) + threadIdx.x / 32) * 16;

@@ -49,6 +49,7 @@ struct Sixteen {
 // x (rows, slices * depth). A row goes to the row of the output with its number, or to those that `columns` names for its `places`.
 KERNEL __launch_bounds__(THREADS) halves(const float* x, u8* out, float* scales, const u32* columns, u32 slices, u32 depth, u32 eights,
                                          u32 places) {
+    after_earlier_work();
     __shared__ u32 of_warps[THREADS / 32];
     const float* in = x + (u64)blockIdx.x * slices * depth;
     const u32 groups = (depth + 63) / 64 * 4, count = slices * groups;

@@ -1,4 +1,4 @@
-//! Time as the card counts it: of a run of work, of stages, and of each launch.
+//! Time as the card counts it: of a run of work, and of stages.
 //!
 //! Stages are timed by events between launches. So that the card never waits for the host meanwhile, a window of launches is held up by
 //! a kernel that spins until all of them are there; what lies between windows is not counted.
@@ -17,8 +17,6 @@ const SPIN_NANOSECONDS: usize = 12_000;
 /// What was timed, until someone asks.
 #[derive(Debug, Default)]
 pub(super) struct Timing {
-    /// Whether each launch is a stage.
-    each_launch: bool,
     segments: Vec<Segment>,
 }
 
@@ -30,8 +28,6 @@ unsafe impl Send for Timing {}
 struct Segment {
     from: sys::CUevent,
     to: sys::CUevent,
-    /// The kernel, where each is a stage.
-    entry: &'static str,
     /// Whether a stage ends with it.
     ends: bool,
 }
@@ -62,31 +58,19 @@ impl Gpu {
 
     /// The time of each stage, and no more are timed.
     pub(crate) fn stages(&self) -> Result<Vec<Duration>, Error> {
-        Ok(self.timed()?.into_iter().map(|(_, time)| time).collect())
-    }
-
-    /// Each launch of what `work` enqueues, and its time.
-    pub(crate) fn traced(&self, work: impl FnOnce()) -> Result<Vec<(&'static str, Duration)>, Error> {
-        self.wait()?;
-        *lock(&self.timing) = Some(Timing { each_launch: true, ..Timing::default() });
-        work();
-        self.timed()
-    }
-
-    fn timed(&self) -> Result<Vec<(&'static str, Duration)>, Error> {
         let waited = self.wait();
         let Some(Timing { segments, .. }) = lock(&self.timing).take() else { return Ok(vec![]) };
         let (mut stages, mut sum) = (vec![], Duration::ZERO);
         let mut failed = waited.err();
         // A window's segments share events.
         let mut events: Vec<sys::CUevent> = vec![];
-        for Segment { from, to, entry, ends } in segments {
+        for Segment { from, to, ends } in segments {
             match self.between(from, to) {
                 Ok(time) => sum += time,
                 Err(error) => failed = failed.or(Some(error)),
             }
             if ends {
-                stages.push((entry, std::mem::take(&mut sum)));
+                stages.push(std::mem::take(&mut sum));
             }
             events.extend([from, to]);
         }
@@ -105,29 +89,26 @@ impl Gpu {
             self.enqueue(&spin, false);
         }
         let mut from = self.recorded();
-        let mut segment = |entry, ends| {
+        let mut segment = |ends| {
             if let (Some(start), Some(end)) = (from, self.recorded()) {
-                timing.segments.push(Segment { from: start, to: end, entry, ends });
+                timing.segments.push(Segment { from: start, to: end, ends });
                 from = Some(end);
             }
         };
         let mut marks = marks.iter().copied().peekable();
         for behind in 0..=calls.len() {
             while marks.next_if_eq(&behind).is_some() {
-                segment("", true);
+                segment(true);
             }
             let Some(call) = calls.get(behind) else { break };
             self.enqueue(call, false);
-            if timing.each_launch {
-                segment(call.entry, true);
-            }
         }
         // What follows the last mark belongs to a stage that ends in another window.
-        segment("", false);
+        segment(false);
     }
 
     /// What holds the card up until so many launches are there.
-    fn spin(&self, launches: usize) -> Option<Call> {
+    pub(super) fn spin(&self, launches: usize) -> Option<Call> {
         let launch = blocks([1, 1, 1], 1);
         self.call(Module::Elementwise, "spin", launch, &[Arg::U64(launches * SPIN_NANOSECONDS)])
     }

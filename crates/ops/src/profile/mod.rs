@@ -93,8 +93,10 @@ impl<D: Device> Profiled<D> {
             self.time(Place::Here, "router", moves(logits.bytes()), || run(&logits.inner, router))
         });
         let (mut experts, mut weights) = (Vec::new(), Vec::new());
-        // A device that failed says so when the step is read.
-        let _ = self.device.read_routes(&inner, &mut experts, &mut weights);
+        // What is not timed is not held up either. A device that failed says so when the step is read.
+        if !self.is_paused.load(Ordering::Relaxed) {
+            let _ = self.device.read_routes(&inner, &mut experts, &mut weights);
+        }
         experts.sort_unstable();
         experts.dedup();
         Routed { inner, tokens: logits.rows, places, touched: experts.len() }

@@ -29,7 +29,8 @@ use crate::{
 Bytes are read or written once: weights as the file holds them, activations in f32, keys and values as they are cached. \
 Operations are those of projections and attention. `rest` is what lies between the ops.
 On a card, stages are timed by its own clock and launch by launch, and `rest` is what a step takes beside them. What becomes one launch \
-with the stage before it counts there. Steps as a whole are timed as they are, with graphs, and kernels of a step are listed.
+with the stage before it counts there. Steps as a whole are timed as they are, with graphs. Kernels are listed with the time from their turn \
+in such a step to the next one's; `host` is what the card waits for between steps.
 
 Examples:
   tessera profile smollm2:135m
@@ -66,7 +67,7 @@ const SAMPLING: Label = Label { layer: None, stage: "sampling" };
 /// Measures and prints.
 pub(crate) fn main(args: &Profile) -> Result<()> {
     let subject = Subject::open(&args.common, &Placement::default())?;
-    match device::profiled_card(&args.placement)? {
+    match device::noting_card(&args.placement)? {
         Some(card) => profile(args, subject, card.clone(), Some(card)),
         None => {
             subject.check_memory()?;
@@ -138,10 +139,10 @@ struct Phase {
 /// A kernel of a card.
 #[derive(Serialize)]
 struct Kernel {
-    kernel: &'static str,
+    kernel: String,
     /// In a step.
     launches: usize,
-    /// Of all of them, each by itself.
+    /// Of all of them, from their turn to the next kernel's.
     seconds: f64,
 }
 
@@ -266,16 +267,17 @@ impl<D: Device> Run<D> {
     ) -> Result<Vec<Kernel>> {
         let Some(card) = self.card.clone() else { return Ok(vec![]) };
         self.device.pause(true);
+        run(self)?; // warms up what is joined where nothing is timed
         let mut done = Ok((Duration::ZERO, Duration::ZERO));
-        let launches = card.inner().traced(|| done = run(self));
+        let turns = card.inner().turns(|| done = run(self));
         self.device.pause(false);
         done?;
-        let mut sums: BTreeMap<&'static str, (usize, Duration)> = BTreeMap::new();
-        for (kernel, time) in launches? {
+        let mut sums: BTreeMap<String, (usize, Duration)> = BTreeMap::new();
+        for (kernel, time) in turns? {
             let sum = sums.entry(kernel).or_default();
             *sum = (sum.0 + 1, sum.1 + time);
         }
-        let each = |(kernel, (launches, time)): (&'static str, (usize, Duration))| Kernel {
+        let each = |(kernel, (launches, time)): (String, (usize, Duration))| Kernel {
             kernel,
             launches: launches / steps,
             seconds: time.as_secs_f64() / steps as f64,
@@ -342,7 +344,7 @@ impl Phase {
         }
         writeln!(out, "{:<16}{:>10}{:>10}{:>10}", "kernel", "launches", "µs each", "ms")?;
         let launches = self.kernels.iter().map(|k| k.launches).sum();
-        let all = Kernel { kernel: "all", launches, seconds: self.kernels.iter().map(|k| k.seconds).sum() };
+        let all = Kernel { kernel: "all".to_owned(), launches, seconds: self.kernels.iter().map(|k| k.seconds).sum() };
         for Kernel { kernel, launches, seconds } in self.kernels.iter().chain([&all]) {
             let each = seconds * 1e6 / (*launches).max(1) as f64;
             writeln!(out, "{kernel:<16}{launches:>10}{each:>10.1}{:>10.3}", seconds * 1e3)?;

@@ -1,0 +1,40 @@
+// When each kernel's turn came, for a profile: one block notes the card's clock, and its kernel's name, behind its wait for earlier work.
+// Turns come one after another, so nobody else writes meanwhile, and what lies between two of them is what the first took.
+//
+// Compiled in where TIMELINE, the most turns that are noted, is defined.
+
+#ifdef TIMELINE
+
+// Memory of the host's: how many turns there were, then of each the time and the name's first letters.
+extern "C" {
+__device__ u64* timeline;
+}
+
+// Eight letters of a name, from number `from` on; known to the compiler.
+DEVICE u64 letters(const char* name, int from) {
+    u64 word = 0;
+    bool is_over = false;
+#pragma unroll
+    for (int i = 0; i < from + 8; i++) {
+        is_over = is_over || name[i] == 0;
+        if (!is_over && i >= from) word |= (u64)(u8)name[i] << (8 * (i - from));
+    }
+    return word;
+}
+
+DEVICE void note_turn(const char* kernel) {
+    if (threadIdx.x + blockIdx.x + blockIdx.y + blockIdx.z > 0) return;
+    u64* memory = timeline;
+    const u64 turn = memory[0];
+    memory[0] = turn + 1;
+    if (turn >= TIMELINE) return;
+    u64* own = memory + 1 + 3 * turn;
+    own[0] = clock_nanoseconds();
+    own[1] = letters(kernel, 0);
+    own[2] = letters(kernel, 8);
+}
+
+#define after_earlier_work() (after_earlier_work(), note_turn(__func__))
+#define begin_in_turn() (begin_in_turn(), note_turn(__func__))
+
+#endif
