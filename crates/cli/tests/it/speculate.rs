@@ -126,6 +126,38 @@ fn drafts_change_no_bit_and_passes_add_up() {
 }
 
 #[test]
+fn a_synthetic_model_drafts_for_itself_and_says_the_same() {
+    let home = Home::new();
+    let name = format!("synth:{TRUNK},draft_layers=1");
+    let args = ["--prompt=40", "--tokens=24", "--repeat=1", "--drafts=1,4", "--json"];
+    let report = home.run(&[&["bench", "speculate", &name], &args[..]].concat()).json();
+    for (drafted, depth) in report["drafted"].as_array().unwrap().iter().zip([1, 4]) {
+        let accepted = drafted["accepted"].as_array().unwrap();
+        assert_eq!((&drafted["identical"], accepted.len()), (&true.into(), depth), "{drafted}");
+        let right: u64 = accepted.iter().map(|a| a["right"].as_u64().unwrap()).sum();
+        assert_eq!(drafted["passes"].as_u64().unwrap() + right, 24, "{drafted}");
+    }
+    // The trunk is the model without it, whoever drafts: of a file of its own, or of one file with both.
+    let trunk = trunk(&home, TRUNK);
+    let mtp = draft_layer(&home, &trunk, 1, Form::Own);
+    assert_eq!(measured(&home, &trunk, &mtp, &["--drafts=1"])["hash"], report["hash"]);
+    home.run(&["synth", &name["synth:".len()..], "both.gguf"]).good();
+    let both = home.run(&[&["bench", "speculate", "both.gguf"], &args[..]].concat()).json();
+    let counts = |report: &Value| {
+        report["drafted"].as_array().unwrap().iter().map(|d| d["accepted"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!((&both["hash"], counts(&both)), (&report["hash"], counts(&report)));
+    let reply = |model: &str| {
+        let args = ["run", model, "hello there", "--temperature=0", "--max-tokens=12", "--ignore-eos", "--json"];
+        home.run(&args).json()["text"].clone()
+    };
+    assert_eq!(reply(&name), reply(&trunk));
+    home.run(&["bench", "speculate", "both.gguf", "--mtp", &mtp]).bad(&["own file holds a layer that drafts"]);
+    home.run(&["bench", "speculate", &format!("synth:{TRUNK}")]).bad(&["has no layer that drafts"]);
+    home.run(&["bench", "speculate", &format!("synth:{TRUNK},draft_layers=2")]).bad(&["draft_layers"]);
+}
+
+#[test]
 fn drafts_are_made_right_as_often_as_asked() {
     let home = Home::new();
     let trunk = trunk(&home, TRUNK);

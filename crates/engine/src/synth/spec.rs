@@ -74,6 +74,7 @@ impl Spec {
     /// | `turning` | deepseek4: features of a head that turn | an eighth of it, up to 64 |
     /// | `indexer_heads`, `indexer_dim`, `top_k` | deepseek4: what selects compressed rows | as heads, 128, 512 |
     /// | `table_layers` | deepseek4: first layers whose experts a table gives | 3 |
+    /// | `draft_layers` | deepseek4: layers behind the last that draft further tokens | 0; 1 is the most |
     /// | `tied` | whether the embedding is the head as well | as the architecture |
     /// | `format` | of all matrices | `Q4_K` |
     /// | `head`, `embedding`, `attn_v`, `ffn_down`, … | the format of these alone | `format` |

@@ -86,7 +86,7 @@ impl Spec {
         let table = vec![width, self.sizes.get(Size::Vocabulary)];
         let embedding = self.formats.embedding;
         let mut all = vec![Planned::new(self, "token_embd.weight".to_owned(), Kind::Matrix, embedding, table.clone())];
-        for layer in 0..self.sizes.get(Size::Layers) {
+        for layer in self.family.layers(&self.sizes) {
             let windowed = self.family.is_windowed(layer);
             let parts = self.family.parts().filter(|part| self.family.has(&self.sizes, layer, part.place));
             all.extend(parts.map(|part| self.planned(&format!("blk.{layer}."), part, windowed)));
@@ -119,7 +119,7 @@ impl Spec {
 
 /// Refuses formats whose blocks do not divide the rows of their matrices.
 pub(super) fn check_blocks(spec: &Spec) -> Result<(), SynthError> {
-    let layers = 0..spec.sizes.get(Size::Layers);
+    let layers = spec.family.layers(&spec.sizes);
     let width = Dim::Size(Size::Width);
     let tables = [(EMBEDDING, width, spec.formats.embedding), (HEAD, width, spec.formats.head)];
     let tables = tables.into_iter().map(|(name, dim, dtype)| (name, dim, dtype, false));

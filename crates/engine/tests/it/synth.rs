@@ -214,6 +214,23 @@ fn a_name_stands_for_a_whole_model() {
     for (name, dimensions, dtype) in expected {
         assert_eq!(shape(name), (dimensions, dtype), "{name}");
     }
+    // A layer that drafts comes when it is asked for, and leaves the rest as it is.
+    let drafting =
+        memory(&Spec::parse("deepseek4-flash,layers=5,vocabulary=300,experts=8,seed=3,draft_layers=1").unwrap());
+    let of_layer = |all: &Checkpoint| all.tensors().iter().filter(|t| t.name.starts_with("blk.5.")).count();
+    assert_eq!(
+        (of_layer(&checkpoint), of_layer(&drafting)),
+        (0, checkpoint.tensors().iter().filter(|t| t.name.starts_with("blk.1.")).count() + 7)
+    );
+    for tensor in checkpoint.tensors() {
+        let other = drafting.tensor(&tensor.name).unwrap();
+        assert_eq!((other.dtype, &other.shape), (tensor.dtype, &tensor.shape), "{}", tensor.name);
+    }
+    let joint = drafting.tensor("blk.5.nextn.eh_proj.weight").unwrap();
+    assert_eq!((joint.dtype, &joint.shape), (DType::Q8_0, &vec![8192, 4096]));
+    let [plain, drafting] = [&checkpoint, &drafting].map(|c| tessera_engine::Config::read(c).unwrap());
+    assert_eq!((plain.layers.len(), drafting.layers.len()), (5, 5));
+    assert_eq!((plain.latent.unwrap().drafts, drafting.latent.unwrap().drafts), (false, true));
     let table = checkpoint.tensor("blk.0.ffn_gate_tid2eid.weight").unwrap().bytes.to_vec();
     let experts: Vec<i32> = table.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
     for row in experts.chunks_exact(6) {

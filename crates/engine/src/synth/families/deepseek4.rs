@@ -76,6 +76,17 @@ const EXPERTS_OF_LAYERS: &[Part] = &[
     part("ffn_down_shexp", Kind::Matrix, &[EXPERT, WIDTH]),
 ];
 
+/// What joins the inputs of a layer that drafts, and its own end.
+const DRAFTS: &[Part] = &[
+    at(Where::Draft, "nextn.eh_proj", Kind::Matrix, &[Dim::Times(2, Size::Width), WIDTH]),
+    at(Where::Draft, "nextn.enorm", Kind::Norm, &[WIDTH]),
+    at(Where::Draft, "nextn.hnorm", Kind::Norm, &[WIDTH]),
+    at(Where::Draft, "nextn.hc_head_fn", Kind::Half, &[Dim::Times(STREAMS, Size::Width), Dim::Number(STREAMS)]),
+    at(Where::Draft, "nextn.hc_head_scale", Kind::Norm, &[Dim::One]),
+    at(Where::Draft, "nextn.hc_head_base", Kind::Sinks, &[Dim::Number(STREAMS)]),
+    at(Where::Draft, "nextn.shared_head_norm", Kind::Norm, &[WIDTH]),
+];
+
 const END: &[Part] = &[
     part("output_hc_fn", Kind::Half, &[Dim::Times(STREAMS, Size::Width), Dim::Number(STREAMS)]),
     part("output_hc_scale", Kind::Norm, &[Dim::One]),
@@ -104,13 +115,14 @@ const SIZES: &[SizeRule] = &[
     (Size::IndexerDim, |_| 128),
     (Size::TopK, |_| 512),
     (Size::TableLayers, |s| s.get(Size::Layers).min(3)),
+    (Size::DraftLayers, |_| 0),
 ];
 
 pub(super) const FAMILY: Family = Family {
     name: "deepseek4",
     sizes: SIZES,
     tied: false,
-    layer: &[STREAMS_OF_BLOCKS, ATTENTION, COMPRESSED, EXPERTS_OF_LAYERS],
+    layer: &[STREAMS_OF_BLOCKS, ATTENTION, COMPRESSED, EXPERTS_OF_LAYERS, DRAFTS],
     model: END,
     full_every: None,
     keys,
@@ -135,8 +147,13 @@ fn output_groups(sizes: &Sizes) -> usize {
 fn keys(sizes: &Sizes) -> Vec<(&'static str, Value)> {
     let size = |size| Value::from(sizes.get(size) as u32);
     let layers = sizes.get(Size::Layers);
-    let ratios: Vec<i32> = (0..layers).map(|layer| ratio(layer) as i32).collect();
+    let drafts = sizes.get(Size::DraftLayers);
+    let ratios = (0..layers).map(|layer| ratio(layer) as i32).chain(std::iter::repeat_n(0, drafts));
+    let ratios: Vec<i32> = ratios.collect();
     let mut keys = vec![
+        // Those that draft are blocks too.
+        ("block_count", Value::from((layers + drafts) as u32)),
+        ("nextn_predict_layers", size(Size::DraftLayers)),
         ("attention.q_lora_rank", size(Size::QueryRank)),
         ("attention.output_lora_rank", size(Size::OutputRank)),
         ("attention.output_group_count", size(Size::OutputGroups)),

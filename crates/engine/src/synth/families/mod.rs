@@ -69,6 +69,8 @@ pub(super) enum Where {
     /// In layers whose experts a table gives, and in the others.
     Table,
     Chosen,
+    /// In layers that draft.
+    Draft,
 }
 
 /// One tensor of a layer: `blk.N.` and the name, and the suffix of its kind. Or one of the whole model.
@@ -118,6 +120,8 @@ impl Family {
     pub(super) fn has(&self, sizes: &Sizes, layer: usize, place: Where) -> bool {
         let sparse = sizes.or_zero(Size::Experts) > 0 && layer >= sizes.or_zero(Size::DenseLayers);
         let writes = self.keys_from(sizes, layer) == Some(layer);
+        let drafts = layer >= sizes.get(Size::Layers);
+        let ratio = if drafts { 0 } else { deepseek4::ratio(layer) };
         match place {
             Where::Everywhere => true,
             Where::OwnKeys => writes,
@@ -125,11 +129,12 @@ impl Family {
             Where::Dense => !sparse,
             Where::Sparse => sparse,
             Where::PerLayer => sizes.get(Size::PerLayer) > 0,
-            Where::Compressed => deepseek4::ratio(layer) > 0,
-            Where::Selected => deepseek4::ratio(layer) == 4,
-            Where::Wide => deepseek4::ratio(layer) == 128,
+            Where::Compressed => ratio > 0,
+            Where::Selected => ratio == 4,
+            Where::Wide => ratio == 128,
             Where::Table => layer < sizes.get(Size::TableLayers),
             Where::Chosen => layer >= sizes.get(Size::TableLayers),
+            Where::Draft => drafts,
         }
     }
 
@@ -137,6 +142,11 @@ impl Family {
     pub(super) fn needs_experts(&self) -> bool {
         let everywhere = |part: &Part| part.place == Where::Everywhere && part.name == "ffn_gate";
         !self.parts().any(everywhere)
+    }
+
+    /// Layers, with those that draft behind them.
+    pub(super) fn layers(&self, sizes: &Sizes) -> std::ops::Range<usize> {
+        0..sizes.get(Size::Layers) + sizes.or_zero(Size::DraftLayers)
     }
 
     /// All parts of a layer.

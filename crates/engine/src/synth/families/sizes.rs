@@ -43,9 +43,11 @@ pub(in crate::synth) enum Size {
     TopK,
     /// The first layers, whose experts a table gives.
     TableLayers,
+    /// Layers behind the last that draft further tokens.
+    DraftLayers,
 }
 
-pub(in crate::synth) const SIZE_COUNT: usize = 24;
+pub(in crate::synth) const SIZE_COUNT: usize = 25;
 
 impl Size {
     /// As a line has it.
@@ -75,6 +77,7 @@ impl Size {
             Size::IndexerDim => "indexer_dim",
             Size::TopK => "top_k",
             Size::TableLayers => "table_layers",
+            Size::DraftLayers => "draft_layers",
         }
     }
 
@@ -89,6 +92,8 @@ impl Size {
             Size::Heads | Size::KvHeads | Size::OutputGroups => 1..=1 << 10,
             Size::FeedForward | Size::ExpertFeedForward => 1..=1 << 19,
             Size::PerLayer => 0..=1 << 16,
+            // What models of today have, and the engine runs.
+            Size::DraftLayers => 0..=1,
             Size::SharedKvLayers | Size::DenseLayers | Size::TableLayers => 0..=1024,
             Size::Experts => 0..=1 << 12,
             Size::ExpertsUsed => 1..=1 << 12,
