@@ -31,22 +31,18 @@ use crate::{
 };
 
 mod args;
+mod memory;
 mod sending;
 mod timeline;
 mod timing;
 
 pub(crate) use args::Arg;
+pub(crate) use memory::Memory;
 pub use sending::Counts;
 pub(crate) use sending::Launching;
 use sending::Sent;
 use timeline::Timeline;
 use timing::Timing;
-
-/// Memory is taken in multiples of this.
-const GRAIN: usize = 512;
-
-/// What fills memory under audit: as f32, a NaN.
-const POISON: u8 = 0xff;
 
 /// A card with all that a device needs of it.
 pub(crate) struct Gpu {
@@ -107,15 +103,6 @@ struct Function {
     handle: sys::CUfunction,
     /// Bytes of each parameter, as the compiled kernel states them.
     parameters: Vec<usize>,
-}
-
-/// A run of the card's memory.
-pub(crate) struct Memory {
-    gpu: Arc<Gpu>,
-    pointer: sys::CUdeviceptr,
-    bytes: usize,
-    /// Whether it goes back to the pool of steps.
-    is_pooled: bool,
 }
 
 impl Gpu {
@@ -342,71 +329,6 @@ impl Gpu {
         Some(Call { module, entry, function, grid, threads, shared_bytes, args: values, count })
     }
 
-    /// Under audit memory is as long as what it holds, so that a tool which watches accesses sees every one behind the end.
-    fn grain(&self) -> usize {
-        if self.is_audited { 1 } else { GRAIN }
-    }
-
-    /// Memory of a step: from the pool, and back to it. Its contents are anything; under audit, NaN.
-    pub(crate) fn take(self: &Arc<Gpu>, bytes: usize) -> Memory {
-        let bytes = bytes.max(1).next_multiple_of(self.grain());
-        let free = lock(&self.free).get_mut(&bytes).and_then(Vec::pop);
-        let pointer = free.map_or_else(|| self.allocate(bytes), Ok).unwrap_or_else(|error| {
-            let reason = if is_full(error) { format!("no room for {bytes} bytes") } else { words(error) };
-            self.fail("take memory of a step", reason);
-            0
-        });
-        let memory = Memory { gpu: self.clone(), pointer, bytes, is_pooled: true };
-        if self.is_audited {
-            self.fill(&memory, POISON);
-        }
-        memory
-    }
-
-    /// Memory that stays: weights, caches. Under audit, NaN; else zeros.
-    pub(crate) fn reserve(self: &Arc<Gpu>, bytes: usize, what: &str) -> Result<Memory, Error> {
-        let full = || Error::OutOfMemory { device: self.name.clone(), what: what.to_owned(), bytes };
-        let bytes = bytes.max(1).checked_next_multiple_of(self.grain()).ok_or_else(full)?;
-        let pointer = self.allocate(bytes).map_err(|e| if is_full(e) { full() } else { self.lost(words(e)) })?;
-        let memory = Memory { gpu: self.clone(), pointer, bytes, is_pooled: false };
-        self.fill(&memory, if self.is_audited { POISON } else { 0 });
-        Ok(memory)
-    }
-
-    /// Takes memory from the driver; where there is none, once more without what the pool holds.
-    fn allocate(&self, bytes: usize) -> Result<sys::CUdeviceptr, result::DriverError> {
-        self.bind();
-        // SAFETY: what is given back is owned by the `Memory` made of it, or by the pool.
-        let take = || unsafe { result::malloc_sync(bytes) };
-        take().or_else(|_| {
-            self.empty_pool();
-            take()
-        })
-    }
-
-    fn empty_pool(&self) {
-        self.flush();
-        for pointer in lock(&self.free).drain().flat_map(|(_, pointers)| pointers) {
-            // SAFETY: nothing else names the pool's memory, and the driver waits for work that uses it.
-            let _ = unsafe { result::free_sync(pointer) };
-        }
-    }
-
-    /// Makes numbers of memory NaN, so that those which nobody writes show.
-    pub(crate) fn poison(&self, memory: &Memory) {
-        self.fill(memory, POISON);
-    }
-
-    fn fill(&self, memory: &Memory, byte: u8) {
-        if self.has_failed() {
-            return;
-        }
-        self.flush();
-        // SAFETY: the memory has as many bytes, and the stream is the one that all its users stand in.
-        let filled = unsafe { result::memset_d8_async(memory.pointer, byte, memory.bytes, self.stream) };
-        filled.unwrap_or_else(|e| self.fail("fill memory", words(e)));
-    }
-
     /// Copies numbers to memory of a step. They have been read when this returns.
     pub(crate) fn send<T: Plain>(&self, memory: &Memory, values: &[T]) {
         if self.has_failed() || values.is_empty() {
@@ -477,20 +399,6 @@ impl Drop for Gpu {
     }
 }
 
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if self.pointer == 0 {
-            return;
-        }
-        if self.is_pooled {
-            return lock(&self.gpu.free).entry(self.bytes).or_default().push(self.pointer);
-        }
-        self.gpu.flush();
-        // SAFETY: this owns the memory, and the driver waits for work that uses it.
-        let _ = unsafe { result::free_sync(self.pointer) };
-    }
-}
-
 /// Numbers that are all of their bits.
 pub(crate) trait Plain: Copy {}
 impl Plain for u8 {}
@@ -507,11 +415,6 @@ fn parameters(function: sys::CUfunction) -> Vec<usize> {
         }
         sizes.push(size);
     }
-}
-
-/// Whether memory is used up, rather than the card lost by what ran before.
-fn is_full(error: result::DriverError) -> bool {
-    error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
 }
 
 fn words(error: result::DriverError) -> String {

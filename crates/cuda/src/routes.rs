@@ -107,8 +107,8 @@ impl Routes {
     /// Routes, and lists places: `args` are those of the first kernel.
     fn launch(&self, gpu: &Arc<Gpu>, args: &[Arg<'_>]) {
         let Routes { tokens, slots, experts, .. } = *self;
-        // Scores and choices as numbers, and a byte for what is taken.
-        let token_bytes = (2 * experts + experts.div_ceil(size_of::<f32>())) * size_of::<f32>();
+        // Score, choice and its order.
+        let token_bytes = 3 * experts * size_of::<f32>();
         if let ([list], 1..=FEW_TOKENS) = (&self.lists[..], tokens)
             && tokens * token_bytes <= SHARED_BYTES_MAX
         {

@@ -129,6 +129,10 @@ EMULATED unsigned __reduce_max_sync(unsigned mask, unsigned value, HERE) {
     for (int bits = 16; bits > 0; bits /= 2) value = max(value, __shfl_xor_sync(mask, value, bits, 32, here));
     return value;
 }
+EMULATED unsigned __reduce_min_sync(unsigned mask, unsigned value, HERE) {
+    for (int bits = 16; bits > 0; bits /= 2) value = min(value, __shfl_xor_sync(mask, value, bits, 32, here));
+    return value;
+}
 EMULATED unsigned __reduce_add_sync(unsigned mask, unsigned value, HERE) {
     for (int bits = 16; bits > 0; bits /= 2) value += __shfl_xor_sync(mask, value, bits, 32, here);
     return value;

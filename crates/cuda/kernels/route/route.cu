@@ -6,25 +6,26 @@
 // Whether `a` goes before `b` whatever their ids: the larger first, NaN before all.
 DEVICE bool ahead(float a, float b) { return a > b || (a != a && b == b); }
 
-// Of a warp's candidates (id -1: none), the first; equal ones by the lowest id.
-DEVICE int first_of_warp(float value, int id) {
-#pragma unroll
-    for (int width = 16; width > 0; width /= 2) {
-        float other = __shfl_xor_sync(0xffffffffu, value, width);
-        int other_id = __shfl_xor_sync(0xffffffffu, id, width);
-        bool swap = other_id >= 0 && (id < 0 || ahead(other, value) || (!ahead(value, other) && other_id < id));
-        if (swap) { value = other; id = other_id; }
-    }
-    return id;
+// The same order as whole numbers: NaN before every number, both zeros equal. Zero is no number's.
+DEVICE u32 order_of(float value) {
+    if (value != value) return 0xffffffffu;
+    const u32 bits = __float_as_uint(value + 0.0f);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// The first of those of `count` that are not `taken`; lanes scan by strides.
-DEVICE int first_left(const float* values, const u8* taken, u32 count, u32 lane) {
-    float best = 0.0f;
-    int id = -1;
-    for (u32 i = lane; i < count; i += 32)
-        if (!taken[i] && (id < 0 || ahead(values[i], best))) { best = values[i]; id = (int)i; }
-    return first_of_warp(best, id);
+// The id of the highest of a warp's `orders`, of equal ones the lowest; it is taken away. Lanes scan by strides.
+DEVICE u32 take_first(u32* orders, u32 count, u32 lane) {
+    u32 best = 0, id = 0xffffffffu;
+#pragma unroll 8
+    for (u32 i = lane; i < count; i += 32) {
+        const u32 order = orders[i];
+        if (order > best) { best = order; id = i; }
+    }
+    const u32 highest = __reduce_max_sync(0xffffffffu, best);
+    id = __reduce_min_sync(0xffffffffu, best == highest ? id : 0xffffffffu);
+    if (lane == 0) orders[id] = 0;
+    __syncwarp();
+    return id;
 }
 
 // exp(v - highest) / sum, in place: maxima ignore NaN, the sum runs in 16 lanes.
@@ -46,12 +47,12 @@ DEVICE void softmax(float* values, u32 count, u32 lane) {
     __syncwarp();
 }
 
-// Leaves `taken` set for experts of groups that are not kept.
-DEVICE void keep_groups(const float* choice, u8* taken, u32 experts, u32 count, u32 kept, u32 judged_by, u32 lane) {
-    __shared__ float judged_of[FEW][GROUPS_MAX];
-    __shared__ u8 out_of[FEW][GROUPS_MAX];
-    float* judged = judged_of[threadIdx.x / 32];
-    u8* out = out_of[threadIdx.x / 32];
+// Takes away the experts of groups that are not kept.
+DEVICE void keep_groups(const float* choice, u32* orders, u32 experts, u32 count, u32 kept, u32 judged_by, u32 lane) {
+    __shared__ u32 judged_of[FEW][GROUPS_MAX];
+    __shared__ u8 kept_of[FEW][GROUPS_MAX];
+    u32* judged = judged_of[threadIdx.x / 32];
+    u8* is_kept = kept_of[threadIdx.x / 32];
     u32 size = experts / count;
     for (u32 g = lane; g < count; g += 32) {
         float sum = 0.0f;
@@ -65,16 +66,17 @@ DEVICE void keep_groups(const float* choice, u8* taken, u32 experts, u32 count, 
             last = best;
             sum = sum + choice[best];
         }
-        judged[g] = sum;
-        out[g] = 0;
+        judged[g] = order_of(sum);
+        is_kept[g] = 0;
     }
     __syncwarp();
     for (u32 n = 0; n < kept; n++) {
-        int best = first_left(judged, out, count, lane);
-        if (lane == 0) out[best] = 1;
-        __syncwarp();
+        const u32 best = take_first(judged, count, lane);
+        if (lane == 0) is_kept[best] = 1;
     }
-    for (u32 i = lane; i < experts; i += 32) taken[i] = !out[i / size];
+    __syncwarp();
+    for (u32 i = lane; i < experts; i += 32)
+        if (!is_kept[i / size]) orders[i] = 0;
     __syncwarp();
 }
 
@@ -108,45 +110,53 @@ struct Routing {
     float sum_min, factor;
     u32 given;
 
-    // By a warp: logits of all experts, ids and weights of the slots. `scores` has two numbers and a byte for each expert.
-    DEVICE_MEMBER void token(const float* in, u32* ids, float* out, float* scores) const {
-        float* choice = scores + experts;
-        u8* taken = (u8*)(choice + experts);
+    // Score and choice of an expert by its logit.
+    DEVICE_MEMBER void score_one(float logit, u32 expert, float* scores) const {
+        const float own = scored(logit, score);
+        scores[expert] = own;
+        if (score != 0) choose_by(own, expert, scores);
+    }
+
+    DEVICE_MEMBER void choose_by(float own, u32 expert, float* scores) const {
+        const float choice = bias ? own + bias[expert] : own;
+        scores[experts + expert] = choice;
+        ((u32*)scores)[2 * experts + expert] = order_of(choice);
+    }
+
+    // By a warp: ids and weights of the slots. `scores` has three numbers for each expert: its score, its choice, and the order of that.
+    DEVICE_MEMBER void token(u32* ids, float* out, float* scores) const {
+        u32* orders = (u32*)(scores + 2 * experts);
         const u32 lane = threadIdx.x % 32;
-        for (u32 i = lane; i < experts; i += 32) scores[i] = scored(in[i], score);
-        __syncwarp();
-        if (score == 0) softmax(scores, experts, lane);
-        for (u32 i = lane; i < experts; i += 32) {
-            choice[i] = bias ? scores[i] + bias[i] : scores[i];
-            taken[i] = 0;
-        }
-        __syncwarp();
-        if (groups > 0) keep_groups(choice, taken, experts, groups, kept, judged_by, lane);
-        for (u32 s = 0; s < slots; s++) {
-            int best = given ? 0 : first_left(choice, taken, experts, lane);
-            if (lane == 0) {
-                if (given) best = (int)ids[s];
-                taken[best] = 1;
-                ids[s] = (u32)best;
-                out[s] = scores[best];
-            }
+        if (score == 0) {
+            softmax(scores, experts, lane);
+            for (u32 i = lane; i < experts; i += 32) choose_by(scores[i], i, scores);
             __syncwarp();
         }
-        if (score == 2) softmax(out, slots, lane);
-        if (lane > 0) return;
-        float total = 0.0f;
-        for (u32 s = 0; s < slots; s++) total = total + out[s];
-        total = total < sum_min ? sum_min : total;
+        if (groups > 0) keep_groups(scores + experts, orders, experts, groups, kept, judged_by, lane);
+        // What was chosen, and its scores, take the place of choices, which are done with.
+        u32* chosen = (u32*)(scores + experts);
         for (u32 s = 0; s < slots; s++) {
-            float w = normalise ? out[s] / total : out[s];
+            const u32 best = given ? ids[s] : take_first(orders, experts, lane);
+            if (lane == 0) chosen[s] = best;
+        }
+        __syncwarp();
+        // Orders are done with too.
+        float* weights = (float*)orders;
+        for (u32 s = lane; s < slots; s += 32) weights[s] = scores[chosen[s]];
+        __syncwarp();
+        if (score == 2) softmax(weights, slots, lane);
+        float total = 0.0f;
+#pragma unroll 8
+        for (u32 s = 0; s < slots; s++) total = total + weights[s];
+        total = total < sum_min ? sum_min : total;
+        for (u32 s = lane; s < slots; s += 32) {
+            float w = normalise ? weights[s] / total : weights[s];
             w = w * factor;
-            out[s] = factors ? w * factors[ids[s]] : w;
+            out[s] = factors ? w * factors[chosen[s]] : w;
+            ids[s] = chosen[s];
         }
     }
 };
-
-// Shared memory of a token: scores, choice (f32), taken (bytes), whole numbers of four bytes.
-DEVICE u32 numbers_of_token(u32 experts) { return 2 * experts + (experts + 3) / 4; }
 
 // logits (tokens, experts); chosen and weights (tokens, slots). A warp a token.
 KERNEL route(const float* logits, const float* bias, const float* factors, u32* chosen, float* weights, u32 experts, u32 slots,
@@ -155,20 +165,27 @@ KERNEL route(const float* logits, const float* bias, const float* factors, u32* 
     DYNAMIC_SHARED(float, scores);
     const Routing routing = {bias, factors, experts, slots, score, groups, kept, judged_by, normalise, sum_min, factor, given};
     const u64 token = blockIdx.x;
-    routing.token(logits + token * experts, chosen + token * slots, weights + token * slots, scores);
+#pragma unroll 8
+    for (u32 i = threadIdx.x; i < experts; i += 32) routing.score_one(logits[token * experts + i], i, scores);
+    __syncwarp();
+    routing.token(chosen + token * slots, weights + token * slots, scores);
 }
 
 // The same of a few tokens, by one block, and the places of each expert, as list_places gives them: a thread an expert.
 KERNEL __launch_bounds__(THREADS) route_few(const float* logits, const float* bias, const float* factors, u32* chosen, float* weights,
                                             u32 experts, u32 slots, u32 score, u32 groups, u32 kept, u32 judged_by, u32 normalise,
                                             float sum_min, float factor, u32 given, u32* starts, u32* order, u32* columns, u32 tokens) {
-    begin_in_turn();
     DYNAMIC_SHARED(float, scores);
+    let_next_start();
+    if (bias && threadIdx.x * 32 < experts) prefetch(bias + threadIdx.x * 32);
+    after_earlier_work();
     const Routing routing = {bias, factors, experts, slots, score, groups, kept, judged_by, normalise, sum_min, factor, given};
     const u32 token = threadIdx.x / 32, places = tokens * slots;
-    if (token < tokens)
-        routing.token(logits + (u64)token * experts, chosen + token * slots, weights + token * slots,
-                      scores + token * numbers_of_token(experts));
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < tokens * experts; i += blockDim.x)
+        routing.score_one(logits[i], i % experts, scores + i / experts * 3 * experts);
+    __syncthreads();
+    if (token < tokens) routing.token(chosen + token * slots, weights + token * slots, scores + token * 3 * experts);
     __syncthreads();
     // Scores are done with; a token has more of them than slots.
     u32* placed = (u32*)scores;

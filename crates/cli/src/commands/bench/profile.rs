@@ -29,8 +29,8 @@ use crate::{
 Bytes are read or written once: weights as the file holds them, activations in f32, keys and values as they are cached. \
 Operations are those of projections and attention. `rest` is what lies between the ops.
 On a card, stages are timed by its own clock and launch by launch, and `rest` is what a step takes beside them. What becomes one launch \
-with the stage before it counts there. Steps as a whole are timed as they are, with graphs. Kernels are listed with the time from their turn \
-in such a step to the next one's; `host` is what the card waits for between steps.
+with the stage before it counts there. Steps as a whole are timed as they are, with graphs. \
+Kernels are listed with the time from their turn in such a step to the next one's; `host` is what the card waits for between steps.
 
 Examples:
   tessera profile smollm2:135m

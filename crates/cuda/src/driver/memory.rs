@@ -1,0 +1,109 @@
+//! The card's memory: of steps, from a pool and back to it, and what stays.
+
+use std::sync::Arc;
+
+use cudarc::driver::{result, sys};
+use tessera_ops::Error;
+
+use super::{Gpu, lock, words};
+
+/// Memory is taken in multiples of this.
+const GRAIN: usize = 512;
+
+/// What fills memory under audit: as f32, a NaN.
+const POISON: u8 = 0xff;
+
+/// A run of the card's memory.
+pub(crate) struct Memory {
+    pub(super) gpu: Arc<Gpu>,
+    pub(super) pointer: sys::CUdeviceptr,
+    pub(super) bytes: usize,
+    /// Whether it goes back to the pool of steps.
+    is_pooled: bool,
+}
+
+impl Gpu {
+    /// Under audit memory is as long as what it holds, so that a tool which watches accesses sees every one behind the end.
+    fn grain(&self) -> usize {
+        if self.is_audited { 1 } else { GRAIN }
+    }
+
+    /// Memory of a step: from the pool, and back to it. Its contents are anything; under audit, NaN.
+    pub(crate) fn take(self: &Arc<Gpu>, bytes: usize) -> Memory {
+        let bytes = bytes.max(1).next_multiple_of(self.grain());
+        let free = lock(&self.free).get_mut(&bytes).and_then(Vec::pop);
+        let pointer = free.map_or_else(|| self.allocate(bytes), Ok).unwrap_or_else(|error| {
+            let reason = if is_full(error) { format!("no room for {bytes} bytes") } else { words(error) };
+            self.fail("take memory of a step", reason);
+            0
+        });
+        let memory = Memory { gpu: self.clone(), pointer, bytes, is_pooled: true };
+        if self.is_audited {
+            self.fill(&memory, POISON);
+        }
+        memory
+    }
+
+    /// Memory that stays: weights, caches. Under audit, NaN; else zeros.
+    pub(crate) fn reserve(self: &Arc<Gpu>, bytes: usize, what: &str) -> Result<Memory, Error> {
+        let full = || Error::OutOfMemory { device: self.name.clone(), what: what.to_owned(), bytes };
+        let bytes = bytes.max(1).checked_next_multiple_of(self.grain()).ok_or_else(full)?;
+        let pointer = self.allocate(bytes).map_err(|e| if is_full(e) { full() } else { self.lost(words(e)) })?;
+        let memory = Memory { gpu: self.clone(), pointer, bytes, is_pooled: false };
+        self.fill(&memory, if self.is_audited { POISON } else { 0 });
+        Ok(memory)
+    }
+
+    /// Takes memory from the driver; where there is none, once more without what the pool holds.
+    fn allocate(&self, bytes: usize) -> Result<sys::CUdeviceptr, result::DriverError> {
+        self.bind();
+        // SAFETY: what is given back is owned by the `Memory` made of it, or by the pool.
+        let take = || unsafe { result::malloc_sync(bytes) };
+        take().or_else(|_| {
+            self.empty_pool();
+            take()
+        })
+    }
+
+    pub(super) fn empty_pool(&self) {
+        self.flush();
+        for pointer in lock(&self.free).drain().flat_map(|(_, pointers)| pointers) {
+            // SAFETY: nothing else names the pool's memory, and the driver waits for work that uses it.
+            let _ = unsafe { result::free_sync(pointer) };
+        }
+    }
+
+    /// Makes numbers of memory NaN, so that those which nobody writes show.
+    pub(crate) fn poison(&self, memory: &Memory) {
+        self.fill(memory, POISON);
+    }
+
+    pub(super) fn fill(&self, memory: &Memory, byte: u8) {
+        if self.has_failed() {
+            return;
+        }
+        self.flush();
+        // SAFETY: the memory has as many bytes, and the stream is the one that all its users stand in.
+        let filled = unsafe { result::memset_d8_async(memory.pointer, byte, memory.bytes, self.stream) };
+        filled.unwrap_or_else(|e| self.fail("fill memory", words(e)));
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.pointer == 0 {
+            return;
+        }
+        if self.is_pooled {
+            return lock(&self.gpu.free).entry(self.bytes).or_default().push(self.pointer);
+        }
+        self.gpu.flush();
+        // SAFETY: this owns the memory, and the driver waits for work that uses it.
+        let _ = unsafe { result::free_sync(self.pointer) };
+    }
+}
+
+/// Whether memory is used up, rather than the card lost by what ran before.
+fn is_full(error: result::DriverError) -> bool {
+    error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
+}
