@@ -19,7 +19,7 @@ use crate::{
     kv::KvPages,
     matmul::tile::{Launch, WARP},
     rowwise::ROUNDED_MAX,
-    steps::Step,
+    steps::{Step, Steps},
     tensor::{Tensor, blocks},
 };
 
@@ -228,11 +228,43 @@ pub(crate) fn select(
             let launch = blocks([stride / INDEX_KEYS, count, 1], INDEX_THREADS);
             gpu.launch(Module::IndexScores(keys.form), "index_scores", launch, &args);
         }
-        let args = [Arg::Memory(&scores), Arg::Memory(&selection.selected), rows, lists, Arg::U32(first)];
-        let args = [&args[..], &[Arg::U32(ratio), Arg::U32(top_k), Arg::U32(stride)]].concat();
-        gpu.launch(Module::Select, "select", blocks([count, 1, 1], SELECT_THREADS), &args);
+        highest(gpu, &scores, &selection.selected, step, (first, count), (ratio, top_k, stride));
     }
     selection
+}
+
+/// Chooses for `count` rows from `first` on, whose scores lie apart by `stride`.
+fn highest(
+    gpu: &Arc<Gpu>,
+    scores: &Memory,
+    selected: &Memory,
+    step: &Step,
+    (first, count): (usize, usize),
+    (ratio, top_k, stride): (usize, usize, usize),
+) {
+    let tables = [scores, selected, &step.rows, &step.lists].map(Arg::Memory);
+    let args = [&tables[..], &[first, ratio, top_k, stride].map(Arg::U32)].concat();
+    gpu.launch(Module::Select, "select", blocks([count, 1, 1], SELECT_THREADS), &args);
+}
+
+/// The places of the `top_k` highest of each row's scores, `complete` of them, by the kernel that chooses compressed rows.
+pub(crate) fn highest_of(
+    gpu: &Arc<Gpu>,
+    scores: &[f32],
+    (complete, top_k): (usize, usize),
+    steps: &Steps,
+) -> Result<Vec<u32>, Error> {
+    let mut batch = Batch::default();
+    let rows = scores.len() / complete;
+    let pages = vec![0; complete.div_ceil(PAGE_TOKENS)];
+    (0..rows).for_each(|_| batch.push(&[0], complete - 1, &pages, Role::Decode, 0));
+    let memory = |count: usize| gpu.take(count * size_of::<u32>());
+    let (sent, selected) = (memory(scores.len()), memory(rows * top_k));
+    gpu.send(&sent, scores);
+    highest(gpu, &sent, &selected, &steps.get(gpu, &batch), (0, rows), (1, top_k, complete));
+    let mut places = vec![0; rows * top_k];
+    gpu.download(&selected, 0, &mut places)?;
+    Ok(places)
 }
 
 /// Attention of the rows' queries.

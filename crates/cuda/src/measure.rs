@@ -10,8 +10,10 @@ use crate::{
     CudaDevice,
     driver::Gpu,
     kernels::Module,
+    latent,
     matmul::{Columns, Operand, Packed, PackedMatrix, product, wide_tile::Tile},
     routes::Routes,
+    steps::Steps,
     tensor::Tensor,
 };
 
@@ -331,4 +333,16 @@ impl<'a> Subject<'a> {
             }
         })
     }
+}
+
+/// The places of the `top_k` highest of each row's scores, `complete` of them, ascending: what chooses compressed rows.
+///
+/// # Errors
+/// If the card fails.
+///
+/// # Panics
+/// Unless there are more scores than are wanted.
+pub fn highest(device: &CudaDevice, scores: &[f32], complete: usize, top_k: usize) -> Result<Vec<u32>, Error> {
+    assert!(0 < top_k && top_k < complete && scores.len().is_multiple_of(complete), "more scores than are wanted");
+    latent::highest_of(device.gpu(), scores, (complete, top_k), &Steps::default())
 }
