@@ -61,7 +61,7 @@ pub(crate) const COMPRESSED_MAX: usize = ROUNDED_MAX;
 
 /// Threads of a block of an indexer's scores, and its keys.
 pub(crate) const INDEX_THREADS: usize = 256;
-const INDEX_KEYS: usize = 64;
+const INDEX_KEYS: usize = INDEX_THREADS;
 
 /// Threads of a block of what comes before attention, and the numbers that it holds.
 pub(crate) const ARRIVE_THREADS: usize = 512;

@@ -1,6 +1,9 @@
 //! The ops that take rows, or numbers, one by one.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+};
 
 use tessera_ops::{
     Gate, RopeLayout, Rotation, Rounding, StreamGates, math, rounding::hadamard_factor, streams::gates_width,
@@ -48,17 +51,31 @@ pub(crate) fn rotate(gpu: &Gpu, x: &mut Tensor, rotation: &Rotation, angles: &Te
     rotation.check(x.width, angles.width);
     let (head_dim, pairs) = (rotation.head_dim, angles.width / 2);
     let heads = x.width / head_dim;
+    let count = heads * x.rows;
     let way = usize::from(rotation.layout == RopeLayout::Interleaved) + 2 * usize::from(rotation.inverse);
     let memory = Arg::Memory(&x.memory);
     let mut args = vec![memory, memory, Arg::Null, Arg::Memory(&angles.memory)];
     args.extend([heads, head_dim, rotation.first, pairs, way].map(Arg::U32));
-    args.extend([Arg::F32(0.0), Arg::Null, Arg::Null, Arg::Null]);
-    let launch = Launch { shared_bytes: head_dim * size_of::<f32>(), ..blocks([heads, x.rows, 1], WARP) };
+    args.extend([Arg::F32(0.0), Arg::Null, Arg::Null, Arg::Null, Arg::U32(x.rows)]);
+    let warps = if count >= HEADS_MANY && head_dim <= HEAD_DIM_SHARED_MAX { HEADS_WARPS } else { 1 };
+    let grid = blocks([count.div_ceil(warps), 1, 1], warps * WARP);
+    let launch = Launch { shared_bytes: warps * head_dim * size_of::<f32>(), ..grid };
     gpu.launch(Module::Rope, "rotate", launch, &args);
 }
 
+/// Heads are many from here on: a block has several. Fewer are spread over the card.
+const HEADS_MANY: usize = 2048;
+const HEADS_WARPS: usize = 4;
+
+/// The widest heads that are taken so.
+const HEAD_DIM_SHARED_MAX: usize = 512;
+
 /// Threads of a block that rounds a head, and so the most numbers in one.
 pub(crate) const ROUNDED_MAX: usize = 1024;
+
+/// Widths of heads that a warp turns and rounds by itself, and how many of these share a block.
+pub(crate) const HADAMARD_WIDTHS: RangeInclusive<usize> = WARP..=8 * WARP;
+const HADAMARD_WARPS: usize = 4;
 
 pub(crate) fn round(gpu: &Gpu, x: &mut Tensor, head_dim: usize, rounding: Rounding) {
     x.codes = None;
@@ -67,15 +84,23 @@ pub(crate) fn round(gpu: &Gpu, x: &mut Tensor, head_dim: usize, rounding: Roundi
         "a row is whole heads that can be rounded"
     );
     assert!(head_dim <= ROUNDED_MAX, "heads of at most 1024 numbers are rounded");
-    let launch = blocks([x.count() / head_dim, 1, 1], head_dim.next_multiple_of(WARP));
+    let count = x.count() / head_dim;
+    let launch = blocks([count, 1, 1], head_dim.next_multiple_of(WARP));
     let (memory, width) = (Arg::Memory(&x.memory), Arg::U32(head_dim));
     match rounding {
         Rounding::Fp8 { features } => {
             gpu.launch(Module::Rounding, "round_fp8", launch, &[memory, width, Arg::U32(features)]);
         }
         Rounding::HadamardFp4 => {
-            let factor = Arg::F32(hadamard_factor(head_dim));
-            gpu.launch(Module::Rounding, "round_hadamard_fp4", launch, &[memory, width, factor]);
+            let mut args = vec![memory, width, Arg::F32(hadamard_factor(head_dim)), Arg::U32(count)];
+            // Places for the rotation that the queue joins with it.
+            args.extend([Arg::Null, Arg::U32(0), Arg::U32(0), Arg::U32(0), Arg::U32(0)]);
+            // Heads of whole lanes are a warp's.
+            let launch = match HADAMARD_WIDTHS.contains(&head_dim) {
+                true => blocks([count.div_ceil(HADAMARD_WARPS), 1, 1], HADAMARD_WARPS * WARP),
+                false => launch,
+            };
+            gpu.launch(Module::Rounding, "round_hadamard_fp4", launch, &args);
         }
     }
 }

@@ -126,4 +126,13 @@ EMULATED u32 multiply_halves(u32 a, u32 b) { return pair_of(half_of(a, 0) * half
 EMULATED u32 fma_halves(u32 a, u32 b, u32 c) {
     return pair_of(half_of(a, 0) * half_of(b, 0) + half_of(c, 0), half_of(a, 1) * half_of(b, 1) + half_of(c, 1));
 }
+EMULATED u32 larger_halves(u32 a, u32 b) {
+    u32 larger = 0;
+    for (int half = 0; half < 2; half++) {
+        const double one = half_of(a, half), other = half_of(b, half);
+        const u32 of_half = one != one || other != other ? 0x7fffu : (one > other ? a : b) >> (16 * half) & 0xffffu;
+        larger |= of_half << (16 * half);
+    }
+    return larger;
+}
 EMULATED u32 pair_of_halves(float low, float high) { return float_to_half(low) | (u32)float_to_half(high) << 16; }

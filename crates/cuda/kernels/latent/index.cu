@@ -1,12 +1,27 @@
-// Scores of compressed rows for their choice by an indexer; crates/ops/src/numerics.rs. A block is a row of the step and 64 of its
+// Scores of compressed rows for their choice by an indexer; crates/ops/src/numerics.rs. A block is a row of the step and 256 of its
 // compressed rows: a product of keys by the queries of 64 heads, whose every sum is one chain along the features, and then a chain
 // over heads for each key.
+//
+// Keys and queries that were rounded to small floats are whole numbers, but for a factor of a power of two: a head's and a key's own. Where
+// they are so small that no sum of products needs more than 24 bits, no partial sum is ever rounded, whatever the order, and the matrix
+// units give the chain's own bits. A block looks whether that is so; if not, it walks the chains in f32.
 
 #define TILE 64
 #define DEPTH 32
 #define EACH 4
+// Thread t has the chain over heads of key t.
+#define KEYS THREADS
+#define WARPS (THREADS / 32)
+// Blocks that share a processor.
+#define RESIDENT 2
 
 static_assert(THREADS == TILE / EACH * (TILE / EACH), "a thread has 4 keys and 4 heads");
+
+// Whether rows can be operands of the matrix units: f16 in whole pieces, and few enough.
+#define HAS_UNITS (FORMAT == 1 && WIDTH % 32 == 0 && WIDTH <= 128)
+// Whole numbers of queries and of keys stay below 2^QUERY_BITS and 2^KEY_BITS, and so a sum below 2^23.
+#define QUERY_BITS 9
+#define KEY_BITS 7
 
 // Numbers of a stage, those of a feature together. Where a key, or a head, stands goes by the feature too, so that what is written turned
 // spreads over the banks.
@@ -15,6 +30,31 @@ struct Stage {
 
     DEVICE_MEMBER void put(u32 feature, u32 at, float value) { numbers[feature][at ^ feature / 8 * 8] = value; }
     DEVICE_MEMBER float4 get(u32 feature, u32 at) const { return *(const float4*)&numbers[feature][at ^ feature / 8 * 8]; }
+};
+
+// Of chains that are walked.
+struct Walked {
+    Stage keys, others;
+    float dots[TILE][TILE + 4];
+};
+
+// Of the matrix units: queries as whole numbers, padded so that reads spread over the banks, and sums of 16 heads and a warp's keys.
+#define PIECES (WIDTH / 32)
+#define HEAD_BYTES (WIDTH * 2 + (WIDTH % 64 == 0 ? 64 : 0))
+struct Multiplied {
+    u8 queries[TILE * HEAD_BYTES];
+    float dots[WARPS][16][40];
+    // What takes whole numbers back.
+    float downs[TILE];
+};
+// Sixteens of heads that are multiplied together.
+#define TOGETHER 2
+
+struct Heads {
+    const float* queries;
+    // Weights, scaled.
+    const float* weights;
+    u32 count;
 };
 
 // Eight numbers of a key from `d` on; zeros where there are none.
@@ -41,64 +81,227 @@ DEVICE void load_query(float (&out)[8], const float* query, u32 d) {
 #endif
 }
 
-// scores [row of the chunk][stride]: of the compressed rows that a row sees, where these are more than are selected.
-KERNEL __launch_bounds__(THREADS) index_scores(const float* queries, const float* head_weights, const u8* pages, float* scores,
-                                               const u32* rows, const u32* lists, u32 first, u32 heads, u32 ratio, u32 top_k,
-                                               u32 stride, float scale) {
-    __shared__ __align__(16) Stage keys, others;
-    __shared__ __align__(16) float dots[TILE][TILE + 4];
-    __shared__ float weights[TILE];
-    begin_in_turn();
-    const Step step = {rows, lists};
-    const u32 row = first + blockIdx.y, complete = (step.position(row) + 1) / ratio, first_key = blockIdx.x * TILE;
-    if (complete <= top_k || first_key >= complete) return;
+// The keys of a block.
+struct Keys {
+    Step step;
+    const u8* pages;
+    u32 row, ratio, first, complete;
+
+    // Those beyond the last are the last.
+    DEVICE_MEMBER const u8* at(u32 index) const {
+        index = first + index < complete ? first + index : complete - 1;
+        return pages + place_of_compressed(step, row, index, ratio);
+    }
+};
+
+DEVICE float next_score(float score, float dot, float weight) { return fma(dot < 0.0f ? 0.0f : dot, weight, score); }
+
+// Sums of 64 keys from `first` on by all heads, in order, and then the chains of those keys, which threads `first` and up have.
+DEVICE float walk(Walked& shared, const Keys& keys, u32 first, const Heads& heads, float score) {
     const u32 t = threadIdx.x, key_at = t % 16 * EACH, head_at = t / 16 * EACH;
     // What a thread brings: 8 features of a key, and of a head.
     const u32 place = t / 4, part = t % 4 * 8;
-    const u32 index = first_key + place < complete ? first_key + place : complete - 1;
-    const u8* own_key = pages + place_of_compressed(step, row, index, ratio);
-    float score = 0.0f;
-    for (u32 from = 0; from < heads; from += TILE) {
-        const u32 count = heads - from < TILE ? heads - from : TILE;
-        const float* own_query = queries + ((u64)row * heads + from + (place < count ? place : 0)) * WIDTH;
-        float sums[EACH][EACH] = {};
-        for (u32 depth = 0; depth < WIDTH; depth += DEPTH) {
-            float key[8], query[8];
-            load_key(key, own_key, depth + part);
-            load_query(query, own_query, depth + part);
-            __syncthreads();
+    const u8* own_key = keys.at(first + place);
+    const float* own_query = heads.queries + (u64)(place < heads.count ? place : 0) * WIDTH;
+    float sums[EACH][EACH] = {};
+    for (u32 depth = 0; depth < WIDTH; depth += DEPTH) {
+        float key[8], query[8];
+        load_key(key, own_key, depth + part);
+        load_query(query, own_query, depth + part);
+        __syncthreads();
 #pragma unroll
-            for (int i = 0; i < 8; i++) {
-                keys.put(part + i, place, key[i]);
-                others.put(part + i, place, query[i]);
-            }
-            __syncthreads();
-            const u32 end = WIDTH - depth < DEPTH ? WIDTH - depth : DEPTH;
+        for (int i = 0; i < 8; i++) {
+            shared.keys.put(part + i, place, key[i]);
+            shared.others.put(part + i, place, query[i]);
+        }
+        __syncthreads();
+        const u32 end = WIDTH - depth < DEPTH ? WIDTH - depth : DEPTH;
 #pragma unroll 8
-            for (u32 d = 0; d < end; d++) {
-                const float4 k = keys.get(d, key_at), q = others.get(d, head_at);
-                const float of_heads[EACH] = {q.x, q.y, q.z, q.w};
+        for (u32 d = 0; d < end; d++) {
+            const float4 k = shared.keys.get(d, key_at), q = shared.others.get(d, head_at);
+            const float of_heads[EACH] = {q.x, q.y, q.z, q.w};
 #pragma unroll
-                for (int h = 0; h < EACH; h++) {
-                    sums[h][0] = fma(of_heads[h], k.x, sums[h][0]);
-                    sums[h][1] = fma(of_heads[h], k.y, sums[h][1]);
-                    sums[h][2] = fma(of_heads[h], k.z, sums[h][2]);
-                    sums[h][3] = fma(of_heads[h], k.w, sums[h][3]);
+            for (int h = 0; h < EACH; h++) {
+                sums[h][0] = fma(of_heads[h], k.x, sums[h][0]);
+                sums[h][1] = fma(of_heads[h], k.y, sums[h][1]);
+                sums[h][2] = fma(of_heads[h], k.z, sums[h][2]);
+                sums[h][3] = fma(of_heads[h], k.w, sums[h][3]);
+            }
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < EACH; h++)
+        *(float4*)&shared.dots[head_at + h][key_at] = make_float4(sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
+    __syncthreads();
+    if (t >= first && t < first + TILE) {
+#pragma unroll 8
+        for (u32 h = 0; h < heads.count; h++) score = next_score(score, shared.dots[h][t - first], heads.weights[h]);
+    }
+    return score;
+}
+
+// Whether something holds for all threads of a block. `flags` has a place a warp.
+DEVICE bool all_of_block(bool holds, u32* flags) {
+    const u32 votes = __ballot_sync(0xffffffffu, holds);
+    if (threadIdx.x % 32 == 0) flags[threadIdx.x / 32] = votes;
+    __syncthreads();
+    u32 all = 0xffffffffu;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) all &= flags[w];
+    __syncthreads();
+    return all == 0xffffffffu;
+}
+
+#if HAS_UNITS
+// Where a lane has a key's numbers: eight of each 32, which are its parts of two products.
+DEVICE uint4 piece_of(const u8* key, u32 piece) { return *(const uint4*)(key + (piece * 4 + threadIdx.x % 4) * 16); }
+
+// Whether a key, of which four lanes have a quarter each, is whole numbers below 2^KEY_BITS, but for a factor.
+DEVICE bool is_whole_key(const u8* key) {
+    uint4 pieces[PIECES];
+    u32 most = 0;
+#pragma unroll
+    for (int p = 0; p < PIECES; p++) {
+        pieces[p] = piece_of(key, p);
+        const u32 words[4] = {pieces[p].x, pieces[p].y, pieces[p].z, pieces[p].w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) most = larger_halves(most, words[i] & 0x7fff7fffu);
+    }
+    most = larger_halves(most, most >> 16 | most << 16);
+    most = larger_halves(most, __shfl_xor_sync(0xffffffffu, most, 1));
+    most = larger_halves(most, __shfl_xor_sync(0xffffffffu, most, 2)) & 0x7fffu;
+    // A sum with this has no room for what is less than one of the whole numbers.
+    const u32 exponent = most >> 10, one = (exponent + 11 - KEY_BITS) << 10 | 0x200u, magic = one << 16 | one;
+    u32 rest = 0;
+#pragma unroll
+    for (int p = 0; p < PIECES; p++) {
+        const u32 words[4] = {pieces[p].x, pieces[p].y, pieces[p].z, pieces[p].w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) rest |= (add_halves(add_halves(words[i], magic), magic ^ 0x80008000u) ^ words[i]) & 0x7fff7fffu;
+    }
+    return most == 0 || (exponent > 0 && exponent + 11 - KEY_BITS < 31 && rest == 0);
+}
+
+// Brings a quarter of a head's query as whole numbers; whether it is such. Heads that are not there are zeros.
+DEVICE bool keep_query(Multiplied& shared, const Heads& heads) {
+    const u32 head = threadIdx.x / 4, part = threadIdx.x % 4;
+    float numbers[PIECES][8];
+    u32 most = 0;
+#pragma unroll
+    for (int p = 0; p < PIECES; p++) {
+        if (head < heads.count) load_query(numbers[p], heads.queries + (u64)head * WIDTH, p * 32 + part * 8);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            if (head >= heads.count) numbers[p][i] = 0.0f;
+            most = max(most, __float_as_uint(numbers[p][i]) & 0x7fffffffu);
+        }
+    }
+    most = max(most, __shfl_xor_sync(0xffffffffu, most, 1));
+    most = max(most, __shfl_xor_sync(0xffffffffu, most, 2));
+    const u32 exponent = most >> 23;
+    // Far from the ends, so that no power here, and no product of it, leaves what f32 has.
+    const bool is_plain = exponent > 64 && exponent < 190;
+    const u32 up_exponent = is_plain ? 2 * 127 + QUERY_BITS - 1 - exponent : 127;
+    const float up = __uint_as_float(up_exponent << 23);
+    bool is_whole = most == 0 || is_plain;
+#pragma unroll
+    for (int p = 0; p < PIECES; p++) {
+        u32 pairs[4];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const float whole = numbers[p][i] * up;
+            is_whole &= (whole + MAGIC) - MAGIC == whole && (whole != 0.0f || numbers[p][i] == 0.0f);
+            numbers[p][i] = whole;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) pairs[i] = pair_of_halves(numbers[p][2 * i], numbers[p][2 * i + 1]);
+        *(uint4*)&shared.queries[head * HEAD_BYTES + (p * 4 + part) * 16] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    }
+    if (part == 0) shared.downs[head] = __uint_as_float((254 - up_exponent) << 23);
+    return is_whole;
+}
+
+// Goes on with the chains of a warp's 32 keys, a lane a key.
+DEVICE float multiply_keys(Multiplied& shared, const Keys& keys, const Heads& heads, float score) {
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const u8* own[4];
+#pragma unroll
+    for (int n = 0; n < 4; n++) own[n] = keys.at(warp * 32 + n * 8 + g);
+    float(*dots)[40] = shared.dots[warp];
+#pragma unroll 1
+    for (u32 from = 0; from < heads.count; from += TOGETHER * 16) {
+        float sums[TOGETHER][4][4] = {};
+#pragma unroll
+        for (int p = 0; p < PIECES; p++) {
+            uint4 key[4];
+#pragma unroll
+            for (int n = 0; n < 4; n++) key[n] = piece_of(own[n], p);
+#pragma unroll
+            for (int m = 0; m < TOGETHER; m++) {
+                const u8* at = shared.queries + (from + m * 16 + g) * HEAD_BYTES + (p * 4 + t) * 16;
+                const uint4 one = *(const uint4*)at, other = *(const uint4*)(at + 8 * HEAD_BYTES);
+                const u32 first[4] = {one.x, other.x, one.y, other.y}, second[4] = {one.z, other.z, one.w, other.w};
+#pragma unroll
+                for (int n = 0; n < 4; n++) {
+                    multiply_numbers(sums[m][n], first, key[n].x, key[n].y);
+                    multiply_numbers(sums[m][n], second, key[n].z, key[n].w);
                 }
             }
         }
 #pragma unroll
-        for (int h = 0; h < EACH; h++)
-            *(float4*)&dots[head_at + h][key_at] = make_float4(sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
-        if (t < count) weights[t] = head_weights[(u64)row * heads + from + t] * scale;
-        __syncthreads();
-        if (t < TILE) {
-#pragma unroll 8
-            for (u32 h = 0; h < count; h++) {
-                const float dot = dots[h][t];
-                score = fma(dot < 0.0f ? 0.0f : dot, weights[h], score);
+        for (u32 m = 0; m < TOGETHER; m++) {
+            __syncwarp();
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                *(float2*)&dots[g][n * 8 + t * 2] = make_float2(sums[m][n][0], sums[m][n][1]);
+                *(float2*)&dots[g + 8][n * 8 + t * 2] = make_float2(sums[m][n][2], sums[m][n][3]);
             }
+            __syncwarp();
+            const u32 first = from + m * 16, count = heads.count < first + 16 ? heads.count : first + 16;
+#pragma unroll 8
+            for (u32 h = first; h < count; h++) score = next_score(score, dots[h - first][lane] * shared.downs[h], heads.weights[h]);
         }
     }
-    if (t < TILE && first_key + t < complete) scores[(u64)blockIdx.y * stride + first_key + t] = score;
+    return score;
+}
+#endif
+
+// scores [row of the chunk][stride]: of the compressed rows that a row sees, where these are more than are selected.
+KERNEL __launch_bounds__(THREADS, RESIDENT) index_scores(const float* queries, const float* head_weights, const u8* pages, float* scores,
+                                                         const u32* rows, const u32* lists, u32 first, u32 heads, u32 ratio, u32 top_k,
+                                                         u32 stride, float scale) {
+#if HAS_UNITS
+    __shared__ __align__(16) u8 shared[sizeof(Walked) > sizeof(Multiplied) ? sizeof(Walked) : sizeof(Multiplied)];
+#else
+    __shared__ __align__(16) u8 shared[sizeof(Walked)];
+#endif
+    __shared__ float weights[TILE];
+    __shared__ u32 flags[WARPS];
+    begin_in_turn();
+    const Step step = {rows, lists};
+    const u32 row = first + blockIdx.y, complete = (step.position(row) + 1) / ratio, first_key = blockIdx.x * KEYS, t = threadIdx.x;
+    if (complete <= top_k || first_key >= complete) return;
+    const Keys keys = {step, pages, row, ratio, first_key, complete};
+    bool are_whole = HAS_UNITS;
+#if HAS_UNITS
+#pragma unroll 1
+    for (u32 n = 0; n < 4; n++) are_whole &= is_whole_key(keys.at(t / 32 * 32 + n * 8 + t % 32 / 4));
+    are_whole = all_of_block(are_whole, flags);
+#endif
+    float score = 0.0f;
+    for (u32 from = 0; from < heads; from += TILE) {
+        const u32 count = heads - from < TILE ? heads - from : TILE;
+        const Heads some = {queries + ((u64)row * heads + from) * WIDTH, weights, count};
+        __syncthreads();
+        if (t < count) weights[t] = head_weights[(u64)row * heads + from + t] * scale;
+#if HAS_UNITS
+        if (are_whole && all_of_block(keep_query(*(Multiplied*)shared, some), flags)) {
+            score = multiply_keys(*(Multiplied*)shared, keys, some, score);
+            continue;
+        }
+#endif
+        for (u32 of_tile = 0; of_tile < KEYS && first_key + of_tile < complete; of_tile += TILE)
+            score = walk(*(Walked*)shared, keys, of_tile, some, score);
+    }
+    if (first_key + t < complete) scores[(u64)blockIdx.y * stride + first_key + t] = score;
 }

@@ -55,6 +55,7 @@ struct Heads {
         __syncwarp();
     }
 
+    // In shared memory, or where the head lies.
     DEVICE_MEMBER void turn(float* shared, u64 row, u32 lane) const {
         const float* of_row = angles + row * 2 * pairs;
         for (u32 pair = lane; pair < pairs; pair += 32) {

@@ -44,6 +44,12 @@ DEVICE float rounded_to_fp8(float v, u32 features, float* sizes) {
     return t < features ? scaled(v, size, 3, -6, 8, 1.75f) : v;
 }
 
+// Below this no block's largest is looked at.
+#define FP4_FLOOR (6.0f * __uint_as_float(0x00800000u))
+
+// A number to E2M1, in a block whose largest is `size`.
+DEVICE float to_fp4(float v, float size) { return scaled(v, size, 1, 0, 2, 1.5f); }
+
 // The same by the Hadamard matrix of `width`, a power of two, and then E2M1 in blocks of 32. `numbers` has a place a thread.
 DEVICE float turned_to_fp4(float v, u32 width, float factor, float* numbers) {
     const u32 t = threadIdx.x;
@@ -56,6 +62,5 @@ DEVICE float turned_to_fp4(float v, u32 width, float factor, float* numbers) {
         v = t & stride ? other - v : v + other;
     }
     v = v * factor;
-    const float size = largest_of_warp(t < width ? v : 0.0f, 6.0f * __uint_as_float(0x00800000u));
-    return scaled(v, size, 1, 0, 2, 1.5f);
+    return to_fp4(v, largest_of_warp(t < width ? v : 0.0f, FP4_FLOOR));
 }

@@ -8,7 +8,7 @@
 use tessera_ops::numerics::ACTIVATION_BLOCK;
 
 use super::Call;
-use crate::kernels::Module;
+use crate::{kernels::Module, matmul::tile::WARP, rowwise::HADAMARD_WIDTHS};
 
 /// Parameters of `kernels/norm/norm.cu`.
 pub(super) mod norm {
@@ -36,7 +36,20 @@ pub(super) mod rope {
     pub(in crate::queue) const EPSILON: usize = 9;
     /// Codes, scales and minima of what is turned.
     pub(in crate::queue) const CODES: [usize; 3] = [10, 11, 12];
+    pub(in crate::queue) const ROWS: usize = 13;
 }
+
+/// Parameters of `round_hadamard_fp4` in `kernels/rounding/rounding.cu`.
+mod hadamard {
+    pub(super) const X: usize = 0;
+    pub(super) const WIDTH: usize = 1;
+    pub(super) const COUNT: usize = 3;
+    /// Angles, heads of a row, the first feature that turns, pairs, and the way.
+    pub(super) const TURN: [usize; 5] = [4, 5, 6, 7, 8];
+}
+
+/// Bit of the way of a rotation: neighbours pair.
+const NEIGHBOURS: u64 = 1;
 
 /// Parameters of `kernels/quantize/quantize.cu`.
 mod quantize {
@@ -75,6 +88,7 @@ pub(super) fn joined(last: &Call, next: &Call) -> Option<Call> {
     match (last.module, next.module) {
         (Module::Norm, Module::Rope) => normed_and_turned(last, next),
         (Module::Rope, Module::Quantize) => turned_and_coded(last, next),
+        (Module::Rope, Module::Rounding) if next.entry == "round_hadamard_fp4" => turned_and_rounded(last, next),
         (Module::Merge(pages), Module::Quantize) => merged_and_coded(last, next, pages.head_dim),
         (Module::LatentSpans(form), Module::Rope) => merged_and_turned(last, next, form.width),
         (Module::LatentSpans(form), Module::Quantize) => latent_and_coded(last, next, form.width),
@@ -86,7 +100,7 @@ pub(super) fn joined(last: &Call, next: &Call) -> Option<Call> {
 
 /// A norm of heads and their rotation. Codes of what is turned are gone with it, so nobody has read them.
 fn normed_and_turned(norm: &Call, rope: &Call) -> Option<Call> {
-    let [heads, rows, _] = rope.grid.map(u64::from);
+    let [heads, rows] = [rope::HEADS, rope::ROWS].map(|at| rope.args[at]);
     let can = norm.args[norm::ADDED] == 0
         && (rope.args[rope::WEIGHT], rope.args[rope::CODES[0]]) == (0, 0)
         && rope.args[rope::X] == norm.args[norm::Y]
@@ -105,13 +119,31 @@ fn normed_and_turned(norm: &Call, rope: &Call) -> Option<Call> {
 /// A rotation of heads, and codes of what it gives.
 fn turned_and_coded(turn: &Call, quantize: &Call) -> Option<Call> {
     let r = &turn.args;
-    let [heads, rows, _] = turn.grid.map(u64::from);
+    let [heads, rows] = [rope::HEADS, rope::ROWS].map(|at| r[at]);
     // Codes of a row may lie where another row's numbers, or angles, are still to be read.
     let read = [r[rope::X], r[rope::ANGLES]];
     let can = r[rope::CODES[0]] == 0
         && r[rope::HEAD_DIM].is_multiple_of(ACTIVATION_BLOCK as u64)
         && are_codes_of(quantize, r[rope::Y], rows, heads * r[rope::HEAD_DIM], &read);
     can.then(|| with_codes(turn, quantize, rope::CODES))
+}
+
+/// A rotation of heads, and their way into small floats, where a warp has a head and both of a pair.
+fn turned_and_rounded(turn: &Call, round: &Call) -> Option<Call> {
+    let (r, h) = (&turn.args, &round.args);
+    let [heads, rows] = [rope::HEADS, rope::ROWS].map(|at| r[at]);
+    let [first, pairs, way] = rope::TURN.map(|at| r[at]);
+    let can = [r[rope::X], r[rope::Y]] == [h[hadamard::X]; 2]
+        && [r[rope::WEIGHT], r[rope::CODES[0]], h[hadamard::TURN[0]]] == [0; 3]
+        && (h[hadamard::WIDTH], h[hadamard::COUNT]) == (r[rope::HEAD_DIM], heads * rows)
+        && (way & NEIGHBOURS, first % 2) == (NEIGHBOURS, 0)
+        && (2 * WARP..=*HADAMARD_WIDTHS.end()).contains(&(h[hadamard::WIDTH] as usize));
+    can.then(|| {
+        let mut both = round.clone();
+        let turn = [r[rope::ANGLES], heads, first, pairs, way];
+        hadamard::TURN.into_iter().zip(turn).for_each(|(at, value)| both.args[at] = value);
+        both
+    })
 }
 
 /// Parameters of `kernels/attention/merge.cu`.
@@ -172,8 +204,8 @@ fn merged_and_turned(last: &Call, turn: &Call, width: usize) -> Option<Call> {
         && (a[latent::FIRST], a[latent::TURN[0]]) == (0, 0)
         && [r[rope::X], r[rope::Y]] == [a[latent::Y]; 2]
         && (r[rope::WEIGHT], r[rope::CODES[0]], r[rope::HEAD_DIM]) == (0, 0, width as u64)
-        && turn.grid[0] * turn.grid[1] == last.grid[0]
-        && u64::from(turn.grid[0]) == a[latent::HEADS];
+        && r[rope::HEADS] * r[rope::ROWS] == u64::from(last.grid[0])
+        && r[rope::HEADS] == a[latent::HEADS];
     can.then(|| {
         let mut both = last.clone();
         let turn = [r[rope::ANGLES], r[rope::TURN[0]], r[rope::TURN[1]], r[rope::TURN[2]]];
@@ -210,10 +242,10 @@ impl Kind {
     /// Of a call, where its heads have `head_dim` numbers.
     fn of(call: &Call, head_dim: usize) -> Option<Kind> {
         let a = &call.args;
-        let count = call.grid[..2].iter().copied().map(u64::from).product();
         let (kind, width) = match call.module {
             Module::Norm if a[norm::ADDED] == 0 && a[norm::CODES] == 0 => {
                 let (weight, epsilon) = (a[norm::WEIGHT], a[norm::EPSILON]);
+                let count = call.grid[0].into();
                 let kind = Kind { x: a[norm::X], y: a[norm::Y], weight, epsilon, count, heads: None, turn: None };
                 (kind, a[norm::WIDTH])
             }
@@ -221,6 +253,7 @@ impl Kind {
                 let [first, pairs, way] = rope::TURN.map(|at| a[at]);
                 let turn = Some([a[rope::ANGLES], first, pairs, way]);
                 let (weight, epsilon, heads) = (a[rope::WEIGHT], a[rope::EPSILON], Some(a[rope::HEADS]));
+                let count = a[rope::HEADS] * a[rope::ROWS];
                 let kind = Kind { x: a[rope::X], y: a[rope::Y], weight, epsilon, count, heads, turn };
                 (kind, a[rope::HEAD_DIM])
             }

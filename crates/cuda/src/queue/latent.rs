@@ -124,7 +124,7 @@ impl<'a> Arrival<'a> {
         let is_row = form.format == KvFormat::F16
             && form.width <= ARRIVE_THREADS
             && form.bytes() == 2 * form.width
-            && self.rope.grid == [1, rows, 1]
+            && (rope[rope::HEADS], rope[rope::ROWS]) == (1, rows.into())
             && (rope[rope::Y], rope[rope::HEAD_DIM], rope[rope::CODES[0]]) == (x, width, 0)
             && rope[rope::WEIGHT] != 0;
         let is_rounded = self.round.is_none_or(|c| (c.args[round::X], c.args[round::WIDTH]) == (x, width));

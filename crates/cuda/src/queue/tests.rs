@@ -113,7 +113,7 @@ fn norm_of_heads(x: u64, y: u64, heads: u32) -> Call {
 }
 
 fn rotation(x: u64, heads: u32) -> Call {
-    let mut call = call(Module::Rope, "rotate", heads, &[x, x, 0, 80, heads.into(), 64, 0, 32, 1, 0]);
+    let mut call = call(Module::Rope, "rotate", heads, &[x, x, 0, 80, heads.into(), 64, 0, 32, 1, 0, 0, 0, 0, 2]);
     call.grid[1] = 2;
     call
 }

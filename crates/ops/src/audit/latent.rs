@@ -38,6 +38,8 @@ struct Shape {
     index_dim: usize,
     rounding: Option<Rounding>,
     format: KvFormat,
+    /// Whether the indexer's keys and queries are rounded as a model does.
+    rounds_index: bool,
     /// Whether rows are rounded as a model does, and kept packed.
     is_packed: bool,
     /// Whether raw rows are in a ring.
@@ -55,6 +57,7 @@ const PLAIN: Shape = Shape {
     index_dim: 64,
     rounding: None,
     format: KvFormat::F16,
+    rounds_index: false,
     is_packed: false,
     is_ring: true,
     lengths: &LENGTHS,
@@ -88,7 +91,7 @@ pub(super) fn jobs<D: Device>(settings: &Settings, jobs: &mut Vec<Job<D>>) {
 impl Shape {
     /// Kept packed: all but the features that turn as E4M3, keys of the indexer as E2M1.
     fn packed(self) -> Shape {
-        Shape { is_packed: true, rounding: Some(self.row_rounding()), ..self }
+        Shape { is_packed: true, rounds_index: true, rounding: Some(self.row_rounding()), ..self }
     }
 
     fn row_rounding(&self) -> Rounding {
@@ -151,7 +154,18 @@ fn shapes() -> Vec<Shape> {
     let index = Some((64, 9));
     all.push(Shape { heads: 64, head_dim: 512, index, lengths: &LENGTHS_FEW, compressed: Some((4, true)), ..PLAIN });
     all.extend(packed_shapes());
+    all.extend(rounded_index_shapes());
     all
+}
+
+/// Keys and queries that are small whole numbers, but for a factor, so that a device may add up their products in any order; and so many
+/// that they fill a block of them.
+fn rounded_index_shapes() -> Vec<Shape> {
+    let two =
+        Shape { op: Op::Select, rounds_index: true, compressed: Some((2, true)), lengths: &LENGTHS_LONG, ..PLAIN };
+    let of = |heads: usize, top_k: usize, index_dim: usize| Shape { index: Some((heads, top_k)), index_dim, ..two };
+    let many = Shape { lengths: &[9 * PAGE_TOKENS + 3], ..of(3, 20, 32) };
+    vec![of(64, 9, 128), of(65, 64, 128), of(5, 1, 32), of(17, 30, 64), many]
 }
 
 /// Of each kind of subject one.
@@ -169,6 +183,7 @@ fn brief_shapes() -> Vec<Shape> {
     // More rows than a block of keys, and more heads than a tile.
     let two = Shape { compressed: Some((2, true)), lengths: &[2 * PAGE_TOKENS + 14], op: Op::Select, ..PLAIN };
     all.extend([Shape { index: Some((66, 64)), ..two }, Shape { index: Some((5, 65)), index_dim: 40, ..two }]);
+    all.extend([Shape { index: Some((66, 64)), rounds_index: true, index_dim: 128, ..two }]);
     all.extend([many, Shape { rounding, ..four }, Shape { rounding: Some(Rounding::HadamardFp4), ..four }]);
     let wide = Shape { op: Op::Latent, head_dim: 256, heads: 5, window: 65, ..four };
     all.extend([wide, Shape { head_dim: 128, heads: 66, lengths: &[5, 66], ..wide }]);
@@ -283,7 +298,7 @@ impl Streams {
             epsilon: 1e-6,
             rope: Rope { layout: RopeLayout::Interleaved, frequencies: vec![1.0, 0.11, 2.5e-3], magnitude: 1.0 },
             rounding: match is_index {
-                true => self.shape.is_packed.then_some(Rounding::HadamardFp4),
+                true => self.shape.rounds_index.then_some(Rounding::HadamardFp4),
                 false => self.shape.rounding,
             },
         })
@@ -364,7 +379,10 @@ impl Streams {
             device.store_rows(cache, INDEX_INPUTS, &on.index_inputs.rows(device, step), step);
             device.compress(cache, &on.index_compressor, step);
             let selector = Selector { entry: INDEX_ROWS, ratio, heads, head_dim: index_dim, top_k, scale: 0.177 };
-            let (queries, weights) = (on.index_queries.rows(device, step), on.index_weights.rows(device, step));
+            let (mut queries, weights) = (on.index_queries.rows(device, step), on.index_weights.rows(device, step));
+            if self.shape.rounds_index {
+                device.round(&mut queries, index_dim, Rounding::HadamardFp4);
+            }
             (device.select(&queries, &weights, cache, &selector, step), top_k)
         });
         if let (Op::Select, Some((selection, top_k))) = (op, &selection) {
@@ -404,30 +422,18 @@ impl Subject for Streams {
     type Loaded<D: Device> = Loaded<D>;
 
     fn facts(&self) -> Facts {
-        let &Shape {
-            op,
-            heads,
-            head_dim,
-            window,
-            compressed,
-            index,
-            index_dim,
-            rounding,
-            format,
-            is_packed,
-            is_ring,
-            lengths,
-        } = &self.shape;
+        let &Shape { op, heads, head_dim, window, compressed, index, index_dim, format, lengths, .. } = &self.shape;
         let compressed = compressed.map_or(String::new(), |(ratio, overlap)| {
             format!(", a row for {ratio} tokens{}", if overlap { " and those before" } else { "" })
         });
         let index =
             index.map_or(String::new(), |(heads, top_k)| format!(", {top_k} selected by {heads} heads of {index_dim}"));
-        let rounded = rounding.map_or(String::new(), |r| format!(", {r:?}"));
-        let ring = if is_ring { ", rings" } else { "" };
+        let rounded = self.shape.rounding.map_or(String::new(), |r| format!(", {r:?}"));
+        let rounded = if self.shape.rounds_index { format!("{rounded}, keys rounded") } else { rounded };
+        let ring = if self.shape.is_ring { ", rings" } else { "" };
         let arithmetic = match format {
             _ if self.shape.index.is_some() && format != KvFormat::F32 => Arithmetic::Choice,
-            _ if rounding.is_some() => Arithmetic::KvCodes,
+            _ if self.shape.rounding.is_some() => Arithmetic::KvCodes,
             KvFormat::F32 => Arithmetic::Rounded,
             KvFormat::F16 => Arithmetic::KvHalf,
             KvFormat::Q8_0 => Arithmetic::KvCodes,
@@ -435,7 +441,7 @@ impl Subject for Streams {
         Facts {
             op,
             format: match format {
-                _ if is_packed => "packed",
+                _ if self.shape.is_packed => "packed",
                 KvFormat::F32 => "F32",
                 KvFormat::F16 => "F16",
                 KvFormat::Q8_0 => "Q8_0",
