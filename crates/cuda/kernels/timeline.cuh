@@ -22,19 +22,22 @@ DEVICE u64 letters(const char* name, int from) {
     return word;
 }
 
-DEVICE void note_turn(const char* kernel) {
-    if (threadIdx.x + blockIdx.x + blockIdx.y + blockIdx.z > 0) return;
-    u64* memory = timeline;
-    const u64 turn = memory[0];
+// Waits for earlier work, and notes the turn. What can be read before is: a look at memory is as long as a small kernel.
+DEVICE void wait_and_note(const char* kernel) {
+    const bool is_noted = threadIdx.x + blockIdx.x + blockIdx.y + blockIdx.z == 0;
+    volatile u64* memory = is_noted ? timeline : nullptr;
+    after_earlier_work();
+    if (!is_noted) return;
+    const u64 now = clock_nanoseconds(), turn = memory[0];
     memory[0] = turn + 1;
     if (turn >= TIMELINE) return;
-    u64* own = memory + 1 + 3 * turn;
-    own[0] = clock_nanoseconds();
+    volatile u64* own = memory + 1 + 3 * turn;
+    own[0] = now;
     own[1] = letters(kernel, 0);
     own[2] = letters(kernel, 8);
 }
 
-#define after_earlier_work() (after_earlier_work(), note_turn(__func__))
-#define begin_in_turn() (begin_in_turn(), note_turn(__func__))
+#define after_earlier_work() wait_and_note(__func__)
+#define begin_in_turn() (let_next_start(), wait_and_note(__func__))
 
 #endif
