@@ -149,7 +149,17 @@ fn a_sweep_measures_every_frontier_and_draws_it() {
     assert_eq!(&other[5]["hash"], &found[5]["hash"]);
     // A model whose rings are written over on the way: going back to a frontier takes more than forgetting tokens.
     let rings = "synth:deepseek4,layers=2,width=256,heads=1,experts=2,experts_used=1,vocabulary=300";
-    let args = ["sweep", rings, "--from=100", "--to=500", "--step=400", "--generate=2", "--chunk=32", "--repeat=1"];
+    let args = [
+        "sweep",
+        rings,
+        "--from=100",
+        "--to=500",
+        "--step=400",
+        "--generate=2",
+        "--chunk=32",
+        "--repeat=1",
+        "--room=700",
+    ];
     assert_eq!(numbers(&rows(&home, &args), "depth"), [0, 100, 100, 500]);
     home.run(&["bench", "sweep", TINY, "--from=9", "--to=8"]).bad(&["from 9 to 8", "--to"]);
     for factor in ["1", "NaN", "101", "x"] {

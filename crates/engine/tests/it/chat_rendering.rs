@@ -199,16 +199,24 @@ fn messages_are_read_as_chat_apis_write_them() {
 /// A block of calls goes back into the prompt to the letter.
 #[test]
 fn sampled_calls_are_repeated_exactly() {
-    let template = template("qwen3");
-    let sampled = "I look. <tool_call>{\"name\" :\"f\",\"arguments\":{\"b\":1 ,\"a\":2}}</tool_call>";
-    let found: Reply = events(ReplyParser::new(family(&template), Arc::default()), [sampled]).iter().collect();
-    let messages = [Message::new("user", "x"), found.message()];
-    let plain = |text: &str| text.to_owned();
-    let (values, holes) = messages_for(&template, family(&template), &messages, &plain).unwrap();
-    let mut text = template.render(&values, &no_more()).unwrap();
-    assert_eq!(holes.len(), 1);
-    text = text.replace("\u{fdd1}0\u{fdd1}", &holes[0]);
-    assert!(text.contains(sampled), "{text}");
+    let hermes = "I look. <tool_call>{\"name\" :\"f\",\"arguments\":{\"b\":1 ,\"a\":2}}</tool_call>";
+    // Spaces that the template would not write, an escape, parameters out of order, and two calls in a block.
+    let dsml = "I look.\n\n<｜DSML｜tool_calls>\n\n<｜DSML｜invoke name=\"f\">\n  <｜DSML｜parameter name=\"b\" string=\"false\"> 1\
+        </｜DSML｜parameter>\n<｜DSML｜parameter name=\"a\" string=\"true\">&lt;/｜DSML｜parameter></｜DSML｜parameter>\n</｜DSML｜invoke>\n\
+        <｜DSML｜invoke name=\"g\">\n</｜DSML｜invoke>\n </｜DSML｜tool_calls>";
+    for (family_name, sampled, calls) in [("qwen3", hermes, 1), ("deepseek4", dsml, 2)] {
+        let template = template(family_name);
+        let found: Reply = events(ReplyParser::new(family(&template), Arc::default()), [sampled]).iter().collect();
+        let message = found.message();
+        assert_eq!(message.tool_calls.len(), calls, "{message:?}");
+        let messages = [Message::new("user", "x"), message];
+        let plain = |text: &str| text.to_owned();
+        let (values, holes) = messages_for(&template, family(&template), &messages, &plain).unwrap();
+        let mut text = template.render(&values, &no_more()).unwrap();
+        assert_eq!(holes.len(), 1);
+        text = text.replace("\u{fdd1}0\u{fdd1}", &holes[0]);
+        assert!(text.contains(sampled), "{text}");
+    }
 }
 
 /// Nobody but the template makes control tokens.

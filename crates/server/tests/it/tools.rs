@@ -221,26 +221,31 @@ fn results_go_back_into_the_prompt() {
 /// A call that comes back stands in the prompt as it was sampled, with odd spaces and all; one that was changed does not.
 #[test]
 fn calls_that_come_back_are_repeated_as_they_were_sampled() {
-    let server = start_with(&["qwen3"], Tiny::default(), Settings::default());
-    let sampled = "<tool_call>\n{\"name\"  :  \"weather\"  ,  \"arguments\"  :  {\"days\"  :  1}}\n</tool_call>";
-    let more = json!({ "response_format": exactly(sampled), "tool_choice": "auto", "reasoning_effort": "none" });
-    let object = server.post("/v1/chat/completions", &ask("qwen3", more)).fine();
-    let call = object["choices"][0]["message"]["tool_calls"][0].clone();
-    assert_eq!(call["function"]["name"], "weather", "{object}");
-    let tokens = |id: &Value, arguments: &str| {
-        let call = json!({ "id": id, "type": "function", "function": { "name": "weather", "arguments": arguments } });
-        let messages = json!([
-            { "role": "user", "content": "Will it rain?" },
-            { "role": "assistant", "content": null, "tool_calls": [call] },
-            { "role": "tool", "tool_call_id": id, "content": "no" },
-        ]);
-        let body = json!({ "model": "qwen3", "messages": messages, "tools": [weather()], "max_tokens": 1 });
-        server.post("/v1/chat/completions", &body).fine()["usage"]["prompt_tokens"].as_u64().unwrap()
-    };
-    let unknown = json!("call_none");
-    // Ten spaces more, as text of an unknown call never has.
-    assert!(tokens(&call["id"], "{\"days\": 1}") >= tokens(&unknown, "{\"days\": 1}") + 2);
-    assert_eq!(tokens(&call["id"], "{\"days\": 2}"), tokens(&unknown, "{\"days\": 2}"));
+    let hermes = "<tool_call>\n{\"name\"  :  \"weather\"  ,  \"arguments\"  :  {\"days\"  :  1}}\n</tool_call>";
+    let dsml = "<｜DSML｜tool_calls>\n\n\n<｜DSML｜invoke name=\"weather\">\n\n\n<｜DSML｜parameter name=\"days\" string=\"false\">1\
+        </｜DSML｜parameter>\n\n\n</｜DSML｜invoke>\n\n\n</｜DSML｜tool_calls>";
+    let server = start_with(&["qwen3", "deepseek4"], Tiny::default(), Settings::default());
+    for (model, sampled) in [("qwen3", hermes), ("deepseek4", dsml)] {
+        let more = json!({ "response_format": exactly(sampled), "tool_choice": "auto", "reasoning_effort": "none" });
+        let object = server.post("/v1/chat/completions", &ask(model, more)).fine();
+        let call = object["choices"][0]["message"]["tool_calls"][0].clone();
+        assert_eq!(call["function"]["name"], "weather", "{object}");
+        let tokens = |id: &Value, arguments: &str| {
+            let call =
+                json!({ "id": id, "type": "function", "function": { "name": "weather", "arguments": arguments } });
+            let messages = json!([
+                { "role": "user", "content": "Will it rain?" },
+                { "role": "assistant", "content": null, "tool_calls": [call] },
+                { "role": "tool", "tool_call_id": id, "content": "no" },
+            ]);
+            let body = json!({ "model": model, "messages": messages, "tools": [weather()], "max_tokens": 1 });
+            server.post("/v1/chat/completions", &body).fine()["usage"]["prompt_tokens"].as_u64().unwrap()
+        };
+        let unknown = json!("call_none");
+        // Blanks more than text of an unknown call ever has.
+        assert!(tokens(&call["id"], "{\"days\": 1}") >= tokens(&unknown, "{\"days\": 1}") + 2, "{model}");
+        assert_eq!(tokens(&call["id"], "{\"days\": 2}"), tokens(&unknown, "{\"days\": 2}"), "{model}");
+    }
 }
 
 #[test]

@@ -117,6 +117,9 @@ pub(crate) struct Sweep {
     /// Tokens to generate at each frontier
     #[arg(long, value_name = "TOKENS", default_value_t = 32, value_parser = tokens())]
     pub(crate) generate: usize,
+    /// Keep room for so many tokens, if these are more, as where a sequence is to grow further
+    #[arg(long, value_name = "TOKENS", value_parser = tokens())]
+    pub(crate) room: Option<usize>,
     /// Draw the speeds into this file
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<std::path::PathBuf>,

@@ -27,7 +27,8 @@ pub(super) fn main(args: &Sweep) -> Result<()> {
     let frontiers = frontiers(args)?;
     let subject = Subject::open(&args.common, &args.placement)?;
     let (chunk, repeat) = (args.common.chunk, args.common.output.repeat);
-    let mut sequences = subject.load([frontiers[frontiers.len() - 1] + args.generate])?;
+    let length = frontiers[frontiers.len() - 1] + args.generate;
+    let mut sequences = subject.load([length.max(args.room.unwrap_or(0))])?;
     let mut report = Report::new(&args.common.output, subject.facts(), report::MODEL);
     let tokens = subject.tokens(0, frontiers[frontiers.len() - 1]);
     let id = sequences.open();
