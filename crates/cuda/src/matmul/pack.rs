@@ -102,9 +102,9 @@ impl PackedMatrix {
         self.form
     }
 
-    /// The tile of a launch that meets some matrices, with so many columns each.
-    pub(super) fn tile(&self, gpu: &Gpu, segments: usize, columns: usize) -> Tile {
-        let shape = Shape { rows: self.rows, segments, columns };
+    /// The tile of a launch that meets some matrices of so many rows, with so many columns each.
+    pub(super) fn tile(&self, gpu: &Gpu, rows: usize, segments: usize, columns: usize) -> Tile {
+        let shape = Shape { rows, segments, columns };
         self.forced.unwrap_or_else(|| gpu.tile(&self.tiles, shape))
     }
 

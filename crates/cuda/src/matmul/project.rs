@@ -197,7 +197,10 @@ pub(crate) fn project<const N: usize>(
     for share in columns.shares(x) {
         let operand = Operand::of(gpu, x, &matrices.map(|(m, _)| m), &share);
         for (matrix, y) in matrices.into_iter().zip(&results) {
-            product(gpu, x, &operand, matrix, &share, y);
+            // The tile is that of the largest, so that the queue can make one launch of all.
+            let alike = matrices.iter().filter(|(other, _)| other.form == matrix.0.form);
+            let tile_rows = alike.map(|(other, _)| other.rows).max().unwrap_or(0);
+            product_in_tile(gpu, x, &operand, (matrix, tile_rows), &share, y);
         }
     }
     results
@@ -231,16 +234,28 @@ pub(crate) fn product(
     gpu: &Arc<Gpu>,
     x: &Tensor,
     operand: &Operand,
-    (matrix, bias): Biased<'_>,
+    matrix: Biased<'_>,
+    share: &Share<'_>,
+    y: &Tensor,
+) {
+    product_in_tile(gpu, x, operand, (matrix, matrix.0.rows), share, y);
+}
+
+/// The same in the tile of a matrix of `tile_rows` rows.
+fn product_in_tile(
+    gpu: &Arc<Gpu>,
+    x: &Tensor,
+    operand: &Operand,
+    ((matrix, bias), tile_rows): (Biased<'_>, usize),
     share: &Share<'_>,
     y: &Tensor,
 ) {
     match (operand, matrix.form) {
         (Operand::Halves(halves), _) => prefill::multiply(gpu, halves, matrix, bias, share, y),
         (Operand::Codes(codes), Packed::Codes(layout)) => {
-            multiply(gpu, Input::Codes(layout, codes), matrix, bias, share, y);
+            multiply(gpu, (Input::Codes(layout, codes), tile_rows), (matrix, bias), share, y);
         }
-        _ => multiply(gpu, Input::Floats(x), matrix, bias, share, y),
+        _ => multiply(gpu, (Input::Floats(x), tile_rows), (matrix, bias), share, y),
     }
 }
 
@@ -260,7 +275,7 @@ pub(crate) fn project_fine(gpu: &Arc<Gpu>, x: &Tensor, matrix: &PackedMatrix, bi
         let codes = quantize(gpu, x, share.x.clone(), true);
         let parts = Tensor::new(gpu, codes.rows, matrix.rows, Roles::all(Role::Decode, codes.rows));
         let both = Share { x: 0..codes.rows, y: 0..codes.rows, ..share };
-        multiply(gpu, Input::Codes(layout, &codes), matrix, None, &both, &parts);
+        multiply(gpu, (Input::Codes(layout, &codes), matrix.rows), (matrix, None), &both, &parts);
         rowwise::add_fine(gpu, &parts, bias, &y, share.y);
     }
     y
@@ -272,12 +287,11 @@ enum Input<'a> {
     Floats(&'a Tensor),
 }
 
-/// Multiplies rows in the arithmetic of codes, or of plain weights.
+/// Multiplies rows in the arithmetic of codes, or of plain weights; in the tile of a matrix of `tile_rows` rows.
 fn multiply(
     gpu: &Arc<Gpu>,
-    input: Input<'_>,
-    matrix: &PackedMatrix,
-    bias: Option<&Memory>,
+    (input, tile_rows): (Input<'_>, usize),
+    (matrix, bias): Biased<'_>,
     share: &Share<'_>,
     y: &Tensor,
 ) {
@@ -292,7 +306,7 @@ fn multiply(
             by_place = share.chosen.filter(|_| places < segments);
             let met = if by_place.is_some() { places } else { segments };
             // One expert of many is not one matrix: other tiles are compiled.
-            let tile = matrix.tile(gpu, met.max(segments.min(2)), share.columns_expected(segments));
+            let tile = matrix.tile(gpu, tile_rows, met.max(segments.min(2)), share.columns_expected(segments));
             let mut launch = tile.launch(*layout, (rows, columns_max), segments, split);
             launch.grid[2] = met;
             (Module::product(*layout, tile), launch, codes.blocks)
