@@ -33,8 +33,8 @@ pub enum Module {
     Wide(Layout, WideTile),
     /// Products with plain weights.
     Floats(Float, FloatsTile),
-    /// Activations to f16.
-    Halves,
+    /// Activations to f16, by so many threads a row.
+    Halves(usize),
     /// Products of prompt rows, of Hopper.
     Prefill(Packed, PrefillTile),
     /// The same of other cards.
@@ -135,11 +135,11 @@ pub const CARDS: [&str; 4] = ["sm_80", "sm_86", "sm_89", "sm_90a"];
 /// Cards that have Hopper's own instructions.
 pub(crate) const HOPPER_ARCH: &str = "sm_90a";
 
-/// Threads of a block that makes f16 of a row.
-pub(crate) const HALVES_THREADS: usize = 256;
+/// Threads of a block that makes f16 of a row: of rows that the first can hold, and of longer ones.
+pub(crate) const HALVES_THREADS: [usize; 2] = [256, 1024];
 
 /// Runs of 16 numbers that each of them holds.
-const HALVES_HELD: usize = 2;
+pub(crate) const HALVES_HELD: usize = 2;
 
 /// Head sizes that the compile check goes through, from the narrowest to the widest of known models.
 const HEADS: [usize; 7] = [32, 64, 80, 96, 128, 256, 512];
@@ -178,6 +178,7 @@ const BLOCK: (&str, &str) = source!("quantize/block.cuh");
 const VALUES: (&str, &str) = source!("matmul/values.cuh");
 const CODES: (&str, &str) = source!("quantize/blocks.cuh");
 const SQUARES: (&str, &str) = source!("norm/squares.cuh");
+const GATED: (&str, &str) = source!("elementwise/gated.cuh");
 const GATES: (&str, &str) = source!("streams/gates.cuh");
 const STEP: (&str, &str) = source!("attention/step.cuh");
 const HOPPER: (&str, &str) = source!("hopper/ptx.cuh");
@@ -204,7 +205,8 @@ impl Module {
     /// Every module that a table of this crate names: all layouts with all tiles, all formats of pages with all known heads.
     pub fn all() -> Vec<Module> {
         let mut all = vec![Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route];
-        all.extend([Module::Halves, Module::Rounding, Module::Streams, Module::Best]);
+        all.extend([Module::Rounding, Module::Streams, Module::Best]);
+        all.extend(HALVES_THREADS.map(Module::Halves));
         for layout in Layout::all() {
             all.extend(CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)));
             let wide = CARDS.iter().flat_map(|arch| WideTile::all(layout, arch));
@@ -242,7 +244,7 @@ impl Module {
             Module::Codes(..) => "codes",
             Module::Wide(..) => "wide",
             Module::Floats(..) => "floats",
-            Module::Halves => "halves",
+            Module::Halves(_) => "halves",
             Module::Prefill(..) => "prefill",
             Module::PrefillWarps(_) => "prefill_warps",
             Module::Norm => "norm",
@@ -277,7 +279,7 @@ impl Module {
             Module::Codes(..) => &["codes"],
             Module::Wide(..) => &["wide"],
             Module::Floats(..) => &["floats"],
-            Module::Halves => &["halves"],
+            Module::Halves(_) => &["halves"],
             Module::Prefill(..) => &["prefill", "add_parts"],
             Module::PrefillWarps(_) => &["prefill_warps"],
             Module::Norm => &["rms_norm"],
@@ -342,7 +344,7 @@ impl Module {
             Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, source!("matmul/codes.cu")],
             Module::Wide(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, WIDE_WEIGHTS, source!("matmul/wide.cu")],
             Module::Floats(..) => vec![COMMON, COLUMNS, SEGMENTS, VALUES, source!("matmul/floats.cu")],
-            Module::Halves => vec![COMMON, source!("quantize/halves.cu")],
+            Module::Halves(_) => vec![COMMON, GATED, source!("quantize/halves.cu")],
             Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, RAW, EXPAND, source!("matmul/prefill.cu")],
             Module::PrefillWarps(_) => vec![COMMON, RAW, EXPAND, source!("matmul/prefill_warps.cu")],
             Module::Norm => vec![COMMON, BLOCK, CODES, SQUARES, source!("norm/norm.cu")],
@@ -352,7 +354,7 @@ impl Module {
             Module::Connect(_) => {
                 vec![COMMON, HOPPER, SEGMENTS, VALUES, BLOCK, CODES, SQUARES, GATES, source!("streams/connect.cu")]
             }
-            Module::Elementwise => vec![COMMON, BLOCK, CODES, source!("elementwise/elementwise.cu")],
+            Module::Elementwise => vec![COMMON, BLOCK, CODES, GATED, source!("elementwise/elementwise.cu")],
             Module::Route => vec![COMMON, source!("route/route.cu")],
             Module::Best => vec![COMMON, source!("sample/best.cu")],
             Module::Store(_) => vec![COMMON, BLOCK, CODES, STEP, PAGES, HEADS_OF_ROWS, source!("attention/store.cu")],
@@ -392,7 +394,7 @@ impl Module {
 
     /// Whether its kernels wait for earlier work by themselves (`begin_in_turn` of `kernels/ptx.cuh`), so that they may be started early.
     pub(crate) fn waits_by_itself(self) -> bool {
-        !matches!(self, Module::Prefill(..) | Module::PrefillWarps(_) | Module::Halves)
+        !matches!(self, Module::Prefill(..) | Module::PrefillWarps(_) | Module::Halves(_))
     }
 
     /// The whole text.
@@ -410,7 +412,7 @@ impl Module {
             Module::Codes(layout, tile) => [layout.constants(), tile.constants(layout)].concat(),
             Module::Wide(layout, tile) => [layout.constants(), tile.constants(layout)].concat(),
             Module::Floats(float, tile) => [float.constants(), tile.constants()].concat(),
-            Module::Halves => vec![("THREADS", HALVES_THREADS), ("HELD", HALVES_HELD)],
+            Module::Halves(threads) => vec![("THREADS", threads), ("HELD", HALVES_HELD)],
             Module::Prefill(form, tile) => tile.constants(form),
             Module::PrefillWarps(form) => warps::constants(form),
             Module::Store(pages) => pages.constants(),

@@ -2,19 +2,6 @@
 
 DEVICE u64 index() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
 
-DEVICE float gated(float x, float up, u32 gate, float limit) {
-    if (gate == 0) return x / (1.0f + canonical_exp(-x)) * up;
-    if (gate == 1) {
-        float cubic = fma(x * x, 0.044715f, 1.0f);
-        return x / (1.0f + canonical_exp(-(1.595769f * x * cubic))) * up;
-    }
-    x = limit < x ? limit : x;
-    up = -limit > up ? -limit : up;
-    up = limit < up ? limit : up;
-    if (gate == 3) return x / (1.0f + canonical_exp(-x)) * up;
-    return x / (1.0f + canonical_exp(-(1.702f * x))) * (up + 1.0f);
-}
-
 // y (rows, width) of two tensors whose rows begin `x_stride` and `up_stride` apart. With `codes`, those of y as quantize.cu gives them:
 // a warp is a block then.
 KERNEL gate(const float* x, const float* up, float* y, u8* codes, uint2* scales, float4* minima, u32 rows, u32 width, u32 x_stride,

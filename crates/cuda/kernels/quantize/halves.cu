@@ -3,7 +3,7 @@
 // They lie as matmul/prefill.cu copies them: [slices][depth / 64][eights of rows][8][64], where of each 16 features the even ones come
 // first, then the odd ones (matmul/expand.cuh), and the eight 16-byte parts of a row of 128 bytes are swizzled: part p of row r stands at
 // p ^ r % 8. The depth of a slice is padded by zeros. One block a row, whose threads hold HELD runs of 16 features each; longer rows are
-// read twice.
+// read twice. Where the queue has joined it, rows are what a gate gives (elementwise.cu), and are written too.
 
 // The factor that takes `largest` into [2^14, 2^15), a power of two; 1 where there is none. `down` undoes it.
 DEVICE float row_factor(u32 largest, float& down) {
@@ -46,12 +46,15 @@ struct Sixteen {
     }
 };
 
-// x (rows, slices * depth). A row goes to the row of the output with its number, or to those that `columns` names for its `places`.
+// x (rows, slices * depth). A row goes to the row of the output with its number, or to those that `columns` names for its `places`. With
+// `up`, x is what is gated, rows of both begin `x_stride` and `up_stride` apart, and y is the result; a row is one slice of whole
+// sixteens, all of them held.
 KERNEL __launch_bounds__(THREADS) halves(const float* x, u8* out, float* scales, const u32* columns, u32 slices, u32 depth, u32 eights,
-                                         u32 places) {
+                                         u32 places, const float* up, float* y, u32 x_stride, u32 up_stride, u32 kind, float limit) {
     after_earlier_work();
     __shared__ u32 of_warps[THREADS / 32];
-    const float* in = x + (u64)blockIdx.x * slices * depth;
+    const float* in = x + (u64)blockIdx.x * (up ? x_stride : slices * depth);
+    if (up) up += (u64)blockIdx.x * up_stride;
     const u32 groups = (depth + 63) / 64 * 4, count = slices * groups;
     const bool is_aligned = depth % 4 == 0;
     auto load = [&](Sixteen& some, u32 i) {
@@ -64,6 +67,17 @@ KERNEL __launch_bounds__(THREADS) halves(const float* x, u8* out, float* scales,
     for (int h = 0; h < HELD; h++)
         if (threadIdx.x + h * THREADS < count) {
             load(held[h], threadIdx.x + h * THREADS);
+            if (up) {
+                const u32 first = (threadIdx.x + h * THREADS) * 16;
+                Sixteen other;
+                other.load(up + first, 16, true);
+                float4* to = (float4*)(y + (u64)blockIdx.x * depth + first);
+#pragma unroll
+                for (int k = 0; k < 16; k++) held[h].v[k] = gated(held[h].v[k], other.v[k], kind, limit);
+#pragma unroll
+                for (int q = 0; q < 4; q++)
+                    to[q] = make_float4(held[h].v[4 * q], held[h].v[4 * q + 1], held[h].v[4 * q + 2], held[h].v[4 * q + 3]);
+            }
             largest = max(largest, held[h].largest());
         }
     for (u32 i = threadIdx.x + HELD * THREADS; i < count; i += THREADS) {

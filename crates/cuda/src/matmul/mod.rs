@@ -12,5 +12,6 @@ pub mod tile;
 pub mod wide_tile;
 
 pub use pack::PackedMatrix;
+pub(crate) use prefill::HALF_RUN;
 pub(crate) use project::{Codes, Columns, NO_BLOCK, Operand, product, project, project_fine};
 pub use select::{Packed, select};

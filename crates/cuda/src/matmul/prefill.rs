@@ -10,12 +10,15 @@ use super::{
 };
 use crate::{
     driver::{Arg, Gpu, Memory},
-    kernels::{HALVES_THREADS, HOPPER_ARCH, Module},
+    kernels::{HALVES_HELD, HALVES_THREADS, HOPPER_ARCH, Module},
     tensor::{Tensor, blocks, each},
 };
 
 /// Rows of x that lie together.
 const EIGHT: usize = 8;
+
+/// Numbers of a row that a thread brings into 16 bits together.
+pub(crate) const HALF_RUN: usize = 16;
 
 /// Bytes of eight rows of a block.
 const EIGHT_BYTES: usize = EIGHT * BLOCK * 2;
@@ -57,7 +60,12 @@ pub(crate) fn halves(gpu: &Arc<Gpu>, x: &Tensor, matrix: &PackedMatrix, share: &
     let order = share.places.map_or(Arg::Null, |(list, _)| Arg::Memory(&list.columns));
     let mut args = vec![rows_of(x, &share.x), Arg::Memory(&halves.numbers), Arg::Memory(&halves.scales), order];
     args.extend([slices, depth, eights, share.places_each()].map(Arg::U32));
-    gpu.launch(Module::Halves, "halves", blocks([share.x.len(), 1, 1], HALVES_THREADS), &args);
+    // Places for the gate that the queue joins with it.
+    args.extend([Arg::Null, Arg::Null, Arg::U32(0), Arg::U32(0), Arg::U32(0), Arg::F32(0.0)]);
+    // A block holds a row, if one of the blocks can.
+    let holds = |threads: &usize| slices * depth <= threads * HALVES_HELD * HALF_RUN;
+    let threads = HALVES_THREADS.into_iter().find(holds).unwrap_or(HALVES_THREADS[0]);
+    gpu.launch(Module::Halves(threads), "halves", blocks([share.x.len(), 1, 1], threads), &args);
     halves
 }
 

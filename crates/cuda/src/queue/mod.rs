@@ -7,8 +7,8 @@ use cudarc::driver::sys;
 
 use crate::{
     hash::{HashMap, Quick},
-    kernels::Module,
-    matmul::NO_BLOCK,
+    kernels::{HALVES_HELD, Module},
+    matmul::{HALF_RUN, NO_BLOCK},
 };
 
 mod heads;
@@ -200,6 +200,7 @@ fn joined(last: &Call, next: &Call) -> Option<Call> {
         }
         (Module::Floats(..), Module::Floats(..)) => joined_products(last, next, &FLOATS),
         (Module::Elementwise, Module::Norm) if last.entry == "add" => joined_norm(last, next),
+        (Module::Elementwise, Module::Halves(_)) if last.entry == "gate" => gated_halves(last, next),
         _ => heads::joined(last, next).or_else(|| streams::joined(last, next)),
     }
 }
@@ -251,6 +252,52 @@ fn joined_norm(add: &Call, norm: &Call) -> Option<Call> {
     can.then(|| {
         let mut both = norm.clone();
         both.args[1] = added;
+        both
+    })
+}
+
+/// Parameters of `gate` in `kernels/elementwise/elementwise.cu`.
+mod gate {
+    pub(super) const X: usize = 0;
+    pub(super) const UP: usize = 1;
+    pub(super) const Y: usize = 2;
+    pub(super) const CODES: usize = 3;
+    pub(super) const ROWS: usize = 6;
+    pub(super) const WIDTH: usize = 7;
+    /// Where rows of both begin, the kind of gate, and its limit.
+    pub(super) const REST: [usize; 4] = [8, 9, 10, 11];
+}
+
+/// Parameters of `kernels/quantize/halves.cu`.
+mod halves {
+    pub(super) const X: usize = 0;
+    /// Numbers and scales.
+    pub(super) const OUT: [usize; 2] = [1, 2];
+    pub(super) const SLICES: usize = 4;
+    pub(super) const DEPTH: usize = 5;
+    pub(super) const UP: usize = 8;
+    pub(super) const Y: usize = 9;
+    pub(super) const REST: [usize; 4] = [10, 11, 12, 13];
+}
+
+/// A gate, and what it gives as f16, where a block holds a row.
+fn gated_halves(last: &Call, next: &Call) -> Option<Call> {
+    let (g, h) = (&last.args, &next.args);
+    let held = u64::from(next.threads) * (HALVES_HELD * HALF_RUN) as u64;
+    let can = (h[halves::X], h[halves::DEPTH], h[halves::SLICES]) == (g[gate::Y], g[gate::WIDTH], 1)
+        && (u64::from(next.grid[0]), h[halves::UP], g[gate::CODES]) == (g[gate::ROWS], 0, 0)
+        && h[halves::DEPTH] <= held
+        // Whole pieces of what is written, and of what is read at once.
+        && h[halves::DEPTH].is_multiple_of(4 * HALF_RUN as u64)
+        && [g[gate::REST[0]], g[gate::REST[1]]].iter().all(|n| n % HALF_RUN as u64 == 0)
+        && [gate::X, gate::UP].iter().all(|at| g[*at] % 16 == 0)
+        // Other rows are still to be read.
+        && !halves::OUT.iter().any(|at| [g[gate::X], g[gate::UP]].contains(&h[*at]));
+    can.then(|| {
+        let mut both = next.clone();
+        let rest = halves::REST.into_iter().zip(gate::REST);
+        let all = [(halves::X, gate::X), (halves::UP, gate::UP), (halves::Y, gate::Y)].into_iter().chain(rest);
+        all.for_each(|(to, from)| both.args[to] = g[from]);
         both
     })
 }

@@ -5,6 +5,7 @@ mod best;
 mod card;
 mod connected;
 mod emulation;
+mod gated;
 mod heads;
 mod highest;
 mod joined;
