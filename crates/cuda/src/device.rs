@@ -1,6 +1,10 @@
 //! The ops, enqueued on a card.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tessera_formats::DType;
 use tessera_ops::{
@@ -34,6 +38,8 @@ pub struct CudaDevice {
     gpu: Arc<Gpu>,
     steps: Steps,
     frequencies: Frequencies,
+    /// Where rows of embeddings are decoded.
+    embedded: Mutex<Vec<f32>>,
     /// The role that all rows count as, whatever theirs is.
     role: Option<Role>,
 }
@@ -74,7 +80,8 @@ impl CudaDevice {
         let shared = [Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route, Module::Best];
         let failed = |e: Error| OpenError::Driver { what: "load kernels", reason: e.to_string() };
         gpu.prepare(&shared).map_err(failed)?;
-        Ok(CudaDevice { gpu, steps: Steps::default(), frequencies: Frequencies::default(), role: None })
+        let (steps, frequencies, embedded) = Default::default();
+        Ok(CudaDevice { gpu, steps, frequencies, embedded, role: None })
     }
 
     /// The same, prompt rows in the arithmetic of codes where `numerics` says so.
@@ -242,8 +249,9 @@ impl Device for CudaDevice {
         if batch.page_tables.iter().any(|table| !table.is_empty()) {
             self.step(batch);
         }
-        let (width, values) = (table.width(), embedding::rows(table, &batch.tokens, scale));
-        self.sent(batch.len(), width, &values, self.roles(batch))
+        let mut memory = self.embedded.lock().unwrap_or_else(PoisonError::into_inner);
+        let values = embedding::rows(table, &batch.tokens, scale, &mut memory);
+        self.sent(batch.len(), table.width(), values, self.roles(batch))
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vector, epsilon: f32) -> Tensor {

@@ -7,10 +7,12 @@ use tessera_ops::Table;
 /// Rows that are worth a thread of their own.
 const THREAD_ROWS: usize = 32;
 
-/// The rows of tokens (tokens, width), multiplied by `scale`; many are decoded by several threads.
-pub(crate) fn rows(table: &Table, tokens: &[u32], scale: f32) -> Vec<f32> {
+/// Writes the rows of tokens (tokens, width), multiplied by `scale`, into `values`, whose memory is used again: to take that of many rows
+/// from the system takes longer than to decode them. Many are decoded by several threads.
+pub(crate) fn rows<'a>(table: &Table, tokens: &[u32], scale: f32, values: &'a mut Vec<f32>) -> &'a [f32] {
     let width = table.width();
-    let mut values = vec![0.0f32; tokens.len() * width];
+    values.resize(values.len().max(tokens.len() * width), 0.0);
+    let values = &mut values[..tokens.len() * width];
     let threads = thread::available_parallelism().map_or(1, usize::from).min(tokens.len() / THREAD_ROWS).max(1);
     let rows_each = tokens.len().div_ceil(threads).max(1);
     let decode = |values: &mut [f32], tokens: &[u32]| {
@@ -47,8 +49,10 @@ mod tests {
         let source = MatrixSource { name: "t".to_owned(), dtype, rows, depth, bytes: bytes.into() };
         let table = Table::load(&source).unwrap();
         let tokens: Vec<u32> = (0..7 * THREAD_ROWS as u32 + 5).map(|i| i * 17 % rows as u32).collect();
-        let all = super::rows(&table, &tokens, 0.5);
-        assert_eq!(all, tokens.iter().flat_map(|token| super::rows(&table, &[*token], 0.5)).collect::<Vec<_>>());
-        assert!(super::rows(&table, &[], 1.0).is_empty());
+        let mut memory = vec![];
+        let mut rows = |tokens: &[u32]| super::rows(&table, tokens, 0.5, &mut memory).to_vec();
+        let all = rows(&tokens);
+        assert_eq!(all, tokens.iter().flat_map(|token| rows(&[*token])).collect::<Vec<_>>());
+        assert!(rows(&[]).is_empty());
     }
 }

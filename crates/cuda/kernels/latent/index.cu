@@ -47,9 +47,6 @@ struct Multiplied {
     // What takes whole numbers back.
     float downs[TILE];
 };
-// Sixteens of heads that are multiplied together.
-#define TOGETHER 2
-
 struct Heads {
     const float* queries;
     // Weights, scaled.
@@ -221,46 +218,39 @@ DEVICE bool keep_query(Multiplied& shared, const Heads& heads) {
     return is_whole;
 }
 
-// Goes on with the chains of a warp's 32 keys, a lane a key.
-DEVICE float multiply_keys(Multiplied& shared, const Keys& keys, const Heads& heads, float score) {
+// Goes on with the chains of a warp's 32 keys, a lane a key. A lane has parts of four keys, eight of the warp's apart.
+DEVICE float multiply_keys(Multiplied& shared, const u8* const (&own)[4], const Heads& heads, float score) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const u8* own[4];
-#pragma unroll
-    for (int n = 0; n < 4; n++) own[n] = keys.at(warp * 32 + n * 8 + g);
     float(*dots)[40] = shared.dots[warp];
+    uint4 key[4][PIECES];
+#pragma unroll
+    for (int n = 0; n < 4; n++)
+#pragma unroll
+        for (int p = 0; p < PIECES; p++) key[n][p] = piece_of(own[n], p);
 #pragma unroll 1
-    for (u32 from = 0; from < heads.count; from += TOGETHER * 16) {
-        float sums[TOGETHER][4][4] = {};
+    for (u32 first = 0; first < heads.count; first += 16) {
+        float sums[4][4] = {};
 #pragma unroll
         for (int p = 0; p < PIECES; p++) {
-            uint4 key[4];
-#pragma unroll
-            for (int n = 0; n < 4; n++) key[n] = piece_of(own[n], p);
-#pragma unroll
-            for (int m = 0; m < TOGETHER; m++) {
-                const u8* at = shared.queries + (from + m * 16 + g) * HEAD_BYTES + (p * 4 + t) * 16;
-                const uint4 one = *(const uint4*)at, other = *(const uint4*)(at + 8 * HEAD_BYTES);
-                const u32 first[4] = {one.x, other.x, one.y, other.y}, second[4] = {one.z, other.z, one.w, other.w};
-#pragma unroll
-                for (int n = 0; n < 4; n++) {
-                    multiply_numbers(sums[m][n], first, key[n].x, key[n].y);
-                    multiply_numbers(sums[m][n], second, key[n].z, key[n].w);
-                }
-            }
-        }
-#pragma unroll
-        for (u32 m = 0; m < TOGETHER; m++) {
-            __syncwarp();
+            const u8* at = shared.queries + (first + g) * HEAD_BYTES + (p * 4 + t) * 16;
+            const uint4 one = *(const uint4*)at, other = *(const uint4*)(at + 8 * HEAD_BYTES);
+            const u32 low[4] = {one.x, other.x, one.y, other.y}, high[4] = {one.z, other.z, one.w, other.w};
 #pragma unroll
             for (int n = 0; n < 4; n++) {
-                *(float2*)&dots[g][n * 8 + t * 2] = make_float2(sums[m][n][0], sums[m][n][1]);
-                *(float2*)&dots[g + 8][n * 8 + t * 2] = make_float2(sums[m][n][2], sums[m][n][3]);
+                multiply_numbers(sums[n], low, key[n][p].x, key[n][p].y);
+                multiply_numbers(sums[n], high, key[n][p].z, key[n][p].w);
             }
-            __syncwarp();
-            const u32 first = from + m * 16, count = heads.count < first + 16 ? heads.count : first + 16;
-#pragma unroll 8
-            for (u32 h = first; h < count; h++) score = next_score(score, dots[h - first][lane] * shared.downs[h], heads.weights[h]);
         }
+        __syncwarp();
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            *(float2*)&dots[g][n * 8 + t * 2] = make_float2(sums[n][0], sums[n][1]);
+            *(float2*)&dots[g + 8][n * 8 + t * 2] = make_float2(sums[n][2], sums[n][3]);
+        }
+        __syncwarp();
+        const u32 count = heads.count < first + 16 ? heads.count : first + 16;
+#pragma unroll 8
+        for (u32 h = first; h < count; h++) score = next_score(score, dots[h - first][lane] * shared.downs[h], heads.weights[h]);
     }
     return score;
 }
@@ -282,11 +272,14 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) index_scores(const float* queries, c
     const u32 row = first + blockIdx.y, complete = (step.position(row) + 1) / ratio, first_key = blockIdx.x * KEYS, t = threadIdx.x;
     if (complete <= top_k || first_key >= complete) return;
     const Keys keys = {step, pages, row, ratio, first_key, complete};
-    bool are_whole = HAS_UNITS;
 #if HAS_UNITS
-#pragma unroll 1
-    for (u32 n = 0; n < 4; n++) are_whole &= is_whole_key(keys.at(t / 32 * 32 + n * 8 + t % 32 / 4));
-    are_whole = all_of_block(are_whole, flags);
+    // All that comes from far is on its way at once.
+    const u8* own[4];
+    bool are_whole = true;
+#pragma unroll
+    for (u32 n = 0; n < 4; n++) own[n] = keys.at(t / 32 * 32 + n * 8 + t % 32 / 4);
+#pragma unroll
+    for (u32 n = 0; n < 4; n++) are_whole &= is_whole_key(own[n]);
 #endif
     float score = 0.0f;
     for (u32 from = 0; from < heads; from += TILE) {
@@ -295,8 +288,8 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) index_scores(const float* queries, c
         __syncthreads();
         if (t < count) weights[t] = head_weights[(u64)row * heads + from + t] * scale;
 #if HAS_UNITS
-        if (are_whole && all_of_block(keep_query(*(Multiplied*)shared, some), flags)) {
-            score = multiply_keys(*(Multiplied*)shared, keys, some, score);
+        if (all_of_block(keep_query(*(Multiplied*)shared, some) && are_whole, flags)) {
+            score = multiply_keys(*(Multiplied*)shared, own, some, score);
             continue;
         }
 #endif
