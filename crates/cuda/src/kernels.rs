@@ -81,8 +81,10 @@ pub enum Module {
     Select,
     /// Attention over latent rows, in the reference's bits.
     Latent(RowForm),
-    /// The same of f16 on Hopper's matrix units.
-    LatentSpans(RowForm),
+    /// The same of f16 on Hopper's matrix units: of prompt rows.
+    LatentPrompt(RowForm),
+    /// Of decoded rows, in tiles of so many heads.
+    LatentDecode(RowForm, usize),
 }
 
 /// How a head's keys, or values, lie in a page.
@@ -268,7 +270,8 @@ impl Module {
             Module::IndexScores(_) => "index_scores",
             Module::Select => "select",
             Module::Latent(_) => "latent",
-            Module::LatentSpans(_) => "latent_spans",
+            Module::LatentPrompt(_) => "latent_prompt",
+            Module::LatentDecode(..) => "latent_decode",
         }
     }
 
@@ -305,7 +308,8 @@ impl Module {
             Module::IndexScores(_) => &["index_scores"],
             Module::Select => &["select"],
             Module::Latent(_) => &["latent_scores", "latent_weights", "latent_values"],
-            Module::LatentSpans(_) => &["latent_spans", "latent_merge"],
+            Module::LatentPrompt(_) => &["latent_prompt"],
+            Module::LatentDecode(..) => &["latent_decode"],
         }
     }
 
@@ -327,7 +331,7 @@ impl Module {
     pub fn runs_on(self, arch: &str) -> bool {
         match self {
             Module::Prefill(..) | Module::Spans(..) | Module::Prompt(..) => arch == HOPPER_ARCH,
-            Module::LatentSpans(_) | Module::Connect(_) => arch == HOPPER_ARCH,
+            Module::LatentPrompt(_) | Module::LatentDecode(..) | Module::Connect(_) => arch == HOPPER_ARCH,
             Module::PrefillWarps(_) => arch != HOPPER_ARCH,
             Module::Wide(layout, tile) => WideTile::all(layout, arch).contains(&tile),
             Module::WarpsPrompt(pages, tile) => {
@@ -385,8 +389,12 @@ impl Module {
             Module::IndexScores(_) => vec![COMMON, BLOCK, STEP, ROWS, source!("latent/index.cu")],
             Module::Select => vec![COMMON, STEP, source!("latent/select.cu")],
             Module::Latent(_) => vec![COMMON, BLOCK, STEP, ROWS, SIGHT, source!("latent/attend.cu")],
-            Module::LatentSpans(_) => {
-                let own = [CODES, STEP, ROWS, SIGHT, WEIGHTS, QUERY, source!("latent/spans.cu")];
+            Module::LatentPrompt(_) => {
+                let own = [STEP, ROWS, SIGHT, WEIGHTS, QUERY, source!("latent/prompt.cu")];
+                [&[COMMON, BLOCK, HOPPER, WGMMA][..], &own].concat()
+            }
+            Module::LatentDecode(..) => {
+                let own = [CODES, STEP, ROWS, SIGHT, WEIGHTS, QUERY, source!("latent/decode.cu")];
                 [&[COMMON, BLOCK, HOPPER, WGMMA][..], &own].concat()
             }
         }
@@ -423,9 +431,13 @@ impl Module {
             Module::Plain(pages) | Module::Merge(pages) => pages.constants(),
             Module::StoreRows(form) | Module::Latent(form) => form.constants(latent::THREADS),
             Module::IndexScores(form) => form.constants(latent::INDEX_THREADS),
-            Module::LatentSpans(form) => {
-                let shared = ("SHARED_BYTES", latent::spans_shared_bytes(form));
-                [form.constants(latent::SPANS_THREADS), vec![shared]].concat()
+            Module::LatentPrompt(form) => {
+                let shared = ("SHARED_BYTES", latent::prompt_shared_bytes(form));
+                [form.constants(latent::GROUPS_THREADS), vec![shared]].concat()
+            }
+            Module::LatentDecode(form, columns) => {
+                let own = [("COLUMNS", columns), ("SHARED_BYTES", latent::decode_shared_bytes(form, columns))];
+                [form.constants(latent::GROUPS_THREADS), own.to_vec()].concat()
             }
             Module::Compress(form) => form.constants(form.width.next_multiple_of(WARP)),
             Module::Select => vec![("THREADS", latent::SELECT_THREADS)],

@@ -1,5 +1,5 @@
 //! Latent rows on the card: compressed, chosen, and attended to, as `kernels/latent` says. Attention of rows of f16 runs on Hopper's matrix
-//! units, in spans of the pages that a row goes through; else it has the reference's bits, in three launches.
+//! units, in one launch; else it has the reference's bits, in three.
 
 use std::{
     ops::Range,
@@ -29,25 +29,25 @@ pub(crate) const THREADS: usize = 128;
 /// Threads of a block that selects.
 pub(crate) const SELECT_THREADS: usize = 512;
 
-/// Threads of a block of spans, and its columns: two warpgroups, and heads that share keys.
-pub(crate) const SPANS_THREADS: usize = 256;
-const SPANS_COLUMNS: usize = 64;
+/// Threads of a block on Hopper's matrix units: two warpgroups. Of prompt rows, its columns: heads that share keys.
+pub(crate) const GROUPS_THREADS: usize = 256;
+const PROMPT_COLUMNS: usize = 64;
 
 /// Numbers of a row that lie together in shared memory.
 const SLAB_FEATURES: usize = 64;
 
 /// The widest row whose sums fit into registers.
-const SPANS_WIDTH_MAX: usize = 512;
+const GROUPS_WIDTH_MAX: usize = 512;
 
-/// Pages of a span: few for a row that is alone, so that many processors have a part of it; all of them for one of many.
-const SPAN_PAGES_DECODE: usize = 2;
-const SPAN_PAGES_PREFILL: usize = 1 << 20;
+/// Blocks of a cluster, which share the pages of a decoded row, and warpgroups of each.
+const DECODE_BLOCKS: usize = 8;
+const DECODE_GROUPS: usize = 2;
 
-/// Parts of a chunk of rows take no more memory than this, as long as one row's do.
-const PARTS_BYTES_MAX: usize = 256 << 20;
+/// Heads of such a cluster, and the rows up to which they are so few: then all clusters are on the card at once.
+const DECODE_TILES: [(usize, usize); 2] = [(16, 4), (32, usize::MAX)];
 
-/// Numbers behind all parts that nobody uses.
-const PARTS_REST: usize = 1024;
+/// Rows of a launch, at most: a dimension of its grid.
+const DECODE_ROWS_MAX: usize = 1 << 15;
 
 /// Heads of a tile of scores, and of a block of values.
 const TILE_HEADS: usize = 16;
@@ -72,7 +72,10 @@ pub(crate) fn modules(form: RowForm) -> Vec<Module> {
     let mut all = vec![Module::StoreRows(form)];
     all.extend((form.width <= COMPRESSED_MAX).then_some(Module::Compress(form)));
     all.push(Module::IndexScores(form));
-    all.extend(has_spans(form).then_some(Module::LatentSpans(form)));
+    if fits_groups(form) {
+        all.push(Module::LatentPrompt(form));
+        all.extend(DECODE_TILES.map(|(columns, _)| Module::LatentDecode(form, columns)));
+    }
     all.push(Module::Latent(form));
     all
 }
@@ -80,25 +83,32 @@ pub(crate) fn modules(form: RowForm) -> Vec<Module> {
 /// Those that a card uses.
 pub(crate) fn modules_on(form: RowForm, arch: &str) -> Vec<Module> {
     let mut all = modules(form);
-    all.retain(|m| m.runs_on(arch) && (*m != Module::Latent(form) || !in_spans(form, arch)));
+    all.retain(|m| m.runs_on(arch) && (*m != Module::Latent(form) || !in_groups(form, arch)));
     all
 }
 
 /// Whether rows are operands of Hopper's matrix units: of f16, with as many slabs for each of two warpgroups.
-fn has_spans(form: RowForm) -> bool {
-    form.format == KvFormat::F16 && form.width.is_multiple_of(2 * SLAB_FEATURES) && form.width <= SPANS_WIDTH_MAX
+fn fits_groups(form: RowForm) -> bool {
+    form.format == KvFormat::F16 && form.width.is_multiple_of(2 * SLAB_FEATURES) && form.width <= GROUPS_WIDTH_MAX
 }
 
 /// Whether a card attends to them so.
-fn in_spans(form: RowForm, arch: &str) -> bool {
-    has_spans(form) && arch == HOPPER_ARCH
+fn in_groups(form: RowForm, arch: &str) -> bool {
+    fits_groups(form) && arch == HOPPER_ARCH
 }
 
-/// Shared memory of a block of spans: queries, weights, two pages of keys, and a few numbers a column.
-pub(crate) fn spans_shared_bytes(form: RowForm) -> usize {
-    let (slabs, columns) = (form.width / SLAB_FEATURES, SPANS_COLUMNS);
-    let rest = (SPANS_THREADS + 3 * columns) * size_of::<f32>() + SPANS_THREADS * size_of::<f32>();
+/// Shared memory of a block of prompt rows: queries, weights, two pages of keys, and a few numbers a column.
+pub(crate) fn prompt_shared_bytes(form: RowForm) -> usize {
+    let (slabs, columns) = (form.width / SLAB_FEATURES, PROMPT_COLUMNS);
+    let rest = (GROUPS_THREADS + 3 * columns) * size_of::<f32>() + GROUPS_THREADS * size_of::<f32>();
     1024 + (slabs + 1) * columns * 128 + 2 * slabs * PAGE_TOKENS * 128 + rest
+}
+
+/// The same of decoded rows: queries, each warpgroup's weights and page, and a few numbers a column.
+pub(crate) fn decode_shared_bytes(form: RowForm, columns: usize) -> usize {
+    let slabs = form.width / SLAB_FEATURES;
+    let rest = (2 * GROUPS_THREADS / WARP + 1 + 3 * DECODE_GROUPS) * columns * size_of::<f32>();
+    1024 + (slabs + DECODE_GROUPS) * columns * 128 + DECODE_GROUPS * slabs * PAGE_TOKENS * 128 + rest
 }
 
 /// Frequencies on the card, sent once: models have a few.
@@ -300,18 +310,9 @@ pub(crate) fn attend(
         seen: [spec.window, compressed.map_or(0, |(_, ratio)| ratio), selection.map_or(0, |s| s.top_k)]
             .map(|n| Arg::U32(n.min(u32::MAX as usize))),
     };
-    if in_spans(raw.form, gpu.arch()) {
+    if in_groups(raw.form, gpu.arch()) {
         for run in queries.roles.runs() {
-            let most = run.rows.clone().map(pages).max().unwrap_or(0);
-            attend_in_spans(
-                gpu,
-                (queries, &y),
-                &sinks.memory,
-                (spec, raw.form),
-                &sight,
-                (run.role, run.rows.clone()),
-                most,
-            );
+            attend_in_groups(gpu, (queries, &y), &sinks.memory, (spec, raw.form), &sight, (run.role, run.rows.clone()));
         }
         return y;
     }
@@ -335,46 +336,36 @@ struct Sight<'a> {
     seen: [Arg<'a>; 3],
 }
 
-/// Rows of one role, which go through at most so many pages, on Hopper's matrix units.
-fn attend_in_spans(
+/// Rows of one role, on Hopper's matrix units.
+fn attend_in_groups(
     gpu: &Arc<Gpu>,
     (queries, y): (&Tensor, &Tensor),
     sinks: &Memory,
     (spec, form): (&LatentAttention, RowForm),
     sight: &Sight<'_>,
     (role, rows): (Role, Range<usize>),
-    most: usize,
 ) {
-    let span_pages = match role {
-        Role::Decode => SPAN_PAGES_DECODE,
-        Role::Prefill => SPAN_PAGES_PREFILL,
-    };
-    let (heads, stride) = (spec.heads, most.div_ceil(span_pages));
-    let cells = heads * if stride > 1 { stride } else { 0 };
-    let rows_max = (PARTS_BYTES_MAX / (cells * (form.width + 2) * size_of::<f32>()).max(1)).max(1);
-    for first in rows.clone().step_by(rows_max) {
-        let count = rows_max.min(rows.end - first);
-        // Not as long as the codes of what comes of them, which shall lie elsewhere (`queue/heads.rs`).
-        let parts = gpu.take((count * cells * form.width + PARTS_REST) * size_of::<f32>());
-        let stats = gpu.take(count * cells * 2 * size_of::<f32>());
-        let [parts, stats, sinks, y] = [&parts, &stats, sinks, &y.memory].map(Arg::Memory);
-        let (chunk, cut) = ([Arg::U32(first), Arg::U32(heads)], [Arg::U32(stride), Arg::U32(span_pages)]);
-        let (module, raw) = (Module::LatentSpans(form), Arg::Memory(sight.raw));
-
-        let mut args =
-            vec![Arg::Memory(&queries.memory), raw, sight.compressed, sight.selected, parts, stats, sinks, y];
-        args.extend(sight.step.into_iter().chain(chunk).chain([sight.ring]).chain(sight.seen).chain(cut));
+    let args = |first: usize| {
+        let mut args = vec![Arg::Memory(&queries.memory), Arg::Memory(sight.raw), sight.compressed, sight.selected];
+        args.extend([Arg::Memory(sinks), Arg::Memory(&y.memory)].into_iter().chain(sight.step));
+        args.extend([Arg::U32(first), Arg::U32(spec.heads), sight.ring].into_iter().chain(sight.seen));
         args.push(Arg::F32(spec.scale));
-        let grid = blocks([count, stride, heads.div_ceil(SPANS_COLUMNS)], SPANS_THREADS);
-        let launch = Launch { shared_bytes: spans_shared_bytes(form), ..grid };
-        gpu.launch(module, "latent_spans", launch, &args);
-        if stride > 1 {
-            let mut args = vec![parts, stats, sinks, y, sight.selected];
-            args.extend(sight.step.into_iter().chain(chunk).chain(sight.seen).chain(cut));
-            // Places for what the queue joins with it: a rotation, and codes.
-            args.extend([Arg::Null, Arg::U32(0), Arg::U32(0), Arg::U32(0), Arg::Null, Arg::Null, Arg::Null]);
-            gpu.launch(module, "latent_merge", blocks([count * heads, 1, 1], SPANS_THREADS), &args);
-        }
+        args
+    };
+    if role == Role::Prefill {
+        let grid = blocks([rows.len(), spec.heads.div_ceil(PROMPT_COLUMNS), 1], GROUPS_THREADS);
+        let launch = Launch { shared_bytes: prompt_shared_bytes(form), ..grid };
+        return gpu.launch(Module::LatentPrompt(form), "latent_prompt", launch, &args(rows.start));
+    }
+    for first in rows.clone().step_by(DECODE_ROWS_MAX) {
+        let count = DECODE_ROWS_MAX.min(rows.end - first);
+        let (columns, _) = DECODE_TILES.into_iter().find(|(_, most)| count <= *most).expect("a tile for any number");
+        let grid = blocks([DECODE_BLOCKS, spec.heads.div_ceil(columns), count], GROUPS_THREADS);
+        let launch = Launch { shared_bytes: decode_shared_bytes(form, columns), ..grid };
+        let mut args = args(first);
+        // Places for what the queue joins with it: a rotation, and codes.
+        args.extend([Arg::Null, Arg::U32(0), Arg::U32(0), Arg::U32(0), Arg::Null, Arg::Null, Arg::Null]);
+        gpu.launch(Module::LatentDecode(form, columns), "latent_decode", launch, &args);
     }
 }
 

@@ -29,6 +29,17 @@ EMULATED void arrive_at_cluster() {}
 EMULATED void cluster_arrived(HERE) { emulation_sync_cluster(here); }
 EMULATED void wait_for_threads(u32 name, u32 threads, HERE) { emulation_sync_threads(name, threads, here); }
 
+EMULATED float2 pair_of_block(u32 at, u32 block, HERE) {
+    float2 v;
+    emulation_load_from_block(&v, at, sizeof(v), block, here);
+    return v;
+}
+EMULATED float4 four_of_block(u32 at, u32 block, HERE) {
+    float4 v;
+    emulation_load_from_block(&v, at, sizeof(v), block, here);
+    return v;
+}
+
 // A thread of the machine has all the registers that it wants.
 template <int REGISTERS> EMULATED void give_registers() {}
 template <int REGISTERS> EMULATED void take_registers() {}

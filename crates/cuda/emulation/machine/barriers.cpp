@@ -83,3 +83,11 @@ extern "C" void emulation_store(u32 to, const void* from, unsigned bytes, Site s
     watch_write(place, bytes, site);
     memcpy(place, from, bytes);
 }
+
+extern "C" void emulation_load_from_block(void* to, u32 from, unsigned bytes, u32 rank, Site site) {
+    Worker& w = *worker;
+    if (from % bytes != 0) w.fail({.kind = Fault::Misaligned, .site = site});
+    Block& block = w.block_of_cluster(rank, site);
+    if (w.has_left(rank)) w.fail({.kind = Fault::NotShared, .site = site});
+    memcpy(to, w.shared_place(block, from, bytes, site), bytes);
+}

@@ -262,6 +262,12 @@ Block& Worker::block_of_cluster(u32 rank, Site site) {
     return blocks[rank];
 }
 
+bool Worker::has_left(u32 rank) const {
+    for (unsigned i = rank * stride; i < rank * stride + count; i++)
+        if (threads[i].state == Thread::Gone) return true;
+    return false;
+}
+
 std::string Worker::who_waits() const {
     static const char* const names[] = {"for the block",      "for the warp",    "in a shuffle or vote",         "in a product of matrices",
                                         "for named threads", "for the cluster", "for a barrier in shared memory", "for products"};

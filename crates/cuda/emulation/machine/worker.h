@@ -147,6 +147,8 @@ public:
     void wait_for_earlier_work();
     Block& block_of_cluster(u32 rank, Site site);
     u32 rank() const { return running / stride; }
+    // Whether a thread of a block of the cluster has left: then the block may be gone.
+    bool has_left(u32 rank) const;
 
     bool is_shared(const void* at) const;
     // A place of a block's dynamic shared memory by its name; fails where the bytes are not within.

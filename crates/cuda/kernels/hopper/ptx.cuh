@@ -73,6 +73,20 @@ DEVICE void cluster_arrived() {
     asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 }
 
+// Numbers from the shared memory of a block of the cluster, at the place that `at` names here.
+DEVICE float2 pair_of_block(u32 at, u32 block) {
+    float2 v;
+    asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %2, %3; ld.shared::cluster.v2.f32 {%0,%1}, [there]; }"
+                 : "=f"(v.x), "=f"(v.y) : "r"(at), "r"(block));
+    return v;
+}
+DEVICE float4 four_of_block(u32 at, u32 block) {
+    float4 v;
+    asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %4, %5; ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [there]; }"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(at), "r"(block));
+    return v;
+}
+
 template <int REGISTERS> DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(REGISTERS)); }
 template <int REGISTERS> DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(REGISTERS)); }
 

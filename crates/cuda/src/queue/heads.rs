@@ -90,8 +90,8 @@ pub(super) fn joined(last: &Call, next: &Call) -> Option<Call> {
         (Module::Rope, Module::Quantize) => turned_and_coded(last, next),
         (Module::Rope, Module::Rounding) if next.entry == "round_hadamard_fp4" => turned_and_rounded(last, next),
         (Module::Merge(pages), Module::Quantize) => merged_and_coded(last, next, pages.head_dim),
-        (Module::LatentSpans(form), Module::Rope) => merged_and_turned(last, next, form.width),
-        (Module::LatentSpans(form), Module::Quantize) => latent_and_coded(last, next, form.width),
+        (Module::LatentDecode(form, _), Module::Rope) => latent_and_turned(last, next, form.width),
+        (Module::LatentDecode(form, _), Module::Quantize) => latent_and_coded(last, next, form.width),
         (Module::Norm | Module::Rope, Module::Store(pages)) => Kind::of(last, pages.head_dim)?.stored(next),
         (Module::Store(pages), Module::Norm | Module::Rope) => Kind::of(next, pages.head_dim)?.beside(last),
         _ => None,
@@ -157,17 +157,16 @@ mod merge {
     pub(super) const CODES: [usize; 3] = [10, 11, 12];
 }
 
-/// Parameters of `latent_merge` in `kernels/latent/spans.cu`.
+/// Parameters of `kernels/latent/decode.cu`.
 mod latent {
-    pub(super) const PARTS: usize = 0;
-    pub(super) const STATS: usize = 1;
-    pub(super) const Y: usize = 3;
-    pub(super) const SELECTED: usize = 4;
-    pub(super) const FIRST: usize = 7;
-    pub(super) const HEADS: usize = 8;
+    pub(super) const QUERIES: usize = 0;
+    pub(super) const SELECTED: usize = 3;
+    pub(super) const Y: usize = 5;
+    pub(super) const FIRST: usize = 8;
+    pub(super) const HEADS: usize = 9;
     /// Angles, the first feature that turns, pairs, and the way.
-    pub(super) const TURN: [usize; 4] = [14, 15, 16, 17];
-    pub(super) const CODES: [usize; 3] = [18, 19, 20];
+    pub(super) const TURN: [usize; 4] = [15, 16, 17, 18];
+    pub(super) const CODES: [usize; 3] = [19, 20, 21];
 }
 
 /// Whether codes are those of all rows of `y`, in heads of `width` numbers, and lie where nothing of `read` does.
@@ -197,15 +196,13 @@ fn merged_and_coded(last: &Call, quantize: &Call, head_dim: usize) -> Option<Cal
     can.then(|| with_codes(last, quantize, merge::CODES))
 }
 
-/// Attention's spans over latent rows as one, and the rotation of what they give.
-fn merged_and_turned(last: &Call, turn: &Call, width: usize) -> Option<Call> {
+/// Attention over latent rows, and the rotation of what it gives.
+fn latent_and_turned(last: &Call, turn: &Call, width: usize) -> Option<Call> {
     let (a, r) = (&last.args, &turn.args);
-    let can = last.entry == "latent_merge"
-        && (a[latent::FIRST], a[latent::TURN[0]]) == (0, 0)
+    let can = (a[latent::FIRST], a[latent::TURN[0]]) == (0, 0)
         && [r[rope::X], r[rope::Y]] == [a[latent::Y]; 2]
         && (r[rope::WEIGHT], r[rope::CODES[0]], r[rope::HEAD_DIM]) == (0, 0, width as u64)
-        && r[rope::HEADS] * r[rope::ROWS] == u64::from(last.grid[0])
-        && r[rope::HEADS] == a[latent::HEADS];
+        && [r[rope::HEADS], r[rope::ROWS]] == [a[latent::HEADS], u64::from(last.grid[2])];
     can.then(|| {
         let mut both = last.clone();
         let turn = [r[rope::ANGLES], r[rope::TURN[0]], r[rope::TURN[1]], r[rope::TURN[2]]];
@@ -217,9 +214,9 @@ fn merged_and_turned(last: &Call, turn: &Call, width: usize) -> Option<Call> {
 /// The same, turned, and codes of the result.
 fn latent_and_coded(last: &Call, quantize: &Call, width: usize) -> Option<Call> {
     let a = &last.args;
-    let is_turned = last.entry == "latent_merge" && a[latent::TURN[0]] != 0 && a[latent::CODES[0]] == 0;
-    let rows = u64::from(last.grid[0]).checked_div(a[latent::HEADS])?;
-    let read = [latent::PARTS, latent::STATS, latent::SELECTED, latent::TURN[0]].map(|at| a[at]);
+    let is_turned = a[latent::TURN[0]] != 0 && a[latent::CODES[0]] == 0;
+    let read = [latent::QUERIES, latent::SELECTED, latent::TURN[0]].map(|at| a[at]);
+    let rows = u64::from(last.grid[2]);
     let can = is_turned && are_codes_of(quantize, a[latent::Y], rows, a[latent::HEADS] * width as u64, &read);
     can.then(|| with_codes(last, quantize, latent::CODES))
 }

@@ -1,9 +1,9 @@
-// Attention over latent rows of f16 on Hopper. A block is a row of the step, COLUMNS of its heads, and a span of the pages that it goes
-// through: its heads share all keys, so a row alone fills the matrix units.
+// Attention of prompt rows over latent rows of f16 on Hopper. A block is a row of the step and COLUMNS of its heads, and goes through all
+// pages that the row sees: its heads share all keys, so a row alone fills the matrix units.
 //
 // Two warpgroups. Each has the scores of all 64 keys of a page with half the columns: keys, rows of `wgmma`, by queries. Weights go
 // through shared memory; then each has half the features of the weighed sums: the same keys, turned, by all columns' weights. A page is
-// copied by all threads while the one before is multiplied. No bit depends on other rows: a span is cut from the row's own pages.
+// copied by all threads while the one before is multiplied. No bit depends on other rows.
 
 #define COLUMNS 64
 #define OWN_COLUMNS 32
@@ -43,12 +43,10 @@ DEVICE void bring(u8* stage, const Sight& sight, u32 row, u32 page) {
     end_of_copies();
 }
 
-// queries, y (rows, heads · WIDTH). Of a row with several spans: parts [row of the chunk][head][stride][WIDTH], and stats
-// [row][head][stride] of the highest score and the sum of weights relative to it.
-KERNEL __launch_bounds__(THREADS, 1) latent_spans(const float* queries, const u8* raw, const u8* compressed, const u32* selected,
-                                                  float* parts, float2* stats, const float* sinks, float* y, const u32* rows,
-                                                  const u32* lists, u32 first, u32 heads, u32 ring, u32 window, u32 ratio, u32 top_k,
-                                                  u32 stride, u32 span_pages, float scale) {
+// queries, y (rows, heads · WIDTH). Grid: rows, tiles of heads.
+KERNEL __launch_bounds__(THREADS, 1) latent_prompt(const float* queries, const u8* raw, const u8* compressed, const u32* selected,
+                                                   const float* sinks, float* y, const u32* rows, const u32* lists, u32 first,
+                                                   u32 heads, u32 ring, u32 window, u32 ratio, u32 top_k, float scale) {
     begin_in_turn();
     DYNAMIC_SHARED(u8, dynamic);
     u8* const shared = dynamic + ((1024 - (shared_address(dynamic) & 1023)) & 1023);
@@ -61,12 +59,10 @@ KERNEL __launch_bounds__(THREADS, 1) latent_spans(const float* queries, const u8
     float* const highs = factors + COLUMNS;
 
     const Sight sight = {{rows, lists}, raw, compressed, selected, ring, window, ratio, top_k};
-    const u32 row = first + blockIdx.x, span = blockIdx.y, first_head = blockIdx.z * COLUMNS, pages = sight.pages(row);
+    const u32 row = first + blockIdx.x, first_head = blockIdx.y * COLUMNS, pages = sight.pages(row);
     const u32 count = heads - first_head < COLUMNS ? heads - first_head : COLUMNS;
-    const u32 from = span * span_pages, to = from + span_pages < pages ? from + span_pages : pages;
-    if (from >= pages) return;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / 4;
-    bring(stages, sight, row, from);
+    bring(stages, sight, row, 0);
     auto query_of = [&](u32 c) { return c < count ? queries + ((u64)row * heads + first_head + c) * WIDTH : 0; };
     keep_queries<WIDTH, COLUMNS, WARPS>(shared, query_of, [&](u32 c, float down) { factors[c] = down * scale * LOG2_E; });
 
@@ -77,14 +73,14 @@ KERNEL __launch_bounds__(THREADS, 1) latent_spans(const float* queries, const u8
 #pragma unroll
     for (int i = 0; i < 8; i++) highest[i] = minus_infinity();
 #pragma unroll 1
-    for (u32 page = from; page < to; page++) {
-        u8* const stage = stages + (page - from) % 2 * STAGE_BYTES;
+    for (u32 page = 0; page < pages; page++) {
+        u8* const stage = stages + page % 2 * STAGE_BYTES;
         const u32 stage_at = shared_address(stage);
         wait_for_copies<0>();
         writes_before_copies();
         __syncthreads();
         // The other stage is read to its end: all have come here.
-        if (page + 1 < to) bring(stages + (page - from + 1) % 2 * STAGE_BYTES, sight, row, page + 1);
+        if (page + 1 < pages) bring(stages + (page + 1) % 2 * STAGE_BYTES, sight, row, page + 1);
 
         float scores[16];
 #pragma unroll
@@ -184,7 +180,6 @@ KERNEL __launch_bounds__(THREADS, 1) latent_spans(const float* queries, const u8
         if (warp % 4 == 0 && lane < 4) highs[first_column + i / 2 * 8 + column + i % 2] = highest[i];
     }
     __syncthreads();
-    const bool is_one = pages <= span_pages;
 #pragma unroll
     for (int i = 0; i < 16; i++) {
         const u32 c = i / 2 * 8 + column + i % 2, head = first_head + c;
@@ -192,74 +187,15 @@ KERNEL __launch_bounds__(THREADS, 1) latent_spans(const float* queries, const u8
         float weight = 0.0f;
 #pragma unroll
         for (int w = 0; w < 4; w++) weight = weight + totals[(c / OWN_COLUMNS * 4 + w) * OWN_COLUMNS + c % OWN_COLUMNS];
-        const float high = highs[c];
-        const u64 at = ((u64)blockIdx.x * heads + head) * stride + span;
-        float factor = 1.0f;
-        if (is_one) {
-            const float sink = sinks[head] * LOG2_E, most = larger(high, sink);
-            const float before = factor_of(high, most);
-            weight = fma(weight, before, exp2_near(sink - most + WEIGHT_BITS));
-            factor = weight == 0.0f ? 0.0f : before / weight;
-        } else if (warp == 0 && lane < 4) {
-            stats[at] = make_float2(high, weight);
-        }
-        float* out = is_one ? y + ((u64)row * heads + head) * WIDTH : parts + at * WIDTH;
+        const float high = highs[c], sink = sinks[head] * LOG2_E, most = larger(high, sink), before = factor_of(high, most);
+        weight = fma(weight, before, exp2_near(sink - most + WEIGHT_BITS));
+        const float factor = weight == 0.0f ? 0.0f : before / weight;
+        float* out = y + ((u64)row * heads + head) * WIDTH;
 #pragma unroll
         for (int o = 0; o < OWN; o++) {
 #pragma unroll
             for (int h = 0; h < 2; h++)
                 out[(group * OWN + o) * 64 + own + h * 8] = sums[o][i / 2 * 4 + h * 2 + i % 2] * factor + 0.0f;
         }
-    }
-}
-
-// The spans of each row that has several, in order, behind its sink. One block a row and a head; one thread a feature. Where the queue has
-// joined that, results are turned by the angles of their rows (rope.cu), and their codes come last (quantize.cu), also of rows of one span.
-KERNEL __launch_bounds__(THREADS) latent_merge(const float* parts, const float2* stats, const float* sinks, float* y,
-                                               const u32* selected, const u32* rows, const u32* lists, u32 first, u32 heads,
-                                               u32 window, u32 ratio, u32 top_k, u32 stride, u32 span_pages, const float* angles,
-                                               u32 first_feature, u32 pairs, u32 way, u8* codes, uint2* scales, float4* minima) {
-    __shared__ float result[WIDTH];
-    begin_in_turn();
-    const Sight sight = {{rows, lists}, 0, 0, selected, 0, window, ratio, top_k};
-    const u32 row = blockIdx.x / heads, head = blockIdx.x % heads, pages = sight.pages(first + row);
-    const u32 count = (pages + span_pages - 1) / span_pages;
-    if (count == 1 && !angles) return;
-    const u64 at = (u64)blockIdx.x * stride;
-    float* out = y + ((u64)(first + row) * heads + head) * WIDTH;
-    if (count == 1) {
-        for (u32 d = threadIdx.x; d < WIDTH; d += THREADS) result[d] = out[d];
-    } else {
-        const float sink = sinks[head] * LOG2_E;
-        float highest = sink;
-        for (u32 i = 0; i < count; i++) highest = larger(highest, stats[at + i].x);
-        float total = exp2_near(sink - highest + WEIGHT_BITS);
-        for (u32 i = 0; i < count; i++) total = fma(stats[at + i].y, factor_of(stats[at + i].x, highest), total);
-        const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-        for (u32 d = threadIdx.x; d < WIDTH; d += THREADS) {
-            float sum = 0.0f;
-#pragma unroll 4
-            for (u32 i = 0; i < count; i++) sum = fma(parts[(at + i) * WIDTH + d], factor_of(stats[at + i].x, highest), sum);
-            result[d] = sum * inverse;
-            if (!angles) out[d] = sum * inverse;
-        }
-    }
-    if (!angles) return;
-    __syncthreads();
-    const float* of_row = angles + (u64)(first + row) * 2 * pairs;
-    for (u32 pair = threadIdx.x; pair < pairs; pair += THREADS) {
-        const float cosine = of_row[pair], sine = way & 2 ? -of_row[pairs + pair] : of_row[pairs + pair];
-        float* one = result + first_feature + (way & 1 ? 2 * pair : pair);
-        float* other = way & 1 ? one + 1 : one + pairs;
-        const float a = *one, b = *other;
-        *one = fma(a, cosine, -(b * sine));
-        *other = fma(b, cosine, a * sine);
-    }
-    __syncthreads();
-    const CodesOut coded = {codes, scales, minima};
-    for (u32 d = threadIdx.x; d < WIDTH; d += THREADS) {
-        out[d] = result[d];
-        const u64 block = (head * WIDTH + d) / 32;
-        if (codes) put_codes(quantized(result[d]), threadIdx.x % 32, codes_place(first + row, block, heads * WIDTH / 32), coded);
     }
 }
