@@ -1,11 +1,15 @@
 //! Times attention on a card: `cargo run --release -p tessera-cuda --example bench_attention [HEADS KV_HEADS HEAD_DIM TOKENS ROWS
-//! [decode|prompt|tiles|warps|warps-prompt [f16|q8_0]]]`, TOKENS and ROWS with commas between. Keys and values are random, and cold in the
+//! [decode|prompt|tiles|warps|warps-prompt|latent|latent-prompt [f16|q8_0]]]`, TOKENS and ROWS with commas between. Keys and values are random, and cold in the
 //! cache. Beside each time stands the distance from float64, at a shorter length, and how many of five rows differ in a bit from what they
 //! are alone, which is none. GB/s are of the keys and values that are seen, each once; TFLOPS of the pairs that see each other. With
 //! `tiles`, decode rows are measured in tiles of other shapes as well; with `warps`, in those of the kernel for all cards, as rows of a
-//! prompt are with `warps-prompt`. TESSERA_CUDA_ATTENTION=sm_80 gives attention the kernels and tiles of such a card.
+//! prompt are with `warps-prompt`. With `latent` and `latent-prompt` all heads share rows of HEAD_DIM numbers that are key and value at once, of
+//! which each row sees TOKENS. TESSERA_CUDA_ATTENTION=sm_80 gives attention the kernels and tiles of such a card.
 
-use tessera_cuda::{Cache, CudaDevice, measure::attention::AttentionSubject};
+use tessera_cuda::{
+    Cache, CudaDevice,
+    measure::{attention::AttentionSubject, latent::LatentSubject},
+};
 use tessera_ops::{Attention, KvFormat, Role};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -24,6 +28,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let longest = lengths.iter().copied().max().unwrap_or(0);
     println!("{}, {heads} heads over {kv_heads} of {head_dim}, {what}", tessera_ops::Device::name(&device));
     let role = if what.ends_with("prompt") { Role::Prefill } else { Role::Decode };
+    if what.starts_with("latent") {
+        let subject = LatentSubject::new(&device, heads, head_dim)?;
+        for (&tokens, &count) in lengths.iter().flat_map(|tokens| rows.iter().map(move |rows| (tokens, rows))) {
+            let m = subject.measure(tokens, count, role)?;
+            print!("{tokens:7} tokens {count:4} rows {:9.1} us", m.us);
+            println!("  error {:.1e}, {} rows differ", m.error, m.rows_differ);
+        }
+        return Ok(());
+    }
     let format = if arguments.get(6).is_some_and(|f| f == "q8_0") { KvFormat::Q8_0 } else { KvFormat::F16 };
     let mut subject = AttentionSubject::new(&device, spec, format, longest)?;
     let table = |subject: &AttentionSubject<'_>, name: &str| -> Result<(), Box<dyn std::error::Error>> {

@@ -9,7 +9,8 @@ use tessera_ops::{KvFormat, PAGE_TOKENS, streams::STREAMS_MAX};
 
 use crate::{
     attention::{self, SpansTile, prompt::PromptTile, warps::WarpsTile, warps_prompt::WarpsPromptTile},
-    connect, latent,
+    connect,
+    latent::{self, DecodeTile},
     matmul::{
         Packed,
         layout::{Float, Layout},
@@ -83,8 +84,8 @@ pub enum Module {
     Latent(RowForm),
     /// The same of f16 on Hopper's matrix units: of prompt rows.
     LatentPrompt(RowForm),
-    /// Of decoded rows, in tiles of so many heads.
-    LatentDecode(RowForm, usize),
+    /// Of decoded rows.
+    LatentDecode(RowForm, DecodeTile),
 }
 
 /// How a head's keys, or values, lie in a page.
@@ -433,12 +434,9 @@ impl Module {
             Module::IndexScores(form) => form.constants(latent::INDEX_THREADS),
             Module::LatentPrompt(form) => {
                 let shared = ("SHARED_BYTES", latent::prompt_shared_bytes(form));
-                [form.constants(latent::GROUPS_THREADS), vec![shared]].concat()
+                [form.constants(latent::PROMPT_THREADS), vec![shared]].concat()
             }
-            Module::LatentDecode(form, columns) => {
-                let own = [("COLUMNS", columns), ("SHARED_BYTES", latent::decode_shared_bytes(form, columns))];
-                [form.constants(latent::GROUPS_THREADS), own.to_vec()].concat()
-            }
+            Module::LatentDecode(form, tile) => [form.constants(latent::DECODE_THREADS), tile.constants(form)].concat(),
             Module::Compress(form) => form.constants(form.width.next_multiple_of(WARP)),
             Module::Select => vec![("THREADS", latent::SELECT_THREADS)],
             Module::Arrive => vec![("THREADS", latent::ARRIVE_THREADS), ("NUMBERS", latent::ARRIVE_NUMBERS)],

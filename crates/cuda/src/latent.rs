@@ -29,8 +29,8 @@ pub(crate) const THREADS: usize = 128;
 /// Threads of a block that selects.
 pub(crate) const SELECT_THREADS: usize = 512;
 
-/// Threads of a block on Hopper's matrix units: two warpgroups. Of prompt rows, its columns: heads that share keys.
-pub(crate) const GROUPS_THREADS: usize = 256;
+/// Threads of a block of prompt rows on Hopper's matrix units, two warpgroups, and its columns: heads that share keys.
+pub(crate) const PROMPT_THREADS: usize = 256;
 const PROMPT_COLUMNS: usize = 64;
 
 /// Numbers of a row that lie together in shared memory.
@@ -39,12 +39,26 @@ const SLAB_FEATURES: usize = 64;
 /// The widest row whose sums fit into registers.
 const GROUPS_WIDTH_MAX: usize = 512;
 
-/// Blocks of a cluster, which share the pages of a decoded row, and warpgroups of each.
+/// Threads of a block of decoded rows, and blocks of a cluster, which share a row's pages.
+pub(crate) const DECODE_THREADS: usize = 128;
 const DECODE_BLOCKS: usize = 8;
-const DECODE_GROUPS: usize = 2;
 
-/// Heads of such a cluster, and the rows up to which they are so few: then all clusters are on the card at once.
-const DECODE_TILES: [(usize, usize); 2] = [(16, 4), (32, usize::MAX)];
+/// How a cluster takes a decoded row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DecodeTile {
+    /// Heads that share keys.
+    pub columns: usize,
+    /// Pages of a block that are on their way at once; with one, a processor has two blocks.
+    pub stages: usize,
+}
+
+/// Tiles, and the rows up to which each is taken: all clusters are on the card at once as long as that can be.
+const DECODE_TILES: [(DecodeTile, usize); 4] = [
+    (DecodeTile { columns: 8, stages: 2 }, 1),
+    (DecodeTile { columns: 16, stages: 2 }, 2),
+    (DecodeTile { columns: 16, stages: 1 }, 4),
+    (DecodeTile { columns: 32, stages: 1 }, usize::MAX),
+];
 
 /// Rows of a launch, at most: a dimension of its grid.
 const DECODE_ROWS_MAX: usize = 1 << 15;
@@ -74,7 +88,7 @@ pub(crate) fn modules(form: RowForm) -> Vec<Module> {
     all.push(Module::IndexScores(form));
     if fits_groups(form) {
         all.push(Module::LatentPrompt(form));
-        all.extend(DECODE_TILES.map(|(columns, _)| Module::LatentDecode(form, columns)));
+        all.extend(DECODE_TILES.map(|(tile, _)| Module::LatentDecode(form, tile)));
     }
     all.push(Module::Latent(form));
     all
@@ -100,15 +114,23 @@ fn in_groups(form: RowForm, arch: &str) -> bool {
 /// Shared memory of a block of prompt rows: queries, weights, two pages of keys, and a few numbers a column.
 pub(crate) fn prompt_shared_bytes(form: RowForm) -> usize {
     let (slabs, columns) = (form.width / SLAB_FEATURES, PROMPT_COLUMNS);
-    let rest = (GROUPS_THREADS + 3 * columns) * size_of::<f32>() + GROUPS_THREADS * size_of::<f32>();
+    let rest = (PROMPT_THREADS + 3 * columns) * size_of::<f32>() + PROMPT_THREADS * size_of::<f32>();
     1024 + (slabs + 1) * columns * 128 + 2 * slabs * PAGE_TOKENS * 128 + rest
 }
 
-/// The same of decoded rows: queries, each warpgroup's weights and page, and a few numbers a column.
-pub(crate) fn decode_shared_bytes(form: RowForm, columns: usize) -> usize {
-    let slabs = form.width / SLAB_FEATURES;
-    let rest = (2 * GROUPS_THREADS / WARP + 1 + 3 * DECODE_GROUPS) * columns * size_of::<f32>();
-    1024 + (slabs + DECODE_GROUPS) * columns * 128 + DECODE_GROUPS * slabs * PAGE_TOKENS * 128 + rest
+impl DecodeTile {
+    /// Queries, weights, pages of keys, and a few numbers a column.
+    fn shared_bytes(self, form: RowForm) -> usize {
+        let slabs = form.width / SLAB_FEATURES;
+        let rest = (2 * DECODE_THREADS / WARP + 3) * self.columns * size_of::<f32>();
+        1024 + (slabs + 1) * self.columns * 128 + self.stages * slabs * PAGE_TOKENS * 128 + rest
+    }
+
+    pub(crate) fn constants(self, form: RowForm) -> Vec<(&'static str, usize)> {
+        let resident = if self.stages == 1 { 2 } else { 1 };
+        let own = [("COLUMNS", self.columns), ("STAGES", self.stages), ("RESIDENT", resident)];
+        [&own[..], &[("SHARED_BYTES", self.shared_bytes(form))]].concat()
+    }
 }
 
 /// Frequencies on the card, sent once: models have a few.
@@ -353,19 +375,19 @@ fn attend_in_groups(
         args
     };
     if role == Role::Prefill {
-        let grid = blocks([rows.len(), spec.heads.div_ceil(PROMPT_COLUMNS), 1], GROUPS_THREADS);
+        let grid = blocks([rows.len(), spec.heads.div_ceil(PROMPT_COLUMNS), 1], PROMPT_THREADS);
         let launch = Launch { shared_bytes: prompt_shared_bytes(form), ..grid };
         return gpu.launch(Module::LatentPrompt(form), "latent_prompt", launch, &args(rows.start));
     }
     for first in rows.clone().step_by(DECODE_ROWS_MAX) {
         let count = DECODE_ROWS_MAX.min(rows.end - first);
-        let (columns, _) = DECODE_TILES.into_iter().find(|(_, most)| count <= *most).expect("a tile for any number");
-        let grid = blocks([DECODE_BLOCKS, spec.heads.div_ceil(columns), count], GROUPS_THREADS);
-        let launch = Launch { shared_bytes: decode_shared_bytes(form, columns), ..grid };
+        let (tile, _) = DECODE_TILES.into_iter().find(|(_, most)| count <= *most).expect("a tile for any number");
+        let grid = blocks([DECODE_BLOCKS, spec.heads.div_ceil(tile.columns), count], DECODE_THREADS);
+        let launch = Launch { shared_bytes: tile.shared_bytes(form), ..grid };
         let mut args = args(first);
         // Places for what the queue joins with it: a rotation, and codes.
         args.extend([Arg::Null, Arg::U32(0), Arg::U32(0), Arg::U32(0), Arg::Null, Arg::Null, Arg::Null]);
-        gpu.launch(Module::LatentDecode(form, columns), "latent_decode", launch, &args);
+        gpu.launch(Module::LatentDecode(form, tile), "latent_decode", launch, &args);
     }
 }
 

@@ -205,19 +205,5 @@ KERNEL __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_
     add_values();
     products_wait<0>();
 
-    const Output out = {0, 0, sinks, y, first, heads, 0};
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        float total = own.totals[h];
-        total = total + __shfl_xor_sync(0xffffffffu, total, 1);
-        total = total + __shfl_xor_sync(0xffffffffu, total, 2);
-        const u32 c = own_row + h * 8;
-        if (c >= tile.columns) continue;
-        const u32 row = tile.row_of(c), head = tile.head_of(c);
-        const float factor = out.factor(head, own.highest[h], total);
-        float* to = y + ((u64)row * heads + head) * HEAD_DIM + lane % 4 * 2;
-#pragma unroll
-        for (int j = 0; j < HEAD_DIM / 8; j++)
-            *(float2*)(to + j * 8) = make_float2(sums[j * 4 + h * 2] * factor + 0.0f, sums[j * 4 + h * 2 + 1] * factor + 0.0f);
-    }
+    give(Output{0, 0, sinks, y, first, heads, 0}, tile, own, own_row, sums);
 }

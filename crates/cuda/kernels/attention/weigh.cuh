@@ -48,3 +48,21 @@ DEVICE void weigh(float (&scores)[KEYS / 2], Columns& own, float (&keep)[2], u32
     if (is_whole) weigh_stage<true>(scores, own, keep, position, cap);
     else weigh_stage<false>(scores, own, keep, position, cap);
 }
+
+// Writes what comes of a warp's sixteen columns of a tile whose rows were gone through whole; `column` is the first of the thread's two.
+DEVICE_MEMBER void give(const Output& out, const Tile& tile, const Columns& own, u32 column, const float (&sums)[HEAD_DIM / 2]) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        float total = own.totals[h];
+        total = total + __shfl_xor_sync(0xffffffffu, total, 1);
+        total = total + __shfl_xor_sync(0xffffffffu, total, 2);
+        const u32 c = column + h * 8;
+        if (c >= tile.columns) continue;
+        const u32 row = tile.row_of(c), head = tile.head_of(c);
+        const float factor = out.factor(head, own.highest[h], total);
+        float* to = out.y + ((u64)row * out.heads + head) * HEAD_DIM + threadIdx.x % 4 * 2;
+#pragma unroll
+        for (int j = 0; j < HEAD_DIM / 8; j++)
+            *(float2*)(to + j * 8) = make_float2(sums[j * 4 + h * 2] * factor + 0.0f, sums[j * 4 + h * 2 + 1] * factor + 0.0f);
+    }
+}

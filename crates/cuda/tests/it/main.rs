@@ -9,6 +9,7 @@ mod gated;
 mod heads;
 mod highest;
 mod joined;
+mod latent;
 mod packing;
 mod products;
 mod prompt;
