@@ -1,10 +1,10 @@
 //! Times attention on a card: `cargo run --release -p tessera-cuda --example bench_attention [HEADS KV_HEADS HEAD_DIM TOKENS ROWS
-//! [decode|prompt|tiles|warps|warps-prompt|latent|latent-prompt [f16|q8_0]]]`, TOKENS and ROWS with commas between. Keys and values are random, and cold in the
-//! cache. Beside each time stands the distance from float64, at a shorter length, and how many of five rows differ in a bit from what they
-//! are alone, which is none. GB/s are of the keys and values that are seen, each once; TFLOPS of the pairs that see each other. With
-//! `tiles`, decode rows are measured in tiles of other shapes as well; with `warps`, in those of the kernel for all cards, as rows of a
-//! prompt are with `warps-prompt`. With `latent` and `latent-prompt` all heads share rows of HEAD_DIM numbers that are key and value at once, of
-//! which each row sees TOKENS. TESSERA_CUDA_ATTENTION=sm_80 gives attention the kernels and tiles of such a card.
+//! [decode|prompt|tiles|warps|warps-prompt|latent|latent-prompt [f16|q8_0]]]`, TOKENS and ROWS with commas between. Keys and values are
+//! random, and cold in the cache. Beside each time stands the distance from float64, at a shorter length, and how many of five rows differ
+//! in a bit from what they are alone, which is none. GB/s are of the keys and values that are seen, each once; TFLOPS of the pairs that see
+//! each other. With `tiles`, decode rows are measured in tiles of other shapes as well; with `warps`, in those of the kernel for all cards,
+//! as rows of a prompt are with `warps-prompt`. With `latent` and `latent-prompt` all heads share rows of HEAD_DIM numbers that are key and
+//! value at once, of which each row sees TOKENS. TESSERA_CUDA_ATTENTION=sm_80 gives attention the kernels and tiles of such a card.
 
 use tessera_cuda::{
     Cache, CudaDevice,

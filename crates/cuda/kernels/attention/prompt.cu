@@ -101,20 +101,20 @@ KERNEL __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_
 
     if (warp >= CONSUMERS / 32) {
         give_registers<40>();
-        if (warp > CONSUMERS / 32) return;
+        // One warp for keys and one for values: neither waits for room that the other's are to give back.
+        const u32 own = warp - CONSUMERS / 32;
+        if (own > 1) return;
         const Source source = {step, tile.row, end, kv_heads, blockIdx.z, ring_pages};
-        At key_at, value_at;
-        for (u32 i = from; i <= to; i++) {
-            if (i < to) keys.bring(source, key_pages, key_at, i * KEY_PAGES, low, high);
-            if (i > from) values.bring(source, value_pages, value_at, (i - 1) * KEY_PAGES, low, high);
-        }
+        const Stages& stages = own ? values : keys;
+        At at;
+        for (u32 i = from; i < to; i++) stages.bring(source, own ? value_pages : key_pages, at, i * KEY_PAGES, low, high);
         return;
     }
     take_registers<232>();
     auto query_of = [&](u32 c) {
         return c < tile.columns ? queries + ((u64)tile.row_of(c) * heads + tile.head_of(c)) * HEAD_DIM : 0;
     };
-    keep_queries<HEAD_DIM, ROWS, CONSUMERS / 32>(shared, query_of, [&](u32 c, float down) { downs[c] = down; });
+    keep_queries<HEAD_DIM, ROWS, CONSUMERS / 32, 8>(shared, query_of, [&](u32 c, float down) { downs[c] = down; });
     writes_before_copies();
     wait_for_threads(1, CONSUMERS);
 

@@ -89,7 +89,7 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
         auto query_of = [&](u32 c) {
             return c < tile.columns ? queries + ((u64)tile.row_of(c) * heads + tile.head_of(c)) * HEAD_DIM : 0;
         };
-        keep_queries<HEAD_DIM, ROWS, CONSUMERS / 32>(shared, query_of, [&](u32 c, float down) { downs[c] = down; });
+        keep_queries<HEAD_DIM, ROWS, CONSUMERS / 32, 8>(shared, query_of, [&](u32 c, float down) { downs[c] = down; });
         writes_before_copies();
         wait_for_threads(1, CONSUMERS);
 
@@ -144,8 +144,9 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
             }
             next += SLABS * present;
         };
-        // Scores become weights in shared memory; `keep` is the factor on what was relative to the highest score before.
-        auto weigh = [&](u32 pair) {
+        // Scores become weights in shared memory; `keep` is the factor on what was relative to the highest score before. Before the
+        // exponentials, and behind all, `meanwhile` is done.
+        auto weigh = [&](u32 pair, auto meanwhile) {
             const u32 page = pair + group;
             const bool is_here = page >= low && page < high;
             const bool is_whole = is_here && page * PAGE >= newest.begin && (page + 1) * PAGE <= oldest.end && tile.columns;
@@ -172,6 +173,7 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
                 if (lane % 4 == 0) tops[group * ROWS + own_row + h * 8] = top[h];
             }
             wait_for_threads(1, CONSUMERS);
+            meanwhile(0);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const float most = larger(larger(highest[h], top[h]), tops[(1 - group) * ROWS + own_row + h * 8]);
@@ -190,6 +192,7 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
                 store_matrices(shared_address(weights + part(group, k)), pair_of_halves(scores[k * 8], scores[k * 8 + 1]),
                                pair_of_halves(scores[k * 8 + 2], scores[k * 8 + 3]), pair_of_halves(scores[k * 8 + 4], scores[k * 8 + 5]),
                                pair_of_halves(scores[k * 8 + 6], scores[k * 8 + 7]));
+            meanwhile(1);
         };
         u32 own[4][4];
         // Starts the products of a page's weights by its values, slab by slab; `behind` is done behind each.
@@ -223,7 +226,7 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
 
         const u32 lowest = low / 2 * 2;
         score(lowest);
-        weigh(lowest);
+        weigh(lowest, [](int) {});
         wait_for_threads(1, CONSUMERS);
         // The products of a pair's last page run while the weights of the next pair are made.
 #pragma unroll 1
@@ -240,10 +243,22 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
             }
             if (is_more) score(i + 2);
             add_values(last, [](int, u32) {});
-            if (is_more) weigh(i + 2);
-            products_wait<0>();
+            // Slabs whose products are done are given back before the last are: the ring is short.
+            const u32 from = next - SLABS + group;
+            auto give_back_done = [&](int point) {
+                if (point == 0) products_wait<OWN - 1>();
+                else products_wait<1>();
 #pragma unroll
-            for (int o = 0; o < OWN; o++) give_back(next - SLABS + o * 2 + group);
+                for (int o = point; o < (point == 0 ? 1 : OWN - 1); o++) give_back(from + o * 2);
+            };
+            if (is_more) {
+                weigh(i + 2, give_back_done);
+            } else {
+                give_back_done(0);
+                give_back_done(1);
+            }
+            products_wait<0>();
+            give_back(from + (OWN - 1) * 2);
             if (!is_more) break;
             const bool is_moved = keep[0] != 1.0f || keep[1] != 1.0f;
             if (__any_sync(0xffffffffu, is_moved)) {

@@ -45,11 +45,11 @@ template <u32 DIM> struct Query {
     }
 };
 
-// The queries of ROWS columns, which a block's SHARERS warps share out, several on their way at once. `query_of` names a column's
-// numbers, or none; `put` takes what undoes its factor.
-template <u32 DIM, u32 ROWS, u32 SHARERS, class From, class Put>
+// The queries of ROWS columns, which a block's SHARERS warps share out, up to MOST of a warp's on their way at once. `query_of` names a
+// column's numbers, or none; `put` takes what undoes its factor.
+template <u32 DIM, u32 ROWS, u32 SHARERS, u32 MOST, class From, class Put>
 DEVICE void keep_queries(u8* out, const From& query_of, const Put& put) {
-    constexpr u32 AT_ONCE = ROWS / SHARERS > 4 ? 4 : ROWS / SHARERS;
+    constexpr u32 AT_ONCE = ROWS / SHARERS > MOST ? MOST : ROWS / SHARERS;
 #pragma unroll 1
     for (u32 c = threadIdx.x / 32; c < ROWS; c += SHARERS * AT_ONCE) {
         Query<DIM> several[AT_ONCE];

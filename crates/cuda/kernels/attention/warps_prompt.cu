@@ -35,7 +35,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) warps_prompt(const float* queries, c
     auto query_of = [&](u32 c) {
         return c < tile.columns ? queries + ((u64)tile.row_of(c) * heads + tile.head_of(c)) * HEAD_DIM : 0;
     };
-    keep_queries<HEAD_DIM, COLUMNS, WARPS>(shared, query_of, [&](u32 c, float down) { downs[c] = down; });
+    keep_queries<HEAD_DIM, COLUMNS, WARPS, 4>(shared, query_of, [&](u32 c, float down) { downs[c] = down; });
     __syncthreads();
     Columns own;
 #pragma unroll

@@ -128,22 +128,18 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
 
     if (block < pages) {
         // Queries are on their way while the places of keys are looked up.
-        constexpr u32 at_once = COLUMNS / WARPS < 4 ? COLUMNS / WARPS : 4;
-        Query<WIDTH> several[at_once];
+        Query<WIDTH> several[COLUMNS / WARPS];
 #pragma unroll
-        for (u32 first_column = 0; first_column < COLUMNS; first_column += at_once * WARPS) {
+        for (u32 i = 0; i < COLUMNS / WARPS; i++) {
+            const u32 c = i * WARPS + warp;
+            several[i].load(c < count ? queries + ((u64)row * heads + first_head + c) * WIDTH : 0);
+        }
+        bring(stages, sight, row, block);
 #pragma unroll
-            for (u32 i = 0; i < at_once; i++) {
-                const u32 c = first_column + i * WARPS + warp;
-                several[i].load(c < count ? queries + ((u64)row * heads + first_head + c) * WIDTH : 0);
-            }
-            if (first_column == 0) bring(stages, sight, row, block);
-#pragma unroll
-            for (u32 i = 0; i < at_once; i++) {
-                const u32 c = first_column + i * WARPS + warp;
-                const float down = several[i].keep(shared, COLUMNS, c);
-                if (lane == 0) factors[c] = down * scale * LOG2_E;
-            }
+        for (u32 i = 0; i < COLUMNS / WARPS; i++) {
+            const u32 c = i * WARPS + warp;
+            const float down = several[i].keep(shared, COLUMNS, c);
+            if (lane == 0) factors[c] = down * scale * LOG2_E;
         }
 
         // Of each product a lane has rows `own` and `own + 8` of 64, and of each eight columns `column` and the next.

@@ -64,7 +64,7 @@ KERNEL __launch_bounds__(THREADS, 1) latent_prompt(const float* queries, const u
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / 4;
     bring(stages, sight, row, 0);
     auto query_of = [&](u32 c) { return c < count ? queries + ((u64)row * heads + first_head + c) * WIDTH : 0; };
-    keep_queries<WIDTH, COLUMNS, WARPS>(shared, query_of, [&](u32 c, float down) { factors[c] = down * scale * LOG2_E; });
+    keep_queries<WIDTH, COLUMNS, WARPS, 4>(shared, query_of, [&](u32 c, float down) { factors[c] = down * scale * LOG2_E; });
 
     // Of each product a lane has rows `own` and `own + 8` of its warpgroup's 64, and of each eight columns `column` and the next.
     const u32 own = warp % 4 * 16 + lane / 4, column = lane % 4 * 2, first_column = group * OWN_COLUMNS;

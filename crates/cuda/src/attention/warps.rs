@@ -9,13 +9,13 @@ use crate::{kernels::Pages, matmul::tile::WARP};
 const HEAD_DIM_MAX: usize = 512;
 
 /// Registers of a processor.
-pub(super) const REGISTERS: usize = 1 << 16;
+const REGISTERS: usize = 1 << 16;
 
 /// What the machine takes of shared memory for each block.
-pub(super) const BLOCK_SHARED_BYTES: usize = 1 << 10;
+const BLOCK_SHARED_BYTES: usize = 1 << 10;
 
 /// Beyond this, more slabs on their way make nothing faster.
-pub(super) const STAGES_MAX: usize = 8;
+const STAGES_MAX: usize = 8;
 
 /// Fewer blocks on a processor are better than a shorter ring; of tiles that multiply more than they copy, two blocks are.
 const STAGES_MIN: usize = 3;
@@ -44,12 +44,28 @@ pub struct WarpsTile {
 }
 
 /// Shared memory of a processor.
-pub(super) fn processor_shared_bytes(arch: &str) -> usize {
+fn processor_shared_bytes(arch: &str) -> usize {
     match arch {
         "sm_80" => 164 << 10,
         "sm_90a" => 228 << 10,
         _ => 100 << 10,
     }
+}
+
+/// Stages of rings of as many blocks as a processor shall hold, each of which takes so much shared memory beside its ring.
+pub(super) fn stages_beside(form: Pages, arch: &str, resident: usize, shared_bytes: usize) -> usize {
+    let room = processor_shared_bytes(arch) / resident - BLOCK_SHARED_BYTES;
+    (room.saturating_sub(shared_bytes) / stage_bytes(form).0).min(STAGES_MAX)
+}
+
+/// Whether so many blocks' registers are there, of threads that take so many each.
+pub(super) fn fits_registers(resident: usize, threads: usize, registers: usize) -> bool {
+    resident * threads * registers <= REGISTERS
+}
+
+/// The narrowest tile that takes so many columns at once, or the widest.
+pub(super) fn narrowest<T: Copy>(all: &[T], columns: impl Fn(T) -> usize, wanted: usize) -> Option<T> {
+    all.iter().find(|t| columns(**t) >= wanted).or(all.last()).copied()
 }
 
 /// Of a slab: what a stage of the ring takes, and the operand that its codes become.
@@ -81,13 +97,11 @@ impl WarpsTile {
     fn with(form: Pages, arch: &str, columns: usize, (key_warps, column_warps): (usize, usize)) -> Option<WarpsTile> {
         let tile = |resident: usize| {
             let none = WarpsTile { columns, key_warps, column_warps, resident, stages: 0, is_capped: false };
-            let room = processor_shared_bytes(arch) / resident - BLOCK_SHARED_BYTES;
-            let stages = room.saturating_sub(none.shared_bytes(form)) / stage_bytes(form).0;
-            WarpsTile { stages: stages.min(STAGES_MAX), ..none }
+            WarpsTile { stages: stages_beside(form, arch, resident, none.shared_bytes(form)), ..none }
         };
         let scores = 4 / key_warps * columns / 8 / column_warps * 4;
         let registers = (form.head_dim.div_ceil(SLAB_FEATURES) + 2) * scores + OTHER_REGISTERS;
-        let fits = |t: &WarpsTile| t.resident * t.threads() * registers <= REGISTERS;
+        let fits = |t: &WarpsTile| fits_registers(t.resident, t.threads(), registers);
         let roomy = (1..=4)
             .rev()
             .map(tile)
@@ -97,8 +111,7 @@ impl WarpsTile {
 
     /// The narrowest that takes so many columns at once, or the widest.
     pub(super) fn for_columns(form: Pages, arch: &str, columns: usize) -> Option<WarpsTile> {
-        let all = WarpsTile::all(form, arch);
-        all.iter().find(|t| t.columns >= columns).or(all.last()).copied()
+        narrowest(&WarpsTile::all(form, arch), |t| t.columns, columns)
     }
 
     pub(super) fn threads(self) -> usize {
@@ -126,32 +139,42 @@ impl WarpsTile {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::kernels::CARDS;
 
-    /// Every head of whole sixteens has tiles on every card, within what a processor has.
-    #[test]
-    fn tiles_fit_every_card() {
+    /// Every card with every form of heads of whole sixteens, and what these are to have: blocks that fit into a processor, with a ring.
+    pub(in crate::attention) fn hold_tiles<T: std::fmt::Debug>(
+        all: impl Fn(Pages, &str) -> Vec<T>,
+        shape: impl Fn(&T, Pages) -> (usize, usize, usize, usize),
+        check: impl Fn(Pages, &[T]),
+    ) {
         for (arch, format) in CARDS.into_iter().flat_map(|arch| [KvFormat::F16, KvFormat::Q8_0].map(|f| (arch, f))) {
             for head_dim in (16..=HEAD_DIM_MAX).step_by(16) {
                 let form = Pages { head_dim, format };
-                let tiles = WarpsTile::all(form, arch);
-                let columns: Vec<usize> = tiles.iter().map(|t| t.columns).collect();
-                assert!(columns.starts_with(&[8, 16, 32]), "{form:?} on {arch}: {tiles:?}");
+                let tiles = all(form, arch);
+                check(form, &tiles);
                 for tile in tiles {
-                    let bytes = tile.shared_bytes(form) + BLOCK_SHARED_BYTES;
-                    assert!(
-                        bytes * tile.resident <= processor_shared_bytes(arch) && tile.stages >= 2,
-                        "{form:?} {tile:?}"
-                    );
-                    assert!(
-                        tile.threads() * tile.resident * 32 <= REGISTERS && tile.columns / 8 % tile.column_warps == 0
-                    );
+                    let (resident, threads, stages, shared_bytes) = shape(&tile, form);
+                    let bytes = (shared_bytes + BLOCK_SHARED_BYTES) * resident;
+                    assert!(bytes <= processor_shared_bytes(arch), "{form:?} on {arch}: {tile:?}");
+                    let is_whole = stages >= 2 && threads <= 1024 && fits_registers(resident, threads, 32);
+                    assert!(is_whole, "{form:?} on {arch}: {tile:?}");
                 }
             }
-            assert_eq!(WarpsTile::all(Pages { head_dim: 40, format }, arch), []);
+            assert!(all(Pages { head_dim: 40, format }, arch).is_empty());
         }
-        assert_eq!(WarpsTile::all(Pages { head_dim: 64, format: KvFormat::F32 }, "sm_80"), []);
+        assert!(all(Pages { head_dim: 64, format: KvFormat::F32 }, "sm_80").is_empty());
+    }
+
+    /// Every head of whole sixteens has tiles, narrow ones among them.
+    #[test]
+    fn tiles_fit_every_card() {
+        let shape = |t: &WarpsTile, form| (t.resident, t.threads(), t.stages, t.shared_bytes(form));
+        hold_tiles(WarpsTile::all, shape, |form, tiles| {
+            let columns: Vec<usize> = tiles.iter().map(|t| t.columns).collect();
+            assert!(columns.starts_with(&[8, 16, 32]), "{form:?}: {tiles:?}");
+            assert!(tiles.iter().all(|t| (t.columns / 8).is_multiple_of(t.column_warps)), "{form:?}: {tiles:?}");
+        });
     }
 }

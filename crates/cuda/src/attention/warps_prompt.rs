@@ -4,7 +4,7 @@ use tessera_ops::{KvFormat, PAGE_TOKENS};
 
 use super::{
     SLAB_FEATURES,
-    warps::{BLOCK_SHARED_BYTES, REGISTERS, STAGES_MAX, processor_shared_bytes, stage_bytes},
+    warps::{fits_registers, narrowest, stage_bytes, stages_beside},
 };
 use crate::{kernels::Pages, matmul::tile::WARP};
 
@@ -42,20 +42,17 @@ impl WarpsPromptTile {
 
     /// The narrowest that takes so many columns at once, or the widest.
     pub(super) fn for_columns(form: Pages, arch: &str, columns: usize) -> Option<WarpsPromptTile> {
-        let all = WarpsPromptTile::all(form, arch);
-        all.iter().find(|t| t.columns() >= columns).or(all.last()).copied()
+        narrowest(&WarpsPromptTile::all(form, arch), WarpsPromptTile::columns, columns)
     }
 
     /// As many blocks on a processor as registers and shared memory allow.
     fn with(form: Pages, arch: &str, warps: usize) -> Option<WarpsPromptTile> {
         let tile = |resident: usize| {
             let none = WarpsPromptTile { warps, resident, stages: 0, is_capped: false };
-            let room = processor_shared_bytes(arch) / resident - BLOCK_SHARED_BYTES;
-            let stages = room.saturating_sub(none.shared_bytes(form)) / stage_bytes(form).0;
-            WarpsPromptTile { stages: stages.min(STAGES_MAX), ..none }
+            WarpsPromptTile { stages: stages_beside(form, arch, resident, none.shared_bytes(form)), ..none }
         };
         let registers = form.head_dim / 2 + PAGE_TOKENS / 2 + OTHER_REGISTERS;
-        let fits = |t: &WarpsPromptTile| t.stages >= 2 && t.resident * t.threads() * registers <= REGISTERS;
+        let fits = |t: &WarpsPromptTile| t.stages >= 2 && fits_registers(t.resident, t.threads(), registers);
         (1..=4).rev().map(tile).find(fits)
     }
 
@@ -90,22 +87,14 @@ impl WarpsPromptTile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::CARDS;
+    use crate::attention::warps::tests::hold_tiles;
 
-    /// Heads of whole sixteens, of up to 256 numbers, have a tile on every card, within what a processor has.
+    /// Heads of whole sixteens have a tile, up to 256 numbers.
     #[test]
     fn tiles_fit_every_card() {
-        for (arch, format) in CARDS.into_iter().flat_map(|arch| [KvFormat::F16, KvFormat::Q8_0].map(|f| (arch, f))) {
-            for head_dim in (16..=2 * HEAD_DIM_MAX).step_by(16) {
-                let form = Pages { head_dim, format };
-                let tiles = WarpsPromptTile::all(form, arch);
-                assert_eq!(tiles.is_empty(), head_dim > HEAD_DIM_MAX, "{form:?} on {arch}");
-                for tile in tiles {
-                    let bytes = tile.shared_bytes(form) + BLOCK_SHARED_BYTES;
-                    assert!(bytes * tile.resident <= processor_shared_bytes(arch), "{form:?} on {arch}: {tile:?}");
-                    assert!(tile.stages >= 2 && tile.threads() <= 1024, "{form:?} on {arch}: {tile:?}");
-                }
-            }
-        }
+        let shape = |t: &WarpsPromptTile, form| (t.resident, t.threads(), t.stages, t.shared_bytes(form));
+        hold_tiles(WarpsPromptTile::all, shape, |form, tiles| {
+            assert_eq!(tiles.is_empty(), form.head_dim > HEAD_DIM_MAX, "{form:?}");
+        });
     }
 }
