@@ -8,7 +8,7 @@
 
 use tessera_cuda::{
     Cache, CudaDevice,
-    measure::{attention::AttentionSubject, latent::LatentSubject},
+    measure::{attention::AttentionSubject, latent_rows::LatentSubject},
 };
 use tessera_ops::{Attention, KvFormat, Role};
 

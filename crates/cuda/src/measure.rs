@@ -1,7 +1,7 @@
 //! Measurements of single kernels on the card, which hold the result to the reference in the same run.
 
 pub mod attention;
-pub mod latent;
+pub mod latent_rows;
 pub mod prompt;
 
 use tessera_formats::{DType, codec::RandomBlocks};

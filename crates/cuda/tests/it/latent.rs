@@ -1,7 +1,7 @@
 //! Attention of decoded rows over latent rows, in steps of every number of rows at which a card takes another tile, and over more pages
 //! than a launch has blocks for: on a card, or on the emulated one.
 
-use tessera_cuda::{Cache, CudaDevice, measure::latent::LatentSubject};
+use tessera_cuda::{Cache, CudaDevice, measure::latent_rows::LatentSubject};
 use tessera_ops::Role;
 
 #[test]
