@@ -390,13 +390,11 @@ impl Module {
             Module::IndexScores(_) => vec![COMMON, BLOCK, STEP, ROWS, source!("latent/index.cu")],
             Module::Select => vec![COMMON, STEP, source!("latent/select.cu")],
             Module::Latent(_) => vec![COMMON, BLOCK, STEP, ROWS, SIGHT, source!("latent/attend.cu")],
-            Module::LatentPrompt(_) => {
-                let own = [STEP, ROWS, SIGHT, WEIGHTS, QUERY, source!("latent/prompt.cu")];
-                [&[COMMON, BLOCK, HOPPER, WGMMA][..], &own].concat()
-            }
-            Module::LatentDecode(..) => {
-                let own = [CODES, STEP, ROWS, SIGHT, WEIGHTS, QUERY, source!("latent/decode.cu")];
-                [&[COMMON, BLOCK, HOPPER, WGMMA][..], &own].concat()
+            Module::LatentPrompt(_) | Module::LatentDecode(..) => {
+                let is_prompt = matches!(self, Module::LatentPrompt(_));
+                let own = if is_prompt { source!("latent/prompt.cu") } else { source!("latent/decode.cu") };
+                let shared = [CODES, STEP, ROWS, SIGHT, WEIGHTS, QUERY];
+                [&[COMMON, BLOCK, HOPPER, WGMMA][..], &shared, &[own]].concat()
             }
         }
     }
