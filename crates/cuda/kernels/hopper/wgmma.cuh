@@ -6,6 +6,7 @@
 // Sums as operands: their places in the text, and what stands there. Each width begins with those of the one below.
 #define PLACES_4 "%0,%1,%2,%3"
 #define PLACES_8 PLACES_4 ",%4,%5,%6,%7"
+#define PLACES_12 PLACES_8 ",%8,%9,%10,%11"
 #define PLACES_16 PLACES_8 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define PLACES_24 PLACES_16 ",%16,%17,%18,%19,%20,%21,%22,%23"
 #define PLACES_28 PLACES_24 ",%24,%25,%26,%27"
@@ -23,6 +24,7 @@
 #define SIXTEEN_SUMS(i) FOUR_SUMS(i), FOUR_SUMS(i + 4), FOUR_SUMS(i + 8), FOUR_SUMS(i + 12)
 #define SUMS_4 FOUR_SUMS(0)
 #define SUMS_8 SUMS_4, FOUR_SUMS(4)
+#define SUMS_12 SUMS_8, FOUR_SUMS(8)
 #define SUMS_16 SIXTEEN_SUMS(0)
 #define SUMS_24 SUMS_16, FOUR_SUMS(16), FOUR_SUMS(20)
 #define SUMS_28 SUMS_24, FOUR_SUMS(24)
@@ -71,6 +73,7 @@ template <int N> DEVICE_MEMBER void multiply_by_turned(float* sums, const u32 (&
     SHARED_PRODUCT(multiply_turned, N, COUNT, A, B, 1)
 SHARED_PRODUCTS(8, 4, 4, 5)
 SHARED_PRODUCTS(16, 8, 8, 9)
+SHARED_PRODUCTS(24, 12, 12, 13)
 SHARED_PRODUCTS(32, 16, 16, 17)
 SHARED_PRODUCTS(64, 32, 32, 33)
 SHARED_PRODUCTS(128, 64, 64, 65)
