@@ -52,13 +52,13 @@ pub struct DecodeTile {
     pub stages: usize,
 }
 
-/// Tiles, and the rows up to which each is taken, of 64 heads: on an H200 fifteen clusters run at once where a processor has one block, and
-/// thirty where it has two.
+/// Tiles, and the rows up to which each is taken, measured with 64 heads: on an H200 fifteen clusters run at once where a processor has one
+/// block, and not quite thirty where it has two.
 const DECODE_TILES: [(DecodeTile, usize); 5] = [
     (DecodeTile { columns: 8, stages: 2 }, 1),
     (DecodeTile { columns: 16, stages: 2 }, 3),
-    (DecodeTile { columns: 16, stages: 1 }, 7),
-    (DecodeTile { columns: 24, stages: 1 }, 10),
+    (DecodeTile { columns: 16, stages: 1 }, 5),
+    (DecodeTile { columns: 24, stages: 1 }, 8),
     (DecodeTile { columns: 32, stages: 1 }, usize::MAX),
 ];
 

@@ -146,7 +146,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
         return c < tile.columns ? queries + ((u64)tile.row_of(c) * heads + tile.head_of(c)) * HEAD_DIM : 0;
     };
     auto put = [&](u32 c, float down) { factors[c] = down * scale * (CAPPED ? 1.0f : LOG2_E); };
-    keep_queries<HEAD_DIM, COLUMNS, WARPS, 8>(shared, query_of, put);
+    keep_queries<HEAD_DIM, COLUMNS, WARPS, 4>(shared, query_of, put);
     if (threadIdx.x < COLUMNS) {
         const bool is_one = threadIdx.x < tile.columns;
         const Seen seen = seen_by(step, tile.row_of(is_one ? threadIdx.x : 0), window);
