@@ -141,8 +141,8 @@ pub(crate) const HOPPER_ARCH: &str = "sm_90a";
 /// Threads of a block that makes f16 of a row: of rows that the first can hold, and of longer ones.
 pub(crate) const HALVES_THREADS: [usize; 2] = [256, 1024];
 
-/// Runs of 16 numbers that each of them holds.
-pub(crate) const HALVES_HELD: usize = 2;
+/// Runs of 256 numbers that each warp of it holds.
+pub(crate) const HALVES_HELD: usize = 4;
 
 /// Head sizes that the compile check goes through, from the narrowest to the widest of known models.
 const HEADS: [usize; 7] = [32, 64, 80, 96, 128, 256, 512];

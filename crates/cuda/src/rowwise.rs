@@ -57,13 +57,14 @@ pub(crate) fn rotate(gpu: &Gpu, x: &mut Tensor, rotation: &Rotation, angles: &Te
     let mut args = vec![memory, memory, Arg::Null, Arg::Memory(&angles.memory)];
     args.extend([heads, head_dim, rotation.first, pairs, way].map(Arg::U32));
     args.extend([Arg::F32(0.0), Arg::Null, Arg::Null, Arg::Null, Arg::U32(x.rows)]);
-    let warps = if count >= HEADS_MANY && head_dim <= HEAD_DIM_SHARED_MAX { HEADS_WARPS } else { 1 };
-    let grid = blocks([count.div_ceil(warps), 1, 1], warps * WARP);
+    let is_many = count >= HEADS_MANY && head_dim <= HEAD_DIM_SHARED_MAX;
+    let (warps, each) = if is_many { (HEADS_WARPS, 2) } else { (1, 1) };
+    let grid = blocks([count.div_ceil(warps * each), 1, 1], warps * WARP);
     let launch = Launch { shared_bytes: warps * head_dim * size_of::<f32>(), ..grid };
     gpu.launch(Module::Rope, "rotate", launch, &args);
 }
 
-/// Heads are many from here on: a block has several. Fewer are spread over the card.
+/// Heads are many from here on: a warp has two of them, and a block several warps. Fewer are spread over the card.
 const HEADS_MANY: usize = 2048;
 const HEADS_WARPS: usize = 4;
 

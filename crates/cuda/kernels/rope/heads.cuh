@@ -44,12 +44,17 @@ struct Heads {
             put_codes(quantized(shared[b * 32 + lane]), lane, codes_place(row, head * blocks + b, heads * blocks), out);
     }
 
-    DEVICE_MEMBER void norm(float* shared, u32 lane) const {
+    // The factor of the norm of a head in shared memory, in all lanes.
+    DEVICE_MEMBER float factor(const float* shared, u32 lane) const {
         float sum = 0.0f;
         if (lane < 16)
             for (u32 i = lane; i < head_dim; i += 16) sum = fma(shared[i], shared[i], sum);
         const float mean = add_lanes(sum) / (float)head_dim;
-        const float inverse = __shfl_sync(0xffffffffu, 1.0f / __fsqrt_rn(mean + epsilon), 0);
+        return __shfl_sync(0xffffffffu, 1.0f / __fsqrt_rn(mean + epsilon), 0);
+    }
+
+    DEVICE_MEMBER void norm(float* shared, u32 lane) const {
+        const float inverse = factor(shared, lane);
 #pragma unroll 8
         for (u32 i = lane; i < head_dim; i += 32) shared[i] = (shared[i] * inverse) * weight[i];
         __syncwarp();

@@ -7,6 +7,7 @@ use super::{
     prefill_tile::{self, BLOCK, PrefillTile, warps},
     project::{Share, rows_of},
     select::Packed,
+    tile::WARP,
 };
 use crate::{
     driver::{Arg, Gpu, Memory},
@@ -17,8 +18,8 @@ use crate::{
 /// Rows of x that lie together.
 const EIGHT: usize = 8;
 
-/// Numbers of a row that a thread brings into 16 bits together.
-pub(crate) const HALF_RUN: usize = 16;
+/// Numbers of a row that a warp brings into 16 bits together.
+pub(crate) const HALF_RUN: usize = 256;
 
 /// Bytes of eight rows of a block.
 const EIGHT_BYTES: usize = EIGHT * BLOCK * 2;
@@ -63,7 +64,7 @@ pub(crate) fn halves(gpu: &Arc<Gpu>, x: &Tensor, matrix: &PackedMatrix, share: &
     // Places for the gate that the queue joins with it.
     args.extend([Arg::Null, Arg::Null, Arg::U32(0), Arg::U32(0), Arg::U32(0), Arg::F32(0.0)]);
     // A block holds a row, if one of the blocks can.
-    let holds = |threads: &usize| slices * depth <= threads * HALVES_HELD * HALF_RUN;
+    let holds = |threads: &usize| slices * depth <= threads / WARP * HALVES_HELD * HALF_RUN;
     let threads = HALVES_THREADS.into_iter().find(holds).unwrap_or(HALVES_THREADS[0]);
     gpu.launch(Module::Halves(threads), "halves", blocks([share.x.len(), 1, 1], threads), &args);
     halves

@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 use crate::{
     hash::{HashMap, Quick},
     kernels::{HALVES_HELD, Module},
-    matmul::{HALF_RUN, NO_BLOCK},
+    matmul::{HALF_RUN, NO_BLOCK, tile::WARP},
 };
 
 mod heads;
@@ -283,13 +283,13 @@ mod halves {
 /// A gate, and what it gives as f16, where a block holds a row.
 fn gated_halves(last: &Call, next: &Call) -> Option<Call> {
     let (g, h) = (&last.args, &next.args);
-    let held = u64::from(next.threads) * (HALVES_HELD * HALF_RUN) as u64;
+    let held = u64::from(next.threads) / WARP as u64 * (HALVES_HELD * HALF_RUN) as u64;
     let can = (h[halves::X], h[halves::DEPTH], h[halves::SLICES]) == (g[gate::Y], g[gate::WIDTH], 1)
         && (u64::from(next.grid[0]), h[halves::UP], g[gate::CODES]) == (g[gate::ROWS], 0, 0)
         && h[halves::DEPTH] <= held
-        // Whole pieces of what is written, and of what is read at once.
-        && h[halves::DEPTH].is_multiple_of(4 * HALF_RUN as u64)
-        && [g[gate::REST[0]], g[gate::REST[1]]].iter().all(|n| n % HALF_RUN as u64 == 0)
+        // Whole runs, and what is read at once.
+        && h[halves::DEPTH].is_multiple_of(HALF_RUN as u64)
+        && [g[gate::REST[0]], g[gate::REST[1]]].iter().all(|n| n.is_multiple_of(4))
         && [gate::X, gate::UP].iter().all(|at| g[*at] % 16 == 0)
         // Other rows are still to be read.
         && !halves::OUT.iter().any(|at| [g[gate::X], g[gate::UP]].contains(&h[*at]));

@@ -86,28 +86,28 @@ fn a_sum_joins_its_norm_where_nothing_is_lost() {
 
 #[test]
 fn a_gate_joins_the_halves_of_what_it_gives() {
-    let gate = |width| call(Module::Elementwise, "gate", 9, &[16, 32, 48, 0, 0, 0, 9, width, 128, 256, 3, 7]);
+    let gate = |width| call(Module::Elementwise, "gate", 9, &[16, 32, 48, 0, 0, 0, 9, width, 512, 1024, 3, 7]);
     let halves = |x, out, slices, depth| {
         let mut call = call(Module::Halves(256), "halves", 9, &[x, out, 80, 0, slices, depth, 2, 1, 0, 0, 0, 0, 0, 0]);
         call.threads = 256;
         call
     };
-    let both = joined(&gate(128), &halves(48, 64, 1, 128)).unwrap();
-    assert_eq!((&both.args[..3], &both.args[8..14]), (&[16, 64, 80][..], &[32, 48, 128, 256, 3, 7][..]));
+    let both = joined(&gate(512), &halves(48, 64, 1, 512)).unwrap();
+    assert_eq!((&both.args[..3], &both.args[8..14]), (&[16, 64, 80][..], &[32, 48, 512, 1024, 3, 7][..]));
     for (gate, halves, why) in [
-        (gate(128), halves(47, 64, 1, 128), "of something else"),
-        (gate(128), halves(48, 16, 1, 128), "where the gate's input is"),
-        (gate(128), halves(48, 32, 1, 128), "where what is gated is"),
-        (gate(128), halves(48, 64, 2, 64), "in slices"),
-        (gate(96), halves(48, 64, 1, 96), "in parts of a piece"),
+        (gate(512), halves(47, 64, 1, 512), "of something else"),
+        (gate(512), halves(48, 16, 1, 512), "where the gate's input is"),
+        (gate(512), halves(48, 32, 1, 512), "where what is gated is"),
+        (gate(512), halves(48, 64, 2, 256), "in slices"),
+        (gate(320), halves(48, 64, 1, 320), "in parts of a run"),
         (gate(16384), halves(48, 64, 1, 16384), "of a row that no block holds"),
-        (both.clone(), halves(48, 64, 1, 128), "a second time"),
+        (both.clone(), halves(48, 64, 1, 512), "a second time"),
     ] {
         assert!(joined(&gate, &halves).is_none(), "{why}");
     }
-    let mut coded = gate(128);
+    let mut coded = gate(512);
     coded.args[3] = 90;
-    assert!(joined(&coded, &halves(48, 64, 1, 128)).is_none(), "codes");
+    assert!(joined(&coded, &halves(48, 64, 1, 512)).is_none(), "codes");
 }
 
 #[test]

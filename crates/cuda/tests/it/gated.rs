@@ -33,10 +33,11 @@ fn computed<D: Device>(device: &D, rows: usize, width: usize, gate: Gate, after:
 fn gates_and_their_halves_are_one_launch() {
     let Ok(card) = CudaDevice::open(0, Cache::default()) else { return };
     for (rows, width, gate, saved) in [
-        (3, 64, Gate::Silu, 1),
-        (9, 4096 + 64, Gate::SiluClamped(0.7), 1),
-        (2, 8192 + 64, Gate::GeluTanh, 1),
-        (2, 32768 + 64, Gate::Silu, 0),
+        (3, 256, Gate::Silu, 1),
+        (9, 4096 + 256, Gate::SiluClamped(0.7), 1),
+        (2, 8192 + 256, Gate::GeluTanh, 1),
+        (2, 32768 + 256, Gate::Silu, 0),
+        (2, 320, Gate::Silu, 0),
         (3, 48, Gate::SwigluOai, 0),
     ] {
         let launches = |after: &dyn Fn()| {
