@@ -5,7 +5,8 @@
 //!
 //! Weights are random and cold in the cache; every figure's result is held to the reference first. GB/s are of the file's bytes, of
 //! experts those that are met. With `tiles`, tiles of many shapes are measured beside the table's own; with `check` instead, they are only
-//! held to the reference. With `turn`, a norm and a product take turns, as in a step of a model.
+//! held to the reference. With `turn`, a norm and a product take turns, as in a step of a model; with `pair`, two
+//! products of one input are one launch, as an expert's gate and up are.
 
 use tessera_cuda::{
     Cache, CudaDevice,
@@ -23,7 +24,9 @@ use tessera_formats::DType;
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// Row tiles of a warp, blocks of a processor, warps of a tile and of a block.
-const NARROW: [(usize, usize, usize, usize); 13] = [
+const NARROW: [(usize, usize, usize, usize); 15] = [
+    (1, 1, 8, 8),
+    (2, 1, 8, 8),
     (1, 2, 8, 8),
     (1, 3, 8, 8),
     (1, 4, 4, 4),
@@ -72,6 +75,9 @@ fn main() -> Outcome<()> {
             } else if !subject.check(count)? {
                 line(&format!("{format} {count}"), None);
             }
+        }
+        for &count in columns.iter().filter(|_| argument(3, "") == "pair") {
+            println!("{format} {count}, two of one input: {:.1} us", subject.measure_pair(count)?);
         }
         for &count in columns.iter().filter(|_| argument(3, "") == "turn") {
             let [both, norm] = subject.measure_in_turn(count)?;

@@ -187,6 +187,7 @@ const STEP: (&str, &str) = source!("attention/step.cuh");
 const HOPPER: (&str, &str) = source!("hopper/ptx.cuh");
 const WGMMA: (&str, &str) = source!("hopper/wgmma.cuh");
 const RAW: (&str, &str) = source!("matmul/raw.cuh");
+const CODES_WEIGHTS: (&str, &str) = source!("matmul/codes_weights.cuh");
 const WIDE_WEIGHTS: (&str, &str) = source!("matmul/wide_weights.cuh");
 const EXPAND: (&str, &str) = source!("matmul/expand.cuh");
 const HEADS_OF_ROWS: (&str, &str) = source!("rope/heads.cuh");
@@ -346,7 +347,7 @@ impl Module {
     fn parts(self) -> Vec<(&'static str, &'static str)> {
         match self {
             Module::Quantize => vec![COMMON, BLOCK, CODES, source!("quantize/quantize.cu")],
-            Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, source!("matmul/codes.cu")],
+            Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, CODES_WEIGHTS, source!("matmul/codes.cu")],
             Module::Wide(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, WIDE_WEIGHTS, source!("matmul/wide.cu")],
             Module::Floats(..) => vec![COMMON, COLUMNS, SEGMENTS, VALUES, source!("matmul/floats.cu")],
             Module::Halves(_) => vec![COMMON, GATED, source!("quantize/halves.cu")],

@@ -12,7 +12,7 @@ use crate::{
     driver::Gpu,
     kernels::Module,
     latent,
-    matmul::{Columns, Operand, Packed, PackedMatrix, product, wide_tile::Tile},
+    matmul::{Columns, Operand, Packed, PackedMatrix, Share, product, wide_tile::Tile},
     routes::Routes,
     steps::Steps,
     tensor::Tensor,
@@ -100,10 +100,9 @@ impl<'a> Subject<'a> {
         form: Form,
         (rows, depth): (usize, usize),
     ) -> Result<Subject<'a>, Error> {
-        // Of experts, some are met at a time, others the next time.
-        let least = if matches!(form, Form::Experts { .. }) { 1 } else { 2 };
+        // Two, which a launch may have at once.
         let bytes = form.segments() * rows * dtype.row_bytes(depth).unwrap_or(0);
-        Subject::with(device, dtype, form, (rows, depth), COLD_BYTES.div_ceil(bytes.max(1)).max(least))
+        Subject::with(device, dtype, form, (rows, depth), COLD_BYTES.div_ceil(bytes.max(1)).max(2))
     }
 
     /// As [`Subject::new`], once: what is right is of interest, and no time.
@@ -164,6 +163,38 @@ impl<'a> Subject<'a> {
     /// As [`Subject::measure`].
     pub fn check(&self, tokens: usize) -> Result<bool, Error> {
         Ok(self.step(tokens, false)?.is_some())
+    }
+
+    /// Microseconds of two products of one input, as gate and up of experts are: one launch. Nothing is held to the reference.
+    ///
+    /// # Errors
+    /// As [`Subject::measure`].
+    pub fn measure_pair(&self, tokens: usize) -> Result<f64, Error> {
+        let (device, gpu) = (self.device, self.device.gpu());
+        let slices = if let Form::Grouped(count) = self.form { count } else { 1 };
+        let slots = if let Form::Experts { slots, .. } = self.form { slots } else { 1 };
+        let width = slices * self.source.depth;
+        let inputs = [0.5, 0.25].map(|v| device.sent_rows(tokens, &vec![v; tokens * width]));
+        let routes: Vec<Routes> = (0..CHOICES).map_while(|choice| self.routes(tokens, choice)).collect();
+        let columns = |turn: usize| match (&routes[..], self.form) {
+            ([], Form::Grouped(_)) => Columns::Grouped,
+            ([], _) => Columns::Dense,
+            (routes, _) => Columns::Routed { routes: &routes[turn % CHOICES], places_each: slots },
+        };
+        let first = |turn: usize| columns(turn).shares(&inputs[0]).swap_remove(0);
+        let shares: Vec<_> = (0..CHOICES).map(|turn| Share { joined: 2, ..first(turn) }).collect();
+        let operands = inputs.each_ref().map(|x| Operand::of(gpu, x, &[&self.copies[0]], &shares[0]));
+        let results =
+            [(); 2].map(|()| Tensor::new(gpu, tokens * slots, slices * self.rows, inputs[0].roles.times(slots)));
+        let count = self.copies.len();
+        let both = |turn: usize| {
+            for (i, y) in results.iter().enumerate() {
+                let matrix = &self.copies[(2 * turn + i) % count];
+                product(gpu, &inputs[turn % 2], &operands[turn % 2], (matrix, None), &shares[turn % CHOICES], y);
+            }
+        };
+        let choices = if matches!(self.form, Form::Experts { .. }) { CHOICES } else { 1 };
+        self.median(count.next_multiple_of(2 * choices), both)
     }
 
     /// Microseconds of a norm and the product of its result, as steps of a model have them, and of the norm alone. Nothing is held to the

@@ -18,10 +18,6 @@
 //   scales   by SCALES: [8][subs][2] f16 or f32 (and minima in the same form); or [8][2] f16 for 256 features and
 //            [8][2][subs] bytes, 128 more than the sub-block's factor (the minima's in the same form)
 
-#define LOW_BYTES (UNITS * LOW * 2)
-#define HIGH_BYTES (UNITS * HIGH * 2)
-#define SCALE_VALUE_BYTES (SCALES == F32_SCALES ? 4 : 2)
-
 // Sets of sums: of FOLD row tiles each.
 #define SETS (ROW_TILES / FOLD)
 // Columns of a row tile among the eight of an instruction.
@@ -31,166 +27,6 @@
 
 static_assert(ROW_TILES % FOLD == 0 && COLUMN_TILES >= 1, "a tile holds something");
 static_assert(FOLD == 1 || FOLD == 2 || FOLD == 4, "a thread's two columns are of one row tile");
-
-template <int BYTES> struct Plane {
-    u32 words[(BYTES + 3) / 4];
-    DEVICE_MEMBER void load(const u8* at, u32 lane) {
-        if constexpr (BYTES % 16 == 0) {
-#pragma unroll
-            for (int i = 0; i < BYTES / 16; i++) {
-                const uint4 v = *(const uint4*)(at + (i * 32 + lane) * 16);
-                words[4 * i] = v.x; words[4 * i + 1] = v.y; words[4 * i + 2] = v.z; words[4 * i + 3] = v.w;
-            }
-        } else if constexpr (BYTES == 8) {
-            const uint2 v = *(const uint2*)(at + lane * 8);
-            words[0] = v.x; words[1] = v.y;
-        } else if constexpr (BYTES == 4) {
-            words[0] = *(const u32*)(at + lane * 4);
-        } else {
-            static_assert(BYTES == 2, "planes are 2, 4, 8 or whole 16 bytes a lane");
-            words[0] = *(const u16*)(at + lane * 2);
-        }
-    }
-};
-
-// Codes are taken as they lie, without shifting them down, where that saves an instruction: how many bits too far up they are.
-DEVICE constexpr int shift_of(int row, int half) {
-    return HIGH > 0 || LOW == 8 || TABLE > 0 ? 0 : LOW == 4 ? row * 4 : SUB == 16 ? half * 4 + row * 2 : row * 2;
-}
-
-// Registers of unit `u` from a plane of BITS bits a code, shifted down.
-template <int BITS, int BYTES> DEVICE void planed(const Plane<BYTES>& plane, int u, u32 (&out)[4]) {
-    if constexpr (BITS == 4) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) out[i] = (plane.words[2 * u + i / 2] >> (i % 2 * 4)) & 0x0f0f0f0fu;
-    } else if constexpr (BITS == 2) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) out[i] = (plane.words[u] >> (i * 2)) & 0x03030303u;
-    } else {
-        // Four nibbles, a bit for each byte: the product puts copies of them at bits 0, 7, 14, 21, and the mask leaves one a byte.
-        u32 bits = plane.words[u / 2] >> (u % 2 * 16);
-#pragma unroll
-        for (int i = 0; i < 4; i++) out[i] = (((bits >> (i * 4)) & 15u) * 0x00204081u) & 0x01010101u;
-    }
-}
-
-// The codes of a chunk.
-struct Codes {
-    Plane<LOW_BYTES> low;
-#if HIGH > 0
-    Plane<HIGH_BYTES> high;
-#endif
-    DEVICE_MEMBER void load(const u8* at, u32 lane) {
-        low.load(at, lane);
-#if HIGH > 0
-        high.load(at + 32 * LOW_BYTES, lane);
-#endif
-    }
-    // The operand registers of unit `u`, each shifted up as `shift_of` says.
-    DEVICE_MEMBER void registers(int u, u32 (&a)[4]) const {
-#if TABLE > 0
-        Raw raw;
-#pragma unroll
-        for (int i = 0; i < LOW / 2; i++) raw.low[i] = low.words[u * (LOW / 2) + i];
-#if TABLE == 8
-        raw.put_signs(high.words[u / 2], u % 2);
-#endif
-#pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = raw.level(i);
-#elif HIGH > 0
-        u32 upper[4];
-        planed<LOW>(low, u, a);
-        planed<HIGH>(high, u, upper);
-#pragma unroll
-        for (int i = 0; i < 4; i++) a[i] |= upper[i] << LOW;
-#elif LOW == 8
-#pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = low.words[4 * u + i];
-#elif LOW == 4
-#pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = low.words[2 * u + i / 2] & (0x0f0f0f0fu << (i % 2 * 4));
-#elif SUB == 16
-#pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = low.words[u] & (0x03030303u << (i * 2));
-#else
-#pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = (low.words[u] >> (i / 2 * 4)) & (0x03030303u << (i % 2 * 2));
-#endif
-    }
-};
-
-// The scales of a sub-block of this thread's rows g and g + 8, and the minima where there are any.
-struct RowScales {
-    float scale[2];
-#if HAS_MIN
-    float minimum[2];
-#endif
-};
-
-// Scales, and minima, of this thread's rows in a chunk of one row tile.
-struct Scales {
-#if SCALES == SUPER_SCALES
-    // What 2^15 and the bias of a factor make of a unit, to be taken off.
-    float units[1 + HAS_MIN][2];
-    float excess[1 + HAS_MIN][2];
-    u32 factors[1 + HAS_MIN][2 * SUBS / 4];
-
-    DEVICE_MEMBER void load(const u8* at, u32 g) {
-#pragma unroll
-        for (int m = 0; m < 1 + HAS_MIN; m++) {
-            const u8* part = at + m * SCALE_PART;
-            const u32 unit = *(const u32*)(part + g * 4);
-#pragma unroll
-            for (int row = 0; row < 2; row++) {
-                units[m][row] = half_to_float(unit >> (row * 16)) * UNIT_SCALE;
-                excess[m][row] = -32896.0f * units[m][row];
-            }
-#pragma unroll
-            for (int i = 0; i < 2 * SUBS / 16; i++) {
-                const uint4 v = *(const uint4*)(part + 32 + g * 2 * SUBS + i * 16);
-                factors[m][4 * i] = v.x; factors[m][4 * i + 1] = v.y; factors[m][4 * i + 2] = v.z; factors[m][4 * i + 3] = v.w;
-            }
-        }
-    }
-    // unit * (byte - 128), exact: 2^15 + byte is put together as a float, and the rest of it taken off by one fused multiply-add.
-    DEVICE_MEMBER float get(int m, int row, int sub) const {
-        const u32 biased = named_bytes(factors[m][(row * SUBS + sub) / 4], 0x47000000u, 0x7404 + sub % 4 * 16);
-        return fma(__uint_as_float(biased), units[m][row], excess[m][row]);
-    }
-#else
-    u32 values[1 + HAS_MIN][SUBS][SCALES == F32_SCALES ? 2 : 1];
-
-    DEVICE_MEMBER void load(const u8* at, u32 g) {
-#pragma unroll
-        for (int m = 0; m < 1 + HAS_MIN; m++)
-#pragma unroll
-            for (int i = 0; i < SUBS; i++) {
-                const u8* pair = at + m * SCALE_PART + (g * SUBS + i) * 2 * SCALE_VALUE_BYTES;
-#if SCALES == F32_SCALES
-                const uint2 v = *(const uint2*)pair;
-                values[m][i][0] = v.x;
-                values[m][i][1] = v.y;
-#else
-                values[m][i][0] = *(const u32*)pair;
-#endif
-            }
-    }
-    DEVICE_MEMBER float get(int m, int row, int sub) const {
-#if SCALES == F32_SCALES
-        return __uint_as_float(values[m][sub][row]);
-#else
-        return half_to_float(values[m][sub][0] >> (row * 16));
-#endif
-    }
-#endif
-    DEVICE_MEMBER RowScales of(int sub) const {
-#if HAS_MIN
-        return {{get(0, 0, sub), get(0, 1, sub)}, {get(1, 0, sub), get(1, 1, sub)}};
-#else
-        return {{get(0, 0, sub), get(0, 1, sub)}};
-#endif
-    }
-};
 
 // What the sums of this thread's two columns need of a block of activations, beside its codes.
 struct ColumnScales {
@@ -302,31 +138,21 @@ struct Activations {
     const float4* minima;
 };
 
-// The sums of a warp, and what all steps take.
-struct Sums {
-    float acc[SETS][COLUMN_TILES][4];
-    int magic[SUBS_PER_UNIT][4];
-    // Of the row tiles that share columns: a one for that whose columns this thread brings, and the one whose sums it scales.
-    u32 brought[FOLD];
-    u32 scaled;
-    u32 lane;
+// What CHUNKS chunks of weights are multiplied by. Of few columns it is read before the weights are waited for.
+template <int CHUNKS> struct Inputs {
+    static constexpr bool IS_AHEAD = COLUMN_TILES == 1 && (SETS == 1 || CHUNKS * UNITS < 8);
+    // Registers are few: scales come ahead where sums of codes do not stand beside them, or a step is short.
+    static constexpr int SCALE_NUMBERS = 1 + (HAS_MIN || (OFFSET > 0 && TABLE == 0) ? SUBS_PER_UNIT : 0);
+    static constexpr bool ARE_SCALES_AHEAD = IS_AHEAD && CHUNKS * UNITS * SCALE_NUMBERS <= 8;
+    const u8* codes[COLUMN_TILES];
+    const uint2* scales[COLUMN_TILES][2];
+    const float4* minima[COLUMN_TILES][2];
+    uint2 ahead[CHUNKS * UNITS];
+    ColumnScales scales_ahead[CHUNKS * UNITS];
 
-    // Takes CHUNKS chunks of a stage of weights.
-    template <int CHUNKS> DEVICE_MEMBER void take(const u8* stage, u32 at, const Activations& x,
-                                                  const ColumnBlocks (&blocks)[COLUMN_TILES]) {
-        Codes weights[CHUNKS][ROW_TILES];
-#pragma unroll
-        for (int i = 0; i < CHUNKS * ROW_TILES; i++)
-            weights[i / ROW_TILES][i % ROW_TILES].load(stage + i % ROW_TILES * STEP_BYTES + i / ROW_TILES * CHUNK, lane);
-        Scales row_scales[CHUNKS][SETS];
-#pragma unroll
-        for (int i = 0; i < CHUNKS * SETS; i++)
-            row_scales[i / SETS][i % SETS].load(stage + (i % SETS * FOLD + scaled) * STEP_BYTES + i / SETS * CHUNK + SCALES_AT, lane / 4);
-        // Within a step, blocks are found by constants from where its first one is.
+    // Of the chunks from chunk `at` on: blocks are found by constants from where the first one is.
+    DEVICE_MEMBER Inputs(u32 at, const Activations& x, const ColumnBlocks (&blocks)[COLUMN_TILES]) {
         const u32 first = at * UNITS * 8;
-        const u8* codes[COLUMN_TILES];
-        const uint2* scales[COLUMN_TILES][2];
-        const float4* minima[COLUMN_TILES][2];
 #pragma unroll
         for (int c = 0; c < COLUMN_TILES; c++) {
             codes[c] = x.codes + (u64)(blocks[c].operand + first) * 32;
@@ -338,22 +164,65 @@ struct Sums {
         }
 #pragma unroll
         for (int unit = 0; unit < CHUNKS * UNITS; unit++) {
+            if (IS_AHEAD) ahead[unit] = read(0, unit);
+            if (ARE_SCALES_AHEAD) scales_ahead[unit] = read_scales(0, unit);
+        }
+    }
+    DEVICE_MEMBER uint2 operand(int c, int unit) const { return IS_AHEAD ? ahead[unit] : read(c, unit); }
+    DEVICE_MEMBER ColumnScales columns(int c, int unit) const {
+        return ARE_SCALES_AHEAD ? scales_ahead[unit] : read_scales(c, unit);
+    }
+
+private:
+    DEVICE_MEMBER uint2 read(int c, int unit) const { return __ldg((const uint2*)(codes[c] + unit * 8 * 32)); }
+    DEVICE_MEMBER ColumnScales read_scales(int c, int unit) const {
+        ColumnScales columns;
+#pragma unroll
+        for (int i = 0; i < 2; i++) columns.load(scales[c][i] + unit * 8, minima[c][i] + unit * 8, i);
+        return columns;
+    }
+};
+
+// CHUNKS chunks of a stage of weights, in registers: the stage is free again. `scaled` is which row tile of a set this thread scales.
+template <int CHUNKS> struct Weights {
+    Codes codes[CHUNKS][ROW_TILES];
+    Scales scales[CHUNKS][SETS];
+    DEVICE_MEMBER Weights(const u8* stage, u32 lane, u32 scaled) {
+#pragma unroll
+        for (int i = 0; i < CHUNKS * ROW_TILES; i++)
+            codes[i / ROW_TILES][i % ROW_TILES].load(stage + i % ROW_TILES * STEP_BYTES + i / ROW_TILES * CHUNK, lane);
+#pragma unroll
+        for (int i = 0; i < CHUNKS * SETS; i++)
+            scales[i / SETS][i % SETS].load(stage + (i % SETS * FOLD + scaled) * STEP_BYTES + i / SETS * CHUNK + SCALES_AT, lane / 4);
+    }
+};
+
+// The sums of a warp, and what all steps take.
+struct Sums {
+    float acc[SETS][COLUMN_TILES][4];
+    int magic[SUBS_PER_UNIT][4];
+    // Of the row tiles that share columns: a one for that whose columns this thread brings, and the one whose sums it scales.
+    u32 brought[FOLD];
+    u32 scaled;
+    Kept kept;
+
+    template <int CHUNKS> DEVICE_MEMBER void take(const Weights<CHUNKS>& weights, const Inputs<CHUNKS>& inputs) {
+#pragma unroll
+        for (int unit = 0; unit < CHUNKS * UNITS; unit++) {
             const int k = unit / UNITS, u = unit % UNITS;
             u32 a[ROW_TILES][4];
 #pragma unroll
-            for (int r = 0; r < ROW_TILES; r++) weights[k][r].registers(u, a[r]);
+            for (int r = 0; r < ROW_TILES; r++) weights.codes[k][r].registers(u, a[r], kept);
             RowScales rows[SETS][SUBS_PER_UNIT];
 #pragma unroll
             for (int i = 0; i < SETS * SUBS_PER_UNIT; i++) {
                 const int s = i / SUBS_PER_UNIT, h = i % SUBS_PER_UNIT;
-                rows[s][h] = row_scales[k][s].of(u * SUBS_PER_UNIT + h);
+                rows[s][h] = weights.scales[k][s].of(u * SUBS_PER_UNIT + h, kept);
             }
 #pragma unroll
             for (int c = 0; c < COLUMN_TILES; c++) {
-                const uint2 b = __ldg((const uint2*)(codes[c] + unit * 8 * 32));
-                ColumnScales columns;
-#pragma unroll
-                for (int i = 0; i < 2; i++) columns.load(scales[c][i] + unit * 8, minima[c][i] + unit * 8, i);
+                const uint2 b = inputs.operand(c, unit);
+                const ColumnScales columns = inputs.columns(c, unit);
 #pragma unroll
                 for (int s = 0; s < SETS; s++) take_unit(acc[s][c], a + s * FOLD, rows[s], b, columns, magic, brought);
             }
@@ -363,13 +232,14 @@ struct Sums {
 
 // weights [segments][row tiles][depth / (32 UNITS)][CHUNK]; codes, scales and minima as quantize.cu leaves them, rows of
 // `row_blocks` blocks; y [columns][segments, where each has its slice][rows]. `split` is how many segments the depth has, `groups` how
-// many tiles a block takes, each by an equal part of its warps. Up to three matrices share an input: blocks `from1 ..` are the
+// many tiles a block takes at once, each by an equal part of its warps, and `turns` how many times it does so, one after another; more than
+// once only where rows are whole blocks and the tile GOES_ON. Up to three matrices share an input: blocks `from1 ..` are the
 // second's, `from2 ..` the third's.
 KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* weights1, const u8* weights2, const u8* x_codes,
                                                 const uint2* x_scales, const float4* x_minima, float* y, float* y1, float* y2,
                                                 const float* bias, const float* bias1, const float* bias2, const u32* starts,
                                                 const u32* order, u32 rows, u32 rows1, u32 rows2, u32 from1, u32 from2, u32 depth,
-                                                u32 tokens, u32 slots, u32 row_blocks, u32 split, u32 groups, u32 sliced,
+                                                u32 tokens, u32 slots, u32 row_blocks, u32 split, u32 groups, u32 turns, u32 sliced,
                                                 const u32* chosen) {
     DYNAMIC_SHARED(uint4, dynamic);
     let_next_start();
@@ -385,12 +255,12 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
     if (is_routed) after_earlier_work();
     const u32 matrix = matrix_of_block(starts, order, chosen);
     if (matrix == 0xffffffffu) return;
-    const Columns columns = chosen && !starts ? column_of_place(blockIdx.z, slots)
-                                              : columns_of_tile(matrix, starts, order, tokens, slots, width, blockIdx.y);
-    if (columns.first >= columns.count) return;
+    const bool is_single = chosen && !starts;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const u32 warps_each = warps / groups, group = warp / warps_each, part = warp % warps_each;
-    const u32 tiles = (rows + 15) / 16, tile = (block * groups + group) * ROW_TILES;
+    const u32 tiles = (rows + 15) / 16, first_item = GOES_ON ? block * turns : block;
+    const u32 tile = (first_item * groups + group) * ROW_TILES, left = (tiles + groups * ROW_TILES - 1) / (groups * ROW_TILES) - first_item;
+    const u32 items = !GOES_ON ? 1 : turns < left ? turns : left;
     const u64 tile_bytes = (u64)(depth / (32 * UNITS)) * CHUNK;
     const u32 slice = sliced ? matrix : 0;
 
@@ -411,17 +281,27 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
         }
     };
 
-    Sums sums = {};
-    sums.lane = lane;
+    Sums sums = {{}, {}, {}, 0, Kept(split >> 16)};
 #pragma unroll
     for (u32 p = 0; p < FOLD; p++) sums.brought[p] = opaque(lane / 4 / FOLD_COLUMNS == p);
     sums.scaled = lane % 4 * 2 / FOLD_COLUMNS;
 #pragma unroll
     for (int i = 0; i < 4 * SUBS_PER_UNIT; i++) sums.magic[i / 4][i % 4] = opaque(MAGIC_BITS_OF(shift_of(i % 4 / 2, i / 4)));
 
-    u32 segment = split * part / warps_each;
-    const u32 segments_end = split * (part + 1) / warps_each;
-    if (tile < tiles && segment < segments_end) {
+    const u32 first_segment = split * part / warps_each, segments_end = tile < tiles ? split * (part + 1) / warps_each : first_segment;
+    // Segments of a warp follow each other, and so do its row tiles: its ring runs on through all of them.
+    u32 first = 0, last = 0, unused;
+    if (first_segment < segments_end) {
+        segment_of(depth, split, first_segment, first, unused);
+        segment_of(depth, split, segments_end - 1, unused, last);
+    }
+    first /= 32 * UNITS, last /= 32 * UNITS;
+    // Of experts few have more columns than a tile, and a block that finds none has cost a place: it goes through all that there are.
+#pragma unroll 1
+    for (u32 column_tile = blockIdx.y;; column_tile += gridDim.y) {
+        const Columns columns = is_single ? column_of_place(blockIdx.z, slots)
+                                          : columns_of_tile(matrix, starts, order, tokens, slots, width, column_tile);
+        if (columns.first >= columns.count) return;
         const u8* base[ROW_TILES];
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++)
@@ -439,13 +319,14 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
         }
         const Activations x = {x_codes + lane % 4 * 8, x_scales, x_minima};
 
-        u32 start, end, last;
-        segment_of(depth, split, segments_end - 1, start, last);
-        segment_of(depth, split, segment, start, end);
-        // Segments of a warp follow each other, so that its ring runs on through all of them.
-        u32 brought = start / (32 * UNITS), at = brought, slot = 0, slot_brought = 0;
-        last /= 32 * UNITS;
+        u32 brought = first, items_left = items - 1, slot = 0, slot_brought = 0;
         auto bring_next = [&]() {
+            if (brought >= last && items_left > 0) {
+                items_left--;
+                brought = first;
+#pragma unroll
+                for (int r = 0; r < ROW_TILES; r++) base[r] += groups * ROW_TILES * tile_bytes;
+            }
             if (brought < last) {
                 const u32 chunks = last - brought < STEP_CHUNKS ? last - brought : STEP_CHUNKS;
                 bring(ring + slot_brought * STAGE_BYTES, base, brought, chunks, lane);
@@ -455,44 +336,62 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
             end_of_copies();
         };
 #pragma unroll 1
-        for (int i = 0; i < STAGES - 1; i++) bring_next();
+        for (int i = 0; i < STAGES; i++) bring_next();
         if (!is_routed) after_earlier_work();
 #pragma unroll 1
-        for (; segment < segments_end; segment++) {
-            segment_of(depth, split, segment, start, end);
-            end /= 32 * UNITS;
+        for (u32 item = 0; item < items; item++) {
+            u32 at = first;
 #pragma unroll 1
-            for (; at < end; at += STEP_CHUNKS) {
-                wait_for_copies<STAGES - 2>();
-                __syncwarp();
-                bring_next();
-                const u8* stage = ring + slot * STAGE_BYTES;
-                slot = slot + 1 < STAGES ? slot + 1 : 0;
-                if (STEP_CHUNKS == 1 || end - at >= STEP_CHUNKS) {
-                    sums.take<STEP_CHUNKS>(stage, at, x, blocks);
-                } else {
+            for (u32 segment = first_segment; segment < segments_end; segment++) {
+                u32 end;
+                segment_of(depth, split, segment, unused, end);
+                end /= 32 * UNITS;
 #pragma unroll 1
-                    for (u32 k = 0; at + k < end; k++) sums.take<1>(stage + k * CHUNK, at + k, x, blocks);
+                for (; at < end; at += STEP_CHUNKS) {
+                    const u8* stage = ring + slot * STAGE_BYTES;
+                    slot = slot + 1 < STAGES ? slot + 1 : 0;
+                    if (STEP_CHUNKS == 1 || end - at >= STEP_CHUNKS) {
+                        const Inputs<STEP_CHUNKS> inputs(at, x, blocks);
+                        wait_for_copies<STAGES - 1>();
+                        __syncwarp();
+                        const Weights<STEP_CHUNKS> weights(stage, lane, sums.scaled);
+                        // Sums of many columns leave no registers for all of a step: its weights are read as they are taken.
+                        if (COLUMN_TILES >= 4) sums.take(weights, inputs);
+                        __syncwarp();
+                        bring_next();
+                        if (COLUMN_TILES < 4) sums.take(weights, inputs);
+                    } else {
+                        wait_for_copies<STAGES - 1>();
+                        __syncwarp();
+#pragma unroll 1
+                        for (u32 k = 0; at + k < end; k++)
+                            sums.take(Weights<1>(stage + k * CHUNK, lane, sums.scaled), Inputs<1>(at + k, x, blocks));
+                        __syncwarp();
+                        bring_next();
+                    }
                 }
+                if (!ONE_SEGMENT) write_sums(sums, segment);
             }
-            if (!ONE_SEGMENT) write_sums(sums, segment);
-        }
-    }
 
-    __syncthreads();
-    if (ONE_SEGMENT) {
-        write_sums(sums, part);
+            __syncthreads();
+            if (ONE_SEGMENT) {
+                write_sums(sums, part);
+                __syncthreads();
+            }
+            const u64 stride = (u64)rows * (sliced ? gridDim.z : 1);
+            for (u32 cell = threadIdx.x; cell < groups * height * width; cell += blockDim.x) {
+                const u32 row_here = cell % height, column = cell / height % width, of_group = cell / (height * width);
+                const u32 row = ((first_item + item) * groups + of_group) * height + row_here;
+                if (row >= rows || !columns.has(column)) continue;
+                const float* in = partial + (of_group * split * height + row_here) * (width + 1) + column;
+                float sum = in[0];
+                for (u32 s = 1; s < split; s++) sum = sum + in[s * height * (width + 1)];
+                if (bias) sum = sum + bias[matrix * rows + row];
+                y[(u64)columns.place(column) * stride + slice * rows + row] = sum;
+            }
+            if (item + 1 < items) __syncthreads();
+        }
+        if (is_single || !GOES_ON) return;
         __syncthreads();
-    }
-    const u64 stride = (u64)rows * (sliced ? gridDim.z : 1);
-    for (u32 cell = threadIdx.x; cell < groups * height * width; cell += blockDim.x) {
-        const u32 row_here = cell % height, column = cell / height % width, of_group = cell / (height * width);
-        const u32 row = (block * groups + of_group) * height + row_here;
-        if (row >= rows || !columns.has(column)) continue;
-        const float* in = partial + (of_group * split * height + row_here) * (width + 1) + column;
-        float sum = in[0];
-        for (u32 s = 1; s < split; s++) sum = sum + in[s * height * (width + 1)];
-        if (bias) sum = sum + bias[matrix * rows + row];
-        y[(u64)columns.place(column) * stride + slice * rows + row] = sum;
     }
 }

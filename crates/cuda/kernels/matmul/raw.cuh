@@ -24,13 +24,32 @@ template <int BITS> DEVICE const u8* codes_at(const u8* plane, u32 unit, u32 lan
 }
 
 #if TABLE > 0
-// Bytes of the table: levels, or the OFFSET more that codes are elsewhere.
-DEVICE constexpr u32 level_bytes(u32 levels, bool is_raised) {
+// Bytes of the table, which has levels, raised by the OFFSET that codes have elsewhere.
+DEVICE constexpr u32 level_bytes(u32 levels) {
     u32 bytes = 0;
-    for (int i = 0; i < 4; i++) bytes |= (((levels >> (8 * i)) + (is_raised ? OFFSET : 0)) & 0xff) << (8 * i);
+    for (int i = 0; i < 4; i++) bytes |= (((levels >> (8 * i)) + OFFSET) & 0xff) << (8 * i);
     return bytes;
 }
 #endif
+
+// The high half of 2^15 as a float, under whose low half a byte is put; and the words of the table. Instructions that pick bytes take
+// one constant at most, and what the assembler knows it would bring to a register anew for each: so a zero is added that it does not know.
+#define FACTOR_BITS 0x47000000u
+
+struct Kept {
+    u32 factor_bits;
+#if TABLE > 0
+    u32 levels[TABLE / 4];
+#endif
+    DEVICE_MEMBER Kept(u32 zero) {
+        factor_bits = FACTOR_BITS + zero;
+#if TABLE > 0
+        const u32 known[4] = {LEVELS_0, LEVELS_1, LEVELS_2, LEVELS_3};
+#pragma unroll
+        for (int i = 0; i < TABLE / 4; i++) levels[i] = known[i] + zero;
+#endif
+    }
+};
 
 // Codes of a unit as they lie.
 struct Raw {
@@ -68,33 +87,33 @@ struct Raw {
 #endif
     }
 #if TABLE > 0
-    // Four bytes of the table: half i / 2, row g + 8 (i % 2).
-    template <bool IS_RAISED> DEVICE_MEMBER u32 looked_up(int i) const {
-        constexpr u32 first = level_bytes(LEVELS_0, IS_RAISED), second = level_bytes(LEVELS_1, IS_RAISED);
+    // Four bytes of the table, whose words are given: half i / 2, row g + 8 (i % 2).
+    DEVICE_MEMBER u32 looked_up(int i, const u32* levels) const {
 #if TABLE == 8
         const u32 bits = i / 2 ? low[0] >> 2 : low[0], sign = (i / 2 ? high << 1 : high << 2) & 0x44444444u;
-        return named_bytes(first, second, ((bits & 0x33333333u) | sign) >> (i % 2 * 16));
+        return named_bytes(levels[0], levels[1], ((bits & 0x33333333u) | sign) >> (i % 2 * 16));
 #else
-        constexpr u32 third = level_bytes(LEVELS_2, IS_RAISED), fourth = level_bytes(LEVELS_3, IS_RAISED);
         const u32 which = only_bits(0x77777777u, low[i / 2]), shift = i % 2 * 16;
         const u32 upper = select_bits(0x44444444u, low[i / 2] >> 1, 0x32103210u);
-        return named_bytes(named_bytes(first, second, which >> shift), named_bytes(third, fourth, which >> shift), upper >> shift);
+        const u32 lower_half = named_bytes(levels[0], levels[1], which >> shift);
+        return named_bytes(lower_half, named_bytes(levels[2], levels[3], which >> shift), upper >> shift);
 #endif
     }
     // The same of numbers as they are, where signs were put.
-    DEVICE_MEMBER u32 level(int i) const {
+    DEVICE_MEMBER u32 level(int i, const Kept& kept) const {
 #if TABLE == 8
         const u32 which = select_bits(0x33333333u, i / 2 ? low[0] >> 2 : low[0], signs[i / 2]);
-        return named_bytes(level_bytes(LEVELS_0, false), level_bytes(LEVELS_1, false), which >> (i % 2 * 16));
+        return named_bytes(kept.levels[0], kept.levels[1], which >> (i % 2 * 16));
 #else
-        return looked_up<false>(i);
+        return looked_up(i, kept.levels);
 #endif
     }
 #endif
     // Four codes in bytes: half i / 2, row g + 8 (i % 2).
     DEVICE_MEMBER u32 bytes(int i) const {
 #if TABLE > 0
-        return looked_up<true>(i);
+        const u32 levels[4] = {level_bytes(LEVELS_0), level_bytes(LEVELS_1), level_bytes(LEVELS_2), level_bytes(LEVELS_3)};
+        return looked_up(i, levels);
 #endif
         u32 codes;
         if constexpr (LOW == 8) codes = low[i];

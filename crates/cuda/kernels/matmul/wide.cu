@@ -55,16 +55,16 @@ struct Sums {
     // Adds a unit. `codes` and `scales` are of this thread in the unit's first run of columns; `brought` has a one for the tile of a set
     // whose columns it brings, else zeros: a product with it takes a unit that has less to do than the one that selects.
     DEVICE_MEMBER void take(const UnitWeights& weights, const ScaleUnits (&units)[SETS], const u8* codes, const u8* scales,
-                            const int (&magic)[SUBS_PER_UNIT][4], const u32 (&brought)[FOLD], u32 unit) {
+                            const int (&magic)[SUBS_PER_UNIT][4], const u32 (&brought)[FOLD], u32 unit, const Kept& kept) {
         u32 a[ROW_TILES][4];
         float scale[SETS][1 + HAS_MIN][SUBS_PER_UNIT][2];
 #pragma unroll
-        for (int i = 0; i < ROW_TILES * 4; i++) a[i / 4][i % 4] = placed(weights.raw(i / 4, unit % AT_ONCE), i % 4);
+        for (int i = 0; i < ROW_TILES * 4; i++) a[i / 4][i % 4] = placed(weights.raw(i / 4, unit % AT_ONCE), i % 4, kept);
 #pragma unroll
         for (int i = 0; i < SETS * (1 + HAS_MIN) * SUBS_PER_UNIT * 2; i++) {
             const int s = i / (2 * SUBS_PER_UNIT * (1 + HAS_MIN)), m = i / (2 * SUBS_PER_UNIT) % (1 + HAS_MIN);
             const int h = i / 2 % SUBS_PER_UNIT, row = i % 2;
-            scale[s][m][h][row] = units[s].get(weights.scales[s], m, row, h, unit);
+            scale[s][m][h][row] = units[s].get(weights.scales[s], m, row, h, unit, kept);
         }
 #pragma unroll
         for (int c = 0; c < COLUMN_TILES; c++) {
@@ -159,7 +159,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
                                                const u8* x_scales, const u8* x_minima, float* y, float* y1, float* y2, const float* bias,
                                                const float* bias1, const float* bias2, const u32* starts, const u32* order, u32 rows,
                                                u32 rows1, u32 rows2, u32 from1, u32 from2, u32 depth, u32 tokens, u32 slots,
-                                               u32 row_blocks, u32 split, u32 groups, u32 sliced,
+                                               u32 row_blocks, u32 split, u32 groups, u32 turns, u32 sliced,
                                                const u32* chosen) {
     DYNAMIC_SHARED(uint4, dynamic);
     let_next_start();
@@ -255,6 +255,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
     }
 
     Sums sums = {};
+    const Kept words(split >> 16);
     // The sums of segments that are done: all of them, or the first of two.
     float kept[SETS][COLUMN_TILES][4];
 #pragma unroll
@@ -295,7 +296,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
             if (u + AT_ONCE <= last) next.load(own, u + AT_ONCE, lane, scaled);
 #pragma unroll
             for (u32 v = u; v < u + AT_ONCE; v++)
-                sums.take(at, units, codes + v * WIDTH * 32, scales + v * WIDTH * COLUMN_BYTES, magic, brought, v);
+                sums.take(at, units, codes + v * WIDTH * 32, scales + v * WIDTH * COLUMN_BYTES, magic, brought, v, words);
             at = next;
         };
         if (UNITS >= 4 || count == STEP_UNITS) {

@@ -33,9 +33,9 @@ DEVICE constexpr int shift_of(int row, int half) {
 }
 
 // The codes of register `i`: row g + 8 (i % 2), half i / 2.
-DEVICE u32 placed(const Raw& raw, int i) {
+DEVICE u32 placed(const Raw& raw, int i, const Kept& kept) {
 #if TABLE > 0
-    return raw.level(i);
+    return raw.level(i, kept);
 #elif HIGH > 0 || (LOW == 8 && !IS_SIGNED)
     return raw.bytes(i);
 #elif LOW == 8
@@ -98,11 +98,11 @@ struct ScaleUnits {
 #endif
     }
     // unit * (byte - 128), exact: 2^15 + byte is put together as a float, and the rest of it taken off by one fused multiply-add.
-    DEVICE_MEMBER float get(const RawScales& raw, int m, int row, int sub, u32 unit) const {
+    DEVICE_MEMBER float get(const RawScales& raw, int m, int row, int sub, u32 unit, const Kept& kept) const {
 #if SCALES == SUPER_SCALES
         const u32 index = unit % 4 * SUBS_PER_UNIT + sub;
         const u32 four = index < 4 ? raw.factors[m][row][0] : raw.factors[m][row][SUBS_PER_UNIT - 1];
-        const u32 biased = named_bytes(four, 0x47000000u, 0x7404 + index % 4 * 16);
+        const u32 biased = named_bytes(four, kept.factor_bits, 0x7404 + index % 4 * 16);
         return fma(__uint_as_float(biased), units[m][row], excess[m][row]);
 #elif SCALES == F32_SCALES
         return __uint_as_float(raw.values[m][sub][row]);

@@ -13,5 +13,5 @@ pub mod wide_tile;
 
 pub use pack::PackedMatrix;
 pub(crate) use prefill::HALF_RUN;
-pub(crate) use project::{Codes, Columns, NO_BLOCK, Operand, product, project, project_fine};
+pub(crate) use project::{Codes, Columns, NO_BLOCK, Operand, Share, product, project, project_fine};
 pub use select::{Packed, select};

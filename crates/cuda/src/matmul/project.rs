@@ -13,6 +13,7 @@ use super::{
     prefill::{self, Halves, halves},
     select::Packed,
     tile::{FloatsTile, Launch, MMA_COLUMNS, WARP},
+    wide_tile::Tile,
 };
 use crate::{
     driver::{Arg, Gpu, Memory},
@@ -69,6 +70,8 @@ pub(crate) struct Share<'a> {
     pub(crate) chosen: Option<Arg<'a>>,
     /// Whether each matrix has its slice of a row.
     pub(crate) is_sliced: bool,
+    /// Matrices that share the input, and so a launch.
+    pub(crate) joined: usize,
 }
 
 impl<'a> Columns<'a> {
@@ -84,6 +87,7 @@ impl<'a> Columns<'a> {
                     places: None,
                     chosen: None,
                     is_sliced,
+                    joined: 1,
                 };
                 x.roles.runs().iter().map(|run| share(run.role, run.rows.clone())).collect()
             }
@@ -93,7 +97,7 @@ impl<'a> Columns<'a> {
                     let y = rows_of(routes.slots);
                     let chosen = Some(Arg::From(&routes.chosen, y.start * size_of::<u32>()));
                     let (x, places) = (rows_of(routes.slots / places_each), Some((list, places_each)));
-                    Share { role: list.role, x, y, places, chosen, is_sliced }
+                    Share { role: list.role, x, y, places, chosen, is_sliced, joined: 1 }
                 };
                 routes.lists.iter().map(share).collect()
             }
@@ -195,6 +199,7 @@ pub(crate) fn project<const N: usize>(
         Tensor::new(gpu, rows, slices * matrix.rows, roles)
     });
     for share in columns.shares(x) {
+        let share = Share { joined: N, ..share };
         let operand = Operand::of(gpu, x, &matrices.map(|(m, _)| m), &share);
         for (matrix, y) in matrices.into_iter().zip(&results) {
             // The tile is that of the largest, so that the queue can make one launch of all.
@@ -298,7 +303,7 @@ fn multiply(
     let PackedMatrix { form, segments, rows, depth, .. } = *matrix;
     let (columns_max, split) = (share.columns_max(), segment_count(depth));
     // Blocks for each place, where experts are more.
-    let mut by_place = None;
+    let (mut by_place, mut turns) = (None, 1);
     let (module, launch, row_length) = match &input {
         Input::Codes(layout, codes) => {
             // Of experts, no more than places are met.
@@ -309,6 +314,14 @@ fn multiply(
             let tile = matrix.tile(gpu, tile_rows, met.max(segments.min(2)), share.columns_expected(segments));
             let mut launch = tile.launch(*layout, (rows, columns_max), segments, split);
             launch.grid[2] = met;
+            // A block goes on to further columns of its expert, which few have.
+            if let (Tile::Narrow(narrow), Some(_)) = (tile, share.places)
+                && narrow.goes_on()
+            {
+                launch.grid[1] = share.columns_expected(segments).div_ceil(tile.columns());
+            }
+            turns = tile.turns(launch, rows, share.joined);
+            launch.grid[0] = launch.grid[0].div_ceil(turns);
             (Module::product(*layout, tile), launch, codes.blocks)
         }
         Input::Floats(x) => {
@@ -332,7 +345,7 @@ fn multiply(
             args.extend(if is_single { [Arg::Null, Arg::Null] } else { share.lists() });
             args.extend([rows, 0, 0, NO_BLOCK, NO_BLOCK].map(Arg::U32));
             args.extend(
-                [depth, share.x.len(), share.places_each(), row_length, split, groups, is_sliced].map(Arg::U32),
+                [depth, share.x.len(), share.places_each(), row_length, split, groups, turns, is_sliced].map(Arg::U32),
             );
             args.push(by_place.unwrap_or(Arg::Null));
         }

@@ -25,6 +25,10 @@ const BLOCKS_WANTED: usize = 264;
 /// Beyond this, more bytes on their way make nothing faster.
 const STAGES_MAX: usize = 8;
 
+/// Turns of a block, at most; and where blocks come in several rounds.
+const TURNS_MAX: usize = 16;
+const TURNS_OF_MANY: usize = 8;
+
 /// The shape of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Launch {
@@ -205,6 +209,24 @@ impl CodesTile {
         Launch { grid, threads: groups * warps_each * WARP, shared_bytes, groups }
     }
 
+    /// Whether a block can go on to further rows and columns: those that experts get.
+    pub const fn goes_on(self) -> bool {
+        self.column_tiles == 1 && !self.has_one_segment() && (self.block_warps == SEGMENTS_MAX || self.fold == 4)
+    }
+
+    /// How many tiles of rows each block takes, one after another, where a launch is for several matrices: so many that a card holds
+    /// all blocks of `joined` such launches at once. What a block spends on its start and its end is shared by them, and none comes late.
+    pub fn turns(self, launch: Launch, rows: usize, joined: usize) -> usize {
+        let [blocks, columns, segments] = launch.grid;
+        if !self.goes_on() || segments == 1 || !rows.is_multiple_of(self.rows() * launch.groups) {
+            return 1;
+        }
+        let slots = self.blocks * BLOCKS_WANTED / 2;
+        let fits = |turns: &usize| blocks.div_ceil(*turns) * columns * segments * joined <= slots;
+        // So many that they do not fit come in rounds, of which the last is not full: they are short.
+        (1..=TURNS_MAX).find(fits).unwrap_or(TURNS_OF_MANY).min(blocks)
+    }
+
     pub(crate) fn constants(self, layout: Layout) -> Vec<(&'static str, usize)> {
         let CodesTile { row_tiles, column_tiles, fold, blocks, warps: _, block_warps, stages } = self;
         vec![
@@ -216,6 +238,7 @@ impl CodesTile {
             ("STAGES", stages),
             ("STAGE_BYTES", self.stage_bytes(layout)),
             ("ONE_SEGMENT", self.has_one_segment().into()),
+            ("GOES_ON", self.goes_on().into()),
         ]
     }
 }
@@ -282,6 +305,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::matmul::layout::Levels;
+
+    /// Experts of a few tokens: all blocks of gate and up are on the card at once.
+    #[test]
+    fn experts_blocks_come_in_one_round() {
+        let layout = Layout::all().into_iter().find(|l| l.levels == Levels::Iq2 && l.sub == 32).expect("IQ2_XXS");
+        let tile = CodesTile::all(layout).next().expect("one for experts");
+        assert!(tile.goes_on() && tile.suits(2048, 6), "{tile:?}");
+        for (places, turns, blocks) in
+            [(6, 1, 384), (12, 2, 384), (18, 3, 396), (24, 4, 384), (48, 8, 384), (256, 8, 2048)]
+        {
+            let launch = tile.launch(layout, (2048, 1), places, 8);
+            assert_eq!(tile.turns(launch, 2048, 2), turns, "{places} places");
+            assert_eq!(launch.grid[0].div_ceil(turns) * places * 2, blocks);
+        }
+        let launch = tile.launch(layout, (2040, 1), 48, 8);
+        assert_eq!(tile.turns(launch, 2040, 2), 1, "the last block is not whole");
+    }
 
     proptest! {
         /// Blocks cover every cell once: no tile starts behind the last row or column, and none is left out.

@@ -202,6 +202,14 @@ impl Tile {
         }
     }
 
+    /// How many times a block of a launch takes tiles of rows: see [`CodesTile::turns`].
+    pub fn turns(self, launch: Launch, rows: usize, joined: usize) -> usize {
+        match self {
+            Tile::Narrow(tile) => tile.turns(launch, rows, joined),
+            Tile::Wide(_) => 1,
+        }
+    }
+
     /// Every tile that a launch on some card may get, whatever its shape.
     pub fn all(layout: Layout, arch: &str) -> Vec<Tile> {
         let wide = WideTile::all(layout, arch).into_iter().map(Tile::Wide);

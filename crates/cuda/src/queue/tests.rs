@@ -18,7 +18,7 @@ fn call(module: Module, entry: &'static str, grid: u32, args: &[u64]) -> Call {
 
 fn product(weights: u64, x: u64, y: u64, blocks: u32) -> Call {
     let layout = Layout::all()[0];
-    let mut args = [0u64; 26];
+    let mut args = [0u64; 29];
     (args[0], args[3], args[6], args[14]) = (weights, x, y, 100 * weights);
     (args[17], args[18]) = (NO_BLOCK as u64, NO_BLOCK as u64);
     call(Module::Codes(layout, CodesTile::for_columns(layout, 1)), "codes", blocks, &args)
@@ -46,7 +46,7 @@ fn products_of_an_input_become_one() {
 fn routed_products_share_lists() {
     let routed = |weights, y, starts, chosen| {
         let mut call = product(weights, 7, y, 10);
-        (call.args[12], call.args[13], call.args[26]) = (starts, 60, chosen);
+        (call.args[12], call.args[13], call.args[27]) = (starts, 60, chosen);
         call
     };
     assert_eq!(left([routed(1, 21, 50, 70), routed(2, 22, 50, 70)]).len(), 1);
