@@ -297,11 +297,13 @@ impl Device for CudaDevice {
 
     fn rope_angles(&self, rope: &Rope, batch: &Batch) -> Tensor {
         let pairs = rope.frequencies.len();
-        let mut values = Vec::with_capacity(batch.len() * 2 * pairs);
-        for position in &batch.positions {
-            let angles = rope.frequencies.iter().map(|f| math::sin_cos(f64::from(*position) * f));
-            values.extend(angles.clone().map(|(_, cos)| cos * rope.magnitude));
-            values.extend(angles.map(|(sin, _)| sin * rope.magnitude));
+        let mut values = vec![0.0; batch.len() * 2 * pairs];
+        for (row, position) in values.chunks_exact_mut((2 * pairs).max(1)).zip(&batch.positions) {
+            let (cosines, sines) = row.split_at_mut(pairs);
+            for ((cosine, sine), frequency) in cosines.iter_mut().zip(sines).zip(&rope.frequencies) {
+                let (sin, cos) = math::sin_cos(f64::from(*position) * frequency);
+                (*cosine, *sine) = (cos * rope.magnitude, sin * rope.magnitude);
+            }
         }
         self.sent(batch.len(), 2 * pairs, &values, self.roles(batch))
     }

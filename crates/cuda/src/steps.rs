@@ -60,11 +60,16 @@ fn numbers(batch: &Batch) -> (Vec<u32>, Vec<u32>) {
         lists.extend_from_slice(table);
     }
     let mut rows = Vec::with_capacity(batch.len() * ROW_NUMBERS);
+    let mut run = 0..0;
     for row in 0..batch.len() {
         let position = batch.positions[row];
         // Where nothing branches, each position is its own place.
-        let committed = if batch.is_tree(row) { batch.committed(row) as u32 } else { u32::MAX };
-        let run = run_of(batch, row);
+        let is_tree = batch.is_tree(row);
+        let committed = if is_tree { batch.committed(row) as u32 } else { u32::MAX };
+        // Rows of a long run share it: to look for its ends at each of them would take as long as the run, as often.
+        if is_tree || !run.contains(&row) {
+            run = run_of(batch, row);
+        }
         let table = tables[batch.sequences[row] as usize];
         let ring = batch.rings[batch.sequences[row] as usize];
         rows.extend([position, table, committed, lists.len() as u32, run.start as u32, run.end as u32, ring]);
