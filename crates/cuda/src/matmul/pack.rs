@@ -9,7 +9,7 @@ use tessera_ops::{Error, MatrixSource};
 
 use super::{
     layout::{Float, Layout, Scales},
-    packing::pack,
+    packing::{Packer, pack},
     prefill_tile::PrefillTile,
     select::{Packed, select},
     tile::{FloatsTile, MMA_ROWS},
@@ -62,12 +62,13 @@ impl PackedMatrix {
         let memory = gpu.reserve(tiles.saturating_mul(tile_bytes), &what)?;
         let tiles_at_once = (PART_BYTES / tile_bytes.max(1)).max(1);
         let mut largest = 0.0f32;
+        let packer = Packer::new(source.dtype, form);
         thread::scope(|scope| {
             // The next part is packed while one is sent.
             let (sender, parts) = sync_channel(0);
             scope.spawn(move || {
                 for first in (0..tiles).step_by(tiles_at_once) {
-                    let part = pack(source, form, rows, first, tiles_at_once.min(tiles - first));
+                    let part = pack(source, &packer, rows, first, tiles_at_once.min(tiles - first));
                     if sender.send((first, part)).is_err() {
                         return;
                     }

@@ -32,11 +32,12 @@ pub(super) struct Part {
 /// A scale or weight that is not finite.
 pub(super) fn pack(
     source: &MatrixSource,
-    form: Packed,
+    packer: &Packer,
     rows: usize,
     first: usize,
     count: usize,
 ) -> Result<Part, Error> {
+    let form = packer.form();
     let (row_bytes, tile_bytes, tile_rows) = (source.row_bytes()?, form.tile_bytes(source.depth), form.tile_rows());
     let mut packed = vec![0u8; count * tile_bytes];
     let tiles_each = rows.div_ceil(tile_rows);
@@ -44,7 +45,6 @@ pub(super) fn pack(
     // Bits of numbers that are not negative are in their order.
     let largest = AtomicU32::new(0);
     let bytes: &[u8] = &source.bytes;
-    let packer = Packer::new(source.dtype, form);
     let pack_tile = |index: usize, tile: &mut [u8]| {
         let (segment, in_matrix) = (index / tiles_each, index % tiles_each);
         for row_here in 0..tile_rows.min(rows - in_matrix * tile_rows) {
@@ -73,17 +73,24 @@ pub(super) fn pack(
     }
 }
 
-/// What puts a row's blocks into its tile.
-enum Packer {
+/// What puts a row's blocks into its tile: made once for all parts of a matrix.
+pub(super) enum Packer {
     Codes(Box<CodesPacker>),
     Float(Float),
 }
 
 impl Packer {
-    fn new(dtype: DType, form: Packed) -> Packer {
+    pub(super) fn new(dtype: DType, form: Packed) -> Packer {
         match form {
             Packed::Codes(layout) => Packer::Codes(Box::new(CodesPacker::new(dtype, layout))),
             Packed::Float(float) => Packer::Float(float),
+        }
+    }
+
+    fn form(&self) -> Packed {
+        match self {
+            Packer::Codes(codes) => Packed::Codes(codes.layout),
+            Packer::Float(float) => Packed::Float(*float),
         }
     }
 
@@ -97,7 +104,7 @@ impl Packer {
 }
 
 /// What packing codes needs to know, reckoned once.
-struct CodesPacker {
+pub(super) struct CodesPacker {
     dtype: DType,
     layout: Layout,
     places: Places,
@@ -261,7 +268,7 @@ mod tests {
             let mut bytes = vec![0; ROWS * dtype.row_bytes(depth).unwrap()];
             RandomBlocks::new(dtype, 1.0).fill(7, 0, &mut bytes);
             let source = MatrixSource { name: "w".to_owned(), dtype, rows: ROWS, depth, bytes: bytes.clone().into() };
-            let packed = pack(&source, Packed::Codes(layout), ROWS, 0, 2).unwrap().bytes;
+            let packed = pack(&source, &Packer::new(dtype, Packed::Codes(layout)), ROWS, 0, 2).unwrap().bytes;
             let (mut codes, mut scales, mut mins) = (vec![0; dtype.block_len()], [0.0; 16], [0.0; 16]);
             let subs = dtype.block_len() / layout.sub;
             let blocks = depth / dtype.block_len();
