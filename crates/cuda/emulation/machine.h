@@ -102,6 +102,8 @@ void emulation_multiply_add(const emulation::Product* product);
 void emulation_store(emulation::u32 to, const void* from, unsigned bytes, emulation::Site site);
 // Bytes from the same place in the shared memory of a block of the cluster that has not left.
 void emulation_load_from_block(void* to, emulation::u32 from, unsigned bytes, emulation::u32 block, emulation::Site site);
+// The same in a block of the cluster.
+void emulation_store_in_block(emulation::u32 to, emulation::u32 block, const void* from, unsigned bytes, emulation::Site site);
 void emulation_products_commit();
 void emulation_products_wait(emulation::u32 groups, emulation::Site site);
 #pragma GCC visibility pop

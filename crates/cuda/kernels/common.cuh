@@ -46,6 +46,20 @@ DEVICE float canonical_soft_cap(float x, float cap) {
     return cap * (1.0f - 2.0f / (canonical_exp(2.0f * (x / cap)) + 1.0f));
 }
 
+// The sum of `count` numbers in order, `stride` apart; more than none. Those of a batch are asked for before the first is added.
+DEVICE float sum_in_order(const float* numbers, u32 stride, u32 count) {
+    float sum = numbers[0];
+    for (u32 first = 1; first < count; first += 8) {
+        float batch[8];
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) batch[i] = first + i < count ? numbers[(first + i) * stride] : 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < 8; i++)
+            if (first + i < count) sum = sum + batch[i];
+    }
+    return sum;
+}
+
 // Folds 16 lanes by halves; numerics.rs, `add_lanes`. Lanes of a warp above the 16 hold anything. Lane 0 has the sum.
 DEVICE float add_lanes(float lane) {
 #pragma unroll

@@ -15,13 +15,15 @@ use crate::{
         Packed,
         layout::{Float, Layout},
         prefill_tile::{self, PrefillTile, warps},
-        tile::{CodesTile, FloatsTile, WARP},
+        tile::{CodesTile, FloatsTile, PARTS_OF_DEPTH, WARP},
         wide_tile::{Tile, WideTile},
     },
     routes::{FEW_TOKENS, LIST_THREADS},
-    rowwise::ROUNDED_MAX,
+    rowwise::{NORM_THREADS_MAX, ROUNDED_MAX},
     sample,
 };
+
+mod constants;
 
 /// A source with its constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,7 +119,7 @@ impl RowForm {
         bytes.next_multiple_of(16)
     }
 
-    fn constants(self, threads: usize) -> Vec<(&'static str, usize)> {
+    pub(crate) fn constants(self, threads: usize) -> Vec<(&'static str, usize)> {
         let format = number_of(self.format);
         vec![("WIDTH", self.width), ("FORMAT", format), ("ROW_BYTES", self.bytes()), ("THREADS", threads)]
     }
@@ -176,6 +178,7 @@ const PTX: (&str, &str) = source!("ptx.cuh");
 const TIMELINE: (&str, &str) = source!("timeline.cuh");
 const COMMON: (&str, &str) = source!("common.cuh");
 const COLUMNS: (&str, &str) = source!("matmul/columns.cuh");
+const CHAINS: (&str, &str) = source!("matmul/chains.cuh");
 const SEGMENTS: (&str, &str) = source!("matmul/segments.cuh");
 const BLOCK: (&str, &str) = source!("quantize/block.cuh");
 const VALUES: (&str, &str) = source!("matmul/values.cuh");
@@ -349,21 +352,23 @@ impl Module {
             Module::Quantize => vec![COMMON, BLOCK, CODES, source!("quantize/quantize.cu")],
             Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, CODES_WEIGHTS, source!("matmul/codes.cu")],
             Module::Wide(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, WIDE_WEIGHTS, source!("matmul/wide.cu")],
-            Module::Floats(..) => vec![COMMON, COLUMNS, SEGMENTS, VALUES, source!("matmul/floats.cu")],
+            Module::Floats(..) => vec![COMMON, COLUMNS, VALUES, CHAINS, source!("matmul/floats.cu")],
             Module::Halves(_) => vec![COMMON, GATED, source!("quantize/halves.cu")],
             Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, RAW, EXPAND, source!("matmul/prefill.cu")],
             Module::PrefillWarps(_) => vec![COMMON, RAW, EXPAND, source!("matmul/prefill_warps.cu")],
             Module::Norm => vec![COMMON, BLOCK, CODES, SQUARES, source!("norm/norm.cu")],
-            Module::Rope => vec![COMMON, BLOCK, CODES, HEADS_OF_ROWS, source!("rope/rope.cu")],
+            Module::Rope => vec![COMMON, BLOCK, CODES, SQUARES, HEADS_OF_ROWS, source!("rope/rope.cu")],
             Module::Rounding => vec![COMMON, ROUNDING, source!("rounding/rounding.cu")],
             Module::Streams => vec![COMMON, GATES, source!("streams/streams.cu")],
             Module::Connect(_) => {
-                vec![COMMON, HOPPER, SEGMENTS, VALUES, BLOCK, CODES, SQUARES, GATES, source!("streams/connect.cu")]
+                vec![COMMON, HOPPER, VALUES, CHAINS, BLOCK, CODES, SQUARES, GATES, source!("streams/connect.cu")]
             }
             Module::Elementwise => vec![COMMON, BLOCK, CODES, GATED, source!("elementwise/elementwise.cu")],
             Module::Route => vec![COMMON, source!("route/route.cu")],
             Module::Best => vec![COMMON, source!("sample/best.cu")],
-            Module::Store(_) => vec![COMMON, BLOCK, CODES, STEP, PAGES, HEADS_OF_ROWS, source!("attention/store.cu")],
+            Module::Store(_) => {
+                vec![COMMON, BLOCK, CODES, STEP, PAGES, SQUARES, HEADS_OF_ROWS, source!("attention/store.cu")]
+            }
             Module::Spans(..) => {
                 let attention =
                     [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, SLABS, KV_CODES, source!("attention/spans.cu")];
@@ -386,8 +391,12 @@ impl Module {
             Module::Plain(_) => vec![COMMON, STEP, PAGES, WEIGHTS, PARTS, source!("attention/plain.cu")],
             Module::Merge(_) => vec![COMMON, BLOCK, CODES, STEP, WEIGHTS, PARTS, source!("attention/merge.cu")],
             Module::StoreRows(_) => vec![COMMON, BLOCK, STEP, ROWS, source!("latent/store.cu")],
-            Module::Compress(_) => vec![COMMON, BLOCK, STEP, ROWS, ROUNDING, COMPRESS, source!("latent/compress.cu")],
-            Module::Arrive => vec![COMMON, BLOCK, CODES, STEP, ROUNDING, COMPRESS, source!("latent/arrive.cu")],
+            Module::Compress(_) => {
+                vec![COMMON, BLOCK, STEP, ROWS, ROUNDING, SQUARES, COMPRESS, source!("latent/compress.cu")]
+            }
+            Module::Arrive => {
+                vec![COMMON, BLOCK, CODES, STEP, ROUNDING, SQUARES, COMPRESS, source!("latent/arrive.cu")]
+            }
             Module::IndexScores(_) => vec![COMMON, BLOCK, STEP, ROWS, source!("latent/index.cu")],
             Module::Select => vec![COMMON, STEP, source!("latent/select.cu")],
             Module::Latent(_) => vec![COMMON, BLOCK, STEP, ROWS, SIGHT, source!("latent/attend.cu")],
@@ -412,40 +421,6 @@ impl Module {
             .chain(self.parts())
             .map(|(path, text)| format!("#line 1 \"{path}\"\n{text}\n"))
             .collect()
-    }
-
-    /// What the source is compiled with.
-    pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
-        match self {
-            Module::Codes(layout, tile) => [layout.constants(), tile.constants(layout)].concat(),
-            Module::Wide(layout, tile) => [layout.constants(), tile.constants(layout)].concat(),
-            Module::Floats(float, tile) => [float.constants(), tile.constants()].concat(),
-            Module::Halves(threads) => vec![("THREADS", threads), ("HELD", HALVES_HELD)],
-            Module::Prefill(form, tile) => tile.constants(form),
-            Module::PrefillWarps(form) => warps::constants(form),
-            Module::Store(pages) => pages.constants(),
-            Module::Spans(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
-            Module::Prompt(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
-            Module::WarpsPrompt(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
-            Module::Warps(pages, tile) => [pages.constants(), tile.constants(pages)].concat(),
-            Module::Plain(pages) | Module::Merge(pages) => pages.constants(),
-            Module::StoreRows(form) | Module::Latent(form) => form.constants(latent::THREADS),
-            Module::IndexScores(form) => form.constants(latent::INDEX_THREADS),
-            Module::LatentPrompt(form) => {
-                let shared = ("SHARED_BYTES", latent::prompt_shared_bytes(form));
-                [form.constants(latent::PROMPT_THREADS), vec![shared]].concat()
-            }
-            Module::LatentDecode(form, tile) => [form.constants(latent::DECODE_THREADS), tile.constants(form)].concat(),
-            Module::Compress(form) => form.constants(form.width.next_multiple_of(WARP)),
-            Module::Select => vec![("THREADS", latent::SELECT_THREADS)],
-            Module::Arrive => vec![("THREADS", latent::ARRIVE_THREADS), ("NUMBERS", latent::ARRIVE_NUMBERS)],
-            Module::Route => vec![("THREADS", LIST_THREADS), ("FEW", FEW_TOKENS)],
-            Module::Rounding => vec![("MOST", ROUNDED_MAX)],
-            Module::Streams => vec![("STREAMS_MAX", STREAMS_MAX)],
-            Module::Connect(float) => [float.constants(), connect::constants()].concat(),
-            Module::Best => sample::constants(),
-            Module::Quantize | Module::Norm | Module::Rope | Module::Elementwise => vec![],
-        }
     }
 
     /// A number of the source and its constants, which the compiled module carries: host and kernel must mean the same tile.

@@ -30,7 +30,7 @@ pub(crate) const THREADS: usize = 128;
 pub(crate) const SELECT_THREADS: usize = 512;
 
 /// Threads of a block of prompt rows on Hopper's matrix units, two warpgroups, and its columns: heads that share keys.
-pub(crate) const PROMPT_THREADS: usize = 256;
+const PROMPT_THREADS: usize = 256;
 const PROMPT_COLUMNS: usize = 64;
 
 /// Numbers of a row that lie together in shared memory.
@@ -114,10 +114,15 @@ fn in_groups(form: RowForm, arch: &str) -> bool {
 }
 
 /// Shared memory of a block of prompt rows: queries, weights, two pages of keys, and a few numbers a column.
-pub(crate) fn prompt_shared_bytes(form: RowForm) -> usize {
+fn prompt_shared_bytes(form: RowForm) -> usize {
     let (slabs, columns) = (form.width / SLAB_FEATURES, PROMPT_COLUMNS);
     let rest = (PROMPT_THREADS + 3 * columns) * size_of::<f32>() + PROMPT_THREADS * size_of::<f32>();
     1024 + (slabs + 1) * columns * 128 + 2 * slabs * PAGE_TOKENS * 128 + rest
+}
+
+/// What the kernel of prompt rows is compiled with.
+pub(crate) fn prompt_constants(form: RowForm) -> Vec<(&'static str, usize)> {
+    [form.constants(PROMPT_THREADS), vec![("SHARED_BYTES", prompt_shared_bytes(form))]].concat()
 }
 
 impl DecodeTile {

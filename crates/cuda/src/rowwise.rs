@@ -6,7 +6,8 @@ use std::{
 };
 
 use tessera_ops::{
-    Gate, RopeLayout, Rotation, Rounding, StreamGates, math, rounding::hadamard_factor, streams::gates_width,
+    Gate, RopeLayout, Rotation, Rounding, StreamGates, math, numerics::part_count, rounding::hadamard_factor,
+    streams::gates_width,
 };
 
 use crate::{
@@ -18,29 +19,23 @@ use crate::{
     tensor::{Tensor, blocks, each},
 };
 
-/// Numbers of a run for each thread that norms it.
-const NORMED_EACH: usize = 4;
-
 /// Threads of a block that norms, at most.
-const NORM_THREADS_MAX: usize = 1024;
+pub(crate) const NORM_THREADS_MAX: usize = 512;
 
 /// Wider rows are not coded by the one block that norms them.
 const CODED_MAX: usize = 8192;
-
-/// Runs up to this length are normed in shared memory.
-const SHARED_RUN_MAX: usize = 24 << 10;
 
 pub(crate) fn rms_norm(gpu: &Arc<Gpu>, x: &Tensor, weight: &Memory, width: usize, epsilon: f32) -> Tensor {
     assert!(width > 0 && x.width.is_multiple_of(width), "a row is whole runs of the weight's length");
     let is_coded = width == x.width && width <= CODED_MAX;
     let y = if is_coded { Tensor::coded_like(gpu, x, width) } else { Tensor::like(gpu, x, x.width) };
-    let threads = width.div_ceil(NORMED_EACH).next_multiple_of(WARP).min(NORM_THREADS_MAX);
-    let is_shared = width <= SHARED_RUN_MAX;
+    // A warp a part, whose sum has a place in shared memory.
+    let parts = part_count(width);
+    let threads = (parts * WARP).min(NORM_THREADS_MAX);
     let mut args = vec![Arg::Memory(&x.memory), Arg::Null, Arg::Memory(weight), Arg::Memory(&y.memory)];
     args.extend(y.code_args());
-    args.extend([Arg::U32(width), Arg::F32(epsilon), Arg::U32(is_shared.into())]);
-    let shared_bytes = if is_shared { width * size_of::<f32>() } else { 0 };
-    let launch = Launch { shared_bytes, ..blocks([x.count() / width, 1, 1], threads) };
+    args.extend([Arg::U32(width), Arg::F32(epsilon)]);
+    let launch = Launch { shared_bytes: parts * size_of::<f32>(), ..blocks([x.count() / width, 1, 1], threads) };
     gpu.launch(Module::Norm, "rms_norm", launch, &args);
     y
 }

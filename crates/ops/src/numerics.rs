@@ -20,15 +20,22 @@
 //!
 //! and the segments are added in order: `y = ((acc_0 + acc_1) + acc_2) + …`. |I_b| < 2^24, so its conversion is exact.
 //!
-//! A product with a plain floating-point weight row (F32, F16, BF16) multiplies unquantized activations, in order inside
-//! a segment: `acc = fma(w[k], x[k], acc)`.
+//! A product with a plain floating-point weight row (F32, F16, BF16) multiplies unquantized activations. The depth is cut every
+//! [`PART_DEPTH`] features into [`parts`], and these every [`CHAIN_DEPTH`] features into chains: short ones, since a GPU
+//! waits for each of their links.
+//!
+//! ```text
+//! chain  acc = fma(w[k], x[k], acc) in order, from 0
+//! part   (chain_0 + chain_1) + …                  y = (part_0 + part_1) + …
+//! ```
 //!
 //! A *fine* product quantizes its input twice: a row `x` becomes the codes above and, as a second row, what they leave,
 //! `fma(-dx, f32(q), x)`, quantized in the same way. Both rows are multiplied as above and added: `y = y_codes + y_rest`.
 //! That is int8 arithmetic to about 15 bits. Plain floating-point weights have no codes, so there it changes nothing.
 //!
-//! Sums along a row (norms, softmax) run in [`LANES`] lanes: lane `l` takes elements `l, l + 16, …` in order, and
-//! [`add_lanes`] folds the lanes by halves.
+//! Sums along a row (softmax) run in [`LANES`] lanes: lane `l` takes elements `l, l + 16, …` in order, and
+//! [`add_lanes`] folds the lanes by halves. Sums of squares (norms) run part by part, each in [`SQUARE_LANES`] lanes of their own,
+//! which are folded in the same way; the parts are added in order.
 //!
 //! Each op between the products rounds after every operation written here, and nowhere else:
 //!
@@ -108,8 +115,36 @@ pub const ACTIVATION_BLOCK: usize = 32;
 /// Lanes of a sum along a row.
 pub const LANES: usize = 16;
 
+/// Lanes of a sum of squares over a part.
+pub const SQUARE_LANES: usize = 64;
+
+/// A depth is cut every so many features into parts: those of products with plain weights, and of sums of squares. The last may be short.
+pub const PART_DEPTH: usize = 512;
+
+/// Links of a chain of products with plain weights, at most: those of a part are so long, and the last may be shorter.
+pub const CHAIN_DEPTH: usize = 128;
+
 /// The largest activation code.
 pub const ACTIVATION_CODE_MAX: f32 = 127.0;
+
+/// How many parts a depth has.
+pub const fn part_count(depth: usize) -> usize {
+    depth.div_ceil(PART_DEPTH)
+}
+
+/// The parts of a depth, in order.
+pub fn parts(depth: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..part_count(depth)).map(move |i| i * PART_DEPTH..depth.min((i + 1) * PART_DEPTH))
+}
+
+/// The product of a row of plain weights with activations in the canonical order.
+pub fn dot_plain(weights: &[f32], x: &[f32]) -> f32 {
+    let chain = |(w, x): (&[f32], &[f32])| w.iter().zip(x).fold(0.0f32, |acc, (w, x)| w.mul_add(*x, acc));
+    let part =
+        |(w, x): (&[f32], &[f32])| w.chunks(CHAIN_DEPTH).zip(x.chunks(CHAIN_DEPTH)).map(chain).reduce(|a, b| a + b);
+    let parts = weights.chunks(PART_DEPTH).zip(x.chunks(PART_DEPTH)).filter_map(part);
+    parts.reduce(|a, b| a + b).unwrap_or(0.0)
+}
 
 /// Segments are cut at multiples of this many features (the longest quantized block).
 pub const SEGMENT_UNIT: usize = 256;
@@ -185,10 +220,11 @@ pub fn quantization_rest(x: &[f32], rest: &mut [f32]) {
     }
 }
 
-/// Folds the lanes of a sum by halves: 16 to 8 to 4 to 2 to 1.
-pub fn add_lanes(lanes: [f32; LANES]) -> f32 {
+/// Folds the lanes of a sum by halves: 16 to 8 to 4 to 2 to 1. So many are a power of two.
+pub fn add_lanes<const N: usize>(lanes: [f32; N]) -> f32 {
+    const { assert!(N.is_power_of_two(), "lanes are folded by halves") };
     let mut lanes = lanes;
-    let mut width = LANES / 2;
+    let mut width = N / 2;
     while width > 0 {
         for l in 0..width {
             lanes[l] += lanes[l + width];
@@ -200,11 +236,14 @@ pub fn add_lanes(lanes: [f32; LANES]) -> f32 {
 
 /// Sum of squares of a row in the canonical order.
 pub fn sum_of_squares(row: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    for (i, v) in row.iter().enumerate() {
-        lanes[i % LANES] = v.mul_add(*v, lanes[i % LANES]);
-    }
-    add_lanes(lanes)
+    let part = |part: &[f32]| {
+        let mut lanes = [0.0f32; SQUARE_LANES];
+        for (i, v) in part.iter().enumerate() {
+            lanes[i % SQUARE_LANES] = v.mul_add(*v, lanes[i % SQUARE_LANES]);
+        }
+        add_lanes(lanes)
+    };
+    row.chunks(PART_DEPTH).map(part).reduce(|a, b| a + b).unwrap_or(0.0)
 }
 
 /// Sum of a row in the canonical order.
@@ -233,6 +272,49 @@ mod tests {
             }
             assert_eq!(next, depth);
         }
+    }
+
+    #[test]
+    fn parts_cover_every_depth_once() {
+        for depth in 0..3000 {
+            let mut next = 0;
+            for part in parts(depth) {
+                assert!(part.start == next && part.len() <= PART_DEPTH && !part.is_empty(), "{depth}: {part:?}");
+                next = part.end;
+            }
+            assert_eq!(next, depth);
+        }
+        assert!(PART_DEPTH.is_multiple_of(CHAIN_DEPTH) && PART_DEPTH.is_multiple_of(SQUARE_LANES));
+    }
+
+    /// What the order is: numbers whose sum tells who was added to whom.
+    #[test]
+    fn chains_and_parts_are_added_in_order() {
+        let (large, small) = (2f32.powi(24), 1.0);
+        let sum_with = |at: &[(usize, f32)]| {
+            let mut x = vec![0.0; 3 * PART_DEPTH];
+            at.iter().for_each(|(at, v)| x[*at] = *v);
+            dot_plain(&vec![1.0; x.len()], &x)
+        };
+        assert_eq!(sum_with(&[(0, large), (1, small), (2, small)]), large, "one chain loses both");
+        assert_eq!(
+            sum_with(&[(0, large), (CHAIN_DEPTH, small), (CHAIN_DEPTH + 1, small)]),
+            large + 2.0,
+            "a chain of its own"
+        );
+        let [second, third] = [CHAIN_DEPTH, 2 * CHAIN_DEPTH];
+        assert_eq!(sum_with(&[(0, large), (second, small), (third, small)]), large, "chains of a part one by one");
+        let [second, third] = [PART_DEPTH, PART_DEPTH + CHAIN_DEPTH];
+        assert_eq!(sum_with(&[(0, large), (second, small), (third, small)]), large + 2.0, "parts by themselves");
+        let squares = |at: &[(usize, f32)]| {
+            let mut x = vec![0.0; 3 * PART_DEPTH];
+            at.iter().for_each(|(at, v)| x[*at] = *v);
+            sum_of_squares(&x)
+        };
+        let large = 2f32.powi(12);
+        assert_eq!(squares(&[(0, large), (SQUARE_LANES, 1.0), (2 * SQUARE_LANES, 1.0)]), large * large, "a lane");
+        assert_eq!(squares(&[(0, large), (1, 1.0), (SQUARE_LANES + 1, 1.0)]), large * large + 2.0, "two lanes");
+        assert_eq!(squares(&[(0, large), (PART_DEPTH, 1.0), (2 * PART_DEPTH, 1.0)]), large * large, "parts in order");
     }
 
     #[test]

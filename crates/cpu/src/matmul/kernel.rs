@@ -12,7 +12,7 @@ use std::{marker::PhantomData, ops::Range};
 use half::{bf16, f16};
 
 use super::{
-    layout::{Layout, floats::Float},
+    layout::Layout,
     select::{Packed, Visitor},
     tile::{BLOCK, COLUMN_RUN, QUAD, QUADS, ROWS, TOKENS_MAX, halves_bytes, record_bytes, unroll},
 };
@@ -21,7 +21,11 @@ use crate::{
     simd::{LINE_BYTES, Simd},
 };
 
-/// The segments of a depth, cut once for a projection.
+mod plain;
+
+use plain::Floats;
+
+/// The segments of a depth, cut once for a projection by quantized weights.
 #[derive(Clone, Copy)]
 pub(super) struct Segments {
     ends: [usize; tessera_ops::numerics::SEGMENTS_MAX],
@@ -200,8 +204,14 @@ struct Operands {
     prefetch: Prefetch,
 }
 
-/// One segment of a tile: the part that differs between codes and floats.
+/// One segment of a tile, of plain weights a part: what differs between codes and floats.
 trait Chain: Copy {
+    /// How many there are.
+    fn count(segments: &Segments, depth: usize) -> usize;
+
+    /// The features of one.
+    fn features(segments: &Segments, depth: usize, index: usize) -> Range<usize>;
+
     /// Sums of a segment for C tokens, 16 rows each.
     ///
     /// # Safety
@@ -276,10 +286,10 @@ unsafe fn add_bias<S: Simd, const C: usize>(simd: S, bias: &[f32], out: &Outputs
 /// As [`run`] for one group and one panel; `out` takes 16 numbers for each token.
 #[inline(always)]
 unsafe fn tile<S: Simd, A: Chain, const C: usize>(simd: S, segments: &Segments, from: &Operands, out: &Outputs) {
-    for index in 0..segments.count {
+    for index in 0..A::count(segments, from.depth) {
         // SAFETY: the caller's promises.
         unsafe {
-            let acc = A::segment::<S, C>(simd, from, segments.get(index));
+            let acc = A::segment::<S, C>(simd, from, A::features(segments, from.depth, index));
             unroll!(12, c, {
                 if const { c < C } {
                     let to = out.row(c);
@@ -303,6 +313,16 @@ impl<L> Clone for Codes<L> {
 impl<L> Copy for Codes<L> {}
 
 impl<L: Layout> Chain for Codes<L> {
+    #[inline(always)]
+    fn count(segments: &Segments, _depth: usize) -> usize {
+        segments.count
+    }
+
+    #[inline(always)]
+    fn features(segments: &Segments, _depth: usize, index: usize) -> Range<usize> {
+        segments.get(index)
+    }
+
     #[inline(always)]
     unsafe fn segment<S: Simd, const C: usize>(simd: S, from: &Operands, features: Range<usize>) -> [S::F32; C] {
         let mut acc = [simd.splat(0.0); C];
@@ -413,37 +433,3 @@ unsafe fn sub_block<S: Simd, L: Layout, const C: usize>(
 }
 
 const _: () = assert!(QUADS == 8 && TOKENS_MAX == 3 * COLUMN_RUN);
-
-/// Sums over plain floating-point weights.
-struct Floats<T>(PhantomData<T>);
-
-impl<T> Clone for Floats<T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for Floats<T> {}
-
-impl<T: Float> Chain for Floats<T> {
-    #[inline(always)]
-    unsafe fn segment<S: Simd, const C: usize>(simd: S, from: &Operands, features: Range<usize>) -> [S::F32; C] {
-        let mut acc = [simd.splat(0.0); C];
-        for k in features {
-            let at = from.group.wrapping_add(k * ROWS * T::BYTES);
-            if from.prefetch.first == 0 {
-                simd.prefetch(at.wrapping_add(from.prefetch.bytes));
-            }
-            // SAFETY: a group holds 16 weights for each feature, `x` a row of activations for each token.
-            unsafe {
-                let w = T::load(simd, at);
-                unroll!(12, c, {
-                    if const { c < C } {
-                        acc[c] = simd.fma(w, simd.splat(from.x.add(c * from.x_stride + k).read()), acc[c]);
-                    }
-                });
-            }
-        }
-        acc
-    }
-}

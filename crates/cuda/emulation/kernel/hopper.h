@@ -27,6 +27,9 @@ EMULATED void wait_for_cluster(HERE) { emulation_sync_cluster(here); }
 // Who arrives waits where it would.
 EMULATED void arrive_at_cluster() {}
 EMULATED void cluster_arrived(HERE) { emulation_sync_cluster(here); }
+EMULATED void store_in_block(float* at, u32 block, float value, HERE) {
+    emulation_store_in_block(emulation_shared_address(at), block, &value, sizeof(value), here);
+}
 EMULATED void wait_for_threads(u32 name, u32 threads, HERE) { emulation_sync_threads(name, threads, here); }
 
 EMULATED float2 pair_of_block(u32 at, u32 block, HERE) {

@@ -91,3 +91,10 @@ extern "C" void emulation_load_from_block(void* to, u32 from, unsigned bytes, u3
     if (w.has_left(rank)) w.fail({.kind = Fault::NotShared, .site = site});
     memcpy(to, w.shared_place(block, from, bytes, site), bytes);
 }
+
+extern "C" void emulation_store_in_block(u32 to, u32 rank, const void* from, unsigned bytes, Site site) {
+    Block& block = worker->block_of_cluster(rank, site);
+    u8* place = worker->shared_place(block, to, bytes, site);
+    watch_write_in_block(block, place, bytes, site);
+    memcpy(place, from, bytes);
+}

@@ -105,6 +105,23 @@ static inline __attribute__((always_inline)) void watch(const void* pointer, uns
     elsewhere(*w, at, bytes, writes, asker);
 }
 
+// A store to the shared memory of another block: only the whole cluster's meetings order it.
+void watch_write_in_block(Block& block, const void* pointer, unsigned bytes, Site site) {
+    Worker& w = *worker;
+    auto at = reinterpret_cast<uintptr_t>(pointer);
+    const uintptr_t first = (at - reinterpret_cast<uintptr_t>(block.shared)) / 4;
+    for (uintptr_t word = first; word < first + words_of(bytes); word++) {
+        Touched& touched = block.touched[word];
+        for (const Access& other : {touched.write, touched.read}) {
+            if (!other.bytes || other.time < w.cluster_met || other.thread == w.thread_index()) continue;
+            Fault fault = found(Fault::Race, at, bytes, true, {nullptr, site});
+            fault.other = other.thread;
+            w.fail(fault);
+        }
+        touched.write = {w.clock, 15, w.thread_index()};
+    }
+}
+
 void watch_read(const void* at, unsigned bytes, Site site) { watch(at, bytes, false, {nullptr, site}); }
 void watch_write(const void* at, unsigned bytes, Site site) { watch(at, bytes, true, {nullptr, site}); }
 

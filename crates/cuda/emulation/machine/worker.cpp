@@ -58,10 +58,9 @@ void Worker::start_block(Block& block, u64 cluster, unsigned rank) {
 void Worker::start(u64 cluster) {
     count = launch->block.x * launch->block.y * launch->block.z;
     stride = (count + lanes - 1) / lanes * lanes;
-    cluster_met = 0;
     left = at_cluster = queue_first = queue_length = 0;
     fault = Fault();
-    clock++;
+    cluster_met = ++clock;
     memset(instance->shared, poison, instance->shared_bytes);
     if (fixed_touched.size() < words_of(instance->shared_bytes)) fixed_touched.resize(words_of(instance->shared_bytes));
     for (unsigned rank = 0; rank < kernel->cluster; rank++) start_block(blocks[rank], cluster, rank);

@@ -87,6 +87,12 @@ DEVICE float4 four_of_block(u32 at, u32 block) {
     return v;
 }
 
+// Into the same place of shared memory of a block of the cluster; all know of it once they have met.
+DEVICE void store_in_block(float* at, u32 block, float value) {
+    asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.f32 [there], %2; }"
+                 :: "r"(shared_address(at)), "r"(block), "f"(value) : "memory");
+}
+
 template <int REGISTERS> DEVICE void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(REGISTERS)); }
 template <int REGISTERS> DEVICE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(REGISTERS)); }
 

@@ -22,15 +22,13 @@ DEVICE void turn_pairs(float* features, const float* angles, u32 pairs, u32 way)
 
 // The row that is kept: a thread has a number.
 DEVICE void keep_row(const Step& step, u32 row, const float* x, float* y, const float* weight, float epsilon, const float* angles,
-                     u32 width, u32 first, u32 pairs, u32 way, u32 rounded, u8* pages, u32 ring, float* numbers, float* sizes,
-                     float* inverse) {
+                     u32 width, u32 first, u32 pairs, u32 way, u32 rounded, u8* pages, u32 ring, float* numbers, float* sizes) {
     const u32 t = threadIdx.x, place = step.place(row, step.position(row));
     const u64 at = (u64)step.page(row, place, ring) * PAGE + place % PAGE;
     const float own = t < width ? x[(u64)row * width + t] : 0.0f, scale = t < width ? weight[t] : 0.0f;
     numbers[t] = own;
     __syncthreads();
-    norm_of_block(numbers, width, epsilon, inverse);
-    numbers[t] = (own * *inverse) * scale;
+    numbers[t] = (own * norm_of_block(numbers, width, epsilon, sizes)) * scale;
     __syncthreads();
     turn_pairs(numbers + first, angles + (u64)row * 2 * pairs, pairs, way);
     float v = numbers[t];
@@ -40,29 +38,29 @@ DEVICE void keep_row(const Step& step, u32 row, const float* x, float* y, const 
 }
 
 // Inputs of compressed rows.
-DEVICE void compress_row(const Step& step, u32 row, const Compression& all, u8* pages, float* numbers, float* sizes, float* inverse) {
+DEVICE void compress_row(const Step& step, u32 row, const Compression& all, u8* pages, float* numbers, float* sizes) {
     const float* fresh = all.fresh + (u64)row * 2 * all.input_width;
     float* kept = all.kept(step, row, step.position(row));
     for (u32 i = threadIdx.x; i < 2 * all.input_width; i += THREADS) kept[i] = fresh[i];
     const u32 end = step.position(row) + 1;
     if (end % all.ratio) return;
     const u32 first = end - all.ratio, slots = all.ratio >= PAGE ? 1 : PAGE / all.ratio;
-    const float v = all.number(step, row, first, numbers, sizes, inverse);
+    const float v = all.number(step, row, first, numbers, sizes);
     keep_half(pages, (u64)step.page(row, end - 1, 0) * slots + first / all.ratio % slots, all.width, threadIdx.x, v);
 }
 
 // A run of numbers; norm.cu.
 DEVICE void norm_run(u32 row, const float* x, const float* weight, float* y, const CodesOut& out, u32 width, float epsilon,
-                     float* numbers, float* inverse) {
+                     float* numbers, float* sizes) {
     x += (u64)row * width;
     y += (u64)row * width;
 #pragma unroll 4
     for (u32 i = threadIdx.x; i < width; i += THREADS) numbers[i] = x[i];
     __syncthreads();
-    norm_of_block(numbers, width, epsilon, inverse);
+    const float inverse = norm_of_block(numbers, width, epsilon, sizes);
 #pragma unroll 4
     for (u32 i = threadIdx.x; i < width; i += THREADS) {
-        const float v = (numbers[i] * *inverse) * weight[i];
+        const float v = (numbers[i] * inverse) * weight[i];
         y[i] = v;
         if (out.codes) put_codes(quantized(v), threadIdx.x % 32, codes_place(row, i / 32, width / 32), out);
     }
@@ -85,15 +83,14 @@ KERNEL __launch_bounds__(THREADS) arrive(
     u32 ratio1, u32 overlap1, u32 rounding1, u32 rounded1, float hadamard_factor1) {
     __shared__ float numbers[NUMBERS];
     __shared__ float sizes[WARPS];
-    __shared__ float inverse;
     begin_in_turn();
     const Step step = {rows, lists};
     const u32 row = blockIdx.x;
     if (blockIdx.y == 0) {
-        keep_row(step, row, x, y, weight, epsilon, angles, width, turned, pairs, way, rounded, pages, ring, numbers, sizes, &inverse);
+        keep_row(step, row, x, y, weight, epsilon, angles, width, turned, pairs, way, rounded, pages, ring, numbers, sizes);
     } else if (blockIdx.y == 1) {
         const CodesOut out = {codes, scales, minima};
-        norm_run(row, query, query_weight, query_y, out, query_width, query_epsilon, numbers, &inverse);
+        norm_run(row, query, query_weight, query_y, out, query_width, query_epsilon, numbers, sizes);
     } else {
         const bool is_first = blockIdx.y == 2;
         const Compression all = {is_first ? inputs0 : inputs1, is_first ? fresh0 : fresh1, is_first ? ape0 : ape1,
@@ -102,6 +99,6 @@ KERNEL __launch_bounds__(THREADS) arrive(
                                  is_first ? overlap0 : overlap1, compressed_pairs, interleaved, magnitude, compressed_epsilon,
                                  is_first ? rounding0 : rounding1, is_first ? rounded0 : rounded1,
                                  is_first ? hadamard_factor0 : hadamard_factor1};
-        compress_row(step, row, all, is_first ? pages0 : pages1, numbers, sizes, &inverse);
+        compress_row(step, row, all, is_first ? pages0 : pages1, numbers, sizes);
     }
 }

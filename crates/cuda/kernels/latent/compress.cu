@@ -6,7 +6,6 @@ KERNEL __launch_bounds__(THREADS) compress(float* inputs, u8* pages, const float
                                            float hadamard_factor) {
     __shared__ float numbers[THREADS];
     __shared__ float sizes[THREADS / 32];
-    __shared__ float inverse;
     begin_in_turn();
     const Step step = {rows, lists};
     const u32 row = blockIdx.x, end = step.position(row) + 1;
@@ -14,6 +13,6 @@ KERNEL __launch_bounds__(THREADS) compress(float* inputs, u8* pages, const float
     const u32 first = end - ratio;
     const Compression all = {inputs, 0, ape, norm, frequencies, WIDTH, input_width, ring, ratio, overlap, pairs, interleaved,
                              magnitude, epsilon, rounding, rounded, hadamard_factor};
-    const float v = all.number(step, row, first, numbers, sizes, &inverse);
+    const float v = all.number(step, row, first, numbers, sizes);
     keep_number(pages + place_of_compressed(step, row, first / ratio, ratio), threadIdx.x, v);
 }

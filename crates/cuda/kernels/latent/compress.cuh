@@ -20,20 +20,6 @@ DEVICE float2 cosine_and_sine(double angle) {
     return make_float2((float)c, (float)s);
 }
 
-// The factor of the norm of numbers in shared memory, which the first 16 threads add up.
-DEVICE void norm_of_block(const float* numbers, u32 width, float epsilon, float* inverse) {
-    if (threadIdx.x < 32) {
-        float lane = 0.0f;
-        if (threadIdx.x < 16) {
-#pragma unroll 8
-            for (u32 i = threadIdx.x; i < width; i += 16) lane = fma(numbers[i], numbers[i], lane);
-        }
-        const float mean = add_lanes(lane) / (float)width;
-        if (threadIdx.x == 0) *inverse = 1.0f / __fsqrt_rn(mean + epsilon);
-    }
-    __syncthreads();
-}
-
 // What rows are compressed from, and how.
 struct Compression {
     // Rows of (values, scores), `input_width` each: those that are kept, in rings or pages, and those of the step, or none, where all are
@@ -85,13 +71,13 @@ struct Compression {
     }
 
     // Number `threadIdx.x` of the row that ends with a row of the step, whose first token is `first`. `numbers` has a place a thread,
-    // `sizes` one a warp, `inverse` one.
-    DEVICE_MEMBER float number(const Step& step, u32 row, u32 first, float* numbers, float* sizes, float* inverse) const {
+    // `sizes` one a warp.
+    DEVICE_MEMBER float number(const Step& step, u32 row, u32 first, float* numbers, float* sizes) const {
         const u32 t = threadIdx.x;
         numbers[t] = t < width ? mean(step, row, t, first) : 0.0f;
         __syncthreads();
-        norm_of_block(numbers, width, epsilon, inverse);
-        if (t < width) numbers[t] = (numbers[t] * *inverse) * norm[t];
+        const float weight = t < width ? norm[t] : 0.0f, inverse = norm_of_block(numbers, width, epsilon, sizes);
+        if (t < width) numbers[t] = (numbers[t] * inverse) * weight;
         __syncthreads();
         if (t < pairs) {
             float2 turn = cosine_and_sine((double)first * frequencies[t]);

@@ -1,22 +1,17 @@
-// Plain weights (F32, F16, BF16) times unquantized activations: one chain of fused multiply-adds a segment, as numerics.rs says.
+// Plain weights (F32, F16, BF16) times unquantized activations, in short chains of fused multiply-adds (chains.cuh).
 //
-// A lane holds one segment of one weight row, and COLUMNS columns: a warp is all segments of 4 rows where the depth has eight, of 8 where
-// it has four, and so on. A chain of thousands of links allows no pause, so weights and activations of the next steps are on their
-// way to shared memory meanwhile, and matrices of a few rows are spread over several processors. A step is RUNS runs of each segment.
-//
-// Weights lie [row tiles][depth / RUN][32][RUN]. The depth is padded to whole runs; the padding is not read.
+// A warp has 4 or 8 rows and the chains of two parts or of one; the warps of a block have 1, 2 or 4 such groups of rows, and
+// share the parts of each. Where a depth has more parts, they go through it in passes, a pass in steps: of each step, activations of all
+// chains come to shared memory meanwhile.
 //
 // A launch may have several matrices of one input: each has blocks of its own, one behind the other.
 
-// Features of a segment in a step, and numbers between two segments' activations: apart by as much as spreads them over all banks.
-#define STEP_FEATURES (RUNS * RUN)
-#define STEP_QUADS (STEP_FEATURES / 4)
-#define X_STRIDE (STEP_FEATURES + 4)
-// Pieces of 16 bytes that a warp's weights of a step take, with as much between segments.
-#define WARP_PIECES (32 * (RUNS + 1))
-// Quads of activations of a column that are in registers at once.
-#define HELD_QUADS (COLUMNS == 1 ? STEP_QUADS : COLUMNS == 4 ? 2 : 1)
-static_assert(COLUMNS >= 1 && STAGES >= 2, "a tile of plain numbers");
+#define WARPS (THREADS / 32)
+// Chains of a pass of a block with a single group of four rows.
+#define CHAIN_BITS_MAX 5
+#define CHAINS_MAX (1 << CHAIN_BITS_MAX)
+#define STEPS (CHAIN_DEPTH / STEP_FEATURES)
+static_assert(COLUMNS >= 1 && STAGES == 2 && THREADS == 4 * CHAINS_MAX, "a tile of plain numbers, and two steps in shared memory");
 
 // Where a matrix of the launch is: its weights, result, bias, rows, and first block.
 struct Matrix {
@@ -27,137 +22,103 @@ struct Matrix {
     u32 first_block;
 };
 
-// As `codes` in codes.cu; `x_width` is the length of a row of x. Matrix m of the launch begins with block from_m.
+// As `codes` in codes.cu; `x_width` is the length of a row of x, 2^row_bits rows a warp has, 2^group_bits groups a block.
+// Matrix m of the launch begins with block from_m. Shared memory has [2][COLUMNS][chains of a pass][STEP_STRIDE] numbers.
 KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const u8* weights_1, const u8* weights_2, const u8* weights_3, const float* x,
                                          float* y, float* y_1, float* y_2, float* y_3, const float* bias, const float* bias_1,
                                          const float* bias_2, const float* bias_3, const u32* starts, const u32* order, u32 rows,
                                          u32 rows_1, u32 rows_2, u32 rows_3, u32 from_1, u32 from_2, u32 from_3, u32 depth, u32 tokens,
-                                         u32 slots, u32 x_width, u32 split, u32 groups, u32 sliced) {
+                                         u32 slots, u32 x_width, u32 row_bits, u32 group_bits, u32 sliced) {
     let_next_start();
-    DYNAMIC_SHARED(uint4, shared);
-    __shared__ u32 begins[9];
+    DYNAMIC_SHARED(float, shared);
     __shared__ u64 inputs[COLUMNS];
+    // Sums of parts of a pass, and of the one before; then of all parts before.
+    __shared__ float sums[2][CHAINS_MAX * COLUMNS], totals[8 * WARPS * COLUMNS];
     Matrix m = {(const uint4*)weights, y, bias, rows, 0};
     if (blockIdx.x >= from_1) m = {(const uint4*)weights_1, y_1, bias_1, rows_1, from_1};
     if (blockIdx.x >= from_2) m = {(const uint4*)weights_2, y_2, bias_2, rows_2, from_2};
     if (blockIdx.x >= from_3) m = {(const uint4*)weights_3, y_3, bias_3, rows_3, from_3};
 
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const u32 wide_bits = split <= 1 ? 0 : split <= 2 ? 1 : split <= 4 ? 2 : 3, wide = 1 << wide_bits, rows_of_warp = 32 / wide;
-    const u32 segment = lane / rows_of_warp;
-    const u32 row = ((blockIdx.x - m.first_block) * groups + warp) * rows_of_warp + lane % rows_of_warp;
-    const u32 tiles = (m.rows + 31) / 32, runs = (depth + RUN - 1) / RUN;
-    u32 start = 0, end = 0, longest = 0;
-    if (segment < split) segment_of(depth, split, segment, start, end);
-    for (u32 s = 0; s < split; s++) {
-        u32 from, to;
-        segment_of(depth, split, s, from, to);
-        longest = max(longest, to - from);
-        if (threadIdx.x == 0) begins[s] = from;
-    }
-    if (threadIdx.x == 0) begins[split] = depth;
-    const u32 steps = (longest + STEP_FEATURES - 1) / STEP_FEATURES;
-
-    // Of each step: the warps' weights, then activations [column][segment][X_STRIDE].
-    const u32 x_pieces = COLUMNS * wide * (X_STRIDE / 4), stage_pieces = groups * WARP_PIECES + x_pieces;
-    const u32 own = warp * WARP_PIECES + segment * (RUNS + 1) * rows_of_warp + lane % rows_of_warp;
+    // All but the depth are powers of two.
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows_each = 1 << row_bits;
+    const u32 chain_bits = CHAIN_BITS_MAX + 2 - row_bits - group_bits, chains = 1 << chain_bits, parts_of_pass = chains / 4;
+    const u32 rows_of_block = 1 << (row_bits + group_bits), first_row = (blockIdx.x - m.first_block) * rows_of_block;
+    const u32 of_warp = warp << (5 - row_bits) | lane >> row_bits, chain = of_warp & (chains - 1);
+    const u32 row_of_block = of_warp >> chain_bits << row_bits | lane & (rows_each - 1), row = first_row + row_of_block;
+    const u32 parts = (depth + PART_DEPTH - 1) / PART_DEPTH, passes = max((parts + parts_of_pass - 1) / parts_of_pass, 1u);
+    const u32 tiles = (m.rows + 31) / 32, runs = (depth + RUN - 1) / RUN, pass_features = parts_of_pass * PART_DEPTH;
+    // Lanes without a row have no weights, and so no features.
+    const u32 end = row / 32 < tiles ? depth : 0;
     const uint4* base = m.weights + (blockIdx.z * (u64)tiles + row / 32) * runs * 32 + row % 32;
-    const bool has_row = row / 32 < tiles;
-    auto copy_weights = [&](u32 step) {
-        uint4* to = shared + step % STAGES * stage_pieces + own;
-        const u32 first = start + step * STEP_FEATURES;
-#pragma unroll
-        for (u32 i = 0; i < RUNS; i++)
-            if (has_row && first + i * RUN < end) copy_16_once(to + i * rows_of_warp, base + (u64)(first / RUN + i) * 32);
-    };
+    auto first_of = [&](u32 step) { return step / STEPS * pass_features + chain * CHAIN_DEPTH + step % STEPS * STEP_FEATURES; };
+
+    const u32 stage = COLUMNS * chains * STEP_STRIDE;
     const bool is_aligned = (x_width | depth) % 4 == 0;
     auto copy_x = [&](u32 step) {
-        float* to = (float*)(shared + step % STAGES * stage_pieces + groups * WARP_PIECES);
-        for (u32 piece = threadIdx.x; piece < COLUMNS * wide * STEP_QUADS; piece += THREADS) {
-            const u32 quad = piece % STEP_QUADS, s = piece / STEP_QUADS & (wide - 1), column = piece / STEP_QUADS >> wide_bits;
-            if (s >= split) continue;
-            const u32 k = begins[s] + step * STEP_FEATURES + quad * 4;
-            float* place = to + (column * wide + s) * X_STRIDE + quad * 4;
+        float* to = shared + step % STAGES * stage;
+        const u32 quads = STEP_FEATURES / 4, before = step / STEPS * pass_features + step % STEPS * STEP_FEATURES;
+        for (u32 piece = threadIdx.x; piece < COLUMNS * chains * quads; piece += THREADS) {
+            const u32 quad = piece % quads, of_chain = piece / quads & (chains - 1), column = piece / quads >> chain_bits;
+            const u32 k = before + of_chain * CHAIN_DEPTH + quad * 4;
+            float* place = to + (column * chains + of_chain) * STEP_STRIDE + quad * 4;
             const float* from = x + inputs[column] + k;
-            if (is_aligned && k + 4 <= begins[s + 1]) {
+            if (is_aligned && k + 4 <= depth) {
                 copy_16(place, from);
             } else {
                 for (u32 i = 0; i < 4; i++)
-                    if (k + i < begins[s + 1]) copy_4(place + i, from + i);
+                    if (k + i < depth) copy_4(place + i, from + i);
             }
         }
     };
 
     // Weights do not wait for earlier work; lists of places do.
     const bool is_listed = starts != 0;
-    if (!is_listed)
-        for (u32 step = 0; step < STAGES - 1 && step < steps; step++) copy_weights(step);
+    Weights mine;
+    if (!is_listed) mine.bring_all(base, first_of(0), end);
     after_earlier_work();
     const Columns columns = columns_of_tile(blockIdx.z, starts, order, tokens, slots, COLUMNS, blockIdx.y);
     if (columns.first >= columns.count) return;
     const u32 slice = sliced ? blockIdx.z : 0;
     if (threadIdx.x < COLUMNS) inputs[threadIdx.x] = (u64)columns.row(threadIdx.x) * x_width + slice * depth;
+    if (is_listed) mine.bring_all(base, first_of(0), end);
     __syncthreads();
-    for (u32 step = 0; step < STAGES - 1; step++) {
-        if (step < steps && is_listed) copy_weights(step);
-        if (step < steps) copy_x(step);
-        end_of_copies();
-    }
+    copy_x(0);
+    end_of_copies();
+
+    // Adds the parts of a pass, in order, to those before.
+    const u32 cells = rows_of_block * COLUMNS, y_stride = sliced ? gridDim.z * m.rows : m.rows;
+    auto add_parts = [&](u32 pass) {
+        const u32 count = min(parts - pass * parts_of_pass, parts_of_pass);
+        for (u32 cell = threadIdx.x; cell < cells; cell += THREADS) {
+            float* of_cell = sums[pass % 2] + cell;
+            if (pass > 0) of_cell[0] = totals[cell] + of_cell[0];
+            float sum = sum_in_order(of_cell, cells, count);
+            totals[cell] = sum;
+            const u32 of_matrix = first_row + (cell & (rows_of_block - 1)), c = cell >> (row_bits + group_bits);
+            if (pass + 1 < passes || of_matrix >= m.rows || !columns.has(c)) continue;
+            if (m.bias) sum = sum + m.bias[blockIdx.z * m.rows + of_matrix];
+            m.y[(u64)columns.place(c) * y_stride + slice * m.rows + of_matrix] = sum;
+        }
+    };
     float acc[COLUMNS] = {};
-    for (u32 step = 0; step < steps; step++) {
-        wait_for_copies<STAGES - 2>();
+    for (u32 step = 0; step < passes * STEPS; step++) {
+        wait_for_copies<0>();
         __syncthreads();
-        const u32 next = step + STAGES - 1;
-        if (next < steps) {
-            copy_weights(next);
-            copy_x(next);
-        }
+        if (step + 1 < passes * STEPS) copy_x(step + 1);
         end_of_copies();
-        const uint4* weights_here = shared + step % STAGES * stage_pieces + own;
-        const float* x_here = (const float*)(shared + step % STAGES * stage_pieces + groups * WARP_PIECES) + segment * X_STRIDE;
-        const u32 first = start + step * STEP_FEATURES;
-        if (first + STEP_FEATURES <= end) {
-            // All of a step comes to registers before the chains go on: they would wait for each load otherwise.
-            uint4 w[RUNS];
+        if (step > 0 && step % STEPS == 0) add_parts(step / STEPS - 1);
+        const float* x_here = shared + step % STAGES * stage + chain * STEP_STRIDE;
+        mine.go_on(acc, x_here, chains * STEP_STRIDE, base, first_of(step), first_of(step + 1), end);
+        if (step % STEPS + 1 < STEPS) continue;
+        const u32 pass = step / STEPS, begin = pass * pass_features + chain / 4 * PART_DEPTH;
 #pragma unroll
-            for (u32 i = 0; i < RUNS; i++) w[i] = weights_here[i * rows_of_warp];
-#pragma unroll
-            for (u32 at = 0; at < STEP_QUADS; at += HELD_QUADS) {
-                float4 in[COLUMNS][HELD_QUADS];
-#pragma unroll
-                for (u32 c = 0; c < COLUMNS; c++)
-#pragma unroll
-                    for (u32 q = 0; q < HELD_QUADS; q++) in[c][q] = *(const float4*)(x_here + c * wide * X_STRIDE + 4 * (at + q));
-#pragma unroll
-                for (u32 q = 0; q < HELD_QUADS; q++)
-#pragma unroll
-                    for (u32 c = 0; c < COLUMNS; c++) {
-                        const uint4 run = w[(at + q) * 4 / RUN];
-                        const u32 first_value = (at + q) * 4 % RUN;
-                        acc[c] = fma(value_of(run, first_value), in[c][q].x, acc[c]);
-                        acc[c] = fma(value_of(run, first_value + 1), in[c][q].y, acc[c]);
-                        acc[c] = fma(value_of(run, first_value + 2), in[c][q].z, acc[c]);
-                        acc[c] = fma(value_of(run, first_value + 3), in[c][q].w, acc[c]);
-                    }
-            }
-        } else {
-            for (u32 k = first; k < end; k += RUN) {
-                const uint4 w = weights_here[(k - first) / RUN * rows_of_warp];
-#pragma unroll
-                for (u32 i = 0; i < RUN; i++)
-                    if (k + i < end)
-#pragma unroll
-                        for (u32 c = 0; c < COLUMNS; c++) acc[c] = fma(value_of(w, i), x_here[c * wide * X_STRIDE + k + i - first], acc[c]);
-            }
+        for (u32 c = 0; c < COLUMNS; c++) {
+            const float sum = part_of_chains(acc[c], rows_each, depth - begin);
+            acc[c] = 0.0f;
+            if (chain % 4 != 0 || begin >= depth && begin > 0) continue;
+            sums[pass % 2][(chain / 4 * COLUMNS + c) * rows_of_block + row_of_block] = sum;
         }
     }
-    const u32 y_stride = sliced ? gridDim.z * m.rows : m.rows;
-#pragma unroll
-    for (u32 c = 0; c < COLUMNS; c++) {
-        float sum = acc[c];
-        for (u32 s = 1; s < split; s++) sum = sum + __shfl_sync(0xffffffffu, acc[c], s * rows_of_warp + lane % rows_of_warp);
-        if (segment != 0 || row >= m.rows || !columns.has(c)) continue;
-        if (m.bias) sum = sum + m.bias[blockIdx.z * m.rows + row];
-        m.y[(u64)columns.place(c) * y_stride + slice * m.rows + row] = sum;
-    }
+    __syncthreads();
+    add_parts(passes - 1);
 }

@@ -1,21 +1,50 @@
-// The sum of squares of a run, in 16 lanes, which are the first 16 threads of a block; numerics.rs.
+// Sums of squares, part by part; numerics.rs, `sum_of_squares`. A warp has a part, a lane two of its 64 lanes.
 
-// Numbers of a lane that are loaded together.
-#define BATCH 32
+static_assert(SQUARE_LANES == 64 && PART_DEPTH % SQUARE_LANES == 0, "a lane of a warp has two of a sum");
 
-// Of one of the 16 lanes.
-DEVICE float sum_of_squares(const float* run, u32 width) {
-    const int count = threadIdx.x < 16 ? ((int)width - (int)threadIdx.x + 15) / 16 : 0;
-    const float* own = run + threadIdx.x;
-    float sum = 0.0f;
-    int k = 0;
-    for (; k + BATCH <= count; k += BATCH) {
-        float some[BATCH];
+// Numbers of a part that a lane has: lane, lane + 32, …
+#define PART_NUMBERS (PART_DEPTH / 32)
+
+// Of numbers that are in registers, zeros beyond the part's end. All lanes have the sum.
+DEVICE float squares_of(const float (&numbers)[PART_NUMBERS]) {
+    float low = 0.0f, high = 0.0f;
 #pragma unroll
-        for (int j = 0; j < BATCH; j++) some[j] = own[(k + j) * 16];
-#pragma unroll
-        for (int j = 0; j < BATCH; j++) sum = fma(some[j], some[j], sum);
+    for (int k = 0; k < PART_NUMBERS; k += 2) {
+        low = fma(numbers[k], numbers[k], low);
+        high = fma(numbers[k + 1], numbers[k + 1], high);
     }
-    for (; k < count; k++) sum = fma(own[k * 16], own[k * 16], sum);
+    float sum = low + high;
+#pragma unroll
+    for (int width = 16; width > 0; width /= 2) sum = sum + __shfl_xor_sync(0xffffffffu, sum, width);
     return sum;
+}
+
+// Of `count` numbers in shared memory.
+DEVICE float squares_of_part(const float* part, u32 count) {
+    float numbers[PART_NUMBERS];
+#pragma unroll
+    for (int k = 0; k < PART_NUMBERS; k++) {
+        const u32 i = k * 32 + threadIdx.x % 32;
+        numbers[k] = i < count ? part[i] : 0.0f;
+    }
+    return squares_of(numbers);
+}
+
+DEVICE u32 parts_of(u32 width) { return (width + PART_DEPTH - 1) / PART_DEPTH; }
+
+// The factor of a norm, from the sums of parts.
+DEVICE float factor_of_norm(const float* sums, u32 parts, u32 width, float epsilon) {
+    return 1.0f / __fsqrt_rn(sum_in_order(sums, 1, parts) / (float)width + epsilon);
+}
+
+// The same of numbers in shared memory, by all threads of a block, each of which has it; `sums` has a place for each part. The numbers
+// may change only once threads have met again.
+DEVICE float norm_of_block(const float* numbers, u32 width, float epsilon, float* sums) {
+    const u32 parts = parts_of(width);
+    for (u32 p = threadIdx.x / 32; p < parts; p += blockDim.x / 32) {
+        const float sum = squares_of_part(numbers + p * PART_DEPTH, min(width - p * PART_DEPTH, (u32)PART_DEPTH));
+        if (threadIdx.x % 32 == 0) sums[p] = sum;
+    }
+    __syncthreads();
+    return factor_of_norm(sums, parts, width, epsilon);
 }

@@ -45,16 +45,17 @@ struct Heads {
     }
 
     // The factor of the norm of a head in shared memory, in all lanes.
-    DEVICE_MEMBER float factor(const float* shared, u32 lane) const {
+    DEVICE_MEMBER float factor(const float* shared) const {
         float sum = 0.0f;
-        if (lane < 16)
-            for (u32 i = lane; i < head_dim; i += 16) sum = fma(shared[i], shared[i], sum);
-        const float mean = add_lanes(sum) / (float)head_dim;
-        return __shfl_sync(0xffffffffu, 1.0f / __fsqrt_rn(mean + epsilon), 0);
+        for (u32 first = 0; first < head_dim; first += PART_DEPTH) {
+            const float part = squares_of_part(shared + first, min(head_dim - first, (u32)PART_DEPTH));
+            sum = first == 0 ? part : sum + part;
+        }
+        return 1.0f / __fsqrt_rn(sum / (float)head_dim + epsilon);
     }
 
     DEVICE_MEMBER void norm(float* shared, u32 lane) const {
-        const float inverse = factor(shared, lane);
+        const float inverse = factor(shared);
 #pragma unroll 8
         for (u32 i = lane; i < head_dim; i += 32) shared[i] = (shared[i] * inverse) * weight[i];
         __syncwarp();

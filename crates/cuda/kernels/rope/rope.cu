@@ -36,7 +36,7 @@ template <int PIECES> DEVICE void two_heads(const Heads& all, u64 first, u64 cou
 #pragma unroll
         for (int p = 0; p < PIECES; p++) *(float4*)(shared + p * 128 + lane * 4) = v[h][p];
         __syncwarp();
-        const float inverse = all.factor(shared, lane);
+        const float inverse = all.factor(shared);
         __syncwarp();
 #pragma unroll
         for (int p = 0; p < PIECES; p++) {

@@ -2,8 +2,13 @@
 
 // The sum over a line of the matrix, in order from 0: of numbers `stride` lanes apart, the first in lane `first`.
 DEVICE float line_sum(float value, u32 first, u32 stride, u32 count) {
-    float sum = 0.0f;
-    for (u32 i = 0; i < count; i++) sum = sum + __shfl_sync(0xffffffffu, value, (int)(first + i * stride));
+    float numbers[STREAMS_MAX], sum = 0.0f;
+    // All are asked for before the first is there.
+#pragma unroll
+    for (u32 i = 0; i < STREAMS_MAX; i++) numbers[i] = __shfl_sync(0xffffffffu, value, (int)(first + i * stride) % 32);
+#pragma unroll
+    for (u32 i = 0; i < STREAMS_MAX; i++)
+        if (i < count) sum = sum + numbers[i];
     return sum;
 }
 
@@ -25,9 +30,10 @@ DEVICE void row_gates(const float* in, const float* scale, const float* base, fl
     const u32 row = is_ours ? lane / count : 0, column = is_ours ? lane % count : 0, at = 2 * count + row * count + column;
     float v = fma(in[at], scale[2], base[at]);
     float highest = __uint_as_float(0xff800000u);
-    for (u32 k = 0; k < count; k++) {
-        float other = __shfl_sync(0xffffffffu, v, (int)(row * count + k));
-        highest = other > highest ? other : highest;
+#pragma unroll
+    for (u32 k = 0; k < STREAMS_MAX; k++) {
+        const float other = __shfl_sync(0xffffffffu, v, (int)(row * count + k) % 32);
+        if (k < count) highest = other > highest ? other : highest;
     }
     v = canonical_exp(v - highest);
     v = v / line_sum(v, row * count, 1, count) + epsilon;
@@ -37,6 +43,9 @@ DEVICE void row_gates(const float* in, const float* scale, const float* base, fl
     }
     if (is_ours) out[at] = v;
 }
+
+// Slots of a token that are asked for at once.
+#define SLOTS_HELD 8
 
 // What a block of experts gave, as spread_streams takes it: the weighed sums of each token's slots, and another summand, where the queue
 // has joined them (elementwise.cu, `combine` and `add`).
@@ -53,30 +62,47 @@ struct Given {
     DEVICE_MEMBER float at(u64 row, u32 column, u32 width) const {
         const u64 place = row * width + column;
         if (!parts) return y[place];
+        const float more = added ? added[place] : 0.0f;
         float sum = 0.0f;
-#pragma unroll 8
-        for (u32 s = 0; s < slots; s++) sum = fma(weights[row * slots + s], parts[(row * slots + s) * width + column], sum);
-        if (added) sum = sum + added[place];
-        y[place] = sum;
+        for (u32 first = 0; first < slots; first += SLOTS_HELD) {
+            float by[SLOTS_HELD], part[SLOTS_HELD];
+#pragma unroll
+            for (u32 i = 0; i < SLOTS_HELD; i++) {
+                const u64 slot = row * slots + first + i;
+                by[i] = first + i < slots ? weights[slot] : 0.0f;
+                part[i] = first + i < slots ? parts[slot * width + column] : 0.0f;
+            }
+#pragma unroll
+            for (u32 i = 0; i < SLOTS_HELD; i++)
+                if (first + i < slots) sum = fma(by[i], part[i], sum);
+        }
+        if (added) sum = sum + more;
         return sum;
     }
 };
 
-// A feature of all streams of a row, in place.
-DEVICE void spread(float* streams, float given, const float* gates, u64 row, u32 column, u32 width, u32 count) {
+// A feature of all streams of a row, in place; `numbers` has them too. All that is read is asked for before anything is written.
+DEVICE void spread(float* streams, const Given& all, const float* gates, u64 row, u32 column, u32 width, u32 count,
+                   float (&numbers)[STREAMS_MAX]) {
     const float* out = gates + row * count * (2 + count) + count;
-    const float* matrix = out + count;
     float* stream = streams + row * count * width + column;
-    float old[STREAMS_MAX];
+    float old[STREAMS_MAX], by[STREAMS_MAX], matrix[STREAMS_MAX][STREAMS_MAX];
 #pragma unroll
-    for (u32 j = 0; j < STREAMS_MAX; j++) old[j] = j < count ? stream[(u64)j * width] : 0.0f;
+    for (u32 j = 0; j < STREAMS_MAX; j++) {
+        old[j] = j < count ? stream[(u64)j * width] : 0.0f;
+        by[j] = j < count ? out[j] : 0.0f;
+#pragma unroll
+        for (u32 k = 0; k < STREAMS_MAX; k++) matrix[j][k] = j < count && k < count ? out[count + j * count + k] : 0.0f;
+    }
+    const float given = all.at(row, column, width);
+    if (all.parts) all.y[row * width + column] = given;
 #pragma unroll
     for (u32 k = 0; k < STREAMS_MAX; k++) {
-        if (k >= count) break;
-        float v = out[k] * given;
+        float v = by[k] * given;
 #pragma unroll
         for (u32 j = 0; j < STREAMS_MAX; j++)
-            if (j < count) v = fma(matrix[j * count + k], old[j], v);
-        stream[(u64)k * width] = v;
+            if (j < count) v = fma(matrix[j][k], old[j], v);
+        numbers[k] = v;
+        if (k < count) stream[(u64)k * width] = v;
     }
 }

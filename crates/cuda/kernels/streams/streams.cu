@@ -35,5 +35,6 @@ KERNEL spread_streams(float* streams, float* y, const float* gates, u32 rows, u3
     const u64 row = at / width;
     const u32 column = at % width;
     const Given given = {y, parts, weights, added, slots};
-    spread(streams, given.at(row, column, width), gates, row, column, width, count);
+    float numbers[STREAMS_MAX];
+    spread(streams, given, gates, row, column, width, count, numbers);
 }

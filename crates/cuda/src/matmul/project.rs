@@ -328,7 +328,7 @@ fn multiply(
             let (tile, Packed::Float(float)) = (FloatsTile::for_columns(columns_max), form) else {
                 unreachable!("plain inputs meet plain weights")
             };
-            (Module::Floats(float, tile), tile.launch(float, (rows, columns_max), segments, split), x.width)
+            (Module::Floats(float, tile), tile.launch(float, (rows, columns_max), segments, depth), x.width)
         }
     };
     let (y_rows, weights) = (rows_of(y, &share.y), Arg::Memory(&matrix.memory));
@@ -354,7 +354,8 @@ fn multiply(
             args = [&[weights][..], &none, &[rows_of(x, &share.x), y_rows], &none, &[bias.into()], &none].concat();
             args.extend(share.lists());
             args.extend([rows, 0, 0, 0, NO_BLOCK, NO_BLOCK, NO_BLOCK].map(Arg::U32));
-            let shape = [depth, share.x.len(), share.places_each(), row_length, split, groups, is_sliced];
+            let (row_bits, group_bits) = FloatsTile::shape(rows * segments, depth);
+            let shape = [depth, share.x.len(), share.places_each(), row_length, row_bits, group_bits, is_sliced];
             args.extend(shape.map(Arg::U32));
         }
     }

@@ -1,6 +1,6 @@
 //! The one definition of a tile: grid, block, shared memory and the kernel's constants are all derived from it.
 
-use tessera_ops::numerics::SEGMENTS_MAX;
+use tessera_ops::numerics::{CHAIN_DEPTH, PART_DEPTH, SEGMENTS_MAX, SQUARE_LANES, part_count};
 
 use super::layout::{Float, Layout};
 
@@ -258,10 +258,16 @@ impl FloatsTile {
     pub const ROWS: usize = WARP;
 
     /// Warps of a block. Few, so that a few rows meet several processors.
-    const WARPS: usize = 2;
+    const WARPS: usize = 4;
 
-    /// Runs of each segment that a step takes.
-    const RUNS: usize = 8;
+    /// Steps whose activations are in shared memory.
+    const STAGES: usize = 2;
+
+    /// Pieces of 16 bytes of a lane's weights that are on their way, at most.
+    const PIECES_MAX: usize = 16;
+
+    /// Matrices of so many rows fill the card with blocks of more rows, which share activations.
+    const ROWS_MANY: usize = 4096;
 
     /// The narrowest tile that takes so many columns at once, or the widest.
     pub fn for_columns(columns: usize) -> FloatsTile {
@@ -269,36 +275,50 @@ impl FloatsTile {
         FloatsTile::ALL.into_iter().find(|t| t.columns >= columns).unwrap_or(widest)
     }
 
-    /// Bytes of a step in the ring: of `wide` segments of numbers that lie by `run`.
-    const fn stage_bytes(self, wide: usize, run: usize) -> usize {
-        // Between segments lies as much as one run, which spreads them over the banks.
-        let weights = FloatsTile::WARPS * WARP * (FloatsTile::RUNS + 1) * 16;
-        weights + self.columns * wide * (FloatsTile::RUNS * run + 4) * size_of::<f32>()
+    /// Features of each chain that a step takes: its weights are in registers, activations of all columns in shared memory.
+    pub(crate) const fn step_features(self, float: Float) -> usize {
+        let held = FloatsTile::PIECES_MAX * float.run();
+        let most = CHAIN_DEPTH / if self.columns <= 2 { 1 } else { self.columns / 2 };
+        if held < most { held } else { most }
     }
 
-    /// Steps of the ring: as many as every card has room for.
-    const fn stages(self) -> usize {
-        let stages = SHARED_BYTES_MAX / self.stage_bytes(SEGMENTS_MAX, Float::F16.run());
-        if stages < STAGES_MAX { stages } else { STAGES_MAX }
+    /// The rows of a warp, and groups of so many rows of a block, as powers of two, for matrices of a depth: warps of a group share its
+    /// parts.
+    pub(crate) fn shape(rows: usize, depth: usize) -> (usize, usize) {
+        let row_bits = if rows >= FloatsTile::ROWS_MANY { 3 } else { 2 };
+        let parts_of_warp = (WARP >> row_bits) / CHAINS_OF_PART;
+        let sharing = part_count(depth).max(1).div_ceil(parts_of_warp).next_power_of_two().min(FloatsTile::WARPS);
+        (row_bits, (FloatsTile::WARPS / sharing).ilog2() as usize)
     }
 
-    /// As [`CodesTile::launch`].
-    pub fn launch(self, float: Float, (rows, columns): (usize, usize), segments: usize, split: usize) -> Launch {
-        let wide = split.next_power_of_two();
-        let rows_of_block = FloatsTile::WARPS * WARP / wide;
+    /// As [`CodesTile::launch`], for matrices of a depth.
+    pub fn launch(self, float: Float, (rows, columns): (usize, usize), segments: usize, depth: usize) -> Launch {
+        let (row_bits, group_bits) = FloatsTile::shape(rows * segments, depth);
+        let threads = FloatsTile::WARPS * WARP;
+        let (groups, chains) = (1 << group_bits, threads >> (row_bits + group_bits));
+        // Between chains lie four numbers, which spread them over the banks.
+        let stage = self.columns * chains * (self.step_features(float) + 4) * size_of::<f32>();
         Launch {
-            grid: [rows.div_ceil(rows_of_block), columns.div_ceil(self.columns), segments],
-            threads: FloatsTile::WARPS * WARP,
-            shared_bytes: self.stages() * self.stage_bytes(wide, float.run()),
-            groups: FloatsTile::WARPS,
+            grid: [rows.div_ceil(groups << row_bits), columns.div_ceil(self.columns), segments],
+            threads,
+            shared_bytes: FloatsTile::STAGES * stage,
+            groups,
         }
     }
 
-    pub(crate) fn constants(self) -> Vec<(&'static str, usize)> {
-        let threads = FloatsTile::WARPS * WARP;
-        vec![("COLUMNS", self.columns), ("THREADS", threads), ("STAGES", self.stages()), ("RUNS", FloatsTile::RUNS)]
+    pub(crate) fn constants(self, float: Float) -> Vec<(&'static str, usize)> {
+        let threads = ("THREADS", FloatsTile::WARPS * WARP);
+        let step = ("STEP_FEATURES", self.step_features(float));
+        vec![("COLUMNS", self.columns), threads, ("STAGES", FloatsTile::STAGES), step]
     }
 }
+
+/// How sums of squares and chains of products go, as kernels are told: the definition's numbers.
+pub(crate) const PARTS_OF_DEPTH: [(&str, usize); 3] =
+    [("PART_DEPTH", PART_DEPTH), ("CHAIN_DEPTH", CHAIN_DEPTH), ("SQUARE_LANES", SQUARE_LANES)];
+
+/// Chains of a part.
+const CHAINS_OF_PART: usize = PART_DEPTH / CHAIN_DEPTH;
 
 #[cfg(test)]
 mod tests {
@@ -327,7 +347,12 @@ mod tests {
     proptest! {
         /// Blocks cover every cell once: no tile starts behind the last row or column, and none is left out.
         #[test]
-        fn launches_cover_all_cells(rows in 1usize..5000, columns in 1usize..300, split in 1usize..=SEGMENTS_MAX) {
+        fn launches_cover_all_cells(
+            rows in 1usize..5000,
+            columns in 1usize..300,
+            split in 1usize..=SEGMENTS_MAX,
+            depth in 0usize..40_000,
+        ) {
             for layout in Layout::all() {
                 let tile = CodesTile::for_columns(layout, columns);
                 let launch = tile.launch(layout, (rows, columns), 3, split);
@@ -339,11 +364,17 @@ mod tests {
             }
             for float in Float::ALL {
                 let tile = FloatsTile::for_columns(columns);
-                let launch = tile.launch(float, (rows, columns), 1, split);
-                let height = launch.groups * WARP / split.next_power_of_two();
+                let launch = tile.launch(float, (rows, columns), 1, depth);
+                let (row_bits, group_bits) = FloatsTile::shape(rows, depth);
+                let height = 1 << (row_bits + group_bits);
                 prop_assert!(launch.grid[0] * height >= rows && (launch.grid[0] - 1) * height < rows);
                 prop_assert!(launch.grid[1] * tile.columns >= columns && (launch.grid[1] - 1) * tile.columns < columns);
                 prop_assert!(launch.shared_bytes <= SHARED_BYTES_MAX);
+                // Half as many warps would not do for the parts of a group, or there is one.
+                let (sharing, parts_of_warp) = (FloatsTile::WARPS / launch.groups, (WARP >> row_bits) / CHAINS_OF_PART);
+                prop_assert!(sharing == 1 || sharing / 2 * parts_of_warp < part_count(depth));
+                prop_assert!(launch.groups == 1 << group_bits && sharing * launch.groups == FloatsTile::WARPS);
+                prop_assert!(CHAIN_DEPTH.is_multiple_of(tile.step_features(float)));
             }
         }
     }

@@ -14,65 +14,64 @@ use crate::{
 };
 
 /// Parameters of `combine` in `kernels/elementwise/elementwise.cu`.
-mod combine {
-    pub(super) const PARTS: usize = 0;
-    pub(super) const WEIGHTS: usize = 1;
-    pub(super) const Y: usize = 2;
-    pub(super) const ROWS: usize = 3;
-    pub(super) const WIDTH: usize = 4;
-    pub(super) const SLOTS: usize = 5;
-    pub(super) const ADDED: usize = 6;
+pub(super) mod combine {
+    pub(in crate::queue) const PARTS: usize = 0;
+    pub(in crate::queue) const WEIGHTS: usize = 1;
+    pub(in crate::queue) const Y: usize = 2;
+    pub(in crate::queue) const ROWS: usize = 3;
+    pub(in crate::queue) const WIDTH: usize = 4;
+    pub(in crate::queue) const SLOTS: usize = 5;
+    pub(in crate::queue) const ADDED: usize = 6;
 }
 
 /// Parameters of `spread_streams` in `kernels/streams/streams.cu`.
-mod spread {
-    pub(super) const STREAMS: usize = 0;
-    pub(super) const Y: usize = 1;
-    pub(super) const GATES: usize = 2;
-    pub(super) const ROWS: usize = 3;
-    pub(super) const WIDTH: usize = 4;
-    pub(super) const COUNT: usize = 5;
-    pub(super) const PARTS: usize = 6;
-    pub(super) const WEIGHTS: usize = 7;
-    pub(super) const ADDED: usize = 8;
-    pub(super) const SLOTS: usize = 9;
+pub(super) mod spread {
+    pub(in crate::queue) const STREAMS: usize = 0;
+    pub(in crate::queue) const Y: usize = 1;
+    pub(in crate::queue) const GATES: usize = 2;
+    pub(in crate::queue) const ROWS: usize = 3;
+    pub(in crate::queue) const WIDTH: usize = 4;
+    pub(in crate::queue) const COUNT: usize = 5;
+    pub(in crate::queue) const PARTS: usize = 6;
+    pub(in crate::queue) const WEIGHTS: usize = 7;
+    pub(in crate::queue) const ADDED: usize = 8;
+    pub(in crate::queue) const SLOTS: usize = 9;
 }
 
 /// Parameters of `kernels/matmul/floats.cu`, of which the first matrix is the only one.
-mod floats {
-    pub(super) const WEIGHTS: usize = 0;
-    pub(super) const X: usize = 4;
-    pub(super) const Y: usize = 5;
-    pub(super) const BIAS: usize = 9;
-    pub(super) const STARTS: usize = 13;
-    pub(super) const ROWS: usize = 15;
-    pub(super) const FROM: usize = 19;
-    pub(super) const DEPTH: usize = 22;
-    pub(super) const TOKENS: usize = 23;
-    pub(super) const X_WIDTH: usize = 25;
-    pub(super) const SPLIT: usize = 26;
+pub(super) mod floats {
+    pub(in crate::queue) const WEIGHTS: usize = 0;
+    pub(in crate::queue) const X: usize = 4;
+    pub(in crate::queue) const Y: usize = 5;
+    pub(in crate::queue) const BIAS: usize = 9;
+    pub(in crate::queue) const STARTS: usize = 13;
+    pub(in crate::queue) const ROWS: usize = 15;
+    pub(in crate::queue) const FROM: usize = 19;
+    pub(in crate::queue) const DEPTH: usize = 22;
+    pub(in crate::queue) const TOKENS: usize = 23;
+    pub(in crate::queue) const X_WIDTH: usize = 25;
 }
 
 /// Parameters of `stream_gates` in `kernels/streams/streams.cu`.
-mod gates {
-    pub(super) const MIX: usize = 0;
-    pub(super) const SCALE: usize = 1;
-    pub(super) const BASE: usize = 2;
-    pub(super) const Y: usize = 3;
-    pub(super) const COUNT: usize = 4;
-    pub(super) const ROUNDS: usize = 5;
-    pub(super) const EPSILON: usize = 6;
+pub(super) mod gates {
+    pub(in crate::queue) const MIX: usize = 0;
+    pub(in crate::queue) const SCALE: usize = 1;
+    pub(in crate::queue) const BASE: usize = 2;
+    pub(in crate::queue) const Y: usize = 3;
+    pub(in crate::queue) const COUNT: usize = 4;
+    pub(in crate::queue) const ROUNDS: usize = 5;
+    pub(in crate::queue) const EPSILON: usize = 6;
 }
 
 /// Parameters of `collapse_streams`.
-mod collapse {
-    pub(super) const STREAMS: usize = 0;
-    pub(super) const GATES: usize = 1;
-    pub(super) const Y: usize = 2;
-    pub(super) const ROWS: usize = 3;
-    pub(super) const WIDTH: usize = 4;
-    pub(super) const COUNT: usize = 5;
-    pub(super) const GATES_WIDTH: usize = 6;
+pub(super) mod collapse {
+    pub(in crate::queue) const STREAMS: usize = 0;
+    pub(in crate::queue) const GATES: usize = 1;
+    pub(in crate::queue) const Y: usize = 2;
+    pub(in crate::queue) const ROWS: usize = 3;
+    pub(in crate::queue) const WIDTH: usize = 4;
+    pub(in crate::queue) const COUNT: usize = 5;
+    pub(in crate::queue) const GATES_WIDTH: usize = 6;
 }
 
 /// The launches that become one, but for what may stand before them.
@@ -148,7 +147,7 @@ pub(super) fn connected(calls: &[Call], find: &dyn Fn(Module) -> Option<sys::CUf
     let before = calls.len().checked_sub(PATTERN.len()).map(|at| &calls[at]);
     let before = before.filter(|c| c.entry == PATTERN[0] && c.args[spread::STREAMS] == norm_of_all[norm::X]);
     let (rows, width, count) = (sum[collapse::ROWS], sum[collapse::WIDTH], sum[collapse::COUNT]);
-    let (rounds, gates_width, split) = (gate[gates::ROUNDS], product[floats::ROWS], product[floats::SPLIT]);
+    let (rounds, gates_width) = (gate[gates::ROUNDS], product[floats::ROWS]);
     let is_of_all = norm_of_all[norm::WIDTH] == count * width
         && norm_of_all[norm::X] == sum[collapse::STREAMS]
         && norm_of_all[norm::ADDED] == 0
@@ -168,8 +167,8 @@ pub(super) fn connected(calls: &[Call], find: &dyn Fn(Module) -> Option<sys::CUf
         [(spread::ROWS, rows), (spread::WIDTH, width), (spread::COUNT, count)].iter().all(|(at, v)| c.args[*at] == *v)
     });
     let is_all = is_of_all && is_product && is_gated && is_summed && is_normed && is_spread;
-    let shared_bytes = connect::shared_bytes(count as usize, width as usize, split as usize)?;
-    if !is_all || rows > ROWS_MAX as u64 || split > BLOCKS as u64 {
+    let shared_bytes = connect::shared_bytes(count as usize, width as usize)?;
+    if !is_all || rows > ROWS_MAX as u64 {
         return None;
     }
     let mut args = [0; ARGS_MAX];
@@ -186,7 +185,7 @@ pub(super) fn connected(calls: &[Call], find: &dyn Fn(Module) -> Option<sys::CUf
     put(&[gates::SCALE, gates::BASE, gates::Y, gates::COUNT, gates::ROUNDS, gates::EPSILON].map(|at| gate[at]));
     put(&[sum[collapse::Y]]);
     put(&[norm::WEIGHT, norm::Y, norm::CODES, norm::SCALES, norm::MINIMA, norm::EPSILON].map(|at| norm_of_sum[at]));
-    put(&[width, split]);
+    put(&[width]);
     if !is_apart(before, &[first, mixed, gated, collapsed, second], rows) {
         return None;
     }

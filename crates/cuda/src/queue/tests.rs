@@ -1,6 +1,10 @@
 //! What becomes one launch, what a graph, and what does not.
 
-use super::*;
+use super::{
+    heads::norm,
+    streams::{collapse, combine, floats, gates, spread},
+    *,
+};
 use crate::matmul::{
     layout::{Float, Layout},
     tile::{CodesTile, FloatsTile},
@@ -59,15 +63,17 @@ fn routed_products_share_lists() {
 fn plain_weights_of_an_input_become_one() {
     let product = |weights: u64, list: u64| {
         let mut args = [0u64; 29];
-        (args[0], args[4], args[5], args[13], args[15]) = (weights, 7, 20 + weights, list, 100 * weights);
-        args[19..22].fill(NO_BLOCK as u64);
+        (args[floats::WEIGHTS], args[floats::X], args[floats::Y]) = (weights, 7, 20 + weights);
+        (args[floats::STARTS], args[floats::ROWS]) = (list, 100 * weights);
+        args[floats::FROM..][..3].fill(NO_BLOCK as u64);
         call(Module::Floats(Float::F16, FloatsTile::for_columns(1)), "floats", weights as u32, &args)
     };
     let held = left((1..=5).map(|weights| product(weights, 0)).collect::<Vec<_>>());
     let [four, one] = &held[..] else { panic!("four become one, and the fifth begins anew") };
-    assert_eq!((four.grid[0], &four.args[..5], &four.args[5..9]), (10, &[1, 2, 3, 4, 7][..], &[21, 22, 23, 24][..]));
-    assert_eq!((&four.args[15..19], &four.args[19..22]), (&[100, 200, 300, 400][..], &[1, 3, 6][..]));
-    assert_eq!(one.args[0], 5);
+    let of_each = |at: usize| &four.args[at..][..4];
+    assert_eq!((four.grid[0], of_each(floats::WEIGHTS), four.args[floats::X]), (10, &[1, 2, 3, 4][..], 7));
+    assert_eq!((of_each(floats::Y), of_each(floats::ROWS)), (&[21, 22, 23, 24][..], &[100, 200, 300, 400][..]));
+    assert_eq!((&four.args[floats::FROM..][..3], one.args[floats::WEIGHTS]), (&[1, 3, 6][..], 5));
     assert_eq!(left([product(1, 0), product(2, 9)]).len(), 2, "all rows, and places");
 }
 
@@ -75,7 +81,7 @@ fn plain_weights_of_an_input_become_one() {
 fn a_sum_joins_its_norm_where_nothing_is_lost() {
     let add = call(Module::Elementwise, "add", 1, &[5, 6, 64]);
     let norm =
-        |rows, codes| call(Module::Norm, "rms_norm", rows, &[5, 0, 8, 9, codes, 11, 12, 64 / u64::from(rows), 0, 1]);
+        |rows, codes| call(Module::Norm, "rms_norm", rows, &[5, 0, 8, 9, codes, 11, 12, 64 / u64::from(rows), 0]);
     assert_eq!(joined(&add, &norm(1, 6)).unwrap().args[1], 6);
     assert_eq!(joined(&add, &norm(2, 10)).unwrap().args[1], 6);
     assert!(joined(&add, &norm(2, 6)).is_none(), "codes where the summand is");
@@ -135,7 +141,7 @@ const PAGES: crate::kernels::Pages = crate::kernels::Pages { head_dim: 64, forma
 
 /// A norm of `heads` heads of each of two rows.
 fn norm_of_heads(x: u64, y: u64, heads: u32) -> Call {
-    call(Module::Norm, "rms_norm", 2 * heads, &[x, 0, 90, y, 0, 0, 0, 64, 5, 1])
+    call(Module::Norm, "rms_norm", 2 * heads, &[x, 0, 90, y, 0, 0, 0, 64, 5])
 }
 
 fn rotation(x: u64, heads: u32) -> Call {
@@ -212,26 +218,26 @@ fn what_turns_is_coded_at_once() {
     assert_eq!(left([rotation(1, 2), coded(1, 2, 4, 0), rotation(1, 2)]).len(), 2);
 }
 
-/// Launches of a connection of one row, four streams of 256 numbers: what experts gave, a sum, and the rest.
+/// Launches of a connection of one row, four streams of 512 numbers: what experts gave, a sum, and the rest.
 fn connection() -> Vec<Call> {
     let float = Module::Floats(Float::F16, FloatsTile::for_columns(1));
     vec![
-        call(Module::Elementwise, "combine", 1, &[90, 91, 2, 1, 256, 6, 0]),
-        call(Module::Elementwise, "add", 1, &[2, 92, 256]),
-        call(Module::Streams, "spread_streams", 1, &[1, 2, 3, 1, 256, 4, 0, 0, 0, 0]),
-        call(Module::Norm, "rms_norm", 1, &[1, 0, 80, 10, 11, 12, 13, 1024, 5, 1]),
+        call(Module::Elementwise, "combine", 1, &[90, 91, 2, 1, 512, 6, 0]),
+        call(Module::Elementwise, "add", 1, &[2, 92, 512]),
+        call(Module::Streams, "spread_streams", 1, &[1, 2, 3, 1, 512, 4, 0, 0, 0, 0]),
+        call(Module::Norm, "rms_norm", 1, &[1, 0, 80, 10, 11, 12, 13, 2048, 5]),
         {
             let mut args = [0; 29];
-            (args[0], args[4], args[5], args[15]) = (81, 10, 14, 24);
-            args[19..22].fill(NO_BLOCK as u64);
-            args[22..].copy_from_slice(&[1024, 1, 1, 1024, 4, 1, 0]);
+            (args[floats::WEIGHTS], args[floats::X], args[floats::Y], args[floats::ROWS]) = (81, 10, 14, 24);
+            args[floats::FROM..][..3].fill(NO_BLOCK as u64);
+            (args[floats::DEPTH], args[floats::TOKENS], args[floats::X_WIDTH]) = (2048, 1, 2048);
             let mut product = call(float, "floats", 1, &args);
             product.grid[2] = 1;
             product
         },
         call(Module::Streams, "stream_gates", 1, &[14, 82, 83, 15, 4, 20, 6]),
-        call(Module::Streams, "collapse_streams", 1, &[1, 15, 16, 1, 256, 4, 24]),
-        call(Module::Norm, "rms_norm", 1, &[16, 0, 84, 17, 18, 19, 20, 256, 7, 1]),
+        call(Module::Streams, "collapse_streams", 1, &[1, 15, 16, 1, 512, 4, 24]),
+        call(Module::Norm, "rms_norm", 1, &[16, 0, 84, 17, 18, 19, 20, 512, 7]),
     ]
 }
 
@@ -250,7 +256,7 @@ fn streams_are_connected() {
     let want = [
         &[1, 2, 3, 90, 91, 92, 6][..],
         &[80, 10, 11, 12, 13, 5, 81, 14, 82, 83, 15, 4, 20, 6, 16],
-        &[84, 17, 18, 19, 20, 7, 256, 4],
+        &[84, 17, 18, 19, 20, 7, 512],
     ];
     assert_eq!(all.args[..all.count], want.concat());
     let [given, read] = &pushed(connection().into_iter().filter(|c| c.entry != "spread_streams").collect())[..] else {
@@ -263,19 +269,19 @@ fn streams_are_connected() {
 #[test]
 fn streams_are_left_alone_where_something_would_be_lost() {
     for (at, arg, value, why) in [
-        (3, 0, 9, "the norm of something else"),
-        (3, 7, 512, "a norm of parts"),
-        (4, 4, 9, "a product of something else"),
-        (4, 9, 9, "a bias"),
-        (4, 19, 3, "several matrices"),
-        (4, 23, 2, "more rows"),
-        (5, 0, 9, "gates of something else"),
-        (5, 4, 2, "gates of fewer streams"),
-        (6, 1, 9, "a sum by other gates"),
-        (7, 0, 9, "the norm of something else"),
-        (7, 7, 32, "a norm of heads"),
-        (6, 2, 14, "results in one place"),
-        (6, 2, 10, "sums of segments where the norm is written"),
+        (3, norm::X, 9, "the norm of something else"),
+        (3, norm::WIDTH, 512, "a norm of parts"),
+        (4, floats::X, 9, "a product of something else"),
+        (4, floats::BIAS, 9, "a bias"),
+        (4, floats::FROM, 3, "several matrices"),
+        (4, floats::TOKENS, 2, "more rows"),
+        (5, gates::MIX, 9, "gates of something else"),
+        (5, gates::COUNT, 2, "gates of fewer streams"),
+        (6, collapse::GATES, 9, "a sum by other gates"),
+        (7, norm::X, 9, "the norm of something else"),
+        (7, norm::WIDTH, 32, "a norm of heads"),
+        (6, collapse::Y, 14, "results in one place"),
+        (6, collapse::Y, 10, "the result where the norm is written"),
     ] {
         let mut calls = connection();
         calls[at].args[arg] = value;
@@ -284,18 +290,18 @@ fn streams_are_left_alone_where_something_would_be_lost() {
     // Two rows: a result may lie where what is read lies, if rows lie alike.
     let two = |x: u64, y: u64| {
         let mut calls = connection();
-        for (call, arg) in [(0, 3), (2, 3), (4, 23), (6, 3)] {
+        for (call, arg) in [(0, combine::ROWS), (2, spread::ROWS), (4, floats::TOKENS), (6, collapse::ROWS)] {
             calls[call].args[arg] = 2;
         }
-        calls[1].args[2] = 512;
+        calls[1].args[2] = 1024;
         [3, 5, 7].into_iter().for_each(|i: usize| calls[i].grid[0] = 2);
-        (calls[6].args[2], calls[7].args[0], calls[7].args[3]) = (x, x, y);
+        (calls[6].args[collapse::Y], calls[7].args[norm::X], calls[7].args[norm::Y]) = (x, x, y);
         pushed(calls).len()
     };
     assert_eq!((two(16, 17), two(92, 17), two(16, 3), two(16, 12)), (1, 1, 6, 6));
     // One row: also where something was that is given up.
     let mut calls = connection();
-    calls[7].args[4] = 12;
+    calls[7].args[norm::CODES] = 12;
     assert_eq!(pushed(calls).len(), 1);
 }
 

@@ -1,4 +1,4 @@
-//! Products of codes: every tile gives the reference's bits. On a card, or an emulated one:
+//! Products of codes in every tile, and of plain weights in every shape of a block: all give the reference's bits. On a card, or an emulated one:
 //! `tools/emulate env EMULATED_CARD=capability=9.0 cargo test -p tessera-cuda reference`.
 
 use tessera_cuda::{
@@ -49,6 +49,30 @@ fn every_tile_of_codes_gives_the_reference_s_bits() {
                 subject.force_tile(tile);
                 assert!(subject.check(tokens).unwrap(), "{dtype} {shape:?}, {tokens} tokens in {tile:?}");
             }
+        }
+    }
+}
+
+/// Plain weights: groups of rows that share no part, two and all; depths of one pass and of several, with parts, chains and runs that are not
+/// whole; a matrix of many rows; each tile of columns; weights that wait for lists.
+const PLAIN: [Case; 8] = [
+    (DType::F16, Form::Dense, (40, 2144), &[1, 3, 9]),
+    (DType::BF16, Form::Dense, (37, 4100), &[1, 5]),
+    (DType::F32, Form::Dense, (9, 8712), &[1, 7]),
+    (DType::F32, Form::Dense, (33, 3), &[2]),
+    (DType::F16, Form::Dense, (4100, 1030), &[1]),
+    (DType::BF16, Form::Dense, (4100, 130), &[5]),
+    (DType::F16, Form::Grouped(3), (20, 700), &[1, 5]),
+    (DType::F16, Form::Experts { count: 5, slots: 2 }, (40, 1100), &[1, 6]),
+];
+
+#[test]
+fn plain_weights_give_the_reference_s_bits() {
+    let Ok(device) = CudaDevice::open(0, Cache::default()) else { return };
+    for (dtype, form, shape, widths) in PLAIN {
+        for &tokens in widths {
+            let subject = Subject::single(&device, dtype, form, shape).unwrap();
+            assert!(subject.check(tokens).unwrap(), "{dtype} {form:?} {shape:?}, {tokens} tokens");
         }
     }
 }

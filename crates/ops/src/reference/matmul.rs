@@ -3,7 +3,7 @@
 use tessera_formats::codec::{self, Integers};
 
 use super::{Tensor, embed};
-use crate::numerics::{ACTIVATION_BLOCK, ActivationBlock, quantization_rest, quantize_block, segments};
+use crate::numerics::{ACTIVATION_BLOCK, ActivationBlock, dot_plain, quantization_rest, quantize_block, segments};
 use crate::{Error, MatrixSource};
 
 /// A weight matrix.
@@ -79,7 +79,7 @@ pub(super) fn project(x: &Tensor, matrix: &Matrix, bias: Option<&[f32]>) -> Tens
         let activations: Vec<_> = x.row(row).chunks(ACTIVATION_BLOCK).map(quantize_block).collect();
         for (feature, out) in y.row_mut(row).iter_mut().enumerate() {
             let sum = match &matrix.weights {
-                Weights::Float(w) => dot_float(&w[feature * matrix.depth..][..matrix.depth], x.row(row)),
+                Weights::Float(w) => dot_plain(&w[feature * matrix.depth..][..matrix.depth], x.row(row)),
                 Weights::Quantized(q) => dot_quantized(q, feature, matrix.depth, &activations),
             };
             *out = bias.map_or(sum, |b| sum + b[feature]);
@@ -105,11 +105,6 @@ pub(super) fn project_fine(x: &Tensor, matrix: &Matrix, bias: Option<&[f32]>) ->
         }
     }
     y
-}
-
-fn dot_float(weights: &[f32], x: &[f32]) -> f32 {
-    let parts = segments(x.len()).map(|s| s.fold(0.0f32, |acc, k| weights[k].mul_add(x[k], acc)));
-    parts.reduce(|a, b| a + b).unwrap_or(0.0)
 }
 
 fn dot_quantized(q: &Quantized, feature: usize, depth: usize, activations: &[ActivationBlock]) -> f32 {
