@@ -105,9 +105,10 @@ struct Limits {
     #[arg(long, value_name = "TOKENS", default_value_t = CACHE_TOKENS,
         value_parser = RangedU64ValueParser::<usize>::new().range(64..))]
     cache_tokens: usize,
-    /// Tokens computed in one step, 2 to 65536
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = RangedU64ValueParser::<usize>::new().range(2..=65536))]
-    step_tokens: usize,
+    /// Tokens computed in one step, 2 to 65536 [default: 512, on a card 2048]. Beside replies, prompts have no more of them than a step
+    /// has time for
+    #[arg(long, value_name = "TOKENS", value_parser = RangedU64ValueParser::<usize>::new().range(2..=65536))]
+    step_tokens: Option<usize>,
     /// Seconds from a request to the end of its reply; what there is by then is the reply [default: any]
     #[arg(long, value_name = "SECONDS", value_parser = RangedU64ValueParser::<u64>::new().range(1..))]
     timeout: Option<u64>,
@@ -251,7 +252,7 @@ impl Models {
         let options = Options {
             slots: limits.max_batch,
             queue: limits.queue,
-            step_tokens: limits.step_tokens,
+            step_tokens: self.step_tokens()?,
             context: limits.context,
             pooling: self.args.pooling,
             ..Options::default()
@@ -284,6 +285,11 @@ impl Models {
         })
     }
 
+    /// Tokens of a step: what the flags say, or what the device likes best.
+    fn step_tokens(&self) -> Result<usize> {
+        Ok(self.args.limits.step_tokens.unwrap_or(self.device()?.chunk()))
+    }
+
     /// The model's own template, or the one that the flags name for models without.
     fn template(&self, name: &str, checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<Option<ChatTemplate>> {
         let own = checkpoint.chat_template()?.filter(|source| !source.trim().is_empty());
@@ -303,7 +309,7 @@ impl Models {
         let options = LoadOptions {
             context: Some(self.args.limits.cache_tokens),
             sequences: self.args.limits.max_batch,
-            step_rows: self.args.limits.step_tokens,
+            step_rows: self.step_tokens()?,
             ..self.args.cache.options()
         };
         let bar = ui::bytes_bar("loading", checkpoint.tensors().iter().map(|t| t.bytes.len() as u64).sum());
