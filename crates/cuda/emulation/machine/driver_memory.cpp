@@ -3,6 +3,7 @@
 
 #include "driver.h"
 #include "memory.h"
+#include "module.h"
 
 using namespace emulation;
 
@@ -37,6 +38,7 @@ ENTRY cuMemcpyHtoD_v2(uintptr_t to, const void* from, size_t bytes) {
     if (Result before = lost()) return before;
     if (!Memory::get().has(to, bytes)) return outside("a copy to the card", to, bytes);
     memcpy(reinterpret_cast<void*>(to), from, bytes);
+    written_by_host(to, bytes);
     return Success;
 }
 

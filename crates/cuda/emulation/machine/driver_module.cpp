@@ -36,7 +36,10 @@ ENTRY cuModuleLoadData(void** module, const void* image) {
 
 ENTRY cuModuleUnload(void* module) {
     auto* loaded = static_cast<Loaded*>(module);
-    for (uintptr_t global : loaded->globals) Memory::get().let_go(global);
+    for (uintptr_t global : loaded->globals) {
+        hide_value(global);
+        Memory::get().let_go(global);
+    }
     delete loaded;
     return Success;
 }
@@ -63,6 +66,7 @@ ENTRY cuModuleGetGlobal_v2(uintptr_t* pointer, size_t* bytes, void* module, cons
     if (!*pointer) return failed(OutOfMemory, "out of memory");
     memcpy(reinterpret_cast<void*>(*pointer), at, *bytes);
     loaded->globals.push_back(*pointer);
+    show_value(*pointer, &loaded->module, name);
     return Success;
 }
 

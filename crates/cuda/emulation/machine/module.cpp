@@ -67,8 +67,42 @@ static std::unique_ptr<Instance> open(const std::string& library) {
 const Instance& Module::instance(size_t worker) {
     std::lock_guard lock(opening);
     if (instances.size() <= worker) instances.resize(worker + 1);
-    if (!instances[worker]) instances[worker] = open(library);
+    if (!instances[worker]) {
+        instances[worker] = open(library);
+        for (const auto& [name, value] : values) memcpy(dlsym(instances[worker]->handle, name.c_str()), value.data(), value.size());
+    }
     return *instances[worker];
+}
+
+void Module::set(const std::string& name, const void* bytes, size_t count) {
+    std::lock_guard lock(opening);
+    const u8* from = static_cast<const u8*>(bytes);
+    values[name].assign(from, from + count);
+    for (const auto& instance : instances)
+        if (instance) memcpy(dlsym(instance->handle, name.c_str()), bytes, count);
+}
+
+namespace {
+
+std::mutex seen_changes;
+std::map<uintptr_t, std::pair<Module*, std::string>> seen;
+
+} // namespace
+
+void show_value(uintptr_t at, Module* module, const std::string& name) {
+    std::lock_guard lock(seen_changes);
+    seen[at] = {module, name};
+}
+
+void hide_value(uintptr_t at) {
+    std::lock_guard lock(seen_changes);
+    seen.erase(at);
+}
+
+void written_by_host(uintptr_t at, size_t bytes) {
+    std::lock_guard lock(seen_changes);
+    auto found = seen.find(at);
+    if (found != seen.end()) found->second.first->set(found->second.second, reinterpret_cast<const void*>(at), bytes);
 }
 
 const Kernel* Instance::kernel(const std::string& name) const {

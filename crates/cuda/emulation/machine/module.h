@@ -37,11 +37,22 @@ public:
     // The copy of a worker, opened when it is first asked for.
     const Instance& instance(size_t worker);
 
+    // Writes a value of the module, in all copies that there are and will be.
+    void set(const std::string& name, const void* bytes, size_t count);
+
 private:
     std::string library;
     std::mutex opening;
     std::vector<std::unique_ptr<Instance>> instances;
+    // What the host has written, by name.
+    std::map<std::string, std::vector<u8>> values;
 };
+
+// The host sees a module's value at `at`, memory of the card.
+void show_value(uintptr_t at, Module* module, const std::string& name);
+void hide_value(uintptr_t at);
+// The host has written `bytes` at `at`: if a value is seen there, kernels see it too.
+void written_by_host(uintptr_t at, size_t bytes);
 
 // Dynamic shared memory that a launch may have without asking.
 inline constexpr size_t shared_unasked = 48 << 10;

@@ -8,7 +8,7 @@ use tessera_ops::Error;
 use super::{Gpu, words};
 
 /// Turns that there is room for.
-pub(super) const TURNS_MAX: usize = 1 << 18;
+pub(super) const TURNS_MAX: usize = 1 << 16;
 
 /// Numbers of a turn: its time in nanoseconds, and sixteen letters of the kernel's name.
 const TURN_NUMBERS: usize = 3;
