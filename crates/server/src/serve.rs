@@ -23,7 +23,7 @@ pub struct Server {
     on_signal: Option<OnSignal>,
 }
 
-/// Is called with 1 for the first signal, 2 for the second, and so on.
+/// Is called with 0 when signals are heard from now on, with 1 for the first signal, 2 for the second, and so on.
 type OnSignal = Box<dyn FnMut(usize) + Send>;
 
 /// Tells a server to stop.
@@ -88,7 +88,8 @@ impl Server {
         self.stop.0.clone()
     }
 
-    /// Stops by SIGINT and SIGTERM too (elsewhere than on Unix by Ctrl-C). `told` hears of each, with their number so far.
+    /// Stops by SIGINT and SIGTERM too (elsewhere than on Unix by Ctrl-C). `told` hears of each, with their number so far; and of
+    /// none, 0, as soon as they would be heard: whoever is told that the server listens may stop it at once.
     pub fn on_signal(mut self, told: impl FnMut(usize) + Send + 'static) -> Server {
         self.on_signal = Some(Box::new(told));
         self
@@ -119,8 +120,10 @@ impl Server {
 
     async fn serve(self) -> io::Result<Closing> {
         let Server { app, listener, stop: (switch, stop), on_signal, .. } = self;
-        if let Some(told) = on_signal {
-            tokio::spawn(listen(Signals::new()?, switch.clone(), told));
+        if let Some(mut told) = on_signal {
+            let signals = Signals::new()?;
+            told(0);
+            tokio::spawn(listen(signals, switch.clone(), told));
         }
         let listener = TcpListener::from_std(listener)?;
         let serving = connections::serve(listener, routes::router(&app), app.settings.head_time, stop.clone());

@@ -1,7 +1,7 @@
 //! `tessera serve`: models for many users, over HTTP.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -142,8 +142,8 @@ pub(crate) fn main(args: &Serve) -> Result<()> {
     for name in &all[..args.models.len()] {
         server.load(name).with_context(|| format!("cannot load `{name}`"))?;
     }
-    ui::note(&format!("listening at http://{}", server.address()));
-    let closing = server.on_signal(told).run().context("the server failed")?;
+    let address = server.address();
+    let closing = server.on_signal(move |count| told(count, address)).run().context("the server failed")?;
     ui::note(&match (closing.open, closing.cut_off) {
         (0, _) => "stopped".to_owned(),
         (open, 0) => format!("stopped; {open} open requests were finished"),
@@ -152,12 +152,13 @@ pub(crate) fn main(args: &Serve) -> Result<()> {
     Ok(())
 }
 
-/// A signal came, the first or another.
-fn told(count: usize) {
-    if count > 1 {
-        std::process::exit(130);
+/// A signal came, the first or another; or none yet, and would be heard.
+fn told(count: usize, address: SocketAddr) {
+    match count {
+        0 => ui::note(&format!("listening at http://{address}")),
+        1 => ui::note("stopping when all replies are done; another signal stops at once"),
+        _ => std::process::exit(130),
     }
-    ui::note("stopping when all replies are done; another signal stops at once");
 }
 
 fn settings(args: &Serve) -> Result<Settings> {

@@ -1,7 +1,6 @@
 //! What comes of a block's input before attention over latent rows becomes one launch, and not a bit of it changes: on a card, or on the
 //! emulated one (`tools/emulate cargo test -p tessera-cuda`). A machine without either has nothing to show.
 
-use tessera_cuda::{Cache, CudaDevice};
 use tessera_formats::DType;
 use tessera_ops::{
     Batch, Compressor, Device, KvFormat, KvLayout, Linear, MatrixSource, RingPart, Role, Rope, RopeLayout, Rotation,
@@ -138,7 +137,7 @@ fn computed<D: Device>(device: &D, layer: Layer, after: &dyn Fn()) -> Vec<Vec<f3
 
 #[test]
 fn what_comes_before_attention_is_made_at_once() {
-    let Ok(card) = CudaDevice::open(0, Cache::default()) else { return };
+    let Some((card, _alone)) = crate::opened_card() else { return };
     let (fp8, fp4) = (Some(Rounding::Fp8 { features: 48 }), Some(Rounding::HadamardFp4));
     let four = Layer {
         compressed: &[

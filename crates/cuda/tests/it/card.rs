@@ -6,6 +6,7 @@ use tessera_ops::audit::{Op, Settings};
 
 #[test]
 fn a_card_gives_the_reference_s_bits_or_is_missed_in_words() {
+    let _alone = crate::without_stand_in();
     let variants = match audit::variants(0, Cache::default()) {
         Ok(variants) => variants,
         Err(error) => {

@@ -2,7 +2,6 @@
 //! not a bit of it changes: on a card, or on the emulated one (`EMULATED_CARD=capability=9.0 tools/emulate cargo test -p tessera-cuda`). A
 //! machine without either has nothing to show.
 
-use tessera_cuda::{Cache, CudaDevice};
 use tessera_formats::DType;
 use tessera_ops::{
     Batch, Device, Linear, LinearStack, MatrixSource, Role, Router, Routing, Score, StreamGates,
@@ -116,7 +115,7 @@ const NAMES: [&str; 9] =
 
 #[test]
 fn streams_are_connected_at_once() {
-    let Ok(card) = CudaDevice::open(0, Cache::default()) else { return };
+    let Some((card, _alone)) = crate::opened_card() else { return };
     let is_hopper = card.name().contains("sm_90a");
     let shape = |count, width, rows, dtype, rounds| Shape { count, width, rows, dtype, rounds };
     for (shape, ways) in [

@@ -1,7 +1,6 @@
 //! What a gate gives, and its f16 for the next product of prompt rows, are one launch: the same bits as two, and the gate's own are the
 //! reference's. Rows longer than a block's threads hold are read by more of them.
 
-use tessera_cuda::{Cache, CudaDevice};
 use tessera_formats::DType;
 use tessera_ops::{Batch, Device, Gate, Linear, MatrixSource, Role, reference::ReferenceDevice};
 
@@ -31,7 +30,7 @@ fn computed<D: Device>(device: &D, rows: usize, width: usize, gate: Gate, after:
 
 #[test]
 fn gates_and_their_halves_are_one_launch() {
-    let Ok(card) = CudaDevice::open(0, Cache::default()) else { return };
+    let Some((card, _alone)) = crate::opened_card() else { return };
     for (rows, width, gate, saved) in [
         (3, 256, Gate::Silu, 1),
         (9, 4096 + 256, Gate::SiluClamped(0.7), 1),

@@ -1,7 +1,6 @@
 //! Heads of many rows and of few: normed, turned, and brought into small floats, each by itself and as one launch, to the bits of the
 //! reference device.
 
-use tessera_cuda::{Cache, CudaDevice};
 use tessera_formats::DType;
 use tessera_ops::{
     Batch, Device, MatrixSource, Role, Rope, RopeLayout, Rotation, Rounding, reference::ReferenceDevice,
@@ -64,7 +63,7 @@ fn computed<D: Device>(device: &D, work: &Work, after: &dyn Fn()) -> Vec<u32> {
 
 #[test]
 fn heads_of_many_rows_have_the_reference_s_bits() {
-    let Ok(card) = CudaDevice::open(0, Cache::default()) else { return };
+    let Some((card, _alone)) = crate::opened_card() else { return };
     let (halves, neighbours) = (RopeLayout::Halves, RopeLayout::Interleaved);
     let normed = |rows, heads, head_dim, pairs, layout| {
         let (is_inverse, what, saved) = (false, What::Norm, 1);

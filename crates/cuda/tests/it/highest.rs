@@ -1,11 +1,11 @@
 //! The highest of a row's scores, on a card or on the emulated one, from as many as are wanted and one to more than a block holds.
 
-use tessera_cuda::{Cache, CudaDevice, measure};
+use tessera_cuda::measure;
 use tessera_ops::latent::select_rows;
 
 #[test]
 fn the_highest_scores_are_those_of_the_definition() {
-    let Ok(card) = CudaDevice::open(0, Cache::default()) else { return };
+    let Some((card, _alone)) = crate::opened_card() else { return };
     for (complete, top_k) in [(2, 1), (513, 512), (514, 3), (1025, 512), (16384, 512), (16385, 700), (40_000, 512)] {
         // Few values in the first row, so that many are equal, and of both signs; all kinds of numbers in the second; one in the third.
         let value = |i: usize| match (i / complete, i * 7919 % 9973) {

@@ -1,7 +1,6 @@
 //! What a layer does between its projections and attention becomes one launch, and not a bit of it changes: on a card, or on the
 //! emulated one (`tools/emulate cargo test -p tessera-cuda`). A machine without either has nothing to show.
 
-use tessera_cuda::{Cache, CudaDevice};
 use tessera_formats::DType;
 use tessera_ops::{
     Attention, Batch, Device, KvFormat, KvLayout, LatentAttention, Linear, MatrixSource, Role, Rope, RopeLayout,
@@ -83,7 +82,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 #[test]
 fn heads_are_normed_turned_and_stored_at_once() {
-    let Ok(card) = CudaDevice::open(0, Cache::default()) else { return };
+    let Some((card, _alone)) = crate::opened_card() else { return };
     let shape = |heads, kv_heads, head_dim, pairs, layout, is_normed| Shape {
         heads,
         kv_heads,
@@ -179,7 +178,7 @@ fn mixed<D: Device>(device: &D, is_latent: bool, after: &dyn Fn()) -> Vec<Vec<f3
 
 #[test]
 fn spans_are_merged_turned_and_coded_at_once() {
-    let Ok(card) = CudaDevice::open(0, Cache::default()) else { return };
+    let Some((card, _alone)) = crate::opened_card() else { return };
     let is_hopper = card.name().contains("sm_90a");
     for is_latent in [false, true] {
         let launches = |after: &dyn Fn()| {

@@ -14,3 +14,22 @@ mod packing;
 mod products;
 mod prompt;
 mod stand_in;
+
+use std::sync::{RwLock, RwLockReadGuard};
+
+use tessera_cuda::{Cache, CudaDevice};
+
+/// Held while a card is used; alone by `stand_in`, whose libraries have the names of the driver's, so that whoever looks for a card
+/// meanwhile would find the emulated one, with the faults that it is given.
+static CARD: RwLock<()> = RwLock::new(());
+
+/// Keeps `stand_in` waiting.
+fn without_stand_in() -> RwLockReadGuard<'static, ()> {
+    CARD.read().unwrap_or_else(|e| e.into_inner())
+}
+
+/// The card, or the emulated one if the tests run on it, for as long as the guard lives.
+fn opened_card() -> Option<(CudaDevice, RwLockReadGuard<'static, ()>)> {
+    let alone = without_stand_in();
+    Some((CudaDevice::open(0, Cache::default()).ok()?, alone))
+}

@@ -2,7 +2,6 @@
 //! `tools/emulate env EMULATED_CARD=capability=9.0 cargo test -p tessera-cuda reference`.
 
 use tessera_cuda::{
-    Cache, CudaDevice,
     matmul::{
         Packed, select,
         wide_tile::{Tile, WideTile, shared_bytes_max},
@@ -27,7 +26,7 @@ const CASES: [Case; 7] = [
 #[test]
 fn every_tile_of_codes_gives_the_reference_s_bits() {
     // What is missing where there is no card, the test of the audit tells.
-    let Ok(device) = CudaDevice::open(0, Cache::default()) else { return };
+    let Some((device, _alone)) = crate::opened_card() else { return };
     let name = tessera_ops::Device::name(&device);
     let arch = ["sm_90a", "sm_80"].into_iter().find(|arch| name.contains(arch));
     for (dtype, form, shape, widths) in CASES {
@@ -68,7 +67,7 @@ const PLAIN: [Case; 8] = [
 
 #[test]
 fn plain_weights_give_the_reference_s_bits() {
-    let Ok(device) = CudaDevice::open(0, Cache::default()) else { return };
+    let Some((device, _alone)) = crate::opened_card() else { return };
     for (dtype, form, shape, widths) in PLAIN {
         for &tokens in widths {
             let subject = Subject::single(&device, dtype, form, shape).unwrap();

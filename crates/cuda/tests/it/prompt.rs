@@ -1,10 +1,7 @@
 //! Products of prompt rows on Hopper's own instructions: every tile of the table gives the same bits, near float64, and leaves nothing
 //! out. On a card, or an emulated one: `tools/emulate env EMULATED_CARD=capability=9.0 cargo test -p tessera-cuda prompt`.
 
-use tessera_cuda::{
-    Cache, CudaDevice,
-    measure::prompt::{PromptMeasured, PromptSubject},
-};
+use tessera_cuda::measure::prompt::{PromptMeasured, PromptSubject};
 use tessera_formats::DType;
 
 /// The farthest that f16 operands may be from float64, root mean square of what is summed.
@@ -26,7 +23,7 @@ const CASES: [Case; 8] = [
 #[test]
 fn every_tile_gives_the_same_bits_near_float64() {
     // What is missing where there is no card, the test of the audit tells.
-    let Ok(device) = CudaDevice::open(0, Cache::default()) else { return };
+    let Some((device, _alone)) = crate::opened_card() else { return };
     if !tessera_ops::Device::name(&device).contains("sm_90a") {
         return;
     }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     ptr,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{OnceLock, PoisonError},
 };
 
 use cudarc::driver::sys;
@@ -174,10 +174,9 @@ impl Card {
 /// Launches `test(float* x, u32 count)` on `blocks` blocks over an array of 0, 1, 2 … and gives the array, or the driver's words.
 pub(super) fn run(text: &str, blocks: c_uint, way: Way) -> Result<Vec<f32>, String> {
     type Copy = unsafe extern "C" fn(u64, *const f32, usize) -> c_int;
+    // There is one card, and one name for its compiler.
+    let _alone = crate::CARD.write().unwrap_or_else(PoisonError::into_inner);
     let binary = compile(text).map_err(|log| format!("does not compile: {log}"))?;
-    // There is one card.
-    static CARD: Mutex<()> = Mutex::new(());
-    let _alone = CARD.lock().unwrap_or_else(PoisonError::into_inner);
     let card = Card(Stand::open("libcuda.so.1"));
     let mut numbers: Vec<f32> = (0..NUMBERS).map(|i| i as f32).collect();
     let bytes = size_of_val(&numbers[..]);
