@@ -5,10 +5,10 @@
 
 #ifdef TIMELINE
 
-// Memory of the host's: how many turns there were, then of each the time and the name's first letters. Nowhere at first, but not null, for
+// The address of memory of the host's: how many turns there were, then of each the time and the name's first letters. Nowhere at first, but not null, for
 // what begins as zeros has no place of its own in a binary.
 extern "C" {
-__device__ u64* timeline = (u64*)8;
+__device__ u64 timeline = 8;
 }
 
 // Eight letters of a name, from number `from` on; known to the compiler.
@@ -26,7 +26,7 @@ DEVICE u64 letters(const char* name, int from) {
 // Waits for earlier work, and notes the turn. What can be read before is: a look at memory is as long as a small kernel.
 DEVICE void wait_and_note(const char* kernel) {
     const bool is_noted = threadIdx.x + blockIdx.x + blockIdx.y + blockIdx.z == 0;
-    volatile u64* memory = is_noted ? timeline : nullptr;
+    volatile u64* memory = is_noted ? (volatile u64*)timeline : nullptr;
     after_earlier_work();
     if (!is_noted) return;
     const u64 now = clock_nanoseconds(), turn = memory[0];
