@@ -5,8 +5,8 @@
 
 #ifdef TIMELINE
 
-// The address of memory of the host's: how many turns there were, then of each the time and the name's first letters. Nowhere at first, but not null, for
-// what begins as zeros has no place of its own in a binary.
+// The address of memory of the host's: how many turns there were, then of each the time and the name's first letters. Nowhere at first,
+// but not null, for what begins as zeros has no place of its own in a binary.
 extern "C" {
 __device__ u64 timeline = 8;
 }
