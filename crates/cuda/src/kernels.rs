@@ -403,7 +403,7 @@ impl Module {
             Module::LatentPrompt(_) | Module::LatentDecode(..) => {
                 let is_prompt = matches!(self, Module::LatentPrompt(_));
                 let own = if is_prompt { source!("latent/prompt.cu") } else { source!("latent/decode.cu") };
-                let shared = [CODES, STEP, ROWS, SIGHT, WEIGHTS, QUERY];
+                let shared = [CODES, STEP, ROWS, SIGHT, WEIGHTS, source!("latent/weigh.cuh"), QUERY];
                 [&[COMMON, BLOCK, HOPPER, WGMMA][..], &shared, &[own]].concat()
             }
         }

@@ -101,44 +101,28 @@ KERNEL __launch_bounds__(THREADS, 1) latent_prompt(const float* queries, const u
             const float2 up = *(const float2*)&factors[first_column + j * 8 + column];
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                float top = minus_infinity();
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    float& score = scores[j * 4 + h * 2 + e];
-                    const u32 slot = own + h * 8;
-                    score = slot >= slots.x && slot < slots.y ? score * (e ? up.y : up.x) : minus_infinity();
-                    top = larger(top, score);
-                }
-#pragma unroll
-                for (int width = 4; width < 32; width *= 2) top = larger(top, __shfl_xor_sync(0xffffffffu, top, width));
+                const float top = highest_seen(scores[j * 4 + e], scores[j * 4 + 2 + e], e ? up.y : up.x, own, slots);
                 if (lane < 4) tops[warp * OWN_COLUMNS + j * 8 + column + e] = top;
             }
         }
         wait_for_threads(2 + group, 128);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            float weight[2][2];
+            float base[2];
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 float& before = highest[j * 2 + e];
                 float top = before;
 #pragma unroll
                 for (int w = 0; w < 4; w++) top = larger(top, tops[(group * 4 + w) * OWN_COLUMNS + j * 8 + column + e]);
-                const float base = base_of(top), keep = factor_of(before, top);
+                const float keep = factor_of(before, top);
+                base[e] = base_of(top);
                 before = top;
                 if (warp % 4 == 0 && lane < 4) keeps[first_column + j * 8 + column + e] = keep;
-                weight[0][e] = exp2_near(scores[j * 4 + e] - base);
-                weight[1][e] = exp2_near(scores[j * 4 + 2 + e] - base);
                 total[j * 2 + e] = total[j * 2 + e] * keep;
             }
             u32 halves[2];
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                halves[h] = pair_of_halves(weight[h][0], weight[h][1]);
-                // Sums are of weights as they are multiplied.
-                total[j * 2] = total[j * 2] + half_to_float(halves[h] & 0xffffu);
-                total[j * 2 + 1] = total[j * 2 + 1] + half_to_float(halves[h] >> 16);
-            }
+            weigh_pairs(halves, scores + j * 4, base, total + j * 2);
             // Of lanes 0 to 15, each names where eight keys of a column go.
             const u32 at = first_column + j * 8 + lane % 8, part = warp % 4 * 2 + lane / 8 % 2;
             store_turned(weights_at + at * 128 + (part ^ (at % 8)) * 16, halves[0], halves[1]);
