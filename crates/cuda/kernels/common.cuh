@@ -23,6 +23,13 @@ DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
 DEVICE float not_a_number() { return __uint_as_float(0x7fc00000u); }
 
+// Numbers as whole ones in the order of their choice, the higher first: NaN before every number, both zeros equal. Zero is no number's.
+DEVICE u32 order_of(float value) {
+    if (value != value) return 0xffffffffu;
+    const u32 bits = __float_as_uint(value + 0.0f);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
 // e^x; math.rs, `exp`.
 DEVICE float canonical_exp(float x) {
     if (x != x) return x;

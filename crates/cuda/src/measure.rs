@@ -41,6 +41,11 @@ fn median(gpu: &Gpu, samples: usize, launches: usize, launch: &dyn Fn(usize)) ->
     Ok(times[samples / 2])
 }
 
+/// Numbers from -1 to 1 that look random.
+fn numbers(count: usize, seed: usize) -> Vec<f32> {
+    (0..count).map(|i| (((i + seed) * 7919 + 13) % 2003) as f32 / 1001.0 - 1.0).collect()
+}
+
 /// What is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {

@@ -12,13 +12,6 @@
 #define DIGITS 16
 static_assert(HELD < 256 && HELD * 32 < 65536, "counts fit");
 
-// NaN before every number, and both zeros equal; zero is no number's.
-DEVICE u32 order_of(float score) {
-    if (score != score) return 0xffffffffu;
-    const u32 bits = __float_as_uint(score + 0.0f);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
 // How many of a thread's orders have each digit: byte d % 8 of word d / 8.
 struct Counts {
     u64 words[2];

@@ -3,16 +3,6 @@
 
 #define GROUPS_MAX 64
 
-// Whether `a` goes before `b` whatever their ids: the larger first, NaN before all.
-DEVICE bool ahead(float a, float b) { return a > b || (a != a && b == b); }
-
-// The same order as whole numbers: NaN before every number, both zeros equal. Zero is no number's.
-DEVICE u32 order_of(float value) {
-    if (value != value) return 0xffffffffu;
-    const u32 bits = __float_as_uint(value + 0.0f);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
 // The id of the highest of a warp's `orders`, of equal ones the lowest; it is taken away. Lanes scan by strides.
 DEVICE u32 take_first(u32* orders, u32 count, u32 lane) {
     u32 best = 0, id = 0xffffffffu;
@@ -60,8 +50,8 @@ DEVICE void keep_groups(const float* choice, u32* orders, u32 experts, u32 count
         for (u32 n = 0; n < judged_by; n++) {
             int best = -1;
             for (u32 i = g * size; i < (g + 1) * size; i++) {
-                bool after = last < 0 || ahead(choice[last], choice[i]) || (!ahead(choice[i], choice[last]) && (int)i > last);
-                if (after && (best < 0 || ahead(choice[i], choice[best]))) best = (int)i;
+                bool after = last < 0 || orders[i] < orders[last] || (orders[i] == orders[last] && (int)i > last);
+                if (after && (best < 0 || orders[i] > orders[best])) best = (int)i;
             }
             last = best;
             sum = sum + choice[best];

@@ -5,7 +5,7 @@ use tessera_ops::{
     reference::float64::{self, Float64Device},
 };
 
-use super::median;
+use super::{median, numbers};
 use crate::{
     CudaDevice, KvPages,
     attention::{SpansTile, Way, warps::WarpsTile, warps_prompt::WarpsPromptTile},
@@ -54,10 +54,6 @@ pub struct MeasuredAttention {
     pub error: f64,
     /// Of a few rows, those whose bits are not what they have alone.
     pub rows_differ: usize,
-}
-
-fn numbers(count: usize, seed: usize) -> Vec<f32> {
-    (0..count).map(|i| (((i + seed) * 7919 + 13) % 2003) as f32 / 1001.0 - 1.0).collect()
 }
 
 /// The rows at the end of one sequence of `tokens`.

@@ -5,7 +5,7 @@ use tessera_ops::{
     reference::float64::{Float64Device, Tensor64},
 };
 
-use super::median;
+use super::{median, numbers};
 use crate::{CudaDevice, KvPages, roles::Roles, tensor::Tensor};
 
 /// Layers that are gone through in turn.
@@ -35,10 +35,6 @@ pub struct MeasuredLatent {
     pub error: f64,
     /// Rows whose bits are not what they have alone.
     pub rows_differ: usize,
-}
-
-fn numbers(count: usize, seed: usize) -> Vec<f32> {
-    (0..count).map(|i| (((i + seed) * 7919 + 13) % 2003) as f32 / 1001.0 - 1.0).collect()
 }
 
 /// Rows `from ..` of the sequence up to `end`.
