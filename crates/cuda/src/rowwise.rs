@@ -20,7 +20,10 @@ use crate::{
 };
 
 /// Threads of a block that norms, at most.
-pub(crate) const NORM_THREADS_MAX: usize = 512;
+pub(crate) const NORM_THREADS_MAX: usize = 1024;
+
+/// Shared memory that a run and its weights may take; what is longer is read again where it is.
+const NORM_SHARED_BYTES_MAX: usize = 48 << 10;
 
 /// Wider rows are not coded by the one block that norms them.
 const CODED_MAX: usize = 8192;
@@ -29,13 +32,16 @@ pub(crate) fn rms_norm(gpu: &Arc<Gpu>, x: &Tensor, weight: &Memory, width: usize
     assert!(width > 0 && x.width.is_multiple_of(width), "a row is whole runs of the weight's length");
     let is_coded = width == x.width && width <= CODED_MAX;
     let y = if is_coded { Tensor::coded_like(gpu, x, width) } else { Tensor::like(gpu, x, x.width) };
-    // A warp a part, whose sum has a place in shared memory.
-    let parts = part_count(width);
-    let threads = (parts * WARP).min(NORM_THREADS_MAX);
+    // Each part's sum has a place in shared memory.
+    let sums = part_count(width) * size_of::<f32>();
+    let held = sums + 2 * width * size_of::<f32>();
+    let is_held = held <= NORM_SHARED_BYTES_MAX;
+    let threads = width.next_multiple_of(WARP).min(NORM_THREADS_MAX);
     let mut args = vec![Arg::Memory(&x.memory), Arg::Null, Arg::Memory(weight), Arg::Memory(&y.memory)];
     args.extend(y.code_args());
-    args.extend([Arg::U32(width), Arg::F32(epsilon)]);
-    let launch = Launch { shared_bytes: parts * size_of::<f32>(), ..blocks([x.count() / width, 1, 1], threads) };
+    args.extend([Arg::U32(width), Arg::F32(epsilon), Arg::U32(is_held.into())]);
+    let shared_bytes = if is_held { held } else { sums };
+    let launch = Launch { shared_bytes, ..blocks([x.count() / width, 1, 1], threads) };
     gpu.launch(Module::Norm, "rms_norm", launch, &args);
     y
 }

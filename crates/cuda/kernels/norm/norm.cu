@@ -1,58 +1,41 @@
-// Root-mean-square norm of runs of `width` numbers; numerics.rs. One block a run, a warp a part of it, whose numbers stay in registers.
+// Root-mean-square norm of runs of `width` numbers; numerics.rs. One block a run.
 //
 // What stands around it in a model is done on the way: a sum before it, and codes of the result behind it. At one row a single block
-// has the card to itself, and all is latency: what a thread loads it loads at once, and weights, which come from far, before its turn.
+// has the card to itself, and all is latency: many threads have few numbers each, weights come before the turn, and the code is short,
+// since in a step of a model every kernel's code comes from afar.
 
 // x (runs, width), to which `added` is added first, if there is any. With `codes`, those of y as quantize.cu gives them; a run is a row
-// then. Shared memory has a place for each part.
+// then. Shared memory has a place for each part, and, where `is_held`, for numbers and weights of a run.
 KERNEL __launch_bounds__(THREADS) rms_norm(float* x, const float* added, const float* weight, float* y, u8* codes, uint2* scales,
-                                           float4* minima, u32 width, float epsilon) {
-    DYNAMIC_SHARED(float, sums);
+                                           float4* minima, u32 width, float epsilon, u32 is_held) {
+    DYNAMIC_SHARED(float, shared);
     let_next_start();
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32, parts = parts_of(width);
-    float weights[PART_NUMBERS], numbers[PART_NUMBERS];
-    auto bring = [&](float (&to)[PART_NUMBERS], const float* from, u32 part) {
-#pragma unroll
-        for (u32 k = 0; k < PART_NUMBERS; k++) {
-            const u32 i = part * PART_DEPTH + k * 32 + lane;
-            to[k] = i < width ? from[i] : 0.0f;
-        }
-    };
-    bring(weights, weight, warp);
-    after_earlier_work();
+    const u32 lane = threadIdx.x % 32, first_of_warp = threadIdx.x - lane, parts = parts_of(width);
     float* run = x + (u64)blockIdx.x * width;
+    float *sums = shared, *numbers = is_held ? sums + parts : run, *held_weights = numbers + width;
+    if (is_held)
+        for (u32 i = threadIdx.x; i < width; i += blockDim.x) held_weights[i] = weight[i];
+    const float* weights = is_held ? held_weights : weight;
+    after_earlier_work();
     if (added) added += (u64)blockIdx.x * width;
-    for (u32 part = warp; part < parts; part += warps) {
-        bring(numbers, run, part);
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
+        float v = run[i];
         if (added) {
-            float more[PART_NUMBERS];
-            bring(more, added, part);
-#pragma unroll
-            for (u32 k = 0; k < PART_NUMBERS; k++) {
-                const u32 i = part * PART_DEPTH + k * 32 + lane;
-                numbers[k] = numbers[k] + more[k];
-                if (i < width) run[i] = numbers[k];
-            }
+            v = v + added[i];
+            run[i] = v;
         }
-        const float sum = squares_of(numbers);
-        if (lane == 0) sums[part] = sum;
+        if (is_held) numbers[i] = v;
     }
     __syncthreads();
-    const float inverse = factor_of_norm(sums, parts, width, epsilon);
+    const float inverse = norm_of_block(numbers, width, epsilon, sums);
     const CodesOut out = {codes, scales, minima};
     y += (u64)blockIdx.x * width;
-    for (u32 part = warp; part < parts; part += warps) {
-        // Where a warp has several parts, they come again.
-        if (parts > warps) {
-            bring(numbers, run, part);
-            bring(weights, weight, part);
-        }
-#pragma unroll
-        for (u32 k = 0; k < PART_NUMBERS; k++) {
-            const u32 i = part * PART_DEPTH + k * 32 + lane;
-            const float v = (numbers[k] * inverse) * weights[k];
-            if (i < width) y[i] = v;
-            if (codes && i - lane < width) put_codes(quantized(v), lane, codes_place(blockIdx.x, i / 32, width / 32), out);
-        }
+#pragma unroll 1
+    for (u32 first = first_of_warp; first < width; first += blockDim.x) {
+        const u32 i = first + lane;
+        const float v = i < width ? (numbers[i] * inverse) * weights[i] : 0.0f;
+        if (i < width) y[i] = v;
+        if (codes) put_codes(quantized(v), lane, codes_place(blockIdx.x, first / 32, width / 32), out);
     }
 }

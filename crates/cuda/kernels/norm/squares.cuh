@@ -5,29 +5,20 @@ static_assert(SQUARE_LANES == 64 && PART_DEPTH % SQUARE_LANES == 0, "a lane of a
 // Numbers of a part that a lane has: lane, lane + 32, …
 #define PART_NUMBERS (PART_DEPTH / 32)
 
-// Of numbers that are in registers, zeros beyond the part's end. All lanes have the sum.
-DEVICE float squares_of(const float (&numbers)[PART_NUMBERS]) {
+// Of `count` numbers. All lanes have the sum.
+DEVICE float squares_of_part(const float* part, u32 count) {
     float low = 0.0f, high = 0.0f;
 #pragma unroll
-    for (int k = 0; k < PART_NUMBERS; k += 2) {
-        low = fma(numbers[k], numbers[k], low);
-        high = fma(numbers[k + 1], numbers[k + 1], high);
+    for (u32 k = 0; k < PART_NUMBERS; k += 2) {
+        const u32 i = k * 32 + threadIdx.x % 32;
+        const float a = i < count ? part[i] : 0.0f, b = i + 32 < count ? part[i + 32] : 0.0f;
+        low = fma(a, a, low);
+        high = fma(b, b, high);
     }
     float sum = low + high;
 #pragma unroll
     for (int width = 16; width > 0; width /= 2) sum = sum + __shfl_xor_sync(0xffffffffu, sum, width);
     return sum;
-}
-
-// Of `count` numbers in shared memory.
-DEVICE float squares_of_part(const float* part, u32 count) {
-    float numbers[PART_NUMBERS];
-#pragma unroll
-    for (int k = 0; k < PART_NUMBERS; k++) {
-        const u32 i = k * 32 + threadIdx.x % 32;
-        numbers[k] = i < count ? part[i] : 0.0f;
-    }
-    return squares_of(numbers);
 }
 
 DEVICE u32 parts_of(u32 width) { return (width + PART_DEPTH - 1) / PART_DEPTH; }
@@ -37,8 +28,8 @@ DEVICE float factor_of_norm(const float* sums, u32 parts, u32 width, float epsil
     return 1.0f / __fsqrt_rn(sum_in_order(sums, 1, parts) / (float)width + epsilon);
 }
 
-// The same of numbers in shared memory, by all threads of a block, each of which has it; `sums` has a place for each part. The numbers
-// may change only once threads have met again.
+// The same of numbers that all threads of a block see, by all of them, each of which has it; `sums` has a place for each part. The
+// numbers may change only once threads have met again.
 DEVICE float norm_of_block(const float* numbers, u32 width, float epsilon, float* sums) {
     const u32 parts = parts_of(width);
     for (u32 p = threadIdx.x / 32; p < parts; p += blockDim.x / 32) {
