@@ -83,8 +83,10 @@ void emulation_wait_for_copies(unsigned groups);
 // The 32-bit name of a place in shared memory.
 emulation::u32 emulation_shared_address(const void* at);
 
-// Waits for all that was enqueued before.
+// Waits for all that was enqueued before; lets the next launch start; looks anew at what lies in the card's memory.
 void emulation_after_earlier_work();
+void emulation_let_next_start();
+void emulation_read_anew();
 
 // Hopper: barriers in shared memory by their 32-bit names, bulk copies that a barrier counts, products that go on by themselves.
 emulation::u32 emulation_block_of_cluster();

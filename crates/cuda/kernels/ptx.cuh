@@ -198,6 +198,14 @@ DEVICE void after_earlier_work() {
     asm volatile("griddepcontrol.wait;" : : : "memory");
 #endif
 }
+// What this thread reads from here on is what lies in L2 by now, or later.
+DEVICE void read_anew() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); }
+// Adds to a number of the card's memory; what it was.
+DEVICE u64 add_atomically(u64* at, u64 more) {
+    u64 before;
+    asm volatile("atom.global.add.u64 %0, [%1], %2;" : "=l"(before) : "l"(at), "l"(more) : "memory");
+    return before;
+}
 // The first line of a kernel.
 DEVICE void begin_in_turn() {
     let_next_start();

@@ -1,5 +1,6 @@
 // When each kernel's turn came, for a profile: one block notes the card's clock, and its kernel's name, behind its wait for earlier work.
-// Turns come one after another, so nobody else writes meanwhile, and what lies between two of them is what the first took.
+// Turns come one after another, and what lies between two of them is what the first took. That of a launch beside another comes soon behind
+// it, and has what both take from there on.
 //
 // Compiled in where TIMELINE, the most turns that are noted, is defined.
 
@@ -24,13 +25,12 @@ DEVICE u64 letters(const char* name, int from) {
 }
 
 // Waits for earlier work, and notes the turn. What can be read before is: a look at memory is as long as a small kernel.
-DEVICE void wait_and_note(const char* kernel) {
+template <class... Turns> DEVICE void wait_and_note(const char* kernel, const Turns&... own_turn) {
     const bool is_noted = threadIdx.x + blockIdx.x + blockIdx.y + blockIdx.z == 0;
-    volatile u64* memory = is_noted ? (volatile u64*)timeline : nullptr;
-    after_earlier_work();
+    u64* memory = is_noted ? (u64*)timeline : nullptr;
+    after_earlier_work(own_turn...);
     if (!is_noted) return;
-    const u64 now = clock_nanoseconds(), turn = memory[0];
-    memory[0] = turn + 1;
+    const u64 now = clock_nanoseconds(), turn = add_atomically(memory, 1);
     if (turn >= TIMELINE) return;
     volatile u64* own = memory + 1 + 3 * turn;
     own[0] = now;
@@ -38,7 +38,7 @@ DEVICE void wait_and_note(const char* kernel) {
     own[2] = letters(kernel, 8);
 }
 
-#define after_earlier_work() wait_and_note(__func__)
+#define after_earlier_work(...) wait_and_note(__func__, ##__VA_ARGS__)
 #define begin_in_turn() (let_next_start(), wait_and_note(__func__))
 
 #endif

@@ -9,7 +9,10 @@
 use std::{
     ffi::CString,
     fmt::Display,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
 };
 
@@ -22,12 +25,12 @@ use crate::{
     compiler::Compiler,
     error::OpenError,
     hash::HashMap,
-    kernels::Module,
+    kernels::{Module, Parameter},
     matmul::{
         tile::Launch,
         wide_tile::{Shape, Tile},
     },
-    queue::{ARGS_MAX, Call, Queue},
+    queue::{ARGS_MAX, Call, Queue, Touch},
 };
 
 mod args;
@@ -38,6 +41,7 @@ mod timing;
 
 pub(crate) use args::Arg;
 pub(crate) use memory::Memory;
+use memory::Free;
 pub use sending::Counts;
 pub(crate) use sending::Launching;
 use sending::Sent;
@@ -58,7 +62,9 @@ pub(crate) struct Gpu {
     is_audited: bool,
     modules: RwLock<HashMap<Module, Arc<Loaded>>>,
     /// Free memory of steps, by size.
-    free: Mutex<HashMap<usize, Vec<sys::CUdeviceptr>>>,
+    free: Mutex<HashMap<usize, Vec<Free>>>,
+    /// Launches so far, joined or not, and more for each time that the host waited.
+    launches: AtomicU64,
     failure: Mutex<Option<String>>,
     queue: Mutex<Queue>,
     launching: Launching,
@@ -103,6 +109,8 @@ struct Function {
     handle: sys::CUfunction,
     /// Bytes of each parameter, as the compiled kernel states them.
     parameters: Vec<usize>,
+    /// What its source says of them.
+    declared: Vec<Parameter>,
 }
 
 impl Gpu {
@@ -139,7 +147,7 @@ impl Gpu {
         unsafe { result::ctx::set_current(context) }.map_err(failed("open a card"))?;
         let stream =
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("open a stream"))?;
-        let (modules, free, failure, queue, sent, timing) = Default::default();
+        let (modules, free, launches, failure, queue, sent, timing) = Default::default();
         let timeline = (purpose == Purpose::Profile).then(Timeline::take).transpose().map_err(failed("open a card"))?;
         let compiler = if timeline.is_some() { compiler.noting(timeline::TURNS_MAX) } else { compiler };
         let is_audited = purpose == Purpose::Audit;
@@ -158,6 +166,7 @@ impl Gpu {
             is_audited,
             modules,
             free,
+            launches,
             failure,
             queue,
             launching,
@@ -258,7 +267,11 @@ impl Gpu {
             // SAFETY: the module is loaded.
             let handle = unsafe { result::module::get_function(loaded.module, name) }.map_err(words)?;
             self.allow_shared_memory(handle);
-            loaded.functions.push((entry, Function { handle, parameters: parameters(handle) }));
+            let (parameters, declared) = (parameters(handle), module.parameters(entry));
+            if parameters.len() != declared.len() {
+                return Err(format!("{entry} has other parameters than its source"));
+            }
+            loaded.functions.push((entry, Function { handle, parameters, declared }));
         }
         Ok(loaded)
     }
@@ -294,6 +307,7 @@ impl Gpu {
             return;
         }
         let Some(call) = self.call(module, entry, launch, args) else { return };
+        self.launches.fetch_add(1, Ordering::Relaxed);
         let mut queue = lock(&self.queue);
         let find = |module: Module| {
             let loaded = if module.runs_on(&self.arch) { self.module(module)? } else { return None };
@@ -316,7 +330,10 @@ impl Gpu {
             self.fail(entry, "no such kernel");
             return None;
         };
-        assert_eq!(function.parameters.len(), args.len(), "{entry}: a kernel is called with all that it takes");
+        // Who runs beside it is told later.
+        let beside = function.declared.iter().position(|p| *p == Parameter::Beside);
+        let count = function.parameters.len();
+        assert_eq!(beside.unwrap_or(count), args.len(), "{entry}: a kernel is called with all that it takes");
         let mut values = [0u64; ARGS_MAX];
         for ((value, arg), bytes) in values.iter_mut().zip(args).zip(&function.parameters) {
             let mut bits = [0; 8];
@@ -325,8 +342,11 @@ impl Gpu {
         }
         let grid = launch.grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         let (threads, shared_bytes) = (launch.threads as u32, launch.shared_bytes as u32);
-        let (entry, function, count) = (*name, function.handle, args.len());
-        Some(Call { module, entry, function, grid, threads, shared_bytes, args: values, count })
+        let touched = args.iter().zip(&function.declared).filter_map(|(arg, declared)| {
+            arg.bytes().map(|bytes| Touch { bytes, writes: *declared == Parameter::Written })
+        });
+        let (entry, touched, function) = (*name, touched.collect(), function.handle);
+        Some(Call { module, entry, function, grid, threads, shared_bytes, args: values, count, touched, beside })
     }
 
     /// Copies numbers to memory of a step. They have been read when this returns.
@@ -372,6 +392,7 @@ impl Gpu {
             self.fail("run the step", words(error));
         }
         lock(&self.queue).waited();
+        self.wake_pool();
         let failure = lock(&self.failure).clone();
         failure.map_or(Ok(()), |reason| Err(self.lost(reason)))
     }

@@ -24,6 +24,9 @@ use crate::{
 };
 
 mod constants;
+mod parameters;
+
+pub(crate) use parameters::Parameter;
 
 /// A source with its constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -175,6 +178,7 @@ macro_rules! source {
 
 /// The first parts of all.
 const PTX: (&str, &str) = source!("ptx.cuh");
+const TURN: (&str, &str) = source!("turn.cuh");
 const TIMELINE: (&str, &str) = source!("timeline.cuh");
 const COMMON: (&str, &str) = source!("common.cuh");
 const COLUMNS: (&str, &str) = source!("matmul/columns.cuh");
@@ -416,7 +420,7 @@ impl Module {
 
     /// The whole text.
     pub(crate) fn source(self) -> String {
-        [PTX, TIMELINE]
+        [PTX, TURN, TIMELINE]
             .into_iter()
             .chain(self.parts())
             .map(|(path, text)| format!("#line 1 \"{path}\"\n{text}\n"))

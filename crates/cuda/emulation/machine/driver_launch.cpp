@@ -92,12 +92,12 @@ Result take(const Launch& launch) {
 
 ENTRY cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                      void*, void** values, void**) {
-    return take({static_cast<Function*>(function), {gx, gy, gz}, {bx, by, bz}, shared, values, 0, false});
+    return take({static_cast<Function*>(function), {gx, gy, gz}, {bx, by, bz}, shared, values, 0, false, 0, nullptr});
 }
 
 ENTRY cuLaunchKernelEx(const LaunchConfig* config, void* function, void** values, void**) {
     const auto &g = config->grid, &b = config->block;
-    Launch launch = {static_cast<Function*>(function), {g[0], g[1], g[2]}, {b[0], b[1], b[2]}, config->shared, values, 0, false};
+    Launch launch = {static_cast<Function*>(function), {g[0], g[1], g[2]}, {b[0], b[1], b[2]}, config->shared, values, 0, false, 0, nullptr};
     for (unsigned i = 0; i < config->attribute_count; i++) {
         const LaunchAttribute& attribute = config->attributes[i];
         if (attribute.id == programmatic_serialization) {

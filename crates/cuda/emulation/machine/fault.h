@@ -21,6 +21,8 @@ struct Fault {
         NotShared,
         // Memory that earlier work may still use, before a wait for that.
         Early,
+        // A launch that starts early and ends without a wait for earlier work.
+        NeverInTurn,
         // Another thread wrote, or read, the same byte, and nothing orders the two.
         Race,
     } kind = None;

@@ -89,9 +89,16 @@ private:
 
 std::string run(Launch launch) {
     static std::mutex one_at_a_time;
-    static u32 serial = 0;
+    // Of the launch before: what was complete when it started, and whether it let the next start before it had waited for the rest.
+    static u32 serial = 0, complete = 0;
+    static std::atomic<bool> lets_early{false};
     std::lock_guard lock(one_at_a_time);
+    // Who starts behind a wait of the one before it starts when all before that are complete.
+    launch.complete = !launch.starts_early ? serial : lets_early ? complete : serial - 1;
     launch.serial = ++serial;
+    complete = launch.complete;
+    launch.lets_early = &lets_early;
+    lets_early = false;
     u64 blocks = u64{launch.grid.x} * launch.grid.y * launch.grid.z;
     Work work{launch, blocks / launch.function->kernel->cluster, {}, {}, {}, {}};
     u64 threads = blocks * launch.block.x * launch.block.y * launch.block.z;

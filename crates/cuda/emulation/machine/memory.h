@@ -26,22 +26,30 @@ struct Allocation {
     std::atomic<u32> launch{0};
     // The one that wrote to it before that.
     std::atomic<u32> launch_before{0};
+    // The last launch that read it, and the one before that.
+    std::atomic<u32> reader{0}, reader_before{0};
     std::atomic<Written*> written{nullptr};
 
     Allocation(uintptr_t begin, size_t bytes) : begin(begin), bytes(bytes), is_free(false) {}
     bool holds(uintptr_t at, size_t count) const { return at >= begin && count <= bytes && at - begin <= bytes - count; }
-    void note_write(u32 serial) {
-        u32 last = launch.load(std::memory_order_relaxed);
-        if (last == serial || !launch.compare_exchange_strong(last, serial)) return;
-        launch_before = last;
-    }
-    // Whether a launch before this one wrote to it.
-    bool has_earlier_work(u32 serial) const {
-        u32 last = launch.load(std::memory_order_relaxed);
-        return last != 0 && (last != serial || launch_before != 0);
-    }
+    void note_write(u32 serial) { note(serial, launch, launch_before); }
+    void note_read(u32 serial) { note(serial, reader, reader_before); }
+    // The last launch before this one that wrote to it, and that read it; none: 0.
+    u32 last_writer(u32 serial) const { return other_than(serial, launch, launch_before); }
+    u32 last_reader(u32 serial) const { return other_than(serial, reader, reader_before); }
     // The records of all bytes, made when they are first asked for.
     Written* records();
+
+private:
+    static void note(u32 serial, std::atomic<u32>& newest, std::atomic<u32>& before) {
+        u32 last = newest.load(std::memory_order_relaxed);
+        if (last == serial || !newest.compare_exchange_strong(last, serial)) return;
+        before = last;
+    }
+    static u32 other_than(u32 serial, const std::atomic<u32>& newest, const std::atomic<u32>& before) {
+        u32 last = newest.load(std::memory_order_relaxed);
+        return last == serial ? before.load(std::memory_order_relaxed) : last;
+    }
 };
 
 class Memory {

@@ -77,6 +77,10 @@ std::string describe(const Worker& worker) {
         out << "the threads of a block wait for ever: " << worker.waiting;
         return out.str();
     }
+    if (fault.kind == Fault::NeverInTurn) {
+        out << "starts before earlier work is done, and ends without a wait for that";
+        return out.str();
+    }
     out << "thread " << fault.place.thread << " of block " << fault.place.block << ' ';
     switch (fault.kind) {
     case Fault::Divergent: out << "meets others that want something else: " << worker.waiting; break;

@@ -53,10 +53,14 @@ static inline void touch_shared(Worker& w, Touched* records, uintptr_t offset, u
 
 static void touch_card(Worker& w, Allocation& allocation, uintptr_t at, unsigned bytes, bool writes, Asker asker) {
     u32 serial = w.launch->serial;
-    // What no kernel ever wrote may be read at any time.
-    if (w.launch->starts_early && (writes || allocation.has_earlier_work(serial)) && !w.is_in_turn()) {
-        w.fail(found(Fault::Early, at, bytes, writes, asker));
+    if (w.launch->starts_early && !w.is_in_turn()) {
+        // What no kernel ever wrote may be read at any time. Else whoever wrote it is complete when this launch starts, and what its
+        // processor read there before is forgotten; and where it is written, whoever read it is complete too.
+        const u32 writer = allocation.last_writer(serial), reader = writes ? allocation.last_reader(serial) : 0;
+        const bool is_settled = std::max(writer, reader) <= w.launch->complete && (writes || writer == 0 || w.sees_anew());
+        if (!is_settled) w.fail(found(Fault::Early, at, bytes, writes, asker));
     }
+    if (!writes) allocation.note_read(serial);
     if (!writes && allocation.launch.load(std::memory_order_relaxed) != serial) return;
     Written* records = allocation.records() + (at - allocation.begin);
     for (unsigned i = 0; i < bytes; i++) {

@@ -33,7 +33,8 @@ void Worker::start_block(Block& block, u64 cluster, unsigned rank) {
     block.at_barrier = 0;
     block.met = clock;
     block.barriers.clear();
-    block.has_orders_of_its_own = block.has_waited = false;
+    block.has_orders_of_its_own = block.lets_next_start = false;
+    block.waited = block.looked = {};
     memset(block.at_named, 0, sizeof(block.at_named));
     memset(block.shared, poison, launch->shared_bytes);
     for (unsigned w = 0; w * lanes < count; w++) {
@@ -49,7 +50,7 @@ void Worker::start_block(Block& block, u64 cluster, unsigned rank) {
         thread.copies.clear();
         thread.products.clear();
         thread.copy_groups = thread.product_groups = 0;
-        thread.has_waited = false;
+        thread.has_waited = thread.has_looked = false;
         thread.place = {index_of(i, launch->block), block.index, launch->block, launch->grid};
         ready(rank * stride + i);
     }
@@ -82,6 +83,10 @@ bool Worker::run(const Launch& what, u64 cluster) {
     if (fault.kind == Fault::None && left < count * kernel->cluster) {
         fault.kind = Fault::Stuck;
         waiting = who_waits();
+    }
+    for (unsigned rank = 0; rank < kernel->cluster && fault.kind == Fault::None; rank++) {
+        // Who waits for this launch waits for those before it too: each has waited for them when it ends.
+        if (launch->starts_early && !blocks[rank].waited.is_done) fault.kind = Fault::NeverInTurn;
     }
     return fault.kind == Fault::None;
 }
@@ -226,12 +231,20 @@ bool Worker::completes(Warp& warp, unsigned first, u32 mask) {
 }
 
 void Worker::wait_for_earlier_work() {
-    Block& here = block();
     threads[running].has_waited = true;
-    if (here.has_waited) return;
-    here.has_waited = true;
-    here.waiter = running;
-    here.waited = clock;
+    if (!block().waited.is_done) block().waited = {true, running, clock};
+}
+
+void Worker::read_anew() {
+    threads[running].has_looked = true;
+    if (!block().looked.is_done) block().looked = {true, running, clock};
+}
+
+// The first thread of a block speaks for all of it.
+void Worker::let_next_start() {
+    if (block().lets_next_start) return;
+    block().lets_next_start = true;
+    if (!is_in_turn()) *launch->lets_early = true;
 }
 
 bool Worker::is_shared(const void* at) const { return shared_address(at) != 0; }
@@ -308,6 +321,8 @@ extern "C" emulation::u8* emulation_dynamic_shared() { return worker->block().sh
 extern "C" emulation::u32 emulation_shared_address(const void* at) { return worker->shared_address(at); }
 
 extern "C" void emulation_after_earlier_work() { worker->wait_for_earlier_work(); }
+extern "C" void emulation_let_next_start() { worker->let_next_start(); }
+extern "C" void emulation_read_anew() { worker->read_anew(); }
 
 extern "C" void emulation_sync_block(emulation::Site site) { worker->sync_block(site); }
 

@@ -3,6 +3,7 @@
 // Its clock counts the moments at which threads met. What a thread did before a moment is known to all who met there, and nothing
 // else orders what two threads do: so a time beside each access tells a race from an order (watch.cpp).
 #pragma once
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <string>
@@ -26,6 +27,17 @@ struct Launch {
     u32 serial;
     // Whether it may start while earlier work still runs, until it waits for that by itself.
     bool starts_early;
+    // The last launch that is complete when this one starts, and all before it are.
+    u32 complete;
+    // Whether some block lets the next start, or ends, before it waits for earlier work.
+    std::atomic<bool>* lets_early;
+};
+
+// What a thread of a block did for all of it, and when: others know of it behind a barrier.
+struct Deed {
+    bool is_done;
+    unsigned thread;
+    u64 time;
 };
 
 struct Copy {
@@ -47,8 +59,8 @@ struct Thread {
     unsigned copy_groups;
     std::vector<Product> products;
     unsigned product_groups, product_groups_left;
-    // Whether it waited for earlier work.
-    bool has_waited;
+    // Whether it waited for earlier work, and whether it looked anew at memory.
+    bool has_waited, has_looked;
 };
 
 struct Warp {
@@ -93,10 +105,9 @@ struct Block {
     // Threads at each of the barriers that some threads share.
     unsigned at_named[16];
     std::unordered_map<u32, Barrier> barriers;
-    // The first of its threads that waited for earlier work, and when.
-    bool has_waited;
-    unsigned waiter;
-    u64 waited;
+    // The first of its threads that waited for earlier work, and that looked anew at memory.
+    Deed waited, looked;
+    bool lets_next_start;
     // Barriers in shared memory order accesses in ways that are not kept: races are not looked for.
     bool has_orders_of_its_own;
 };
@@ -131,6 +142,8 @@ public:
         return other / lanes == running / lanes && time < (by_seeing ? warp.seen : warp.agreed);
     }
 
+    bool knows_of(const Deed& deed) const { return deed.is_done && knows(deed.thread, deed.time, false); }
+
     // Whether what a thread of the cluster did to the card's memory at a time is known to all of it.
     bool knows_of_cluster(u32 number, u64 time) const {
         return number / kernel->cluster == block().number / kernel->cluster && time < cluster_met;
@@ -141,10 +154,13 @@ public:
     // Whether all that was enqueued before is done, as the running thread knows.
     bool is_in_turn() const {
         if (!launch->starts_early || threads[running].has_waited) return true;
-        const Block& here = block();
-        return here.has_waited && knows(here.waiter, here.waited, false);
+        return knows_of(block().waited);
     }
+    // Whether it sees what lies in the card's memory, and not what its processor read there before.
+    bool sees_anew() const { return threads[running].has_looked || knows_of(block().looked) || is_in_turn(); }
     void wait_for_earlier_work();
+    void let_next_start();
+    void read_anew();
     Block& block_of_cluster(u32 rank, Site site);
     u32 rank() const { return running / stride; }
     // Whether a thread of a block of the cluster has left: then the block may be gone.

@@ -5,8 +5,9 @@ DEVICE u64 index() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
 // y (rows, width) of two tensors whose rows begin `x_stride` and `up_stride` apart. With `codes`, those of y as quantize.cu gives them:
 // a warp is a block then.
 KERNEL gate(const float* x, const float* up, float* y, u8* codes, uint2* scales, float4* minima, u32 rows, u32 width, u32 x_stride,
-            u32 up_stride, u32 kind, float limit) {
-    begin_in_turn();
+            u32 up_stride, u32 kind, float limit, u32 beside) {
+    const Turn turn(beside);
+    after_earlier_work(turn);
     u64 at = index();
     if (at >= (u64)rows * width) return;
     u64 row = at / width, column = at % width;

@@ -240,9 +240,9 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
                                                 const float* bias, const float* bias1, const float* bias2, const u32* starts,
                                                 const u32* order, u32 rows, u32 rows1, u32 rows2, u32 from1, u32 from2, u32 depth,
                                                 u32 tokens, u32 slots, u32 row_blocks, u32 split, u32 groups, u32 turns, u32 sliced,
-                                                const u32* chosen) {
+                                                const u32* chosen, u32 beside) {
     DYNAMIC_SHARED(uint4, dynamic);
-    let_next_start();
+    const Turn turn(beside);
     u32 block = blockIdx.x;
     if (block >= from2) {
         weights = weights2, y = y2, bias = bias2, rows = rows2, block -= from2;
@@ -252,7 +252,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
     const u32 width = COLUMN_TILES * FOLD_COLUMNS, height = ROW_TILES * 16;
     // Routed columns are earlier work's result. Others wait only where they are read: weights are on their way by then.
     const bool is_routed = starts || chosen;
-    if (is_routed) after_earlier_work();
+    if (is_routed) after_earlier_work(turn);
     const u32 matrix = matrix_of_block(starts, order, chosen);
     if (matrix == 0xffffffffu) return;
     const bool is_single = chosen && !starts;
@@ -337,7 +337,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
         };
 #pragma unroll 1
         for (int i = 0; i < STAGES; i++) bring_next();
-        if (!is_routed) after_earlier_work();
+        if (!is_routed) after_earlier_work(turn);
 #pragma unroll 1
         for (u32 item = 0; item < items; item++) {
             u32 at = first;

@@ -28,8 +28,9 @@ KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const u8* weights_1,
                                          float* y, float* y_1, float* y_2, float* y_3, const float* bias, const float* bias_1,
                                          const float* bias_2, const float* bias_3, const u32* starts, const u32* order, u32 rows,
                                          u32 rows_1, u32 rows_2, u32 rows_3, u32 from_1, u32 from_2, u32 from_3, u32 depth, u32 tokens,
-                                         u32 slots, u32 x_width, u32 row_bits, u32 group_bits, u32 sliced) {
-    let_next_start();
+                                         u32 slots, u32 x_width, u32 row_bits, u32 group_bits, u32 sliced,
+                                         u32 beside) {
+    const Turn turn(beside);
     DYNAMIC_SHARED(float, shared);
     __shared__ u64 inputs[COLUMNS];
     // Sums of parts of a pass, and of the one before; then of all parts before.
@@ -75,7 +76,7 @@ KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const u8* weights_1,
     const bool is_listed = starts != 0;
     Weights mine;
     if (!is_listed) mine.bring_all(base, first_of(0), end);
-    after_earlier_work();
+    after_earlier_work(turn);
     const Columns columns = columns_of_tile(blockIdx.z, starts, order, tokens, slots, COLUMNS, blockIdx.y);
     if (columns.first >= columns.count) return;
     const u32 slice = sliced ? blockIdx.z : 0;

@@ -160,9 +160,9 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
                                                const float* bias1, const float* bias2, const u32* starts, const u32* order, u32 rows,
                                                u32 rows1, u32 rows2, u32 from1, u32 from2, u32 depth, u32 tokens, u32 slots,
                                                u32 row_blocks, u32 split, u32 groups, u32 turns, u32 sliced,
-                                               const u32* chosen) {
+                                               const u32* chosen, u32 beside) {
     DYNAMIC_SHARED(uint4, dynamic);
-    let_next_start();
+    const Turn turn(beside);
     const u32 index = blockIdx.y * gridDim.x + blockIdx.x;
     u32 block = index / gridDim.y;
     if (block >= from2) {
@@ -171,7 +171,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
         weights = weights1, y = y1, bias = bias1, rows = rows1, block -= from1;
     }
     const bool is_routed = starts || chosen;
-    if (is_routed) after_earlier_work();
+    if (is_routed) after_earlier_work(turn);
     const u32 matrix = matrix_of_block(starts, order, chosen);
     if (matrix == 0xffffffffu) return;
     const Columns columns = chosen && !starts ? column_of_place(blockIdx.z, slots)
@@ -247,7 +247,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
         codes_feed.next();
         scales_feed.next();
     };
-    if (!is_routed) after_earlier_work();
+    if (!is_routed) after_earlier_work(turn);
 #pragma unroll 1
     for (u32 s = 0; s < STAGES - 1; s++) {
         activations_of(s, ring + s * STAGE_BYTES);

@@ -53,15 +53,15 @@ template <int PIECES> DEVICE void two_heads(const Heads& all, u64 first, u64 cou
 // The norm of each head, with weights, comes first where the queue has joined it, and codes of the result last. `rows` of `heads`. What
 // turns alone, in place, is all that is read and written of a head.
 KERNEL rotate(const float* x, float* y, const float* weight, const float* angles, u32 heads, u32 head_dim, u32 first, u32 pairs, u32 way,
-              float epsilon, u8* codes, uint2* scales, float4* minima, u32 rows) {
+              float epsilon, u8* codes, uint2* scales, float4* minima, u32 rows, u32 beside) {
     DYNAMIC_SHARED(float, shared);
-    let_next_start();
+    const Turn turn(beside);
     const Heads all = {x, y, weight, epsilon, angles, heads, head_dim, first, pairs, way};
     const u32 warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const u64 own = (u64)blockIdx.x * warps + warp, count = (u64)rows * heads;
     float* const numbers = shared + warp * head_dim;
     all.begin();
-    after_earlier_work();
+    after_earlier_work(turn);
     const bool are_fours = !angles || ((way & 1) && first % 4 == 0 && pairs % 2 == 0);
     if (warps > 1 && weight && !codes && are_fours && head_dim % 128 == 0 && head_dim <= 512) {
         if (2 * own >= count) return;

@@ -59,9 +59,11 @@ template <int EACH> DEVICE void head_to_fp4(float* head, float factor, const flo
 
 // x (count, width), of rows of `heads`: by the Hadamard matrix of `width`, a power of two, then to E2M1 in blocks of 32. Up to 256 numbers
 // are a warp's, and may be turned first; more are a block's.
-KERNEL round_hadamard_fp4(float* x, u32 width, float factor, u32 count, const float* angles, u32 heads, u32 first, u32 pairs, u32 way) {
+KERNEL round_hadamard_fp4(float* x, u32 width, float factor, u32 count, const float* angles, u32 heads, u32 first, u32 pairs, u32 way,
+                          u32 beside) {
     __shared__ float numbers[MOST];
-    begin_in_turn();
+    const Turn turn(beside);
+    after_earlier_work(turn);
     const u32 t = threadIdx.x;
     if (width >= 32 && width <= 256) {
         const u64 own = (u64)blockIdx.x * (blockDim.x / 32) + t / 32;

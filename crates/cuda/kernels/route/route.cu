@@ -164,11 +164,12 @@ KERNEL route(const float* logits, const float* bias, const float* factors, u32* 
 // The same of a few tokens, by one block, and the places of each expert, as list_places gives them: a thread an expert.
 KERNEL __launch_bounds__(THREADS) route_few(const float* logits, const float* bias, const float* factors, u32* chosen, float* weights,
                                             u32 experts, u32 slots, u32 score, u32 groups, u32 kept, u32 judged_by, u32 normalise,
-                                            float sum_min, float factor, u32 given, u32* starts, u32* order, u32* columns, u32 tokens) {
+                                            float sum_min, float factor, u32 given, u32* starts, u32* order, u32* columns, u32 tokens,
+                                            u32 beside) {
     DYNAMIC_SHARED(float, scores);
-    let_next_start();
+    const Turn turn(beside);
     if (bias && threadIdx.x * 32 < experts) prefetch(bias + threadIdx.x * 32);
-    after_earlier_work();
+    after_earlier_work(turn);
     const Routing routing = {bias, factors, experts, slots, score, groups, kept, judged_by, normalise, sum_min, factor, given};
     const u32 token = threadIdx.x / 32, places = tokens * slots;
 #pragma unroll 4

@@ -15,6 +15,16 @@ pub(crate) enum Arg<'a> {
 }
 
 impl Arg<'_> {
+    /// The bytes of the card's memory that a kernel gets with it, from the first to behind the last.
+    pub(super) fn bytes(self) -> Option<[u64; 2]> {
+        let from = |memory: &Memory, at: usize| [memory.pointer + at as u64, memory.pointer + memory.bytes as u64];
+        match self {
+            Arg::Memory(memory) => Some(from(memory, 0)),
+            Arg::From(memory, at) => Some(from(memory, at)),
+            _ => None,
+        }
+    }
+
     /// Writes the value; gives its size.
     pub(super) fn put(self, out: &mut [u8; 8]) -> usize {
         let small = |v: usize| u32::try_from(v).expect("counts of a launch fit into 32 bits").to_le_bytes();

@@ -1,6 +1,6 @@
 //! The card's memory: of steps, from a pool and back to it, and what stays.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use cudarc::driver::{result, sys};
 use tessera_ops::Error;
@@ -9,6 +9,11 @@ use super::{Gpu, lock, words};
 
 /// Memory is taken in multiples of this.
 const GRAIN: usize = 512;
+
+/// What was given back is not given out again for so many launches, so that it stands between none that could run at once
+/// (`queue/order.rs`). Larger runs are, for they are many rows', and memory is full sooner.
+const RESTING_LAUNCHES: u64 = 16;
+const RESTING_BYTES_MAX: usize = 1 << 20;
 
 /// What fills memory under audit: as f32, a NaN.
 const POISON: u8 = 0xff;
@@ -22,6 +27,14 @@ pub(crate) struct Memory {
     is_pooled: bool,
 }
 
+/// Memory of steps that nobody has.
+#[derive(Clone, Copy)]
+pub(super) struct Free {
+    pointer: sys::CUdeviceptr,
+    /// How many launches there were when it was given back.
+    since: u64,
+}
+
 impl Gpu {
     /// Under audit memory is as long as what it holds, so that a tool which watches accesses sees every one behind the end.
     fn grain(&self) -> usize {
@@ -31,7 +44,7 @@ impl Gpu {
     /// Memory of a step: from the pool, and back to it. Its contents are anything; under audit, NaN.
     pub(crate) fn take(self: &Arc<Gpu>, bytes: usize) -> Memory {
         let bytes = bytes.max(1).next_multiple_of(self.grain());
-        let free = lock(&self.free).get_mut(&bytes).and_then(Vec::pop);
+        let free = self.free_memory(bytes);
         let pointer = free.map_or_else(|| self.allocate(bytes), Ok).unwrap_or_else(|error| {
             let reason = if is_full(error) { format!("no room for {bytes} bytes") } else { words(error) };
             self.fail("take memory of a step", reason);
@@ -42,6 +55,22 @@ impl Gpu {
             self.fill(&memory, POISON);
         }
         memory
+    }
+
+    /// Memory of the pool, always the first in the card's memory, so that a step which comes again has the same.
+    fn free_memory(&self, bytes: usize) -> Option<sys::CUdeviceptr> {
+        let launches = self.launches.load(Ordering::Relaxed);
+        let mut free = lock(&self.free);
+        let all = free.get_mut(&bytes)?;
+        let has_rested = |f: &Free| bytes > RESTING_BYTES_MAX || launches - f.since >= RESTING_LAUNCHES;
+        let rested = all.iter().enumerate().filter(|(_, f)| has_rested(f));
+        let (first, _) = rested.min_by_key(|(_, f)| f.pointer)?;
+        Some(all.swap_remove(first).pointer)
+    }
+
+    /// The host has waited for the card: all that was given back has rested.
+    pub(super) fn wake_pool(&self) {
+        self.launches.fetch_add(RESTING_LAUNCHES, Ordering::Relaxed);
     }
 
     /// Memory that stays: weights, caches. Under audit, NaN; else zeros.
@@ -67,9 +96,9 @@ impl Gpu {
 
     pub(super) fn empty_pool(&self) {
         self.flush();
-        for pointer in lock(&self.free).drain().flat_map(|(_, pointers)| pointers) {
+        for free in lock(&self.free).drain().flat_map(|(_, free)| free) {
             // SAFETY: nothing else names the pool's memory, and the driver waits for work that uses it.
-            let _ = unsafe { result::free_sync(pointer) };
+            let _ = unsafe { result::free_sync(free.pointer) };
         }
     }
 
@@ -95,7 +124,8 @@ impl Drop for Memory {
             return;
         }
         if self.is_pooled {
-            return lock(&self.gpu.free).entry(self.bytes).or_default().push(self.pointer);
+            let free = Free { pointer: self.pointer, since: self.gpu.launches.load(Ordering::Relaxed) };
+            return lock(&self.gpu.free).entry(self.bytes).or_default().push(free);
         }
         self.gpu.flush();
         // SAFETY: this owns the memory, and the driver waits for work that uses it.

@@ -10,7 +10,7 @@ use crate::{
     queue::{ARGS_MAX, Call, Queue, Sending},
 };
 
-/// The variable that says how kernels are launched: `graphs`, `apart`, `single` or `serial`.
+/// The variable that says how kernels are launched: `graphs`, `apart`, `alone`, `single` or `serial`.
 const LAUNCHES_VARIABLE: &str = "TESSERA_CUDA_LAUNCHES";
 
 /// How kernels are launched, for measurements. No bit depends on it.
@@ -21,6 +21,8 @@ pub(crate) enum Launching {
     Graphs,
     /// The same, but neighbours never become one.
     Apart,
+    /// As graphs, but none beside another.
+    Alone,
     /// Without graphs.
     Single,
     /// Without graphs, and each starts when the one before it has ended.
@@ -28,11 +30,22 @@ pub(crate) enum Launching {
 }
 
 impl Launching {
+    /// Whether runs that come again are sent as graphs.
+    fn has_graphs(self) -> bool {
+        matches!(self, Launching::Graphs | Launching::Apart | Launching::Alone)
+    }
+
+    /// Whether launches run beside each other, where the card has them started early.
+    fn has_pairs(self) -> bool {
+        matches!(self, Launching::Graphs | Launching::Apart | Launching::Single)
+    }
+
     /// What the environment asks for.
     pub(super) fn from_environment() -> Result<Launching, OpenError> {
         match std::env::var(LAUNCHES_VARIABLE).as_deref() {
             Err(_) | Ok("graphs") => Ok(Launching::Graphs),
             Ok("apart") => Ok(Launching::Apart),
+            Ok("alone") => Ok(Launching::Alone),
             Ok("single") => Ok(Launching::Single),
             Ok("serial") => Ok(Launching::Serial),
             Ok(other) => Err(OpenError::Launches { value: other.to_owned() }),
@@ -44,6 +57,7 @@ impl Launching {
 #[derive(Debug, Default)]
 pub(super) struct Sent {
     launches: AtomicU64,
+    beside: AtomicU64,
     graphs: AtomicU64,
 }
 
@@ -52,13 +66,16 @@ pub(super) struct Sent {
 pub struct Counts {
     /// Kernels.
     pub launches: u64,
+    /// Those of them that ran beside another.
+    pub beside: u64,
     /// Graphs.
     pub graphs: u64,
 }
 
 impl Sent {
-    fn count(&self, launches: usize, graphs: u64) {
+    fn count(&self, launches: usize, beside: usize, graphs: u64) {
         self.launches.fetch_add(launches as u64, Ordering::Relaxed);
+        self.beside.fetch_add(beside as u64, Ordering::Relaxed);
         self.graphs.fetch_add(graphs, Ordering::Relaxed);
     }
 }
@@ -74,24 +91,26 @@ impl Gpu {
         self.bind();
         if let Some(timing) = &mut *lock(&self.timing) {
             let (calls, marks) = queue.take_marked(but_last);
-            self.sent.count(calls.len(), 0);
+            self.sent.count(calls.len(), 0, 0);
             return self.send_timed(&calls, &marks, timing);
         }
-        match queue.take(matches!(self.launching, Launching::Graphs | Launching::Apart), but_last) {
+        let beside = |calls: &[Call]| calls.iter().filter(|call| call.is_beside()).count();
+        let in_pairs = self.can_start_early && self.launching.has_pairs();
+        match queue.take(self.launching.has_graphs(), in_pairs, but_last) {
             Sending::Nothing => {}
             Sending::Calls(calls) => {
-                self.sent.count(calls.len(), 0);
+                self.sent.count(calls.len(), beside(&calls), 0);
                 calls.iter().for_each(|call| self.enqueue(call, self.can_start_early));
             }
             Sending::New(key, calls) => {
                 if let Some(graph) = self.captured(&calls) {
-                    self.sent.count(calls.len(), 1);
+                    self.sent.count(calls.len(), beside(&calls), 1);
                     self.run_graph(graph);
-                    queue.keep(key, graph);
+                    queue.keep(key, graph, beside(&calls));
                 }
             }
-            Sending::Graph(graph, launches) => {
-                self.sent.count(launches, 1);
+            Sending::Graph(graph, launches, beside) => {
+                self.sent.count(launches, beside, 1);
                 self.run_graph(graph);
             }
         }
@@ -100,8 +119,9 @@ impl Gpu {
 
     /// What was sent so far.
     pub(crate) fn counts(&self) -> Counts {
-        let [launches, graphs] = [&self.sent.launches, &self.sent.graphs].map(|n| n.load(Ordering::Relaxed));
-        Counts { launches, graphs }
+        let [launches, beside, graphs] =
+            [&self.sent.launches, &self.sent.beside, &self.sent.graphs].map(|n| n.load(Ordering::Relaxed));
+        Counts { launches, beside, graphs }
     }
 
     /// Enqueues a launch, which may start early if `early` and if its kernel waits by itself.

@@ -93,6 +93,8 @@ pub(super) fn arrived(calls: &[Call], find: &dyn Fn(Module) -> Option<sys::CUfun
         shared_bytes: 0,
         args: std::array::from_fn(|i| args.get(i).copied().unwrap_or(0)),
         count: args.len(),
+        touched: vec![],
+        beside: None,
     };
     Some((call, all.count))
 }

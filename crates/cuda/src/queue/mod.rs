@@ -1,7 +1,8 @@
 //! Launches on their way to the card: a few are held back, so that neighbours can become one, and so that a run of launches that comes
 //! again is sent as one graph.
 //!
-//! Nothing is reordered. Whatever else goes to the stream, or frees memory, sends the held launches first.
+//! Nothing is reordered but what may run at once (`order.rs`). Whatever else goes to the stream, or frees memory, sends the held launches
+//! first.
 
 use cudarc::driver::sys;
 
@@ -13,7 +14,10 @@ use crate::{
 
 mod heads;
 mod latent;
+mod order;
 mod streams;
+
+pub(crate) use order::Touch;
 
 /// Launches that are held back at most, right after the host waited for the card, which has nothing to do then; and at most at all.
 /// In between the number doubles with each sending.
@@ -41,6 +45,10 @@ pub(crate) struct Call {
     /// The bits of its parameters, from the lowest byte on.
     pub(crate) args: [u64; ARGS_MAX],
     pub(crate) count: usize,
+    /// The memory that it is called with.
+    pub(crate) touched: Vec<Touch>,
+    /// The parameter that tells it who runs beside it, if it has one.
+    pub(crate) beside: Option<usize>,
 }
 
 /// What is held back, and graphs of what was sent before.
@@ -68,7 +76,8 @@ impl Default for Queue {
 /// A run of launches that was sent before.
 struct Known {
     calls: Vec<Call>,
-    graph: Option<sys::CUgraphExec>,
+    /// And how many of its launches run beside others.
+    graph: Option<(sys::CUgraphExec, usize)>,
 }
 
 /// What to do with a run of launches.
@@ -78,22 +87,27 @@ pub(crate) enum Sending {
     Calls(Vec<Call>),
     /// As a graph, which the caller makes of them and tells by [`Queue::keep`].
     New(u64, Vec<Call>),
-    /// As one that there is, of so many launches.
-    Graph(sys::CUgraphExec, usize),
+    /// As one that there is, of so many launches, and so many that run beside others.
+    Graph(sys::CUgraphExec, usize, usize),
 }
 
 impl Queue {
     /// Holds a launch back, or makes it one with the last; whether it is time to send. `find` gives the function of a module, where the
     /// card runs it.
     pub(crate) fn push(&mut self, call: Call, find: &dyn Fn(Module) -> Option<sys::CUfunction>) -> bool {
-        match self.held.last_mut().and_then(|last| joined(last, &call)) {
-            Some(both) => *self.held.last_mut().expect("there is a last one") = both,
+        match self.held.last_mut().and_then(|last| Some((joined(last, &call)?, last))) {
+            Some((mut both, last)) => {
+                both.touched = touched_by([&*last, &call]);
+                *last = both;
+            }
             None => self.held.push(call),
         }
         // Where stages are timed, what belongs to several stays apart.
         let last = &self.held[self.marked()..];
-        if let Some((all, count)) = streams::connected(last, find).or_else(|| latent::arrived(last, find)) {
-            self.held.truncate(self.held.len() - count);
+        if let Some((mut all, count)) = streams::connected(last, find).or_else(|| latent::arrived(last, find)) {
+            let first = self.held.len() - count;
+            all.touched = touched_by(&self.held[first..]);
+            self.held.truncate(first);
             self.held.push(all);
         }
         self.held.len() > self.held_max
@@ -138,44 +152,45 @@ impl Queue {
     }
 
     /// Takes what is held back, but for the last launches if `but_last`, which may become one with the next. What comes for the second
-    /// time becomes a graph.
-    pub(crate) fn take(&mut self, with_graphs: bool, but_last: bool) -> Sending {
+    /// time becomes a graph. Launches run beside each other where `in_pairs`.
+    pub(crate) fn take(&mut self, with_graphs: bool, in_pairs: bool, but_last: bool) -> Sending {
         let calls = self.sent(but_last);
+        let arranged = |calls| if in_pairs { order::paired(calls) } else { calls };
         if calls.is_empty() {
             return Sending::Nothing;
         }
         self.held_max = (2 * self.held_max).min(HELD_MAX);
         if calls.len() < GRAPH_CALLS_MIN || !with_graphs {
-            return Sending::Calls(calls);
+            return Sending::Calls(arranged(calls));
         }
         let key = calls.iter().fold(0, |hash, call| call.hash(hash));
         match self.graphs.get(&key) {
             Some(Known { calls: known, graph }) if *known == calls => match graph {
-                Some(graph) => Sending::Graph(*graph, calls.len()),
-                None => Sending::New(key, calls),
+                Some((graph, beside)) => Sending::Graph(*graph, calls.len(), *beside),
+                None => Sending::New(key, arranged(calls)),
             },
             _ => {
                 if self.graphs.len() >= KNOWN_MAX {
                     self.forget();
                 }
                 let before = self.graphs.insert(key, Known { calls: calls.clone(), graph: None });
-                self.gone.extend(before.and_then(|known| known.graph));
-                Sending::Calls(calls)
+                self.gone.extend(before.and_then(|known| known.graph).map(|(graph, _)| graph));
+                Sending::Calls(arranged(calls))
             }
         }
     }
 
-    /// Keeps the graph of a run.
-    pub(crate) fn keep(&mut self, key: u64, graph: sys::CUgraphExec) {
+    /// Keeps the graph of a run, of whose launches so many run beside others.
+    pub(crate) fn keep(&mut self, key: u64, graph: sys::CUgraphExec, beside: usize) {
         match self.graphs.get_mut(&key) {
-            Some(known) => known.graph = Some(graph),
+            Some(known) => known.graph = Some((graph, beside)),
             None => self.gone.push(graph),
         }
     }
 
     /// Forgets all runs.
     pub(crate) fn forget(&mut self) {
-        self.gone.extend(self.graphs.drain().filter_map(|(_, known)| known.graph));
+        self.gone.extend(self.graphs.drain().filter_map(|(_, known)| Some(known.graph?.0)));
     }
 
     /// Graphs that are to be let go of.
@@ -190,6 +205,17 @@ impl Call {
         let words = words.chain(self.grid.map(u64::from)).chain(self.args[..self.count].iter().copied());
         words.fold(hash, Quick::with)
     }
+}
+
+/// All that launches touch.
+fn touched_by<'a>(calls: impl IntoIterator<Item = &'a Call>) -> Vec<Touch> {
+    let mut all: Vec<Touch> = vec![];
+    for touch in calls.into_iter().flat_map(|call| &call.touched) {
+        if !all.contains(touch) {
+            all.push(*touch);
+        }
+    }
+    all
 }
 
 /// Two neighbours as one launch, where there is one that does the same.

@@ -199,6 +199,8 @@ pub(super) fn connected(calls: &[Call], find: &dyn Fn(Module) -> Option<sys::CUf
         shared_bytes: shared_bytes as u32,
         args,
         count: count_of_args,
+        touched: vec![],
+        beside: None,
     };
     Some((call, PATTERN.len() - usize::from(before.is_none())))
 }

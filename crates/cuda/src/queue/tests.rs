@@ -17,7 +17,7 @@ fn call(module: Module, entry: &'static str, grid: u32, args: &[u64]) -> Call {
     let mut all = [0; ARGS_MAX];
     all[..args.len()].copy_from_slice(args);
     let function = std::ptr::dangling_mut();
-    Call { module, entry, function, grid: [grid, 1, 1], threads: 256, shared_bytes: 0, args: all, count: args.len() }
+    Call { module, entry, function, grid: [grid, 1, 1], threads: 256, shared_bytes: 0, args: all, count: args.len(), touched: vec![], beside: None }
 }
 
 fn product(weights: u64, x: u64, y: u64, blocks: u32) -> Call {
@@ -121,14 +121,14 @@ fn what_comes_again_becomes_a_graph() {
     let mut queue = Queue::default();
     let run = |queue: &mut Queue, y: u64| {
         assert!(!(0..8).any(|i| queue.push(call(Module::Quantize, "quantize", 1, &[y + i]), &NONE)));
-        queue.take(true, false)
+        queue.take(true, false, false)
     };
     assert!(matches!(run(&mut queue, 100), Sending::Calls(c) if c.len() == 8));
     let Sending::New(key, _) = run(&mut queue, 100) else { panic!("the second time") };
-    queue.keep(key, std::ptr::dangling_mut());
-    assert!(matches!(run(&mut queue, 100), Sending::Graph(_, 8)));
+    queue.keep(key, std::ptr::dangling_mut(), 3);
+    assert!(matches!(run(&mut queue, 100), Sending::Graph(_, 8, 3)));
     assert!(matches!(run(&mut queue, 200), Sending::Calls(_)));
-    assert!(matches!(queue.take(true, false), Sending::Nothing));
+    assert!(matches!(queue.take(true, false, false), Sending::Nothing));
     assert!(queue.gone().is_empty());
     for y in 0..2 * KNOWN_MAX as u64 {
         run(&mut queue, 1000 + 100 * y);
@@ -312,7 +312,7 @@ fn what_may_become_one_is_kept_back() {
         for (i, call) in connection().into_iter().enumerate() {
             queue.push(call, &|_| Some(std::ptr::dangling_mut()));
             if i + 1 == sent {
-                assert!(matches!(queue.take(true, true), Sending::Nothing), "nothing can be sent yet");
+                assert!(matches!(queue.take(true, false, true), Sending::Nothing), "nothing can be sent yet");
             }
         }
         assert_eq!(queue.held.len(), 1);

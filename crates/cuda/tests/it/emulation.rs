@@ -5,9 +5,9 @@ use crate::stand_in::{NUMBERS, Way, run};
 /// The body of a kernel with 64 threads, dynamic shared memory of 256 bytes and some of fixed size.
 fn kernel(body: &str) -> String {
     format!(
-        "KERNEL __launch_bounds__(64) test(float* x, u32 count) {{\n\
+        "KERNEL __launch_bounds__(64) test(float* x, u32 count, u32 launch) {{\n\
          __shared__ float fixed[64]; DYNAMIC_SHARED(float, dynamic); const u32 t = threadIdx.x, lane = t % 32;\n\
-         (void)fixed; (void)dynamic; (void)lane;\n{body}\n}}"
+         (void)fixed; (void)dynamic; (void)lane; (void)launch;\n{body}\n}}"
     )
 }
 
@@ -156,10 +156,12 @@ fn what_the_machine_lacks_is_an_error_of_the_compiler() {
 /// and a barrier behind.
 #[test]
 fn early_starts_are_held_to_their_wait() {
-    let wants = |body: &str| run(&kernel(body), 1, Way::Early);
+    let wants = |body: &str| run(&kernel(body), 1, Way::EarlyBehind(1));
     let told = wants("if (t < count) x[t] = 2.0f;").unwrap_err();
     assert!(told.contains("writes 4 bytes") && told.contains("which earlier work may still use"), "{told}");
     assert!(wants("if (t == 0) after_earlier_work(); if (t == 33) x[t] = 2.0f;").is_err());
+    let told = wants("if (count == 0) x[t] = 2.0f;").unwrap_err();
+    assert!(told.contains("ends without a wait"), "{told}");
     let sound = [
         "begin_in_turn(); if (t < count) x[t] = 2.0f;",
         "if (t == 9) begin_in_turn(); __syncthreads(); if (t < count) x[t] = 2.0f;",
@@ -168,8 +170,39 @@ fn early_starts_are_held_to_their_wait() {
         assert_eq!(wants(body), Ok(vec![2.0; NUMBERS]), "{body}");
     }
     // What no kernel has written may be read at any time.
-    let weights = wants("float v = t < count ? x[t] : 0.0f; begin_in_turn(); if (t < count) x[t] = v + 1.0f;");
-    assert_eq!(weights, Ok((1..=NUMBERS).map(|i| i as f32).collect()));
+    let weights = "float v = t < count ? x[t] : 0.0f; begin_in_turn(); if (t < count) x[t] = v + 1.0f;";
+    assert_eq!(run(&kernel(weights), 1, Way::Early), Ok((1..=NUMBERS).map(|i| i as f32).collect()));
+    assert!(wants(weights).is_err());
+}
+
+/// Launch by launch, by its number: it may touch before its wait what all have left that its start stands behind.
+#[test]
+fn launches_run_beside_each_other() {
+    let run = |first: &str, second: &str, third: &str| {
+        let bodies = [first, second, third].into_iter().enumerate();
+        let body: String = bodies.map(|(i, body)| format!("if (launch == {i}) {{ {body} }}\n")).collect();
+        run(&kernel(&format!("const bool is_here = t < 8;\n{body}")), 1, Way::EarlyBehind(2))
+    };
+    let plain = "begin_in_turn(); if (is_here) x[t] = 5.0f;";
+    let late = "after_earlier_work(); let_next_start(); if (is_here) x[8 + t] = x[t] + 1.0f;";
+    let early = "let_next_start(); after_earlier_work(); if (is_here) x[8 + t] = x[t] + 1.0f;";
+    // It all is one allocation, so the second launch of these touches none of it.
+    let (idle_late, idle_early) = ("after_earlier_work(); let_next_start();", "begin_in_turn();");
+    let beside = "let_next_start(); read_anew(); if (is_here) x[16 + t] = x[t] + 2.0f; after_earlier_work();";
+    let blind = "let_next_start(); if (is_here) x[16 + t] = x[t] + 2.0f; after_earlier_work();";
+    let seen = run(plain, idle_late, beside).unwrap();
+    assert_eq!((seen[3], seen[19]), (5.0, 7.0));
+    for (second, third, why) in [
+        (idle_early, beside, "the second lets the third start before its own wait"),
+        (late, beside, "the second writes what the third reads"),
+        ("after_earlier_work(); let_next_start(); if (is_here && x[t] > 9.0f) x[t] = 1.0f;", beside, "the third writes what the second reads"),
+        (idle_late, blind, "the third may see what was read of the place before"),
+    ] {
+        let told = run(plain, second, third).expect_err(why);
+        assert!(told.contains("which earlier work may still use"), "{why}: {told}");
+    }
+    let turned = run(plain, early, "begin_in_turn(); if (is_here) x[16 + t] = x[8 + t];").unwrap();
+    assert_eq!(turned[16], 6.0);
 }
 
 #[test]

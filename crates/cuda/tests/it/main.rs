@@ -1,6 +1,7 @@
 //! Tests from the outside.
 
 mod arrived;
+mod beside;
 mod best;
 mod card;
 mod connected;

@@ -92,6 +92,8 @@ pub(super) enum Way {
     InTurn,
     /// It may start before that is done.
     Early,
+    /// So many do, one behind another, behind one that does not.
+    EarlyBehind(u32),
     /// Captured, and run twice as a graph.
     Graph,
 }
@@ -171,7 +173,8 @@ impl Card {
     }
 }
 
-/// Launches `test(float* x, u32 count)` on `blocks` blocks over an array of 0, 1, 2 … and gives the array, or the driver's words.
+/// Launches `test(float* x, u32 count, u32 launch)` on `blocks` blocks over an array of 0, 1, 2 … and gives the array, or the driver's
+/// words. The last parameter is the number of the launch.
 pub(super) fn run(text: &str, blocks: c_uint, way: Way) -> Result<Vec<f32>, String> {
     type Copy = unsafe extern "C" fn(u64, *const f32, usize) -> c_int;
     // There is one card, and one name for its compiler.
@@ -194,9 +197,17 @@ pub(super) fn run(text: &str, blocks: c_uint, way: Way) -> Result<Vec<f32>, Stri
         })?;
         card.ask::<unsafe extern "C" fn(*mut u64, usize) -> c_int>("cuMemAlloc_v2", |f| f(&mut memory, bytes))?;
         card.ask::<Copy>("cuMemcpyHtoD_v2", |f| f(memory, numbers.as_ptr(), bytes))?;
-        let (mut address, mut count) = (memory, NUMBERS as u32);
-        let mut values: [Handle; 2] = [(&raw mut address).cast(), (&raw mut count).cast()];
-        let done = card.launch(function, blocks, &mut values, way).and_then(|()| {
+        let ways = match way {
+            Way::EarlyBehind(count) => [&[Way::InTurn][..], &vec![Way::Early; count as usize]].concat(),
+            one => vec![one],
+        };
+        let launched = (0u32..).zip(ways).try_for_each(|(mut launch, way)| {
+            let (mut address, mut count) = (memory, NUMBERS as u32);
+            let mut values: [Handle; 3] =
+                [(&raw mut address).cast(), (&raw mut count).cast(), (&raw mut launch).cast()];
+            card.launch(function, blocks, &mut values, way)
+        });
+        let done = launched.and_then(|()| {
             card.ask::<unsafe extern "C" fn(*mut f32, u64, usize) -> c_int>("cuMemcpyDtoH_v2", |f| {
                 f(numbers.as_mut_ptr(), memory, bytes)
             })

@@ -1,0 +1,156 @@
+//! Launches beside each other, where kernels start early: of two that have nothing to do with each other the second does not wait for the
+//! first (`kernels/turn.cuh`).
+//!
+//! What a launch touches is the memory that it was called with; what it writes, its source says: parameters that are no pointers to what
+//! is `const`. So a launch may go before others that it shares nothing with but what all of them read, and two such may run at once. That
+//! is all that is reordered, and no bit changes. Memory of steps is given out again: what is new in a place waits for what was there.
+
+use super::Call;
+
+/// Launches that another is looked for among, to run beside one.
+const AHEAD_MAX: usize = 8;
+
+/// Bits of the parameter that tells a launch who runs beside it, as `kernels/turn.cuh` has them.
+const BESIDE: u64 = 1;
+const NEXT_BESIDE: u64 = 2;
+
+/// A run of the card's memory that a launch reads or writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Touch {
+    /// Its first byte, and the one behind its last.
+    pub(crate) bytes: [u64; 2],
+    pub(crate) writes: bool,
+}
+
+impl Touch {
+    fn meets(&self, other: &Touch) -> bool {
+        (self.writes || other.writes) && self.bytes[0] < other.bytes[1] && other.bytes[0] < self.bytes[1]
+    }
+}
+
+impl Call {
+    /// Whether it runs beside the one before it.
+    pub(crate) fn is_beside(&self) -> bool {
+        self.beside.is_some_and(|place| self.args[place] == BESIDE)
+    }
+}
+
+/// Whether neither writes what the other touches.
+fn are_apart(a: &Call, b: &Call) -> bool {
+    !a.touched.iter().any(|t| b.touched.iter().any(|other| t.meets(other)))
+}
+
+/// The same launches, those that may run at once in pairs of neighbours that know of each other.
+pub(super) fn paired(mut calls: Vec<Call>) -> Vec<Call> {
+    let mut at = 0;
+    while at < calls.len() {
+        let Some(second) = beside(&calls[at..]) else {
+            at += 1;
+            continue;
+        };
+        calls[at + 1..=at + second].rotate_right(1);
+        // The first one's blocks are all there before the second's come: the smaller goes first, and leaves room.
+        if work(&calls[at + 1]) < work(&calls[at]) {
+            calls.swap(at, at + 1);
+        }
+        for (call, bit) in calls[at..at + 2].iter_mut().zip([NEXT_BESIDE, BESIDE]) {
+            let place = call.beside.expect("a launch that can run beside another");
+            call.args[place] = bit;
+        }
+        at += 2;
+    }
+    calls
+}
+
+/// The next launch that can go before all others but the first, and run beside that.
+fn beside(calls: &[Call]) -> Option<usize> {
+    calls[0].beside?;
+    let last = AHEAD_MAX.min(calls.len() - 1);
+    (1..=last).find(|i| calls[*i].beside.is_some() && calls[..*i].iter().all(|before| are_apart(before, &calls[*i])))
+}
+
+/// Threads of a launch.
+fn work(call: &Call) -> u64 {
+    call.grid.map(u64::from).iter().product::<u64>() * u64::from(call.threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::ARGS_MAX, *};
+    use crate::kernels::Module;
+
+    /// The place of the word of these launches.
+    const WORD: usize = 3;
+
+    /// A launch of so many blocks that reads and writes hundreds of bytes, by number.
+    fn call(entry: &'static str, blocks: u32, reads: &[u64], writes: &[u64]) -> Call {
+        let touch = |writes: bool| move |i: &u64| Touch { bytes: [100 * i, 100 * i + 100], writes };
+        Call {
+            module: Module::Quantize,
+            entry,
+            function: std::ptr::dangling_mut(),
+            grid: [blocks, 1, 1],
+            threads: 128,
+            shared_bytes: 0,
+            args: [0; ARGS_MAX],
+            count: WORD + 1,
+            touched: reads.iter().map(touch(false)).chain(writes.iter().map(touch(true))).collect(),
+            beside: Some(WORD),
+        }
+    }
+
+    /// The launches' names and words.
+    fn told(calls: Vec<Call>) -> Vec<(&'static str, u64)> {
+        paired(calls).iter().map(|call| (call.entry, call.args[WORD])).collect()
+    }
+
+    #[test]
+    fn two_ways_go_side_by_side() {
+        // A shared expert, and a router with the experts that it chooses, of one input.
+        let layer = vec![
+            call("shared", 64, &[1], &[2]),
+            call("gate", 2, &[2], &[3]),
+            call("shared down", 99, &[3], &[4]),
+            call("scores", 8, &[1], &[5]),
+            call("route", 1, &[5], &[6]),
+            call("experts", 50, &[1, 6], &[7]),
+            call("experts down", 60, &[7, 6], &[8]),
+            call("sum", 1, &[4, 8], &[9]),
+        ];
+        let (first, second) = (NEXT_BESIDE, BESIDE);
+        let expected = [
+            ("scores", first),
+            ("shared", second),
+            ("route", first),
+            ("gate", second),
+            ("experts", first),
+            ("shared down", second),
+            ("experts down", 0),
+            ("sum", 0),
+        ];
+        assert_eq!(told(layer), expected);
+    }
+
+    #[test]
+    fn what_shares_memory_keeps_its_order() {
+        let first = || call("first", 1, &[1], &[2]);
+        let apart = call("second", 1, &[1], &[3]);
+        assert_eq!(told(vec![first(), apart.clone()]), [("first", NEXT_BESIDE), ("second", BESIDE)]);
+        for (second, why) in [
+            (call("second", 1, &[2], &[3]), "reads what is written"),
+            (call("second", 1, &[3], &[2]), "writes the same"),
+            (call("second", 1, &[3], &[1]), "writes what is read"),
+            (Call { beside: None, ..apart.clone() }, "knows of nobody"),
+        ] {
+            assert_eq!(told(vec![first(), second]), [("first", 0), ("second", 0)], "{why}");
+        }
+        // What lies between needs what the first of the two has written, or is in the way of the second.
+        let between = |touch: u64| call("between", 1, &[2], &[touch]);
+        let order = |touch: u64| told(vec![first(), between(touch), apart.clone()]).iter().map(|t| t.0).collect::<Vec<_>>();
+        assert_eq!(order(4), ["first", "second", "between"]);
+        assert_eq!(order(1), ["first", "between", "second"]);
+        assert_eq!(order(3), ["first", "between", "second"]);
+        let partly = Touch { bytes: [250, 251], writes: true };
+        assert!(!are_apart(&first(), &Call { touched: vec![partly], ..first() }), "a byte of what is written");
+    }
+}
