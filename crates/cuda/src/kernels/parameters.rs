@@ -23,6 +23,7 @@ impl Module {
         let heads = source.split("\nKERNEL").skip(1).filter_map(|text| text.split_once('{')).map(|(head, _)| head);
         let own = heads.filter_map(|head| head.split_once(&format!("{entry}("))).find(|(before, _)| is_end(before));
         let Some((_, list)) = own else { return vec![] };
+        let list: String = list.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code)).collect();
         list.trim_end().trim_end_matches(')').split(',').map(parameter).collect()
     }
 }
@@ -54,6 +55,9 @@ mod tests {
         assert_eq!(Module::Elementwise.parameters("add"), [Written, Read, Read]);
         assert_eq!(Module::Elementwise.parameters("spin"), [Read]);
         assert_eq!(Module::Elementwise.parameters("ate"), []);
+        // With comments between them.
+        let arrive = Module::Arrive.parameters("arrive");
+        assert_eq!((arrive.len(), arrive.iter().filter(|p| **p == Written).count()), (53, 10));
         for module in Module::all() {
             for entry in module.entries() {
                 let parameters = module.parameters(entry);
