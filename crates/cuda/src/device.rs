@@ -122,6 +122,11 @@ impl CudaDevice {
         self.gpu.wait()
     }
 
+    /// From now on launches that share nothing run at once, on cards that start kernels early. No bit depends on it.
+    pub fn run_in_pairs(&self) {
+        self.gpu.run_in_pairs();
+    }
+
     /// Kernels launched so far.
     pub fn counts(&self) -> Counts {
         self.gpu.counts()

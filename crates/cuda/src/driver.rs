@@ -11,7 +11,7 @@ use std::{
     fmt::Display,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
 };
@@ -40,8 +40,8 @@ mod timeline;
 mod timing;
 
 pub(crate) use args::Arg;
-pub(crate) use memory::Memory;
 use memory::Free;
+pub(crate) use memory::Memory;
 pub use sending::Counts;
 pub(crate) use sending::Launching;
 use sending::Sent;
@@ -68,6 +68,8 @@ pub(crate) struct Gpu {
     failure: Mutex<Option<String>>,
     queue: Mutex<Queue>,
     launching: Launching,
+    /// Whether launches that share nothing run at once.
+    in_pairs: AtomicBool,
     /// Whether the card has kernels that wait by themselves started before those ahead of them have ended.
     can_start_early: bool,
     sent: Sent,
@@ -170,6 +172,7 @@ impl Gpu {
             failure,
             queue,
             launching,
+            in_pairs: AtomicBool::new(launching == Launching::Beside),
             can_start_early: major >= 9,
             sent,
             timing,

@@ -97,7 +97,8 @@ ENTRY cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsi
 
 ENTRY cuLaunchKernelEx(const LaunchConfig* config, void* function, void** values, void**) {
     const auto &g = config->grid, &b = config->block;
-    Launch launch = {static_cast<Function*>(function), {g[0], g[1], g[2]}, {b[0], b[1], b[2]}, config->shared, values, 0, false, 0, nullptr};
+    auto* kernel = static_cast<Function*>(function);
+    Launch launch = {kernel, {g[0], g[1], g[2]}, {b[0], b[1], b[2]}, config->shared, values, 0, false, 0, nullptr};
     for (unsigned i = 0; i < config->attribute_count; i++) {
         const LaunchAttribute& attribute = config->attributes[i];
         if (attribute.id == programmatic_serialization) {

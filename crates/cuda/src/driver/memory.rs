@@ -10,8 +10,8 @@ use super::{Gpu, lock, words};
 /// Memory is taken in multiples of this.
 const GRAIN: usize = 512;
 
-/// What was given back is not given out again for so many launches, so that it stands between none that could run at once
-/// (`queue/order.rs`). Larger runs are, for they are many rows', and memory is full sooner.
+/// Where launches run at once (`queue/order.rs`), what was given back is not given out again for so many of them, so that it stands between
+/// none that could. Larger runs are, for they are many rows', and memory is full sooner.
 const RESTING_LAUNCHES: u64 = 16;
 const RESTING_BYTES_MAX: usize = 1 << 20;
 
@@ -57,11 +57,15 @@ impl Gpu {
         memory
     }
 
-    /// Memory of the pool, always the first in the card's memory, so that a step which comes again has the same.
+    /// Memory of the pool: what came back last; or, of what has rested, the first in the card's memory, so that a step which comes again
+    /// has the same.
     fn free_memory(&self, bytes: usize) -> Option<sys::CUdeviceptr> {
         let launches = self.launches.load(Ordering::Relaxed);
         let mut free = lock(&self.free);
         let all = free.get_mut(&bytes)?;
+        if !self.has_pairs() {
+            return Some(all.pop()?.pointer);
+        }
         let has_rested = |f: &Free| bytes > RESTING_BYTES_MAX || launches - f.since >= RESTING_LAUNCHES;
         let rested = all.iter().enumerate().filter(|(_, f)| has_rested(f));
         let (first, _) = rested.min_by_key(|(_, f)| f.pointer)?;

@@ -10,7 +10,7 @@ use crate::{
     queue::{ARGS_MAX, Call, Queue, Sending},
 };
 
-/// The variable that says how kernels are launched: `graphs`, `apart`, `alone`, `single` or `serial`.
+/// The variable that says how kernels are launched: `graphs`, `apart`, `beside`, `single` or `serial`.
 const LAUNCHES_VARIABLE: &str = "TESSERA_CUDA_LAUNCHES";
 
 /// How kernels are launched, for measurements. No bit depends on it.
@@ -21,8 +21,8 @@ pub(crate) enum Launching {
     Graphs,
     /// The same, but neighbours never become one.
     Apart,
-    /// As graphs, but none beside another.
-    Alone,
+    /// As graphs, and what shares nothing runs at once where the card can.
+    Beside,
     /// Without graphs.
     Single,
     /// Without graphs, and each starts when the one before it has ended.
@@ -32,12 +32,7 @@ pub(crate) enum Launching {
 impl Launching {
     /// Whether runs that come again are sent as graphs.
     fn has_graphs(self) -> bool {
-        matches!(self, Launching::Graphs | Launching::Apart | Launching::Alone)
-    }
-
-    /// Whether launches run beside each other, where the card has them started early.
-    fn has_pairs(self) -> bool {
-        matches!(self, Launching::Graphs | Launching::Apart | Launching::Single)
+        matches!(self, Launching::Graphs | Launching::Apart | Launching::Beside)
     }
 
     /// What the environment asks for.
@@ -45,7 +40,7 @@ impl Launching {
         match std::env::var(LAUNCHES_VARIABLE).as_deref() {
             Err(_) | Ok("graphs") => Ok(Launching::Graphs),
             Ok("apart") => Ok(Launching::Apart),
-            Ok("alone") => Ok(Launching::Alone),
+            Ok("beside") => Ok(Launching::Beside),
             Ok("single") => Ok(Launching::Single),
             Ok("serial") => Ok(Launching::Serial),
             Ok(other) => Err(OpenError::Launches { value: other.to_owned() }),
@@ -95,8 +90,7 @@ impl Gpu {
             return self.send_timed(&calls, &marks, timing);
         }
         let beside = |calls: &[Call]| calls.iter().filter(|call| call.is_beside()).count();
-        let in_pairs = self.can_start_early && self.launching.has_pairs();
-        match queue.take(self.launching.has_graphs(), in_pairs, but_last) {
+        match queue.take(self.launching.has_graphs(), self.has_pairs(), but_last) {
             Sending::Nothing => {}
             Sending::Calls(calls) => {
                 self.sent.count(calls.len(), beside(&calls), 0);
@@ -115,6 +109,16 @@ impl Gpu {
             }
         }
         queue.gone().into_iter().for_each(destroy);
+    }
+
+    /// Whether launches run beside each other.
+    pub(super) fn has_pairs(&self) -> bool {
+        self.can_start_early && self.launching != Launching::Serial && self.in_pairs.load(Ordering::Relaxed)
+    }
+
+    /// From now on they do, where the card can.
+    pub(crate) fn run_in_pairs(&self) {
+        self.in_pairs.store(true, Ordering::Relaxed);
     }
 
     /// What was sent so far.

@@ -146,7 +146,8 @@ mod tests {
         }
         // What lies between needs what the first of the two has written, or is in the way of the second.
         let between = |touch: u64| call("between", 1, &[2], &[touch]);
-        let order = |touch: u64| told(vec![first(), between(touch), apart.clone()]).iter().map(|t| t.0).collect::<Vec<_>>();
+        let order =
+            |touch: u64| told(vec![first(), between(touch), apart.clone()]).iter().map(|t| t.0).collect::<Vec<_>>();
         assert_eq!(order(4), ["first", "second", "between"]);
         assert_eq!(order(1), ["first", "between", "second"]);
         assert_eq!(order(3), ["first", "between", "second"]);

@@ -17,7 +17,18 @@ fn call(module: Module, entry: &'static str, grid: u32, args: &[u64]) -> Call {
     let mut all = [0; ARGS_MAX];
     all[..args.len()].copy_from_slice(args);
     let function = std::ptr::dangling_mut();
-    Call { module, entry, function, grid: [grid, 1, 1], threads: 256, shared_bytes: 0, args: all, count: args.len(), touched: vec![], beside: None }
+    Call {
+        module,
+        entry,
+        function,
+        grid: [grid, 1, 1],
+        threads: 256,
+        shared_bytes: 0,
+        args: all,
+        count: args.len(),
+        touched: vec![],
+        beside: None,
+    }
 }
 
 fn product(weights: u64, x: u64, y: u64, blocks: u32) -> Call {

@@ -195,7 +195,11 @@ fn launches_run_beside_each_other() {
     for (second, third, why) in [
         (idle_early, beside, "the second lets the third start before its own wait"),
         (late, beside, "the second writes what the third reads"),
-        ("after_earlier_work(); let_next_start(); if (is_here && x[t] > 9.0f) x[t] = 1.0f;", beside, "the third writes what the second reads"),
+        (
+            "after_earlier_work(); let_next_start(); if (is_here && x[t] > 9.0f) x[t] = 1.0f;",
+            beside,
+            "the third writes what the second reads",
+        ),
         (idle_late, blind, "the third may see what was read of the place before"),
     ] {
         let told = run(plain, second, third).expect_err(why);
