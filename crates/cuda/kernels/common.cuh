@@ -2,6 +2,8 @@
 //
 // Sources are compiled without contraction: a multiplication and an addition are fused only where `fma` is written, as the
 // canonical order (crates/ops/src/numerics.rs) asks.
+//
+// In a step of a model each kernel's code comes from afar once more. Where a loop mostly has one turn it is told not to be unrolled.
 
 #ifndef STAMP
 #error "compile kernels through crates/cuda/src/compiler: it defines the tile and its stamp"
@@ -56,6 +58,7 @@ DEVICE float canonical_soft_cap(float x, float cap) {
 // The sum of `count` numbers in order, `stride` apart; more than none. Those of a batch are asked for before the first is added.
 DEVICE float sum_in_order(const float* numbers, u32 stride, u32 count) {
     float sum = numbers[0];
+#pragma unroll 1
     for (u32 first = 1; first < count; first += 8) {
         float batch[8];
 #pragma unroll

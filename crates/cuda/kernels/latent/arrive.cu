@@ -10,6 +10,7 @@ DEVICE void keep_half(u8* pages, u64 place, u32 width, u32 d, float value) {
 }
 
 DEVICE void turn_pairs(float* features, const float* angles, u32 pairs, u32 way) {
+#pragma unroll 1
     for (u32 pair = threadIdx.x; pair < pairs; pair += THREADS) {
         const float cosine = angles[pair], sine = way & 2 ? -angles[pairs + pair] : angles[pairs + pair];
         float *first = features + (way & 1 ? 2 * pair : pair), *second = way & 1 ? first + 1 : first + pairs;
@@ -58,7 +59,7 @@ DEVICE void norm_run(u32 row, const float* x, const float* weight, float* y, con
     for (u32 i = threadIdx.x; i < width; i += THREADS) numbers[i] = x[i];
     __syncthreads();
     const float inverse = norm_of_block(numbers, width, epsilon, sizes);
-#pragma unroll 4
+#pragma unroll 1
     for (u32 i = threadIdx.x; i < width; i += THREADS) {
         const float v = (numbers[i] * inverse) * weight[i];
         y[i] = v;

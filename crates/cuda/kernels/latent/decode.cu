@@ -279,6 +279,7 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
     __syncthreads();
     if (angles) {
         const float* of_row = angles + (u64)row * 2 * pairs;
+#pragma unroll 1
         for (u32 i = threadIdx.x; i < OWN_COLUMNS * pairs; i += THREADS) {
             const u32 pair = i % pairs;
             const float cosine = of_row[pair], sine = way & 2 ? -of_row[pairs + pair] : of_row[pairs + pair];
@@ -291,7 +292,7 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
         __syncthreads();
     }
     const CodesOut coded = {codes, scales, minima};
-#pragma unroll 4
+#pragma unroll 2
     for (u32 i = threadIdx.x; i < OWN_COLUMNS * WIDTH; i += THREADS) {
         const u32 c = block * OWN_COLUMNS + i / WIDTH, d = i % WIDTH, head = first_head + c;
         if (c >= count) continue;

@@ -14,6 +14,7 @@ KERNEL __launch_bounds__(THREADS) rms_norm(float* x, const float* added, const f
     float* run = x + (u64)blockIdx.x * width;
     float *sums = shared, *numbers = is_held ? sums + parts : run, *held_weights = numbers + width;
     if (is_held)
+#pragma unroll 1
         for (u32 i = threadIdx.x; i < width; i += blockDim.x) held_weights[i] = weight[i];
     const float* weights = is_held ? held_weights : weight;
     after_earlier_work();

@@ -32,6 +32,7 @@ DEVICE float factor_of_norm(const float* sums, u32 parts, u32 width, float epsil
 // numbers may change only once threads have met again.
 DEVICE float norm_of_block(const float* numbers, u32 width, float epsilon, float* sums) {
     const u32 parts = parts_of(width);
+#pragma unroll 1
     for (u32 p = threadIdx.x / 32; p < parts; p += blockDim.x / 32) {
         const float sum = squares_of_part(numbers + p * PART_DEPTH, min(width - p * PART_DEPTH, (u32)PART_DEPTH));
         if (threadIdx.x % 32 == 0) sums[p] = sum;

@@ -33,6 +33,7 @@ struct Heads {
         if (weight) norm(shared, lane);
         if (angles) turn(shared, row, lane);
         if (!weight && !angles) return;
+#pragma unroll 1
         for (u32 i = lane; i < head_dim; i += 32) y[at + i] = shared[i];
     }
 
@@ -47,6 +48,7 @@ struct Heads {
     // The factor of the norm of a head in shared memory, in all lanes.
     DEVICE_MEMBER float factor(const float* shared) const {
         float sum = 0.0f;
+#pragma unroll 1
         for (u32 first = 0; first < head_dim; first += PART_DEPTH) {
             const float part = squares_of_part(shared + first, min(head_dim - first, (u32)PART_DEPTH));
             sum = first == 0 ? part : sum + part;
@@ -64,6 +66,7 @@ struct Heads {
     // In shared memory, or where the head lies.
     DEVICE_MEMBER void turn(float* shared, u64 row, u32 lane) const {
         const float* of_row = angles + row * 2 * pairs;
+#pragma unroll 1
         for (u32 pair = lane; pair < pairs; pair += 32) {
             const float cosine = of_row[pair], sine = way & 2 ? -of_row[pairs + pair] : of_row[pairs + pair];
             const u32 first = first_feature + (way & 1 ? 2 * pair : pair), second = way & 1 ? first + 1 : first + pairs;

@@ -72,6 +72,7 @@ KERNEL rotate(const float* x, float* y, const float* weight, const float* angles
         return;
     }
     const CodesOut out = {codes, scales, minima};
+#pragma unroll 1
     for (u64 head = own; head < count; head += (u64)gridDim.x * warps) {
         if (x == y && angles && !weight && !codes) {
             all.turn(y + head * head_dim, head / heads, threadIdx.x % 32);

@@ -54,6 +54,7 @@ DEVICE float to_fp4(float v, float size) { return scaled(v, size, 1, 0, 2, 1.5f)
 DEVICE float turned_to_fp4(float v, u32 width, float factor, float* numbers) {
     const u32 t = threadIdx.x;
     v = t < width ? v : 0.0f;
+#pragma unroll 1
     for (u32 stride = 1; stride < width; stride *= 2) {
         __syncthreads();
         numbers[t] = v;

@@ -60,6 +60,7 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
     if (t < gates_width) gate_base[t] = base[t];
     if (t < SCALES_MAX && (rounds || t == 0)) gate_scale[t] = scale[t];
     float last_weight = t < each ? norm_weight[first + t] : 0.0f;
+#pragma unroll 1
     for (u32 i = t; i < each; i += THREADS) {
         float numbers[STREAMS_MAX];
 #pragma unroll
@@ -72,6 +73,7 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
 
     float* streams_here = streams + row * depth + first;
     const Given given = {y, parts, weights, added, slots};
+#pragma unroll 1
     for (u32 i = t; i < each; i += THREADS) {
         float numbers[STREAMS_MAX];
         if (gates_before) {
@@ -87,6 +89,7 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
     __syncthreads();
     // All blocks are there by now.
     cluster_arrived();
+#pragma unroll 1
     for (u32 part = warp; part < count * own_parts; part += THREADS / 32) {
         const float sum = squares_of_part(own + part * PART_DEPTH, PART_DEPTH);
         if (lane < BLOCKS) store_in_block(squares + part / own_parts * all_parts + first_part + part % own_parts, lane, sum);
@@ -97,6 +100,7 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
         if (t == 0) *inverse = factor;
     }
     __syncthreads();
+#pragma unroll 1
     for (u32 i = t; i < each; i += THREADS) {
 #pragma unroll
         for (u32 j = 0; j < STREAMS_MAX; j++)
@@ -104,6 +108,7 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
     }
     __syncthreads();
 
+#pragma unroll 1
     for (u32 item = warp; item < items; item += THREADS / 32) {
         const u32 part = part_of(item), begin = first_of(item), stream = part / own_parts, of_stream = part % own_parts;
         const u32 first_row = item % row_groups * ROWS_EACH;
@@ -119,10 +124,12 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
         const float sum = part_of_chains(acc[0], ROWS_EACH, PART_DEPTH);
         const float of_lane = __shfl_sync(0xffffffffu, sum, lane % ROWS_EACH);
         float* to = products + (stream * all_parts + first_part + of_stream) * GATES_MAX + first_row + lane % ROWS_EACH;
+#pragma unroll 1
         for (u32 b = lane / ROWS_EACH; b < BLOCKS; b += 32 / ROWS_EACH) store_in_block(to, b, of_lane);
     }
     arrive_at_cluster();
     const CodesOut coded = {codes, scales, minima}, normed_coded = {normed_codes, normed_scales, normed_minima};
+#pragma unroll 1
     for (u32 i = t; i < each; i += THREADS) {
         for (u32 j = 0; j < count; j++) {
             const u32 at = j * width + first + i;
@@ -147,6 +154,7 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
         cluster_arrived();
         return;
     }
+#pragma unroll 1
     for (u32 i = t; i < each; i += WORKERS) {
         float v = 0.0f;
 #pragma unroll
@@ -156,12 +164,14 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
         x[row * width + first + i] = v;
     }
     wait_for_threads(1, WORKERS);
+#pragma unroll 1
     for (u32 part = warp; part < own_parts; part += WORKERS / 32) {
         const float sum = squares_of_part(result + part * PART_DEPTH, PART_DEPTH);
         if (lane < BLOCKS) store_in_block(result_squares + first_part + part, lane, sum);
     }
     wait_for_cluster();
     const float factor = factor_of_norm(result_squares, all_parts, width, norm_epsilon);
+#pragma unroll 1
     for (u32 i = t; i < each; i += WORKERS) {
         const u32 at = first + i;
         if (i != t) last_weight = norm_weight[at];

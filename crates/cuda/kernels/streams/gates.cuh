@@ -37,6 +37,7 @@ DEVICE void row_gates(const float* in, const float* scale, const float* base, fl
     }
     v = canonical_exp(v - highest);
     v = v / line_sum(v, row * count, 1, count) + epsilon;
+#pragma unroll 1
     for (u32 round = 0; round < rounds; round++) {
         if (round > 0) v = v / (line_sum(v, row * count, 1, count) + epsilon);
         v = v / (line_sum(v, column, count, count) + epsilon);
@@ -64,6 +65,7 @@ struct Given {
         if (!parts) return y[place];
         const float more = added ? added[place] : 0.0f;
         float sum = 0.0f;
+#pragma unroll 1
         for (u32 first = 0; first < slots; first += SLOTS_HELD) {
             float by[SLOTS_HELD], part[SLOTS_HELD];
 #pragma unroll
