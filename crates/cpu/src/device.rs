@@ -115,6 +115,7 @@ impl Device for CpuDevice {
     type KvCache = KvPages;
     type Selection = Selection;
     type Routes = Routes;
+    type Choices = Vec<u32>;
 
     fn name(&self) -> String {
         let threads = self.threads();
@@ -214,9 +215,13 @@ impl Device for CpuDevice {
         routes::route(&self.workers, &self.pool, &self.routes, logits, &router.routing, (bias, factors), None)
     }
 
-    fn route_chosen(&self, logits: &Tensor, router: &Router<Self>, chosen: &[u32]) -> Routes {
+    fn choices(&self, experts: Vec<u32>) -> Vec<u32> {
+        experts
+    }
+
+    fn route_chosen(&self, logits: &Tensor, router: &Router<Self>, chosen: Vec<u32>) -> Routes {
         let factors = router.factors.as_deref();
-        routes::route(&self.workers, &self.pool, &self.routes, logits, &router.routing, (None, factors), Some(chosen))
+        routes::route(&self.workers, &self.pool, &self.routes, logits, &router.routing, (None, factors), Some(&chosen))
     }
 
     fn project_routed<const N: usize>(

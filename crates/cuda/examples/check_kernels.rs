@@ -1,5 +1,6 @@
 //! Compiles every variant of every table for every card, without one: `cargo run -p tessera-cuda --example check_kernels [few] [ARCH...]
-//! [KERNEL...]`. With `few`, the widest and the narrowest tiles alone for all cards but the last. Kernels that are named are told each.
+//! [KERNEL...] [CONSTANT=VALUE...]`. With `few`, the widest and the narrowest tiles alone for all cards but the last. Kernels that are named
+//! are told each, and of these only those that are compiled with the constants.
 //!
 //! Prints registers, spills and shared memory, the worst of each kernel and card, and fails where a kernel does not compile or
 //! spills more than [`SPILLED_BYTES_MAX`].
@@ -52,8 +53,13 @@ fn main() -> ExitCode {
     asked.drain(..usize::from(is_few));
     let (archs, names): (Vec<&str>, Vec<&str>) = asked.iter().map(String::as_str).partition(|a| a.starts_with("sm_"));
     let archs = if archs.is_empty() { CARDS.to_vec() } else { archs };
-    let modules: Vec<Module> =
-        Module::all().into_iter().filter(|m| names.is_empty() || names.contains(&m.name())).collect();
+    let (constants, names): (Vec<&str>, Vec<&str>) = names.into_iter().partition(|a| a.contains('='));
+    let is_asked = |module: &Module| {
+        let text = module.to_string();
+        let has = |constant: &&str| text.split(' ').any(|word| word == *constant);
+        (names.is_empty() || names.contains(&module.name())) && constants.iter().all(has)
+    };
+    let modules: Vec<Module> = Module::all().into_iter().filter(is_asked).collect();
     let all = archs.iter().flat_map(|a| modules.iter().filter(|m| m.runs_on(a)).map(move |m| (*m, *a)));
     let jobs: Vec<(Module, &str)> = all.filter(|(m, a)| !is_few || Some(a) == archs.last() || is_edge(*m)).collect();
     let (next, worst, failures) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()), Mutex::new(vec![]));

@@ -27,7 +27,7 @@ use crate::{
         wide_tile::{Shape, Tile},
     },
     roles::{Numerics, Roles},
-    routes::Routes,
+    routes::{Choices, Routes},
     rowwise, sample,
     steps::{Step, Steps},
     tensor::Tensor,
@@ -172,7 +172,7 @@ impl CudaDevice {
         logits: &Tensor,
         router: &Router<CudaDevice>,
         bias: Option<&Vector>,
-        chosen: Option<&[u32]>,
+        chosen: Option<Choices>,
     ) -> Routes {
         let factors = router.factors.as_ref();
         let fits = |v: Option<&Vector>| v.is_none_or(|v| v.length == logits.width);
@@ -209,6 +209,7 @@ impl Device for CudaDevice {
     type KvCache = KvPages;
     type Selection = Selection;
     type Routes = Routes;
+    type Choices = Choices;
 
     fn name(&self) -> String {
         format!("CUDA ({}, {})", self.gpu.name(), self.gpu.arch())
@@ -280,7 +281,11 @@ impl Device for CudaDevice {
         self.routed(logits, router, router.bias.as_ref(), None)
     }
 
-    fn route_chosen(&self, logits: &Tensor, router: &Router<Self>, chosen: &[u32]) -> Routes {
+    fn choices(&self, experts: Vec<u32>) -> Choices {
+        Choices::new(&self.gpu, &experts)
+    }
+
+    fn route_chosen(&self, logits: &Tensor, router: &Router<Self>, chosen: Choices) -> Routes {
         self.routed(logits, router, None, Some(chosen))
     }
 

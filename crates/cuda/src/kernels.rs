@@ -5,7 +5,7 @@
 use std::{collections::HashSet, fmt};
 
 use sha2::{Digest, Sha256};
-use tessera_ops::{KvFormat, PAGE_TOKENS, streams::STREAMS_MAX};
+use tessera_ops::{KvFormat, PAGE_TOKENS, Packing, kv::RowFormat, streams::STREAMS_MAX};
 
 use crate::{
     attention::{self, SpansTile, prompt::PromptTile, warps::WarpsTile, warps_prompt::WarpsPromptTile},
@@ -108,23 +108,40 @@ pub struct RowForm {
     /// Its numbers.
     pub width: usize,
     /// How they are kept.
-    pub format: KvFormat,
+    pub format: RowFormat,
 }
 
 impl RowForm {
-    /// Bytes of a row: a multiple of 16.
+    /// Bytes of a row: a multiple of 16, or where it is packed of 4.
     pub fn bytes(self) -> usize {
         let bytes = match self.format {
-            KvFormat::F32 => 4 * self.width,
-            KvFormat::F16 => 2 * self.width,
-            KvFormat::Q8_0 => self.width.next_multiple_of(16) + 4 * self.width.div_ceil(tessera_ops::kv::CODE_BLOCK),
+            RowFormat::Plain(KvFormat::F32) => 4 * self.width,
+            RowFormat::Plain(KvFormat::F16) => 2 * self.width,
+            RowFormat::Plain(KvFormat::Q8_0) => {
+                self.width.next_multiple_of(16) + 4 * self.width.div_ceil(tessera_ops::kv::CODE_BLOCK)
+            }
+            RowFormat::Packed(packing) => return packing.row(self.width).bytes,
         };
         bytes.next_multiple_of(16)
     }
 
+    /// Its format as kernels know it.
+    pub(crate) fn number(self) -> usize {
+        match self.format {
+            RowFormat::Plain(format) => number_of(format),
+            RowFormat::Packed(Packing::Fp8 { .. }) => 3,
+            RowFormat::Packed(Packing::Fp4) => 4,
+        }
+    }
+
     pub(crate) fn constants(self, threads: usize) -> Vec<(&'static str, usize)> {
-        let format = number_of(self.format);
-        vec![("WIDTH", self.width), ("FORMAT", format), ("ROW_BYTES", self.bytes()), ("THREADS", threads)]
+        let (bytes, mut all) = (self.bytes(), vec![("WIDTH", self.width), ("FORMAT", self.number())]);
+        if let RowFormat::Packed(packing) = self.format {
+            let row = packing.row(self.width);
+            all.extend([("CODED", packing.coded(self.width)), ("CODES_AT", row.codes), ("SCALES_AT", row.scales)]);
+        }
+        all.extend([("ROW_BYTES", bytes), ("THREADS", threads)]);
+        all
     }
 }
 
@@ -151,6 +168,16 @@ pub(crate) const HALVES_HELD: usize = 4;
 
 /// Head sizes that the compile check goes through, from the narrowest to the widest of known models.
 const HEADS: [usize; 7] = [32, 64, 80, 96, 128, 256, 512];
+
+/// Packed rows that it goes through: as models have them, of other parts, and where blocks are not whole.
+const PACKED: [(usize, Packing); 6] = [
+    (512, Packing::Fp8 { features: 448 }),
+    (128, Packing::Fp4),
+    (128, Packing::Fp8 { features: 64 }),
+    (384, Packing::Fp8 { features: 384 }),
+    (80, Packing::Fp8 { features: 74 }),
+    (64, Packing::Fp4),
+];
 
 impl Pages {
     /// Bytes of one head in a page.
@@ -201,6 +228,8 @@ const HEADS_OF_ROWS: (&str, &str) = source!("rope/heads.cuh");
 const PAGES: (&str, &str) = source!("attention/pages.cuh");
 const ROUNDING: (&str, &str) = source!("rounding/rounding.cuh");
 const COMPRESS: (&str, &str) = source!("latent/compress.cuh");
+const PACKED_ROWS: (&str, &str) = source!("latent/packed.cuh");
+const PACK: (&str, &str) = source!("latent/pack.cuh");
 const ROWS: (&str, &str) = source!("latent/rows.cuh");
 const SIGHT: (&str, &str) = source!("latent/sight.cuh");
 const TILES: (&str, &str) = source!("attention/tiles.cuh");
@@ -236,7 +265,7 @@ impl Module {
                 let pages = Pages { head_dim, format };
                 all.extend([Module::Store(pages), Module::Plain(pages), Module::Merge(pages)]);
                 all.extend(SpansTile::all(pages).map(|tile| Module::Spans(pages, tile)));
-                all.extend(latent::modules(RowForm { width: head_dim, format }));
+                all.extend(latent::modules(RowForm { width: head_dim, format: RowFormat::Plain(format) }));
                 all.extend(PromptTile::all(pages).into_iter().map(|tile| Module::Prompt(pages, tile)));
                 let warps = CARDS.iter().flat_map(|arch| WarpsTile::all(pages, arch));
                 all.extend(warps.map(|tile| Module::Warps(pages, tile)).collect::<HashSet<_>>());
@@ -244,6 +273,8 @@ impl Module {
                 all.extend(prompts.map(|tile| Module::WarpsPrompt(pages, tile)).collect::<HashSet<_>>());
             }
         }
+        let packed = PACKED.map(|(width, packing)| RowForm { width, format: RowFormat::Packed(packing) });
+        all.extend(packed.into_iter().flat_map(latent::modules));
         all.extend([Module::Select, Module::Arrive]);
         all
     }
@@ -394,21 +425,26 @@ impl Module {
             }
             Module::Plain(_) => vec![COMMON, STEP, PAGES, WEIGHTS, PARTS, source!("attention/plain.cu")],
             Module::Merge(_) => vec![COMMON, BLOCK, CODES, STEP, WEIGHTS, PARTS, source!("attention/merge.cu")],
-            Module::StoreRows(_) => vec![COMMON, BLOCK, STEP, ROWS, source!("latent/store.cu")],
+            Module::StoreRows(_) => {
+                vec![COMMON, BLOCK, STEP, PACKED_ROWS, ROWS, ROUNDING, PACK, source!("latent/store.cu")]
+            }
             Module::Compress(_) => {
-                vec![COMMON, BLOCK, STEP, ROWS, ROUNDING, SQUARES, COMPRESS, source!("latent/compress.cu")]
+                let rows = [PACKED_ROWS, ROWS, ROUNDING, PACK, SQUARES, COMPRESS, source!("latent/compress.cu")];
+                [&[COMMON, BLOCK, STEP][..], &rows].concat()
             }
             Module::Arrive => {
-                vec![COMMON, BLOCK, CODES, STEP, ROUNDING, SQUARES, COMPRESS, source!("latent/arrive.cu")]
+                let rows = [PACKED_ROWS, ROUNDING, PACK, SQUARES, COMPRESS, source!("latent/arrive.cu")];
+                [&[COMMON, BLOCK, CODES, STEP][..], &rows].concat()
             }
-            Module::IndexScores(_) => vec![COMMON, BLOCK, STEP, ROWS, source!("latent/index.cu")],
+            Module::IndexScores(_) => vec![COMMON, BLOCK, STEP, PACKED_ROWS, ROWS, source!("latent/index.cu")],
             Module::Select => vec![COMMON, STEP, source!("latent/select.cu")],
-            Module::Latent(_) => vec![COMMON, BLOCK, STEP, ROWS, SIGHT, source!("latent/attend.cu")],
+            Module::Latent(_) => vec![COMMON, BLOCK, STEP, PACKED_ROWS, ROWS, SIGHT, source!("latent/attend.cu")],
             Module::LatentPrompt(_) | Module::LatentDecode(..) => {
                 let is_prompt = matches!(self, Module::LatentPrompt(_));
                 let own = if is_prompt { source!("latent/prompt.cu") } else { source!("latent/decode.cu") };
-                let shared = [CODES, STEP, ROWS, SIGHT, WEIGHTS, source!("latent/weigh.cuh"), QUERY];
-                [&[COMMON, BLOCK, HOPPER, WGMMA][..], &shared, &[own]].concat()
+                let rows = [PACKED_ROWS, ROWS, SIGHT, source!("latent/widen.cuh")];
+                let shared = [WEIGHTS, source!("latent/weigh.cuh"), QUERY];
+                [&[COMMON, BLOCK, HOPPER, WGMMA, CODES, STEP][..], &rows, &shared, &[own]].concat()
             }
         }
     }

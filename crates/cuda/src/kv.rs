@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use tessera_ops::{Batch, Error, KvEntry, KvFormat, KvLayout, RingPart, kv::RowFormat};
+use tessera_ops::{Batch, Error, KvEntry, KvFormat, KvLayout, RingPart};
 
 use crate::{
     attention::{self, Way},
@@ -213,10 +213,7 @@ fn unsupported<T>(gpu: &Gpu, what: String) -> Result<T, Error> {
 
 impl Rows {
     fn new(gpu: &Arc<Gpu>, kind: KvEntry, format: KvFormat, pages: usize, what: &str) -> Result<Rows, Error> {
-        let RowFormat::Plain(format) = kind.row_format(format) else {
-            return unsupported(gpu, "a cache of packed rows".to_owned());
-        };
-        let form = RowForm { width: kind.row_numbers(), format };
+        let form = RowForm { width: kind.row_numbers(), format: kind.row_format(format) };
         let is_compressed = matches!(kind, KvEntry::Compressed { .. });
         if form.width == 0 || is_compressed && form.width > latent::COMPRESSED_MAX {
             return unsupported(gpu, format!("compressed rows of {} numbers", form.width));

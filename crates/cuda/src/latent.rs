@@ -1,5 +1,5 @@
-//! Latent rows on the card: compressed, chosen, and attended to, as `kernels/latent` says. Attention of rows of f16 runs on Hopper's matrix
-//! units, in one launch; else it has the reference's bits, in three.
+//! Latent rows on the card: compressed, chosen, and attended to, as `kernels/latent` says. Attention of rows of f16, or of what becomes such,
+//! runs on Hopper's matrix units, in one launch; else it has the reference's bits, in three.
 
 use std::{
     ops::Range,
@@ -7,8 +7,8 @@ use std::{
 };
 
 use tessera_ops::{
-    Batch, CompressedRows, Compressor, Error, KvFormat, LatentAttention, PAGE_TOKENS, Role, RopeLayout, Rounding,
-    Selector, latent::complete_rows, rounding::hadamard_factor,
+    Batch, CompressedRows, Compressor, Error, KvFormat, LatentAttention, PAGE_TOKENS, Packing, Role, RopeLayout,
+    Rounding, Selector, kv::RowFormat, latent::complete_rows, rounding::hadamard_factor,
 };
 
 use crate::{
@@ -103,9 +103,15 @@ pub(crate) fn modules_on(form: RowForm, arch: &str) -> Vec<Module> {
     all
 }
 
-/// Whether rows are operands of Hopper's matrix units: of f16, with as many slabs for each of two warpgroups.
+/// Whether rows are operands of Hopper's matrix units: of f16, or packed in whole slabs, which become f16; with as many slabs for each of
+/// two warpgroups.
 fn fits_groups(form: RowForm) -> bool {
-    form.format == KvFormat::F16 && form.width.is_multiple_of(2 * SLAB_FEATURES) && form.width <= GROUPS_WIDTH_MAX
+    let becomes_halves = match form.format {
+        RowFormat::Plain(format) => format == KvFormat::F16,
+        RowFormat::Packed(packing @ Packing::Fp8 { .. }) => packing.coded(form.width).is_multiple_of(SLAB_FEATURES),
+        RowFormat::Packed(Packing::Fp4) => false,
+    };
+    becomes_halves && form.width.is_multiple_of(2 * SLAB_FEATURES) && form.width <= GROUPS_WIDTH_MAX
 }
 
 /// Whether a card attends to them so.

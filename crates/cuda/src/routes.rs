@@ -48,6 +48,24 @@ pub struct Routes {
     pub(crate) roles: Roles,
 }
 
+/// The experts of each token where a model names them, on the card.
+pub struct Choices {
+    /// (tokens, slots)
+    memory: Memory,
+    count: usize,
+    /// The highest of them.
+    last: u32,
+}
+
+impl Choices {
+    /// Sends them.
+    pub(crate) fn new(gpu: &Arc<Gpu>, experts: &[u32]) -> Choices {
+        let memory = gpu.take(size_of_val(experts));
+        gpu.send(&memory, experts);
+        Choices { memory, count: experts.len(), last: experts.iter().copied().max().unwrap_or(0) }
+    }
+}
+
 impl Routes {
     /// Chooses experts, unless they are given, and weighs them.
     pub(crate) fn new(
@@ -56,17 +74,21 @@ impl Routes {
         routing: &Routing,
         bias: Option<&Memory>,
         factors: Option<&Memory>,
-        given: Option<&[u32]>,
+        given: Option<Choices>,
     ) -> Routes {
         let (tokens, experts, slots) = (logits.rows, logits.width, routing.slots);
         routing.check(experts);
         let numbers = |count: usize| gpu.take(count * size_of::<u32>());
-        let (chosen, weights) = (numbers(tokens * slots), numbers(tokens * slots));
-        if let Some(given) = given {
-            assert!(given.len() == tokens * slots, "an expert for each slot");
-            assert!(given.iter().all(|e| (*e as usize) < experts), "experts that there are");
-            gpu.send(&chosen, given);
-        }
+        let is_given = given.is_some();
+        let chosen = given.map_or_else(
+            || numbers(tokens * slots),
+            |given| {
+                assert_eq!(given.count, tokens * slots, "an expert for each slot");
+                assert!(given.count == 0 || (given.last as usize) < experts, "experts that there are");
+                given.memory
+            },
+        );
+        let weights = numbers(tokens * slots);
         let lists = logits.roles.runs().iter().map(|run| List {
             role: run.role,
             rows: run.rows.clone(),
@@ -98,7 +120,7 @@ impl Routes {
             Arg::U32(routing.normalise.into()),
             Arg::F32(routing.score.sum_min()),
             Arg::F32(routing.scale),
-            Arg::U32(given.is_some().into()),
+            Arg::U32(is_given.into()),
         ];
         routes.launch(gpu, &args);
         routes

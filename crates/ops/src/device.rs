@@ -227,6 +227,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     type Selection: Send;
     /// Which experts each token of a step goes to, and with what weights: (rows, slots).
     type Routes: Send;
+    /// The experts of each token of a step, where a model names them: (rows, slots).
+    type Choices: Send;
 
     /// For people: `CPU (AVX-512 VNNI, 2 threads)`.
     fn name(&self) -> String;
@@ -328,9 +330,13 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Chooses and weighs the experts of each token from router logits (tokens, experts), as [`crate::routing`] says.
     fn route(&self, logits: &Self::Tensor, router: &Router<Self>) -> Self::Routes;
 
-    /// As [`Device::route`], to experts that are chosen already: `chosen` (tokens, slots), each below the number of experts.
+    /// Takes the experts of each token (tokens, slots) for [`Device::route_chosen`]. A model names those of all layers before a step's
+    /// first op that computes: what a device is sent then comes between no two of its launches.
+    fn choices(&self, experts: Vec<u32>) -> Self::Choices;
+
+    /// As [`Device::route`], to experts that are chosen already: (tokens, slots), each below the number of experts.
     /// Their weights follow from the logits; the router's bias and groups have no part in it.
-    fn route_chosen(&self, logits: &Self::Tensor, router: &Router<Self>, chosen: &[u32]) -> Self::Routes;
+    fn route_chosen(&self, logits: &Self::Tensor, router: &Router<Self>, chosen: Self::Choices) -> Self::Routes;
 
     /// Routed projections that share their input: for each stack, `x` (tokens, depth) becomes (tokens · slots, rows). Row
     /// `t · slots + s` is token t's row times the matrix of the expert in its slot s, plus that expert's bias.

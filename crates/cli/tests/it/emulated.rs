@@ -127,9 +127,9 @@ fn widths_and_neighbours_change_nothing() {
     }
 }
 
-/// Drafts of a layer of their own change no bit of what a card says. Packed rows it has no kernels for, and says so.
+/// Drafts of a layer of their own change no bit of what a card says, and packed rows none of theirs.
 #[test]
-fn drafts_are_measured_and_packed_rows_refused() {
+fn drafts_are_measured_also_over_packed_rows() {
     let home = Home::new();
     let trunk = crate::speculate::trunk(&home, &crate::speculate::TRUNK.replace("layers=4", "layers=3"));
     let mtp = crate::speculate::draft_layer(&home, &trunk, 1, crate::speculate::Form::Own);
@@ -139,7 +139,29 @@ fn drafts_are_measured_and_packed_rows_refused() {
     let drafted = &report["drafted"][0];
     assert_eq!(drafted["identical"], true);
     assert!(drafted["stages"].as_array().unwrap().iter().any(|s| s["stage"] == "low_proj"), "{report}");
-    on(&["--cache-format", "packed"]).bad(&["a cache of packed rows", "run the model on the CPU"]);
+    let packed = on(&["--cache-format", "packed"]).json();
+    assert_eq!((&packed["hash"], &packed["drafted"][0]["identical"]), (&report["hash"], &true.into()));
+}
+
+/// All that a warm step sends comes before its first launch: a copy between two keeps them from being one run.
+#[test]
+fn a_warm_step_has_no_copy_in_its_middle() {
+    let home = Home::new();
+    let model = format!("synth:{}", crate::speculate::TRUNK);
+    let args = ["run", &model, PROMPT, "--raw", "-t", "0", "-n", "5", "--ignore-eos", "--device", "cuda"];
+    let ran = on_card(&home, "capability=9.0,trace=all", &args);
+    let told = |line: &&str| ["launch ", "send ", "read "].iter().any(|word| line.starts_with(word));
+    let lines: Vec<&str> = ran.err.lines().filter(told).collect();
+    // A step ends where the host reads what came of it.
+    let steps = lines.split(|line| line.starts_with("read ")).filter(|step| step.len() > 20);
+    let warm: Vec<&[&str]> = steps.skip(2).collect();
+    assert!(warm.len() >= 3, "{}", ran.err);
+    for step in warm {
+        let first = step.iter().position(|line| line.starts_with("launch ")).unwrap();
+        let sends = step.iter().filter(|line| line.starts_with("send ")).count();
+        // The step, its embeddings, angles of two kinds, and the experts of a layer.
+        assert!(sends >= 5 && step[first..].iter().all(|line| line.starts_with("launch ")), "{step:#?}");
+    }
 }
 
 /// Stages and kernels of a step, by the card's clock.

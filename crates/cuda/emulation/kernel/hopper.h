@@ -22,6 +22,13 @@ EMULATED void copy_bulk_to_all(u32 to, const void* from, u32 bytes, u32 barrier,
 }
 EMULATED void writes_before_copies() {}
 
+// All but the largest size, which is no number, are f16 too.
+EMULATED u32 half_of_fp8(u32 code) {
+    const u32 size = code & 0x7f, sign = (code & 0x80) << 8;
+    return size == 0x7f ? 0x7fffu : (u32)float_to_half(half_to_float(size << 7) * 256.0f) | sign;
+}
+EMULATED u32 halves_of_fp8(u32 codes) { return half_of_fp8(codes & 0xff) | half_of_fp8(codes >> 8 & 0xff) << 16; }
+
 EMULATED u32 block_of_cluster() { return emulation_block_of_cluster(); }
 EMULATED void wait_for_cluster(HERE) { emulation_sync_cluster(here); }
 // Who arrives waits where it would.

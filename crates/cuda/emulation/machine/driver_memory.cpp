@@ -1,9 +1,11 @@
 // The driver's entry points for memory: each copy is held to the allocation that it touches.
+#include <cstdio>
 #include <cstring>
 
 #include "driver.h"
 #include "memory.h"
 #include "module.h"
+#include "settings.h"
 
 using namespace emulation;
 
@@ -42,7 +44,14 @@ ENTRY cuMemcpyHtoD_v2(uintptr_t to, const void* from, size_t bytes) {
     return Success;
 }
 
-ENTRY cuMemcpyHtoDAsync_v2(uintptr_t to, const void* from, size_t bytes, void*) { return cuMemcpyHtoD_v2(to, from, bytes); }
+static void tell(const char* what, size_t bytes) {
+    if (settings().trace) fprintf(stderr, "%s %zu bytes\n", what, bytes);
+}
+
+ENTRY cuMemcpyHtoDAsync_v2(uintptr_t to, const void* from, size_t bytes, void*) {
+    tell("send", bytes);
+    return cuMemcpyHtoD_v2(to, from, bytes);
+}
 
 ENTRY cuMemcpyDtoH_v2(void* to, uintptr_t from, size_t bytes) {
     if (Result before = lost()) return before;
@@ -51,7 +60,10 @@ ENTRY cuMemcpyDtoH_v2(void* to, uintptr_t from, size_t bytes) {
     return Success;
 }
 
-ENTRY cuMemcpyDtoHAsync_v2(void* to, uintptr_t from, size_t bytes, void*) { return cuMemcpyDtoH_v2(to, from, bytes); }
+ENTRY cuMemcpyDtoHAsync_v2(void* to, uintptr_t from, size_t bytes, void*) {
+    tell("read", bytes);
+    return cuMemcpyDtoH_v2(to, from, bytes);
+}
 
 ENTRY cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, void*) {
     if (Result before = lost()) return before;

@@ -12,7 +12,7 @@ struct Settings {
     size_t memory = size_t{8} << 30;
     // Launches of this kernel fail.
     std::string fail;
-    // Each launch is told; and where they are `only` told, none runs.
+    // Each launch is told, and each copy between host and card; and where they are `only` told, none runs.
     bool trace = false, idle = false;
     // Threads that run blocks; 0: one a core.
     unsigned workers = 0;

@@ -54,6 +54,14 @@ DEVICE void copy_bulk_to_all(u32 to, const void* from, u32 bytes, u32 barrier, u
 // What this thread wrote to shared memory is seen by later bulk copies.
 DEVICE void writes_before_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// Two codes of E4M3, in the low half, as f16.
+DEVICE u32 halves_of_fp8(u32 codes) {
+    u32 halves;
+    const u16 low = (u16)codes;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"(low));
+    return halves;
+}
+
 DEVICE u32 block_of_cluster() {
     u32 rank;
     asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));

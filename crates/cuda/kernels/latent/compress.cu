@@ -14,5 +14,14 @@ KERNEL __launch_bounds__(THREADS) compress(float* inputs, u8* pages, const float
     const Compression all = {inputs, 0, ape, norm, frequencies, WIDTH, input_width, ring, ratio, overlap, pairs, interleaved,
                              magnitude, epsilon, rounding, rounded, hadamard_factor};
     const float v = all.number(step, row, first, numbers, sizes);
-    keep_number(pages + place_of_compressed(step, row, first / ratio, ratio), threadIdx.x, v);
+    u8* to = pages + place_of_compressed(step, row, first / ratio, ratio);
+#if IS_PACKED
+    // Others may still read what was here.
+    __syncthreads();
+    numbers[threadIdx.x] = v;
+    __syncthreads();
+    pack_row(to, PACKED_ROW, WIDTH, numbers);
+#else
+    keep_number(to, threadIdx.x, v);
+#endif
 }

@@ -1,4 +1,5 @@
-// Attention of decoded rows over latent rows of f16 on Hopper: a row is little work, so many processors have a part of it at once.
+// Attention of decoded rows over latent rows of f16, or packed ones that become such, on Hopper: a row is little work, so many processors
+// have a part of it at once.
 //
 // A cluster of BLOCKS blocks, a warpgroup each, is a row of the step and COLUMNS of its heads. They share out the pages that the row goes
 // through: block b has pages b, b + BLOCKS, …, so what it gives depends on the row's own pages alone, as what all give together does, which
@@ -10,7 +11,6 @@
 
 #define BLOCKS 8
 #define SLABS (WIDTH / 64)
-#define SLAB_BYTES (PAGE * 128)
 // Slabs whose copies are waited for at once.
 #define PIECE 2
 #define PIECES (SLABS / PIECE)
@@ -23,7 +23,7 @@
 #define STAGE_BYTES (SLABS * SLAB_BYTES)
 #define REST_BYTES ((2 * WARPS + 3) * COLUMNS * 4)
 
-static_assert(FORMAT == 1 && SLABS % PIECE == 0 && PIECES <= 4 && ROW_BYTES == WIDTH * 2, "rows of f16, of whole pieces");
+static_assert(SLABS % PIECE == 0 && PIECES <= 4 && (IS_PACKED || (FORMAT == 1 && ROW_BYTES == WIDTH * 2)), "rows of whole pieces");
 static_assert(THREADS == 128 && COLUMNS % BLOCKS == 0 && SLABS * COLUMNS / 2 <= 128, "sums that fit into registers");
 static_assert(COLUMNS * WIDTH * 4 <= STAGE_BYTES && OWN_COLUMNS * WIDTH * 4 <= QUERY_BYTES, "results fit where operands were");
 static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + WEIGHT_BYTES + STAGES * STAGE_BYTES + REST_BYTES, "as the host reckons");
@@ -31,6 +31,7 @@ static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + WEIGHT_BYTES + STAGES * STAGE
 // Where number `d` of a column's sums lies: spread over the banks.
 DEVICE u32 place_of_sum(u32 c, u32 d) { return c * WIDTH + (d ^ (c / 2 % 4 * 8)); }
 
+#if !IS_PACKED
 // Starts the copies of a page's keys, piece by piece; slots that are not seen become zeros, for they may hold anything.
 DEVICE void bring(u8* stage, const Sight& sight, u32 row, u32 page) {
     constexpr u32 rows = PAGE / 4, parts = PIECE * 8, at_once = 32 / parts;
@@ -54,6 +55,7 @@ DEVICE void bring(u8* stage, const Sight& sight, u32 row, u32 page) {
         end_of_copies();
     }
 }
+#endif
 
 // Waits for all but so many groups of copies, the same in all lanes.
 DEVICE void wait_for_pieces(u32 left) {
@@ -134,13 +136,22 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
             const u32 c = i * WARPS + warp;
             several[i].load(c < count ? queries + ((u64)row * heads + first_head + c) * WIDTH : 0);
         }
+#if IS_PACKED
+        PackedKeys<PAGE / WARPS> keys;
+        const u32 own_keys = warp * (PAGE / WARPS);
+        keys.load(sight, row, block, own_keys);
+#else
         bring(stages, sight, row, block);
+#endif
 #pragma unroll
         for (u32 i = 0; i < COLUMNS / WARPS; i++) {
             const u32 c = i * WARPS + warp;
             const float down = several[i].keep(shared, COLUMNS, c);
             if (lane == 0) factors[c] = down * scale * LOG2_E;
         }
+#if IS_PACKED
+        keys.put(stages, own_keys);
+#endif
 
         // Of each product a lane has rows `own` and `own + 8` of 64, and of each eight columns `column` and the next.
         const u32 own = warp * 16 + lane / 4, column = lane % 4 * 2;
@@ -152,6 +163,15 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
 #pragma unroll 1
         for (u32 page = block; page < pages; page += BLOCKS, turn = (turn + 1) % STAGES) {
             const u32 stage_at = shared_address(stages) + turn * STAGE_BYTES;
+#if IS_PACKED
+            // What the next product reads is widened while this one's scores are made, where there is room for both.
+            const bool has_next = STAGES > 1 && page + BLOCKS < pages;
+            if (STAGES == 1 && page != block) {
+                keys.load(sight, row, page, own_keys);
+                keys.put(stages, own_keys);
+            }
+            if (has_next) keys.load(sight, row, page + BLOCKS, own_keys);
+#else
             if (STAGES == 1) {
                 if (page != block) bring(stages, sight, row, page);
             } else if (page + BLOCKS < pages) {
@@ -160,24 +180,31 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
 #pragma unroll
                 for (int piece = 0; piece < PIECES; piece++) end_of_copies();
             }
+#endif
             const uint2 slots = sight.slots(row, page);
             float scores[COLUMNS / 2];
 #pragma unroll
             for (int i = 0; i < COLUMNS / 2; i++) scores[i] = 0.0f;
 #pragma unroll
             for (int piece = 0; piece < PIECES; piece++) {
-                wait_for_pieces(STAGES * PIECES - 1 - piece);
-                writes_before_copies();
-                __syncthreads();
-                products_begin();
+                // What is packed is there at once.
+                if (!IS_PACKED) wait_for_pieces(STAGES * PIECES - 1 - piece);
+                if (!IS_PACKED || piece == 0) {
+                    writes_before_copies();
+                    __syncthreads();
+                    products_begin();
+                }
 #pragma unroll
                 for (int s = piece * PIECE; s < piece * PIECE + PIECE; s++) {
-                    const u64 keys = operand_of(stage_at + s * SLAB_BYTES), others = operand_of(queries_at + s * COLUMNS * 128);
+                    const u64 slab = operand_of(stage_at + s * SLAB_BYTES), others = operand_of(queries_at + s * COLUMNS * 128);
 #pragma unroll
-                    for (int k = 0; k < 4; k++) multiply_shared<COLUMNS>(scores, keys + k * 2, others + k * 2);
+                    for (int k = 0; k < 4; k++) multiply_shared<COLUMNS>(scores, slab + k * 2, others + k * 2);
                 }
                 products_commit();
             }
+#if IS_PACKED
+            if (has_next) keys.put(stages + (1 - turn) * STAGE_BYTES, own_keys);
+#endif
             products_wait<0>();
 
 #pragma unroll

@@ -17,8 +17,8 @@
 
 static_assert(THREADS == TILE / EACH * (TILE / EACH), "a thread has 4 keys and 4 heads");
 
-// Whether rows can be operands of the matrix units: f16 in whole pieces, and few enough.
-#define HAS_UNITS (FORMAT == 1 && WIDTH % 32 == 0 && WIDTH <= 128)
+// Whether rows can be operands of the matrix units: f16, or codes of E2M1 that become such, in whole pieces, and few enough.
+#define HAS_UNITS ((FORMAT == 1 || FORMAT == 4) && WIDTH % 32 == 0 && WIDTH <= 128)
 // Whole numbers of queries and of keys stay below 2^QUERY_BITS and 2^KEY_BITS, and so a sum below 2^23.
 #define QUERY_BITS 9
 #define KEY_BITS 7
@@ -61,6 +61,11 @@ DEVICE void load_key(float (&out)[8], const u8* row, u32 d) {
     const u32 words[4] = {halves.x, halves.y, halves.z, halves.w};
 #pragma unroll
     for (int i = 0; i < 8; i++) out[i] = half_to_float(i % 2 ? words[i / 2] >> 16 : words[i / 2] & 0xffffu);
+#elif FORMAT == 4 && WIDTH % 32 == 0
+    const u32 codes = *(const u32*)(row + d / 2);
+    const float factor = scale_factor(row[SCALES_AT + d / 32]);
+#pragma unroll
+    for (int i = 0; i < 8; i++) out[i] = fp4_value(codes >> 4 * i) * factor;
 #else
 #pragma unroll
     for (int i = 0; i < 8; i++) out[i] = d + i < WIDTH ? number_of(row, d + i) : 0.0f;
@@ -150,8 +155,41 @@ DEVICE bool all_of_block(bool holds, u32* flags) {
 }
 
 #if HAS_UNITS
+#if FORMAT == 1
 // Where a lane has a key's numbers: eight of each 32, which are its parts of two products.
 DEVICE uint4 piece_of(const u8* key, u32 piece) { return *(const uint4*)(key + (piece * 4 + threadIdx.x % 4) * 16); }
+// Whether they are f16.
+DEVICE bool are_halves(const u8*) { return true; }
+#else
+// Scales of codes that are normal f16: of 0.5 and of 6.
+#define SCALE_MIN (127 - 13)
+#define SCALE_MAX (127 + 13)
+
+DEVICE u32 codes_of(const u8* key, u32 piece) { return *(const u32*)(key + piece * 16 + threadIdx.x % 4 * 4); }
+DEVICE uint4 piece_of(const u8* key, u32 piece) {
+    const u32 codes = codes_of(key, piece), scale = key[SCALES_AT + piece];
+    // The scale as f16, and what the bits of a code lack as such.
+    const u32 half = ((scale < SCALE_MIN ? SCALE_MIN : scale > SCALE_MAX ? SCALE_MAX : scale) - 112) << 10;
+    const u32 factor = half << 16 | half, bias = (14 + 15) << 10 | (14 + 15) << 26;
+    u32 pairs[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const u32 byte = codes >> 8 * i & 0xff, two = (byte & 0xf) | (byte & 0xf0) << 12;
+        pairs[i] = multiply_halves(multiply_halves((two & 0x70007u) << 9 | (two & 0x80008u) << 12, bias), factor);
+    }
+    return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+DEVICE bool are_halves(const u8* key) {
+    bool are = true;
+#pragma unroll
+    for (int p = 0; p < PIECES; p++) {
+        const u32 scale = key[SCALES_AT + p];
+        // Codes of zero are so with any small scale.
+        are &= scale <= SCALE_MAX && (scale >= SCALE_MIN || (codes_of(key, p) & 0x77777777u) == 0);
+    }
+    return are;
+}
+#endif
 
 // Whether a key, of which four lanes have a quarter each, is whole numbers below 2^KEY_BITS, but for a factor.
 DEVICE bool is_whole_key(const u8* key) {
@@ -176,7 +214,7 @@ DEVICE bool is_whole_key(const u8* key) {
 #pragma unroll
         for (int i = 0; i < 4; i++) rest |= (add_halves(add_halves(words[i], magic), magic ^ 0x80008000u) ^ words[i]) & 0x7fff7fffu;
     }
-    return most == 0 || (exponent > 0 && exponent + 11 - KEY_BITS < 31 && rest == 0);
+    return are_halves(key) && (most == 0 || (exponent > 0 && exponent + 11 - KEY_BITS < 31 && rest == 0));
 }
 
 // Brings a quarter of a head's query as whole numbers; whether it is such. Heads that are not there are zeros.

@@ -1,25 +1,26 @@
-// Attention of prompt rows over latent rows of f16 on Hopper. A block is a row of the step and COLUMNS of its heads, and goes through all
+// Attention of prompt rows over latent rows of f16, or packed ones that become such, on Hopper. A block is a row of the step and COLUMNS of its heads, and goes through all
 // pages that the row sees: its heads share all keys, so a row alone fills the matrix units.
 //
 // Two warpgroups. Each has the scores of all 64 keys of a page with half the columns: keys, rows of `wgmma`, by queries. Weights go
 // through shared memory; then each has half the features of the weighed sums: the same keys, turned, by all columns' weights. A page is
-// copied by all threads while the one before is multiplied. No bit depends on other rows.
+// copied by all threads while the one before is multiplied; what is packed waits in their registers, and is widened meanwhile. No bit depends
+// on other rows.
 
 #define COLUMNS 64
 #define OWN_COLUMNS 32
 #define SLABS (WIDTH / 64)
 #define OWN (SLABS / 2)
-#define SLAB_BYTES (PAGE * 128)
 #define WARPS (THREADS / 32)
 #define QUERY_BYTES (SLABS * COLUMNS * 128)
 #define WEIGHT_BYTES (COLUMNS * 128)
 #define STAGE_BYTES (SLABS * SLAB_BYTES)
 #define REST_BYTES ((2 * WARPS * OWN_COLUMNS + 3 * COLUMNS) * 4)
 
-static_assert(FORMAT == 1 && WIDTH % 128 == 0 && ROW_BYTES == WIDTH * 2, "rows of f16, whole slabs for each warpgroup");
+static_assert(WIDTH % 128 == 0 && (IS_PACKED || (FORMAT == 1 && ROW_BYTES == WIDTH * 2)), "whole slabs for each warpgroup");
 static_assert(THREADS == 256 && OWN * 32 <= 128, "two warpgroups, whose sums fit into registers");
 static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + WEIGHT_BYTES + 2 * STAGE_BYTES + REST_BYTES, "as the host reckons");
 
+#if !IS_PACKED
 // Starts copies of a page's keys into a stage; slots that are not seen become zeros, for they may hold anything.
 DEVICE void bring(u8* stage, const Sight& sight, u32 row, u32 page) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -42,6 +43,7 @@ DEVICE void bring(u8* stage, const Sight& sight, u32 row, u32 page) {
     }
     end_of_copies();
 }
+#endif
 
 // queries, y (rows, heads · WIDTH). Grid: rows, tiles of heads.
 KERNEL __launch_bounds__(THREADS, 1) latent_prompt(const float* queries, const u8* raw, const u8* compressed, const u32* selected,
@@ -62,9 +64,20 @@ KERNEL __launch_bounds__(THREADS, 1) latent_prompt(const float* queries, const u
     const u32 row = first + blockIdx.x, first_head = blockIdx.y * COLUMNS, pages = sight.pages(row);
     const u32 count = heads - first_head < COLUMNS ? heads - first_head : COLUMNS;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / 4;
+#if IS_PACKED
+    PackedKeys<PAGE / WARPS> keys;
+    const u32 own_keys = warp * (PAGE / WARPS);
+    keys.load(sight, row, 0, own_keys);
+#else
     bring(stages, sight, row, 0);
+#endif
     auto query_of = [&](u32 c) { return c < count ? queries + ((u64)row * heads + first_head + c) * WIDTH : 0; };
     keep_queries<WIDTH, COLUMNS, WARPS, 4>(shared, query_of, [&](u32 c, float down) { factors[c] = down * scale * LOG2_E; });
+
+#if IS_PACKED
+    keys.put(stages, own_keys);
+    if (pages > 1) keys.load(sight, row, 1, own_keys);
+#endif
 
     // Of each product a lane has rows `own` and `own + 8` of its warpgroup's 64, and of each eight columns `column` and the next.
     const u32 own = warp % 4 * 16 + lane / 4, column = lane % 4 * 2, first_column = group * OWN_COLUMNS;
@@ -80,7 +93,10 @@ KERNEL __launch_bounds__(THREADS, 1) latent_prompt(const float* queries, const u
         writes_before_copies();
         __syncthreads();
         // The other stage is read to its end: all have come here.
-        if (page + 1 < pages) bring(stages + (page + 1) % 2 * STAGE_BYTES, sight, row, page + 1);
+        u8* const other = stages + (page + 1) % 2 * STAGE_BYTES;
+#if !IS_PACKED
+        if (page + 1 < pages) bring(other, sight, row, page + 1);
+#endif
 
         float scores[16];
 #pragma unroll
@@ -88,11 +104,15 @@ KERNEL __launch_bounds__(THREADS, 1) latent_prompt(const float* queries, const u
         products_begin();
 #pragma unroll
         for (int s = 0; s < SLABS; s++) {
-            const u64 keys = operand_of(stage_at + s * SLAB_BYTES), others = operand_of(queries_at + s * COLUMNS * 128);
+            const u64 slab = operand_of(stage_at + s * SLAB_BYTES), others = operand_of(queries_at + s * COLUMNS * 128);
 #pragma unroll
-            for (int k = 0; k < 4; k++) multiply_shared<OWN_COLUMNS>(scores, keys + k * 2, others + k * 2);
+            for (int k = 0; k < 4; k++) multiply_shared<OWN_COLUMNS>(scores, slab + k * 2, others + k * 2);
         }
         products_commit();
+#if IS_PACKED
+        if (page + 1 < pages) keys.put(other, own_keys);
+        if (page + 2 < pages) keys.load(sight, row, page + 2, own_keys);
+#endif
         products_wait<0>();
 
         const uint2 slots = sight.slots(row, page);

@@ -1,14 +1,19 @@
 // Where rows lie that are key and value at once, or inputs of others: pages of rows, each WIDTH numbers one after another, with
-// FORMAT 0: f32; 1: f16; 2: bytes, and behind them a f32 scale for each 32. A row takes ROW_BYTES, a multiple of 16.
+// FORMAT 0: f32; 1: f16; 2: bytes, and behind them a f32 scale for each 32; 3 and 4: packed, as E4M3 and as E2M1 (packed.cuh). A row
+// takes ROW_BYTES, a multiple of 16, or of 4 where it is packed.
 
+#define IS_PACKED (FORMAT >= 3)
 #define ROW_BLOCKS ((WIDTH + 31) / 32)
 #if FORMAT == 0
 static_assert(ROW_BYTES >= WIDTH * 4 && ROW_BYTES % 16 == 0, "the cache and the kernel disagree");
 #elif FORMAT == 1
 static_assert(ROW_BYTES >= WIDTH * 2 && ROW_BYTES % 16 == 0, "the cache and the kernel disagree");
-#else
+#elif FORMAT == 2
 #define CODES_BYTES ((WIDTH + 15) / 16 * 16)
 static_assert(ROW_BYTES >= CODES_BYTES + ROW_BLOCKS * 4 && ROW_BYTES % 16 == 0, "the cache and the kernel disagree");
+#else
+static_assert(CODES_AT == 2 * (WIDTH - CODED) && ROW_BYTES > SCALES_AT && ROW_BYTES % 4 == 0, "the cache and the kernel disagree");
+#define PACKED_ROW Packed{FORMAT == 4, CODED, CODES_AT, SCALES_AT}
 #endif
 
 // Number `d` of a row.
@@ -17,11 +22,14 @@ DEVICE float number_of(const u8* row, u32 d) {
     return ((const float*)row)[d];
 #elif FORMAT == 1
     return half_to_float(((const u16*)row)[d]);
-#else
+#elif FORMAT == 2
     return ((const float*)(row + CODES_BYTES))[d / 32] * (float)(signed char)row[d];
+#else
+    return packed_number(row, PACKED_ROW, d);
 #endif
 }
 
+#if !IS_PACKED
 // Writes number `d` of a row, or nothing where there is none. The threads of a warp write 32 that share a scale. kv.rs, `round`.
 DEVICE void keep_number(u8* row, u32 d, float value) {
 #if FORMAT == 0
@@ -34,6 +42,7 @@ DEVICE void keep_number(u8* row, u32 d, float value) {
     if (d < WIDTH && d % 32 == 0) ((float*)(row + CODES_BYTES))[d / 32] = half_to_float(float_to_half(block.scale));
 #endif
 }
+#endif
 
 // Where the row of a token lies, of rows of `bytes`.
 DEVICE u64 place_of_token(const Step& step, u32 row, u32 position, u32 ring, u32 bytes) {

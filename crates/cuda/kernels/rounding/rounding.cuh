@@ -14,10 +14,15 @@ DEVICE float rounded(float x, int fraction_bits, int exponent_min, float largest
     return (x + magic) - magic;
 }
 
+// The exponent of the scale of numbers whose largest is `size`.
+DEVICE int scale_exponent(float size, int largest_exponent, float largest_fraction) {
+    float fraction = __uint_as_float((__float_as_uint(size) & 0x007fffffu) | 0x3f800000u);
+    return exponent_of(size) - largest_exponent + (fraction > largest_fraction ? 1 : 0);
+}
+
 // Numbers of a block share the scale of its largest, which is at least the floor.
 DEVICE float scaled(float v, float size, int fraction_bits, int exponent_min, int largest_exponent, float largest_fraction) {
-    float fraction = __uint_as_float((__float_as_uint(size) & 0x007fffffu) | 0x3f800000u);
-    int scale = exponent_of(size) - largest_exponent + (fraction > largest_fraction ? 1 : 0);
+    int scale = scale_exponent(size, largest_exponent, largest_fraction);
     return rounded(v * power(-scale), fraction_bits, exponent_min, largest_fraction * power(largest_exponent)) * power(scale);
 }
 
@@ -33,10 +38,13 @@ DEVICE float largest_of_warp(float v, float floor) {
     return size;
 }
 
+// Below this no block of E4M3 has its largest looked at.
+#define FP8_FLOOR 1e-4f
+
 // A head's number in each thread of a block, of which the first `features` become E4M3 in blocks of 64. `sizes` has a place a warp.
 DEVICE float rounded_to_fp8(float v, u32 features, float* sizes) {
     const u32 t = threadIdx.x, warp = t / 32;
-    float size = largest_of_warp(t < features ? v : 0.0f, 1e-4f);
+    float size = largest_of_warp(t < features ? v : 0.0f, FP8_FLOOR);
     if (t % 32 == 0) sizes[warp] = size;
     __syncthreads();
     const u32 other = warp ^ 1;
@@ -44,7 +52,7 @@ DEVICE float rounded_to_fp8(float v, u32 features, float* sizes) {
     return t < features ? scaled(v, size, 3, -6, 8, 1.75f) : v;
 }
 
-// Below this no block's largest is looked at.
+// The same of E2M1.
 #define FP4_FLOOR (6.0f * __uint_as_float(0x00800000u))
 
 // A number to E2M1, in a block whose largest is `size`.

@@ -4,14 +4,14 @@
 //! All is recognised by what launches read and write alone; no bit changes, and every tensor holds at the end what it would have held.
 
 use cudarc::driver::sys;
-use tessera_ops::KvFormat;
+use tessera_ops::{KvFormat, kv::RowFormat};
 
 use super::{
     ARGS_MAX, Call,
     heads::{norm, rope},
 };
 use crate::{
-    kernels::Module,
+    kernels::{Module, RowForm},
     latent::{ARRIVE_NUMBERS, ARRIVE_THREADS},
 };
 
@@ -123,9 +123,8 @@ impl<'a> Arrival<'a> {
         let Module::StoreRows(form) = self.store.module else { return false };
         let (rows, width, x) = (self.store.grid[0], form.width as u64, self.store.args[store::X]);
         let (rope, query) = (&self.rope.args, &self.query.args);
-        let is_row = form.format == KvFormat::F16
+        let is_row = kept(form).is_some()
             && form.width <= ARRIVE_THREADS
-            && form.bytes() == 2 * form.width
             && (rope[rope::HEADS], rope[rope::ROWS]) == (1, rows.into())
             && (rope[rope::Y], rope[rope::HEAD_DIM], rope[rope::CODES[0]]) == (x, width, 0)
             && rope[rope::WEIGHT] != 0;
@@ -163,41 +162,62 @@ impl<'a> Arrival<'a> {
         args.extend(rope::TURN.map(|at| rope[at]));
         args.push(self.round.map_or(0, |c| c.args[round::FEATURES]));
         args.extend([store::PAGES, store::RING].map(|at| self.store.args[at]));
+        args.push(form_of(self.store).and_then(kept).unwrap_or(0));
         args.extend([norm::X, norm::WEIGHT, norm::Y, norm::CODES, norm::SCALES, norm::MINIMA].map(|at| query[at]));
         args.extend([norm::WIDTH, norm::EPSILON].map(|at| query[at]));
         let first = self.compressions.first().map_or([0; 5], |(_, c)| compress::SHARED.map(|at| c.args[at]));
         args.extend(first);
         for i in 0..COMPRESSIONS_MAX {
-            args.extend(self.compressions.get(i).map_or([0; 13], |(s, c)| compression_args(s, c)));
+            args.extend(self.compressions.get(i).map_or([0; 14], |(s, c)| compression_args(s, c)));
         }
         args
     }
 }
 
-/// Whether inputs are stored, and these are what is compressed, to rows of f16.
+/// How a launch keeps rows.
+fn form_of(call: &Call) -> Option<RowForm> {
+    match call.module {
+        Module::StoreRows(form) | Module::Compress(form) => Some(form),
+        _ => None,
+    }
+}
+
+/// What the kernel is told of how rows are kept (`Kept` of `kernels/latent/arrive.cu`), if it keeps them so.
+fn kept(form: RowForm) -> Option<u64> {
+    let (coded, scales) = match form.format {
+        RowFormat::Plain(KvFormat::F16) => (0, 0),
+        RowFormat::Plain(_) => return None,
+        RowFormat::Packed(packing) => (packing.coded(form.width), packing.row(form.width).scales),
+    };
+    let parts = [form.number(), coded, scales, form.bytes()];
+    parts.into_iter().rev().try_fold(0, |bits, part| Some(bits << 16 | u64::from(u16::try_from(part).ok()?)))
+}
+
+/// Whether inputs are stored, and these are what is compressed.
 fn is_compression(store: &Call, compress: &Call, rows: u32) -> bool {
     let (Module::StoreRows(inputs), Module::Compress(output)) = (store.module, compress.module) else { return false };
     let is_same = [(store::PAGES, compress::INPUTS), (store::RING, compress::RING)];
     is_same.iter().all(|(a, b)| store.args[*a] == compress.args[*b])
-        && (inputs.format, inputs.width as u64) == (KvFormat::F32, 2 * compress.args[compress::INPUT_WIDTH])
-        && (output.format, store.grid[0], compress.grid[0]) == (KvFormat::F16, rows, rows)
+        && inputs.format == RowFormat::Plain(KvFormat::F32)
+        && inputs.width as u64 == 2 * compress.args[compress::INPUT_WIDTH]
+        && kept(output).is_some()
+        && (store.grid[0], compress.grid[0]) == (rows, rows)
         && output.width <= ARRIVE_THREADS
-        // Rows of inputs and of f16 lie without gaps.
+        // Rows of inputs lie without gaps.
         && inputs.bytes() == 4 * inputs.width
-        && output.bytes() == 2 * output.width
 }
 
 /// Parameters of one compression.
-fn compression_args(store: &Call, compress: &Call) -> [u64; 13] {
-    let Module::Compress(output) = compress.module else { return [0; 13] };
+fn compression_args(store: &Call, compress: &Call) -> [u64; 14] {
+    let Some(output) = form_of(compress) else { return [0; 14] };
     let a = &compress.args;
     let [inputs, pages, ape, norm] = [compress::INPUTS, compress::PAGES, compress::APE, compress::NORM].map(|at| a[at]);
     let [input_width, ring, ratio, overlap] =
         [compress::INPUT_WIDTH, compress::RING, compress::RATIO, compress::OVERLAP].map(|at| a[at]);
     let [rounding, rounded, factor] = [compress::ROUNDING, compress::ROUNDED, compress::FACTOR].map(|at| a[at]);
     let fresh = store.args[store::X];
-    let width = output.width as u64;
-    [fresh, inputs, pages, ape, norm, width, input_width, ring, ratio, overlap, rounding, rounded, factor]
+    let (width, form) = (output.width as u64, kept(output).unwrap_or(0));
+    [fresh, inputs, pages, ape, norm, width, input_width, ring, ratio, overlap, rounding, rounded, factor, form]
 }
 
-const _: () = assert!(2 + 12 + 8 + 5 + 13 * COMPRESSIONS_MAX <= ARGS_MAX);
+const _: () = assert!(2 + 13 + 8 + 5 + 14 * COMPRESSIONS_MAX <= ARGS_MAX);

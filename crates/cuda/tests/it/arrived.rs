@@ -3,8 +3,8 @@
 
 use tessera_formats::DType;
 use tessera_ops::{
-    Batch, Compressor, Device, KvFormat, KvLayout, Linear, MatrixSource, RingPart, Role, Rope, RopeLayout, Rotation,
-    Rounding, kv::KvEntry, reference::ReferenceDevice,
+    Batch, Compressor, Device, KvFormat, KvLayout, Linear, MatrixSource, Packing, RingPart, Role, Rope, RopeLayout,
+    Rotation, Rounding, kv::KvEntry, reference::ReferenceDevice,
 };
 
 /// Numbers of a row, and of narrow queries.
@@ -24,6 +24,8 @@ struct Layer {
     start: usize,
     /// How many rows of it come in each step; the second has one in each.
     steps: &'static [usize],
+    /// Whether rows are packed as they are rounded.
+    is_packed: bool,
 }
 
 fn source(seed: usize, rows: usize, depth: usize) -> MatrixSource {
@@ -80,11 +82,15 @@ fn compressors<D: Device>(device: &D, layer: Layer) -> Vec<Compressor<D>> {
 /// All that is written in all steps; `after` is called behind each op.
 fn computed<D: Device>(device: &D, layer: Layer, after: &dyn Fn()) -> Vec<Vec<f32>> {
     let compressors = compressors(device, layer);
-    let mut entries = vec![KvEntry::pairs(1, 16), KvEntry::latent(WIDTH, Some(3))];
+    let packed = |entry: KvEntry, rounding: Option<Rounding>| match rounding {
+        Some(rounding) if layer.is_packed => entry.packed(Packing::of(rounding)),
+        _ => entry,
+    };
+    let mut entries = vec![KvEntry::pairs(1, 16), packed(KvEntry::latent(WIDTH, Some(3)), layer.rounding)];
     for c in &compressors {
         let width = 2 * c.head_dim * if c.overlap { 2 } else { 1 };
         entries.push(KvEntry::Inputs { width, ring_pages: 4 });
-        entries.push(KvEntry::compressed(c.head_dim, c.ratio));
+        entries.push(packed(KvEntry::compressed(c.head_dim, c.ratio), c.rounding));
     }
     let mut cache = device.kv_cache(&KvLayout::new(entries, layer.format), 6, 2).unwrap();
     let weight =
@@ -149,10 +155,12 @@ fn what_comes_before_attention_is_made_at_once() {
         // Rows that complete none, one and several, from this step and from those before.
         start: 0,
         steps: &[6, 1, 1, 9],
+        is_packed: false,
     };
     assert_eq!(four.compressed[1].3, fp4);
     for (layer, is_one) in [
         (four, true),
+        (Layer { is_packed: true, ..four }, true),
         (
             Layer { compressed: &[(128, false, WIDTH, None)], rounding: None, start: 126, steps: &[1, 1, 1], ..four },
             true,

@@ -11,6 +11,7 @@ mod heads;
 mod highest;
 mod joined;
 mod latent;
+mod packed;
 mod packing;
 mod products;
 mod prompt;

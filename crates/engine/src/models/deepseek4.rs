@@ -129,12 +129,13 @@ impl<D: Device> Layer<D> {
         })
     }
 
-    /// Streams (rows, count · hidden), in place. `angles` are those of layers without and with compressed rows.
+    /// Streams (rows, count · hidden), in place. `angles` are those of layers without and with compressed rows, `choices` those of
+    /// its experts.
     fn forward(
         &self,
         ops: &D,
         streams: &mut D::Tensor,
-        angles: [&D::Tensor; 2],
+        (angles, choices): ([&D::Tensor; 2], Option<D::Choices>),
         cache: &mut D::KvCache,
         batch: &Batch,
     ) {
@@ -147,7 +148,7 @@ impl<D: Device> Layer<D> {
         let x = ops.rms_norm(&x, &self.feed_forward_norm, self.epsilon);
         // The shared expert comes first, so that the sum stands beside what it is a part of.
         let shared = self.shared.as_ref().map(|shared| shared.forward(ops, &x));
-        let mut y = self.experts.forward_tokens(ops, &x, &batch.tokens);
+        let mut y = self.experts.forward_chosen(ops, &x, choices);
         if let Some(shared) = &shared {
             ops.add(&mut y, shared);
         }
@@ -173,10 +174,14 @@ impl<D: Device> Architecture<D> for DeepSeek4<D> {
     }
 
     fn forward(&self, ops: &D, cache: &mut D::KvCache, batch: &Batch) -> D::Tensor {
-        let mut streams = ops.copies(&ops.embed(&self.embedding, batch, 1.0), self.streams);
+        // What a device is sent comes before what it computes.
+        let embedded = ops.embed(&self.embedding, batch, 1.0);
         let [plain, compressed] = self.ropes.each_ref().map(|rope| ops.rope_angles(rope, batch));
-        for layer in &self.layers {
-            layer.forward(ops, &mut streams, [&plain, &compressed], cache, batch);
+        let choices: Vec<_> = self.layers.iter().map(|layer| layer.experts.choices(ops, &batch.tokens)).collect();
+        let mut streams = ops.copies(&embedded, self.streams);
+        drop(embedded);
+        for (layer, choices) in self.layers.iter().zip(choices) {
+            layer.forward(ops, &mut streams, ([&plain, &compressed], choices), cache, batch);
         }
         streams
     }

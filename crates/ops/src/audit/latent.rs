@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Batch, CompressedRows, Compressor, Device, Error, KvEntry, KvFormat, KvLayout, LatentAttention, PAGE_TOKENS,
-    Packing, Role, Rope, RopeLayout, Rounding, Selector, mask::ring_pages_min,
+    Packing, Role, Rope, RopeLayout, Rounding, Selector, mask::ring_pages_min, rounding::FP8_BLOCK,
 };
 
 /// Entries of the cache; the first is of another kind.
@@ -94,8 +94,10 @@ impl Shape {
         Shape { is_packed: true, rounds_index: true, rounding: Some(self.row_rounding()), ..self }
     }
 
+    /// As of a model whose blocks are whole; of others some are not.
     fn row_rounding(&self) -> Rounding {
-        Rounding::Fp8 { features: self.head_dim - 6 }
+        let rest = if self.head_dim.is_multiple_of(2 * FP8_BLOCK) { FP8_BLOCK } else { 6 };
+        Rounding::Fp8 { features: self.head_dim - rest }
     }
 
     fn format_name(&self) -> &'static str {
@@ -103,15 +105,16 @@ impl Shape {
     }
 }
 
-/// Rows that are packed: blocks of codes that are not whole, and as the model has them.
+/// Rows that are packed: blocks of codes that are not whole, widths that matrix units take, and as the model has them.
 fn packed_shapes() -> Vec<Shape> {
     let four = Shape { compressed: Some((4, true)), ..PLAIN };
     let with = |head_dim: usize, op: Op| Shape { head_dim, op, ..four }.packed();
-    let index = Some((5, 3));
+    let select = |index_dim: usize| Shape { op: Op::Select, index: Some((5, 3)), index_dim, ..four }.packed();
     let mut all = vec![with(32, Op::Compress), with(80, Op::Compress), with(80, Op::Latent), with(134, Op::Latent)];
-    all.push(Shape { op: Op::Select, index, index_dim: 32, ..four }.packed());
-    all.push(Shape { op: Op::Select, index, index_dim: 128, ..four }.packed());
-    all.push(Shape { head_dim: 512, index: Some((64, 9)), index_dim: 128, lengths: &LENGTHS_FEW, ..four }.packed());
+    all.extend([select(32), select(128)]);
+    let few = Shape { head_dim: 384, heads: 7, lengths: &LENGTHS_FEW, ..four };
+    let model = Shape { heads: 64, head_dim: 512, index: Some((64, 9)), index_dim: 128, ..few };
+    all.extend([Shape { head_dim: 128, heads: 65, ..PLAIN }, few, model].map(Shape::packed));
     all
 }
 
@@ -186,10 +189,12 @@ fn brief_shapes() -> Vec<Shape> {
     all.extend([Shape { index: Some((66, 64)), rounds_index: true, index_dim: 128, ..two }]);
     all.extend([many, Shape { rounding, ..four }, Shape { rounding: Some(Rounding::HadamardFp4), ..four }]);
     let wide = Shape { op: Op::Latent, head_dim: 256, heads: 5, window: 65, ..four };
-    all.extend([wide, Shape { head_dim: 128, heads: 66, lengths: &[5, 66], ..wide }]);
+    let tiled = Shape { head_dim: 128, heads: 66, lengths: &[5, 66], ..wide };
+    all.extend([wide, tiled, tiled.packed()]);
     let packed =
         Shape { head_dim: 72, index: Some((3, 7)), lengths: &LENGTHS_FEW, compressed: Some((4, true)), ..PLAIN };
     all.extend([packed.packed(), Shape { index: None, op: Op::Compress, ..packed }.packed()]);
+    all.push(Shape { index: Some((66, 64)), index_dim: 128, ..two }.packed());
     all
 }
 

@@ -234,7 +234,7 @@ impl Subject for Route {
                 // Strides that differ from token to token, so that slots differ.
                 let slots = |id: u32| (0..self.routing.slots as u32).map(move |s| id + s * (1 + id % 3));
                 let chosen: Vec<u32> = ids.iter().flat_map(|id| slots(*id)).map(|e| e % self.experts as u32).collect();
-                device.route_chosen(&rows, router, &chosen)
+                device.route_chosen(&rows, router, device.choices(chosen))
             } else {
                 device.route(&rows, router)
             };

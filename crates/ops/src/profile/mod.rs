@@ -86,7 +86,7 @@ impl<D: Device> Profiled<D> {
         &self,
         logits: &Tensor<D::Tensor>,
         router: &Router<Self>,
-        run: impl Fn(&D::Tensor, &Router<D>) -> D::Routes,
+        run: impl FnOnce(&D::Tensor, &Router<D>) -> D::Routes,
     ) -> Routed<D::Routes> {
         let places = logits.rows * router.routing.slots;
         let inner = with_router(router, |router| {
@@ -116,6 +116,7 @@ impl<D: Device> Device for Profiled<D> {
     type KvCache = Cache<D::KvCache>;
     type Selection = Selected<D::Selection>;
     type Routes = Routed<D::Routes>;
+    type Choices = D::Choices;
 
     fn name(&self) -> String {
         self.device.name()
@@ -194,7 +195,11 @@ impl<D: Device> Device for Profiled<D> {
         self.routed(logits, router, |logits, router| self.device.route(logits, router))
     }
 
-    fn route_chosen(&self, logits: &Self::Tensor, router: &Router<Self>, chosen: &[u32]) -> Self::Routes {
+    fn choices(&self, experts: Vec<u32>) -> D::Choices {
+        self.device.choices(experts)
+    }
+
+    fn route_chosen(&self, logits: &Self::Tensor, router: &Router<Self>, chosen: D::Choices) -> Self::Routes {
         self.routed(logits, router, |logits, router| self.device.route_chosen(logits, router, chosen))
     }
 

@@ -88,6 +88,7 @@ impl Device for ReferenceDevice {
     type KvCache = KvPages<f32>;
     type Selection = Selection;
     type Routes = Routes<f32>;
+    type Choices = Vec<u32>;
 
     fn name(&self) -> String {
         "reference".to_owned()
@@ -137,8 +138,12 @@ impl Device for ReferenceDevice {
         route::route(logits, &router.routing, router.bias.as_deref(), router.factors.as_deref(), None)
     }
 
-    fn route_chosen(&self, logits: &Tensor, router: &Router<Self>, chosen: &[u32]) -> Routes<f32> {
-        route::route(logits, &router.routing, None, router.factors.as_deref(), Some(chosen))
+    fn choices(&self, experts: Vec<u32>) -> Vec<u32> {
+        experts
+    }
+
+    fn route_chosen(&self, logits: &Tensor, router: &Router<Self>, chosen: Vec<u32>) -> Routes<f32> {
+        route::route(logits, &router.routing, None, router.factors.as_deref(), Some(&chosen))
     }
 
     fn project_routed<const N: usize>(

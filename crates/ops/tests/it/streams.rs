@@ -69,7 +69,7 @@ fn chosen_experts_are_weighed_by_their_scores() {
     let logits = tensor(&device, 2, 4, &[3.0, 1.0, -2.0, 0.5, -40.0, -41.0, 5.0, -39.0]);
     let (mut experts, mut weights) = (vec![], vec![]);
     let score = |l: f32| l.exp().ln_1p().sqrt();
-    let chosen = device.route_chosen(&logits, &router, &[3, 1, 0, 1]);
+    let chosen = device.route_chosen(&logits, &router, vec![3, 1, 0, 1]);
     device.read_routes(&chosen, &mut experts, &mut weights).unwrap();
     assert_eq!(experts, [3, 1, 0, 1], "neither logits nor bias choose");
     let total = score(0.5) + score(1.0);

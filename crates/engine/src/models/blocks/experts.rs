@@ -95,13 +95,18 @@ impl<D: Device> Experts<D> {
         self.through(ops, x, &ops.route(&scores, &self.router))
     }
 
-    /// As [`Experts::forward`] with a router that sees `x`. A table gives experts by the rows' tokens, where there is one.
-    pub(in crate::models) fn forward_tokens(&self, ops: &D, x: &D::Tensor, tokens: &[u32]) -> D::Tensor {
-        let Some(table) = &self.table else { return self.forward(ops, x, x) };
+    /// The experts of a step's tokens, where a table gives them: named before the step's first op.
+    pub(in crate::models) fn choices(&self, ops: &D, tokens: &[u32]) -> Option<D::Choices> {
+        let (table, slots) = (self.table.as_ref()?, self.router.routing.slots);
+        Some(ops.choices(tokens.iter().flat_map(|t| &table[*t as usize * slots..][..slots]).copied().collect()))
+    }
+
+    /// As [`Experts::forward`] with a router that sees `x`, to what [`Experts::choices`] gave.
+    pub(in crate::models) fn forward_chosen(&self, ops: &D, x: &D::Tensor, choices: Option<D::Choices>) -> D::Tensor {
+        assert_eq!(choices.is_some(), self.table.is_some(), "experts are named where a table gives them");
+        let Some(choices) = choices else { return self.forward(ops, x, x) };
         let [scores] = ops.project(x, [&self.scores]);
-        let slots = self.router.routing.slots;
-        let chosen: Vec<u32> = tokens.iter().flat_map(|t| &table[*t as usize * slots..][..slots]).copied().collect();
-        self.through(ops, x, &ops.route_chosen(&scores, &self.router, &chosen))
+        self.through(ops, x, &ops.route_chosen(&scores, &self.router, choices))
     }
 
     fn through(&self, ops: &D, x: &D::Tensor, routes: &D::Routes) -> D::Tensor {

@@ -91,13 +91,15 @@ impl<D: Device> DraftLayer<D> {
         cache: &mut D::KvCache,
         batch: &Batch,
     ) -> D::Tensor {
-        let token = ops.rms_norm(&ops.embed(embedding, batch, 1.0), &self.token_norm, self.epsilon);
+        // What a device is sent comes before what it computes.
+        let token = ops.embed(embedding, batch, 1.0);
+        let (angles, choices) = (ops.rope_angles(rope, batch), self.layer.experts.choices(ops, &batch.tokens));
+        let token = ops.rms_norm(&token, &self.token_norm, self.epsilon);
         let [token] = ops.project(&token, [&self.token]);
         let previous = ops.rms_norm(previous, &self.previous_norm, self.epsilon);
         let mut streams = ops.copies(&token, self.streams);
         ops.add(&mut streams, &ops.project_grouped(&previous, &self.previous));
-        let angles = ops.rope_angles(rope, batch);
-        self.layer.forward(ops, &mut streams, [&angles, &angles], cache, batch);
+        self.layer.forward(ops, &mut streams, ([&angles, &angles], choices), cache, batch);
         streams
     }
 

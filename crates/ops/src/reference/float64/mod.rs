@@ -60,6 +60,7 @@ impl Device for Float64Device {
     type KvCache = KvPages<f64>;
     type Selection = Selection;
     type Routes = Routes<f64>;
+    type Choices = Vec<u32>;
 
     fn name(&self) -> String {
         "float64 reference".to_owned()
@@ -132,8 +133,12 @@ impl Device for Float64Device {
         segments::route(logits, router, None)
     }
 
-    fn route_chosen(&self, logits: &Tensor64, router: &Router<Self>, chosen: &[u32]) -> Routes<f64> {
-        segments::route(logits, router, Some(chosen))
+    fn choices(&self, experts: Vec<u32>) -> Vec<u32> {
+        experts
+    }
+
+    fn route_chosen(&self, logits: &Tensor64, router: &Router<Self>, chosen: Vec<u32>) -> Routes<f64> {
+        segments::route(logits, router, Some(&chosen))
     }
 
     fn project_routed<const N: usize>(
