@@ -4,7 +4,7 @@
 
 #define WARPS (THREADS / 32)
 // Blocks of a processor: each waits for one thing after another, so the more there are the better.
-#define RESIDENT 4
+#define RESIDENT 3
 
 // How rows are kept, from one number: whether they are plain f16 (1) or packed (as FORMAT of rows.cuh), and, 16 bits each, the numbers
 // that are codes, where scales begin, and the bytes of a row. queue/latent.rs.
