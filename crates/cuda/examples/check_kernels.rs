@@ -1,6 +1,6 @@
 //! Compiles every variant of every table for every card, without one: `cargo run -p tessera-cuda --example check_kernels [few] [ARCH...]
-//! [KERNEL...] [CONSTANT=VALUE...]`. With `few`, the widest and the narrowest tiles alone for all cards but the last. Kernels that are named
-//! are told each, and of these only those that are compiled with the constants.
+//! [KERNEL...] [CONSTANT=VALUE...]`. With `few`, the widest and the narrowest tiles alone for all cards but the last. Kernels that are
+//! named are told each, and of these only those that are compiled with the constants.
 //!
 //! Prints registers, spills and shared memory, the worst of each kernel and card, and fails where a kernel does not compile or
 //! spills more than [`SPILLED_BYTES_MAX`].
@@ -40,6 +40,16 @@ fn is_edge(module: Module) -> bool {
     }
 }
 
+/// Modules of these names, or of all if there is none, that are compiled with these constants.
+fn asked(names: &[&str], constants: &[&str]) -> Vec<Module> {
+    let is_asked = |module: &Module| {
+        let text = module.to_string();
+        let has = |constant: &&str| text.split(' ').any(|word| word == *constant);
+        (names.is_empty() || names.contains(&module.name())) && constants.iter().all(has)
+    };
+    Module::all().into_iter().filter(is_asked).collect()
+}
+
 fn main() -> ExitCode {
     let compiler = match Compiler::find() {
         Ok(compiler) => compiler,
@@ -54,12 +64,7 @@ fn main() -> ExitCode {
     let (archs, names): (Vec<&str>, Vec<&str>) = asked.iter().map(String::as_str).partition(|a| a.starts_with("sm_"));
     let archs = if archs.is_empty() { CARDS.to_vec() } else { archs };
     let (constants, names): (Vec<&str>, Vec<&str>) = names.into_iter().partition(|a| a.contains('='));
-    let is_asked = |module: &Module| {
-        let text = module.to_string();
-        let has = |constant: &&str| text.split(' ').any(|word| word == *constant);
-        (names.is_empty() || names.contains(&module.name())) && constants.iter().all(has)
-    };
-    let modules: Vec<Module> = Module::all().into_iter().filter(is_asked).collect();
+    let modules = asked(&names, &constants);
     let all = archs.iter().flat_map(|a| modules.iter().filter(|m| m.runs_on(a)).map(move |m| (*m, *a)));
     let jobs: Vec<(Module, &str)> = all.filter(|(m, a)| !is_few || Some(a) == archs.last() || is_edge(*m)).collect();
     let (next, worst, failures) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()), Mutex::new(vec![]));

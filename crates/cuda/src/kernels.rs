@@ -5,7 +5,7 @@
 use std::{collections::HashSet, fmt};
 
 use sha2::{Digest, Sha256};
-use tessera_ops::{KvFormat, PAGE_TOKENS, Packing, kv::RowFormat, streams::STREAMS_MAX};
+use tessera_ops::{KvFormat, PAGE_TOKENS, kv::RowFormat, streams::STREAMS_MAX};
 
 use crate::{
     attention::{self, SpansTile, prompt::PromptTile, warps::WarpsTile, warps_prompt::WarpsPromptTile},
@@ -25,8 +25,11 @@ use crate::{
 
 mod constants;
 mod parameters;
+mod rows;
 
 pub(crate) use parameters::Parameter;
+use rows::PACKED;
+pub use rows::RowForm;
 
 /// A source with its constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -102,49 +105,6 @@ pub struct Pages {
     pub format: KvFormat,
 }
 
-/// How a row lies that is no key and value of heads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RowForm {
-    /// Its numbers.
-    pub width: usize,
-    /// How they are kept.
-    pub format: RowFormat,
-}
-
-impl RowForm {
-    /// Bytes of a row: a multiple of 16, or where it is packed of 4.
-    pub fn bytes(self) -> usize {
-        let bytes = match self.format {
-            RowFormat::Plain(KvFormat::F32) => 4 * self.width,
-            RowFormat::Plain(KvFormat::F16) => 2 * self.width,
-            RowFormat::Plain(KvFormat::Q8_0) => {
-                self.width.next_multiple_of(16) + 4 * self.width.div_ceil(tessera_ops::kv::CODE_BLOCK)
-            }
-            RowFormat::Packed(packing) => return packing.row(self.width).bytes,
-        };
-        bytes.next_multiple_of(16)
-    }
-
-    /// Its format as kernels know it.
-    pub(crate) fn number(self) -> usize {
-        match self.format {
-            RowFormat::Plain(format) => number_of(format),
-            RowFormat::Packed(Packing::Fp8 { .. }) => 3,
-            RowFormat::Packed(Packing::Fp4) => 4,
-        }
-    }
-
-    pub(crate) fn constants(self, threads: usize) -> Vec<(&'static str, usize)> {
-        let (bytes, mut all) = (self.bytes(), vec![("WIDTH", self.width), ("FORMAT", self.number())]);
-        if let RowFormat::Packed(packing) = self.format {
-            let row = packing.row(self.width);
-            all.extend([("CODED", packing.coded(self.width)), ("CODES_AT", row.codes), ("SCALES_AT", row.scales)]);
-        }
-        all.extend([("ROW_BYTES", bytes), ("THREADS", threads)]);
-        all
-    }
-}
-
 /// A format as kernels know it.
 fn number_of(format: KvFormat) -> usize {
     match format {
@@ -168,16 +128,6 @@ pub(crate) const HALVES_HELD: usize = 4;
 
 /// Head sizes that the compile check goes through, from the narrowest to the widest of known models.
 const HEADS: [usize; 7] = [32, 64, 80, 96, 128, 256, 512];
-
-/// Packed rows that it goes through: as models have them, of other parts, and where blocks are not whole.
-const PACKED: [(usize, Packing); 6] = [
-    (512, Packing::Fp8 { features: 448 }),
-    (128, Packing::Fp4),
-    (128, Packing::Fp8 { features: 64 }),
-    (384, Packing::Fp8 { features: 384 }),
-    (80, Packing::Fp8 { features: 74 }),
-    (64, Packing::Fp4),
-];
 
 impl Pages {
     /// Bytes of one head in a page.

@@ -1,5 +1,5 @@
-//! Latent rows on the card: compressed, chosen, and attended to, as `kernels/latent` says. Attention of rows of f16, or of what becomes such,
-//! runs on Hopper's matrix units, in one launch; else it has the reference's bits, in three.
+//! Latent rows on the card: compressed, chosen, and attended to, as `kernels/latent` says. Attention of rows of f16, or of what becomes
+//! such, runs on Hopper's matrix units, in one launch; else it has the reference's bits, in three.
 
 use std::{
     ops::Range,

@@ -9,7 +9,7 @@ use std::{ops::Range, time::Duration};
 use tessera_formats::{Bytes, DType};
 
 use crate::{
-    Batch, Compressor, Error, KvLayout, LatentAttention, RingPart, Rounding, Routing, Selector, StreamGates,
+    Batch, Compressor, Error, Gate, KvLayout, LatentAttention, RingPart, Rounding, Routing, Selector, StreamGates,
     ranking::{self, Candidate},
 };
 
@@ -84,24 +84,6 @@ pub struct Router<D: Device> {
     pub bias: Option<D::Vector>,
     /// (experts) factors on the weights.
     pub factors: Option<D::Vector>,
-}
-
-/// The gate of a gated feed-forward layer: `gate(x) * up`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Gate {
-    /// x · sigmoid(x)
-    Silu,
-    /// The tanh form of GELU.
-    GeluTanh,
-    /// gpt-oss: `x · sigmoid(1.702 x) · (up + 1)`, where x is at most 7 and up from -7 to 7 ([`crate::math::swiglu_oai`]).
-    SwigluOai,
-    /// DeepSeek V4: x · sigmoid(x) · up, where x is at most this limit and up from minus it to it ([`crate::math::swiglu_clamped`]).
-    SiluClamped(f32),
-}
-
-impl Gate {
-    /// One of each kind.
-    pub const ALL: [Gate; 4] = [Gate::Silu, Gate::GeluTanh, Gate::SwigluOai, Gate::SiluClamped(0.75)];
 }
 
 /// Which features of a head a rotation pairs.

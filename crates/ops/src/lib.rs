@@ -26,6 +26,7 @@ pub mod audit;
 pub mod batch;
 pub mod device;
 pub mod error;
+pub mod gate;
 pub mod kv;
 pub mod latent;
 pub mod mask;
@@ -42,8 +43,9 @@ pub mod streams;
 pub mod table;
 
 pub use batch::{Batch, Role};
-pub use device::{Attention, Device, Gate, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Rotation, Router};
+pub use device::{Attention, Device, Linear, LinearStack, MatrixSource, Rope, RopeLayout, Rotation, Router};
 pub use error::Error;
+pub use gate::Gate;
 pub use kv::{KvEntry, KvFormat, KvLayout, PAGE_TOKENS, RingPart};
 pub use latent::{CompressedRows, Compressor, LatentAttention, Selector};
 pub use matrix::{MatrixView, Numbers};

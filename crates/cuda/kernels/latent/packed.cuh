@@ -1,4 +1,5 @@
-// Rows of small floats with scales that are powers of two, which lose nothing of rows that were rounded to these; crates/ops/src/packing.rs.
+// Rows of small floats with scales that are powers of two, which lose nothing of rows that were rounded to these;
+// crates/ops/src/packing.rs.
 
 // How a row lies: numbers in f16, codes (E4M3, a byte each, the first in a row; or E2M1, four bits each), and a byte for the scale of 64 or
 // 32 of them.

@@ -1,10 +1,10 @@
-// Attention of prompt rows over latent rows of f16, or packed ones that become such, on Hopper. A block is a row of the step and COLUMNS of its heads, and goes through all
-// pages that the row sees: its heads share all keys, so a row alone fills the matrix units.
+// Attention of prompt rows over latent rows of f16, or packed ones that become such, on Hopper. A block is a row of the step and COLUMNS
+// of its heads, and goes through all pages that the row sees: its heads share all keys, so a row alone fills the matrix units.
 //
 // Two warpgroups. Each has the scores of all 64 keys of a page with half the columns: keys, rows of `wgmma`, by queries. Weights go
 // through shared memory; then each has half the features of the weighed sums: the same keys, turned, by all columns' weights. A page is
-// copied by all threads while the one before is multiplied; what is packed waits in their registers, and is widened meanwhile. No bit depends
-// on other rows.
+// copied by all threads while the one before is multiplied; what is packed waits in their registers, and is widened meanwhile. No bit
+// depends on other rows.
 
 #define COLUMNS 64
 #define OWN_COLUMNS 32
