@@ -1,6 +1,7 @@
 // What comes of a block's input before its attention, all of it at once, where rows are kept as f16 or packed: the row that is key and
 // value, normed, turned, rounded and kept (norm.cu, rope.cu, rounding.cu, store.cu); inputs of compressed rows, kept, and what they
-// complete (compress.cuh); and narrow queries, normed, with their codes. These wait for nothing of each other, so a block has one of them, of a row.
+// complete (compress.cuh); and narrow queries, normed, with their codes. These wait for nothing of each other, so a block has one of
+// them, of a row.
 
 #define WARPS (THREADS / 32)
 // Blocks of a processor: each waits for one thing after another, so the more there are the better.
