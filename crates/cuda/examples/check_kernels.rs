@@ -41,7 +41,7 @@ fn is_edge(module: Module) -> bool {
 }
 
 /// Modules of these names, or of all if there is none, that are compiled with these constants.
-fn asked(names: &[&str], constants: &[&str]) -> Vec<Module> {
+fn modules_of(names: &[&str], constants: &[&str]) -> Vec<Module> {
     let is_asked = |module: &Module| {
         let text = module.to_string();
         let has = |constant: &&str| text.split(' ').any(|word| word == *constant);
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     let (archs, names): (Vec<&str>, Vec<&str>) = asked.iter().map(String::as_str).partition(|a| a.starts_with("sm_"));
     let archs = if archs.is_empty() { CARDS.to_vec() } else { archs };
     let (constants, names): (Vec<&str>, Vec<&str>) = names.into_iter().partition(|a| a.contains('='));
-    let modules = asked(&names, &constants);
+    let modules = modules_of(&names, &constants);
     let all = archs.iter().flat_map(|a| modules.iter().filter(|m| m.runs_on(a)).map(move |m| (*m, *a)));
     let jobs: Vec<(Module, &str)> = all.filter(|(m, a)| !is_few || Some(a) == archs.last() || is_edge(*m)).collect();
     let (next, worst, failures) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()), Mutex::new(vec![]));
