@@ -43,6 +43,8 @@ struct Product {
     u64 a_shared;
     u64 b;
     bool a_is_turned, b_is_turned;
+    // Sums do not go on from what was there.
+    bool is_first;
     u32 group;
 };
 

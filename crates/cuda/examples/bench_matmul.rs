@@ -13,6 +13,7 @@ use tessera_cuda::{
     matmul::{
         Packed,
         layout::Layout,
+        many_tile::ManyTile,
         select,
         tile::CodesTile,
         wide_tile::{Tile, WideTile, shared_bytes_max},
@@ -53,6 +54,19 @@ const WIDE: [(usize, usize, usize, usize); 9] = [
     (4, 1, 8, 1),
     (4, 2, 4, 1),
     (4, 3, 4, 1),
+];
+
+/// Warpgroups, columns and their pieces, and blocks of a cluster.
+const MANY: [(usize, usize, usize, usize); 9] = [
+    (2, 128, 2, 1),
+    (2, 128, 2, 2),
+    (2, 128, 4, 2),
+    (2, 192, 3, 2),
+    (2, 192, 6, 2),
+    (3, 128, 4, 2),
+    (3, 96, 3, 2),
+    (4, 64, 2, 1),
+    (4, 64, 2, 2),
 ];
 
 fn main() -> Outcome<()> {
@@ -124,6 +138,12 @@ fn tiles(subject: &mut Subject<'_>, layout: Layout, name: &str, columns: usize, 
             tiles.push(Tile::Wide(tile));
         }
     }
+    for (consumers, tokens, pieces, cluster) in if columns > 64 { &MANY[..] } else { &[] }.iter().copied() {
+        let tile = ManyTile { consumers, tokens, pieces, cluster };
+        if tile.is_sound(layout) {
+            tiles.push(Tile::Many(tile));
+        }
+    }
     subject.prepare(&tiles)?;
     println!("{name}: {} other tiles", tiles.len());
     for tile in tiles {
@@ -138,6 +158,9 @@ fn tiles(subject: &mut Subject<'_>, layout: Layout, name: &str, columns: usize, 
                 format!(
                     "{row_tiles}x{column_tiles} fold {fold}, {blocks} blocks, teams {teams}, parts {parts}, stages {stages}"
                 )
+            }
+            Tile::Many(ManyTile { consumers, tokens, pieces, cluster }) => {
+                format!("many: {consumers} warpgroups, {tokens} columns in {pieces} pieces, cluster {cluster}")
             }
         };
         if is_timed {

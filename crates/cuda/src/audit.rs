@@ -10,6 +10,7 @@ use crate::{
     kernels::HOPPER_ARCH,
     matmul::{
         layout::Layout,
+        many_tile::ManyTile,
         prefill_tile,
         tile::{CodesTile, FloatsTile},
         wide_tile::WideTile,
@@ -20,7 +21,9 @@ use crate::{
 pub fn all_edges(variants: &[Variant<CudaDevice>]) -> BTreeSet<usize> {
     let codes = Layout::all().into_iter().flat_map(CodesTile::all).map(CodesTile::columns);
     let wide = Layout::all().into_iter().flat_map(|layout| WideTile::all(layout, HOPPER_ARCH)).map(WideTile::columns);
-    let mut edges: BTreeSet<usize> = codes.chain(wide).chain(FloatsTile::ALL.map(|tile| tile.columns)).collect();
+    let many = Layout::all().into_iter().flat_map(|layout| ManyTile::all(layout, HOPPER_ARCH)).map(ManyTile::columns);
+    let mut edges: BTreeSet<usize> =
+        codes.chain(wide).chain(many).chain(FloatsTile::ALL.map(|tile| tile.columns)).collect();
     if variants.iter().any(|v| v.scope == Scope::Prompt) {
         edges.extend(prefill_tile::WIDTHS);
     }

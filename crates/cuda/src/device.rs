@@ -107,7 +107,11 @@ impl CudaDevice {
             Packed::Codes(layout) => {
                 let shape = Shape { rows, segments: 1, columns: tokens };
                 let tile = self.gpu.tile(&Tile::all(layout, self.gpu.arch()), shape);
-                let name = if matches!(tile, Tile::Wide(_)) { "wide" } else { "codes" };
+                let name = match tile {
+                    Tile::Narrow(_) => "codes",
+                    Tile::Wide(_) => "wide",
+                    Tile::Many(_) => "many",
+                };
                 format!("cuda/{name}/{}", tile.columns())
             }
             Packed::Float(_) => format!("cuda/floats/{}", FloatsTile::for_columns(tokens).columns),

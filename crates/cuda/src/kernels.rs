@@ -12,8 +12,9 @@ use crate::{
     connect,
     latent::{self, DecodeTile},
     matmul::{
-        Packed,
+        NUMBERS_THREADS, Packed,
         layout::{Float, Layout},
+        many_tile::{COLUMN_RUN, ManyTile},
         prefill_tile::{self, PrefillTile, warps},
         tile::{CodesTile, FloatsTile, PARTS_OF_DEPTH, WARP},
         wide_tile::{Tile, WideTile},
@@ -40,6 +41,10 @@ pub enum Module {
     Codes(Layout, CodesTile),
     /// The same for many columns.
     Wide(Layout, WideTile),
+    /// Codes to f16, in the order of columns.
+    Numbers,
+    /// The same for many more, of Hopper.
+    Many(Layout, ManyTile),
     /// Products with plain weights.
     Floats(Float, FloatsTile),
     /// Activations to f16, by so many threads a row.
@@ -173,6 +178,9 @@ const WGMMA: (&str, &str) = source!("hopper/wgmma.cuh");
 const RAW: (&str, &str) = source!("matmul/raw.cuh");
 const CODES_WEIGHTS: (&str, &str) = source!("matmul/codes_weights.cuh");
 const WIDE_WEIGHTS: (&str, &str) = source!("matmul/wide_weights.cuh");
+const RUNS: (&str, &str) = source!("matmul/runs.cuh");
+const WALK: (&str, &str) = source!("matmul/walk.cuh");
+const UNIT_SCALES: (&str, &str) = source!("matmul/unit_scales.cuh");
 const EXPAND: (&str, &str) = source!("matmul/expand.cuh");
 const HEADS_OF_ROWS: (&str, &str) = source!("rope/heads.cuh");
 const PAGES: (&str, &str) = source!("attention/pages.cuh");
@@ -195,13 +203,14 @@ impl Module {
     /// Every module that a table of this crate names: all layouts with all tiles, all formats of pages with all known heads.
     pub fn all() -> Vec<Module> {
         let mut all = vec![Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route];
-        all.extend([Module::Rounding, Module::Streams, Module::Best]);
+        all.extend([Module::Rounding, Module::Streams, Module::Best, Module::Numbers]);
         all.extend(HALVES_THREADS.map(Module::Halves));
         for layout in Layout::all() {
             all.extend(CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)));
             let wide = CARDS.iter().flat_map(|arch| WideTile::all(layout, arch));
             let wide: HashSet<_> = wide.map(|tile| Module::Wide(layout, tile)).collect();
             all.extend(wide);
+            all.extend(ManyTile::all(layout, HOPPER_ARCH).into_iter().map(|tile| Module::Many(layout, tile)));
         }
         for form in Layout::all().into_iter().map(Packed::Codes).chain(Float::forms()) {
             all.extend(Module::prefill(form));
@@ -235,6 +244,8 @@ impl Module {
             Module::Quantize => "quantize",
             Module::Codes(..) => "codes",
             Module::Wide(..) => "wide",
+            Module::Numbers => "numbers",
+            Module::Many(..) => "many",
             Module::Floats(..) => "floats",
             Module::Halves(_) => "halves",
             Module::Prefill(..) => "prefill",
@@ -271,6 +282,8 @@ impl Module {
             Module::Quantize => &["quantize"],
             Module::Codes(..) => &["codes"],
             Module::Wide(..) => &["wide"],
+            Module::Numbers => &["numbers"],
+            Module::Many(..) => &["many"],
             Module::Floats(..) => &["floats"],
             Module::Halves(_) => &["halves"],
             Module::Prefill(..) => &["prefill", "add_parts"],
@@ -308,6 +321,7 @@ impl Module {
         match tile {
             Tile::Narrow(tile) => Module::Codes(layout, tile),
             Tile::Wide(tile) => Module::Wide(layout, tile),
+            Tile::Many(tile) => Module::Many(layout, tile),
         }
     }
 
@@ -320,7 +334,7 @@ impl Module {
     /// Whether a card runs it: some use Hopper's own instructions, which others stand in for elsewhere.
     pub fn runs_on(self, arch: &str) -> bool {
         match self {
-            Module::Prefill(..) | Module::Spans(..) | Module::Prompt(..) => arch == HOPPER_ARCH,
+            Module::Prefill(..) | Module::Many(..) | Module::Spans(..) | Module::Prompt(..) => arch == HOPPER_ARCH,
             Module::LatentPrompt(_) | Module::LatentDecode(..) | Module::Connect(_) => arch == HOPPER_ARCH,
             Module::PrefillWarps(_) => arch != HOPPER_ARCH,
             Module::Wide(layout, tile) => WideTile::all(layout, arch).contains(&tile),
@@ -336,10 +350,17 @@ impl Module {
         match self {
             Module::Quantize => vec![COMMON, BLOCK, CODES, source!("quantize/quantize.cu")],
             Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, CODES_WEIGHTS, source!("matmul/codes.cu")],
-            Module::Wide(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, WIDE_WEIGHTS, source!("matmul/wide.cu")],
+            Module::Wide(..) => {
+                vec![COMMON, COLUMNS, SEGMENTS, RAW, UNIT_SCALES, WIDE_WEIGHTS, source!("matmul/wide.cu")]
+            }
+            Module::Numbers => vec![COMMON, RUNS, source!("quantize/numbers.cu")],
+            Module::Many(..) => {
+                let own = [SEGMENTS, RAW, EXPAND, UNIT_SCALES, RUNS, WALK, source!("matmul/many.cu")];
+                [&[COMMON, HOPPER, WGMMA][..], &own].concat()
+            }
             Module::Floats(..) => vec![COMMON, COLUMNS, VALUES, CHAINS, source!("matmul/floats.cu")],
             Module::Halves(_) => vec![COMMON, GATED, source!("quantize/halves.cu")],
-            Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, RAW, EXPAND, source!("matmul/prefill.cu")],
+            Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, RAW, EXPAND, RUNS, WALK, source!("matmul/prefill.cu")],
             Module::PrefillWarps(_) => vec![COMMON, RAW, EXPAND, source!("matmul/prefill_warps.cu")],
             Module::Norm => vec![COMMON, BLOCK, CODES, SQUARES, source!("norm/norm.cu")],
             Module::Rope => vec![COMMON, BLOCK, CODES, SQUARES, HEADS_OF_ROWS, source!("rope/rope.cu")],
@@ -401,7 +422,7 @@ impl Module {
 
     /// Whether its kernels wait for earlier work by themselves (`begin_in_turn` of `kernels/ptx.cuh`), so that they may be started early.
     pub(crate) fn waits_by_itself(self) -> bool {
-        !matches!(self, Module::Prefill(..) | Module::PrefillWarps(_) | Module::Halves(_))
+        !matches!(self, Module::Prefill(..) | Module::PrefillWarps(_) | Module::Halves(_) | Module::Many(..))
     }
 
     /// The whole text.

@@ -58,24 +58,31 @@ template <int REGISTERS> EMULATED void take_registers() {}
 EMULATED void products_begin() {}
 EMULATED void products_commit() { emulation_products_commit(); }
 template <int GROUPS> EMULATED void products_wait(HERE) { emulation_products_wait(GROUPS, here); }
+template <int COUNT> EMULATED void products_made(float (&)[COUNT]) {}
 EMULATED u64 operand_of(u32 address) { return (u64)(address >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62; }
+EMULATED u32 operand_low(u32 address) { return address >> 4 | 1u << 16; }
+EMULATED u64 operand_at(u32 low) { return (u64)(1024 >> 4 | 1u << 30) << 32 | low; }
 EMULATED u64 turned_operand_of(u32 address, u32 stride) {
     return (u64)(address >> 4) | (u64)(stride >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;
 }
 template <int COLUMNS_HERE> EMULATED void multiply_add(float* sums, const u32 (&a)[4], u64 b) {
-    const emulation::Product product = {sums, COLUMNS_HERE, a, 0, b, false, false, 0};
+    const emulation::Product product = {sums, COLUMNS_HERE, a, 0, b, false, false, false, 0};
+    emulation_multiply_add(&product);
+}
+template <int COLUMNS_HERE> EMULATED void multiply_first(float* sums, const u32 (&a)[4], u64 b) {
+    const emulation::Product product = {sums, COLUMNS_HERE, a, 0, b, false, false, true, 0};
     emulation_multiply_add(&product);
 }
 template <int COLUMNS_HERE> EMULATED void multiply_by_turned(float* sums, const u32 (&a)[4], u64 b) {
-    const emulation::Product product = {sums, COLUMNS_HERE, a, 0, b, false, true, 0};
+    const emulation::Product product = {sums, COLUMNS_HERE, a, 0, b, false, true, false, 0};
     emulation_multiply_add(&product);
 }
 template <int COLUMNS_HERE> EMULATED void multiply_shared(float* sums, u64 a, u64 b) {
-    const emulation::Product product = {sums, COLUMNS_HERE, nullptr, a, b, false, false, 0};
+    const emulation::Product product = {sums, COLUMNS_HERE, nullptr, a, b, false, false, false, 0};
     emulation_multiply_add(&product);
 }
 template <int COLUMNS_HERE> EMULATED void multiply_turned(float* sums, u64 a, u64 b) {
-    const emulation::Product product = {sums, COLUMNS_HERE, nullptr, a, b, true, false, 0};
+    const emulation::Product product = {sums, COLUMNS_HERE, nullptr, a, b, true, false, false, 0};
     emulation_multiply_add(&product);
 }
 

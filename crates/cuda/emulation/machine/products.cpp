@@ -38,7 +38,7 @@ static void multiply_one(Worker& w, const Product (&parts)[lanes]) {
         for (unsigned k = 0; k < depth; k++) b[k] = number_of(w, parts[0].b, column, k, parts[0].b_is_turned);
         for (unsigned row = 0; row < rows; row++) {
             float& sum = parts[row % 8 * 4 + column % 8 / 2].sums[column / 8 * 4 + row / 8 * 2 + column % 2];
-            double exact = sum;
+            double exact = parts[0].is_first ? 0.0 : sum;
             for (unsigned k = 0; k < depth; k++) exact += static_cast<double>(a[row][k]) * b[k];
             sum = static_cast<float>(exact);
         }

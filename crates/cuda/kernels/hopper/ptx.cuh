@@ -111,10 +111,18 @@ DEVICE void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "mem
 DEVICE void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Waits until at most so many committed groups are unfinished.
 template <int GROUPS> DEVICE void products_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(GROUPS) : "memory"); }
+// Sums that were waited for: who reads them does so behind this.
+template <int COUNT> DEVICE void products_made(float (&sums)[COUNT]) {
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(sums[i]));
+}
 
 // An operand in shared memory: rows of 128 bytes (64 numbers along the depth), eights of rows 1024 bytes apart, 16-byte parts swizzled
 // by row.
 DEVICE u64 operand_of(u32 address) { return (u64)(address >> 4) | (u64)1 << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62; }
+// The same in two halves: only the lower one goes from operand to operand.
+DEVICE u32 operand_low(u32 address) { return address >> 4 | 1u << 16; }
+DEVICE u64 operand_at(u32 low) { return (u64)(1024 >> 4 | 1u << 30) << 32 | low; }
 // The same turned: a row is a place along the depth and 64 numbers across it; the next 64 are `stride` bytes on.
 DEVICE u64 turned_operand_of(u32 address, u32 stride) {
     return (u64)(address >> 4) | (u64)(stride >> 4) << 16 | (u64)(1024 >> 4) << 32 | (u64)1 << 62;

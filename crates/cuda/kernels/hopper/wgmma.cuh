@@ -36,15 +36,19 @@
 #define SUMS_128 SUMS_112, SIXTEEN_SUMS(112)
 
 template <int N> DEVICE_MEMBER void multiply_add(float* sums, const u32 (&a)[4], u64 b);
+// The same, whatever the sums were.
+template <int N> DEVICE_MEMBER void multiply_first(float* sums, const u32 (&a)[4], u64 b);
 
 // N tokens have COUNT = N / 2 sums a lane; the operands behind them are numbered on.
-#define MULTIPLY_ADD(N, COUNT, A0, A1, A2, A3, B) \
-    template <> DEVICE_MEMBER void multiply_add<N>(float* sums, const u32 (&a)[4], u64 b) { \
+#define PRODUCT_OF_REGISTERS(NAME, N, COUNT, SUMS, A0, A1, A2, A3, B, IS_ADDED) \
+    template <> DEVICE_MEMBER void NAME<N>(float* sums, const u32 (&a)[4], u64 b) { \
         asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" PLACES_##COUNT "}, " \
-                     "{%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", 1, 1, 1, 0;" \
-                     : SUMS_##COUNT \
+                     "{%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 "}, %" #B ", " #IS_ADDED ", 1, 1, 0;" \
+                     : SUMS \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)); \
     }
+#define MULTIPLY_ADD(N, COUNT, A0, A1, A2, A3, B) \
+    PRODUCT_OF_REGISTERS(multiply_add, N, COUNT, SUMS_##COUNT, A0, A1, A2, A3, B, 1)
 MULTIPLY_ADD(32, 16, 16, 17, 18, 19, 20)
 MULTIPLY_ADD(48, 24, 24, 25, 26, 27, 28)
 MULTIPLY_ADD(56, 28, 28, 29, 30, 31, 32)
@@ -54,6 +58,14 @@ MULTIPLY_ADD(192, 96, 96, 97, 98, 99, 100)
 MULTIPLY_ADD(208, 104, 104, 105, 106, 107, 108)
 MULTIPLY_ADD(224, 112, 112, 113, 114, 115, 116)
 MULTIPLY_ADD(256, 128, 128, 129, 130, 131, 132)
+#define FOUR_NEW(i) "=f"(sums[i]), "=f"(sums[i + 1]), "=f"(sums[i + 2]), "=f"(sums[i + 3])
+#define SIXTEEN_NEW(i) FOUR_NEW(i), FOUR_NEW(i + 4), FOUR_NEW(i + 8), FOUR_NEW(i + 12)
+#define NEW_16 SIXTEEN_NEW(0)
+#define NEW_32 NEW_16, SIXTEEN_NEW(16)
+#define MULTIPLY_FIRST(N, COUNT, A0, A1, A2, A3, B) \
+    PRODUCT_OF_REGISTERS(multiply_first, N, COUNT, NEW_##COUNT, A0, A1, A2, A3, B, 0)
+MULTIPLY_FIRST(32, 16, 16, 17, 18, 19, 20)
+MULTIPLY_FIRST(64, 32, 32, 33, 34, 35, 36)
 
 // Both operands in shared memory, as `operand_of` names them.
 template <int N> DEVICE_MEMBER void multiply_shared(float* sums, u64 a, u64 b);

@@ -7,72 +7,15 @@
 // A number's sum goes along the depth in one fixed order, by sixteens, in `splits` parts that are added in order; what stands in other
 // columns or rows of a tile, and how large tiles are, does not reach it.
 //
-// x is what quantize/halves.cu leaves: [slices][depth / 64][eights of rows][8][64] f16, swizzled as the second operand wants it.
+// x is what quantize/halves.cu leaves: [slices][depth / 64][eights of rows][8][64] f16, swizzled as the second operand wants it. Eights
+// of rows never hold two segments'.
 
-#define BLOCK 64
-#define ROWS (CONSUMERS * 64)
-#define TILES (ROWS / TILE_ROWS)
 #define SUMS (TOKENS / 2)
 #define X_BYTES (TOKENS * BLOCK * 2)
-#define SPAN_CHUNKS (SPAN * BLOCK / CHUNK_FEATURES)
-#define TILE_BYTES (SPAN_CHUNKS * CHUNK)
-#define WEIGHT_BYTES (TILES * TILE_BYTES)
 #define SHARED_BYTES (STAGES * X_BYTES + WEIGHT_STAGES * WEIGHT_BYTES)
 
-static_assert(SPAN * BLOCK % CHUNK_FEATURES == 0, "a stage of weights is whole chunks");
 static_assert(ROWS % TILE_ROWS == 0 && TILES <= 32 && TOKENS % (8 * CLUSTER) == 0 && TOKENS <= CONSUMERS * 128, "a tile of whole operands");
 static_assert(THREADS == (CONSUMERS + 1) * 128, "a warpgroup copies");
-
-// A place in a ring of stages.
-template <int COUNT> struct Ring {
-    u32 stage = 0;
-    u32 parity = 0;
-    DEVICE_MEMBER void next() {
-        if (++stage == COUNT) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-};
-
-// What is in shared memory behind the stages.
-struct Barriers {
-    u32 x_full, x_empty, weights_full, weights_empty;
-    DEVICE_MEMBER Barriers(u32 base) {
-        x_full = base;
-        x_empty = x_full + 8 * STAGES;
-        weights_full = x_empty + 8 * STAGES;
-        weights_empty = weights_full + 8 * WEIGHT_STAGES;
-    }
-};
-#define BARRIER_BYTES (16 * (STAGES + WEIGHT_STAGES))
-
-struct Problem {
-    const u32* starts;
-    u32 tokens, segments, row_tiles, blocks, splits;
-    bool is_parted;
-    // (segments + 1) tiles of columns before each segment, in shared memory.
-    const u32* before;
-
-    DEVICE_MEMBER u32 columns(u32 segment) const { return starts ? starts[segment + 1] - starts[segment] : tokens; }
-    // Tiles of all parts.
-    DEVICE_MEMBER u32 count() const { return before[segments] * row_tiles * (is_parted ? splits : 1); }
-};
-
-// A tile of a walk: tokens fastest, so that blocks at work share weights.
-struct Tile {
-    u32 segment, row_tile, column, part;
-    DEVICE_MEMBER Tile(const Problem& p, u32 index, u32& segment_before) {
-        part = p.is_parted ? index % p.splits : 0;
-        index = p.is_parted ? index / p.splits : index;
-        while (p.before[segment_before + 1] * p.row_tiles <= index) segment_before++;
-        segment = segment_before;
-        u32 width = p.before[segment + 1] - p.before[segment];
-        index -= p.before[segment] * p.row_tiles;
-        row_tile = index / width;
-        column = index % width * TOKENS;
-    }
-};
 
 // Columns of the product that takes `left` of them: the widest is the tile's.
 DEVICE u32 width_of(u32 left) {
@@ -85,35 +28,6 @@ DEVICE u32 width_of(u32 left) {
 #else
     return TOKENS;
 #endif
-}
-
-// Blocks of the depth of part `index`: whole stages of weights.
-DEVICE void part_of(const Problem& p, u32 index, u32& start, u32& end) {
-    u32 spans = (p.blocks + SPAN - 1) / SPAN;
-    start = spans * index / p.splits * SPAN;
-    end = spans * (index + 1) / p.splits * SPAN;
-    end = end < p.blocks ? end : p.blocks;
-}
-
-// Where the columns of a segment begin among the rows of x: eights of rows never hold two segments' (halves.cu).
-DEVICE u32 first_row(const u32* starts, u32 segment) { return starts ? (starts[segment] + 7) / 8 * 8 + 8 * segment : 0; }
-
-// (segments + 1) counts of tiles before each segment. One warp.
-DEVICE void count_tiles(const Problem& p, u32* before) {
-    u32 lane = threadIdx.x % 32, sum = 0;
-    for (u32 first = 0; first < p.segments; first += 32) {
-        u32 s = first + lane, own = 0;
-        if (s < p.segments) own = ((p.starts ? p.starts[s + 1] - p.starts[s] : p.tokens) + TOKENS - 1) / TOKENS;
-        u32 upto = own;
-#pragma unroll
-        for (int width = 1; width < 32; width *= 2) {
-            u32 other = __shfl_up_sync(0xffffffffu, upto, width);
-            upto += lane >= width ? other : 0;
-        }
-        if (s < p.segments) before[s + 1] = sum + upto;
-        sum += __shfl_sync(0xffffffffu, upto, 31);
-    }
-    if (lane == 0) before[0] = 0;
 }
 
 // What a warpgroup that multiplies goes through: its rows of the rings.
@@ -263,35 +177,13 @@ __launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const floa
     const u32 rank = CLUSTER > 1 ? block_of_cluster() : 0;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
-    Problem p;
-    p.starts = starts;
-    p.tokens = tokens;
-    p.segments = segments;
-    p.row_tiles = (rows + ROWS * CLUSTER - 1) / (ROWS * CLUSTER);
-    p.blocks = (depth + BLOCK - 1) / BLOCK;
-    p.splits = splits;
-    p.is_parted = parts != 0;
-    p.before = before;
+    const u32 row_tiles = (rows + ROWS * CLUSTER - 1) / (ROWS * CLUSTER), blocks = (depth + BLOCK - 1) / BLOCK;
+    const Problem p = {starts, tokens, segments, row_tiles, blocks, splits, parts != 0, before};
     const u32 tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     const u64 tile_bytes = (u64)((depth + CHUNK_FEATURES - 1) / CHUNK_FEATURES) * CHUNK;
 
-    if (threadIdx.x == 0) {
-        for (u32 s = 0; s < STAGES; s++) {
-            barrier_init(barriers.x_full + 8 * s, 1);
-            barrier_init(barriers.x_empty + 8 * s, CONSUMERS * 4 * CLUSTER);
-        }
-        for (u32 s = 0; s < WEIGHT_STAGES; s++) {
-            barrier_init(barriers.weights_full + 8 * s, 1);
-            barrier_init(barriers.weights_empty + 8 * s, CONSUMERS * 4);
-        }
-        barriers_ready();
-    }
     if (warp == 0) count_tiles(p, before);
-    // A last stage may be filled in part: what lies behind meets zeros of x, but must be numbers.
-    if (depth % (SPAN * BLOCK) != 0) {
-        for (u32 i = threadIdx.x; i < WEIGHT_STAGES * WEIGHT_BYTES / 16; i += THREADS) ((uint4*)ring)[i] = make_uint4(0, 0, 0, 0);
-        writes_before_copies();
-    }
+    begin_rings(barriers, ring, depth);
     __syncthreads();
     if (CLUSTER > 1) wait_for_cluster();
 
@@ -327,24 +219,11 @@ __launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const floa
             at.parity = 1;
             for (u32 t = blockIdx.x / CLUSTER; t < count; t += step) {
                 Tile tile(p, t, segment);
-                u32 first = (tile.row_tile * CLUSTER + rank) * TILES;
-                u32 here = first < tiles ? (tiles - first < TILES ? tiles - first : TILES) : 0;
-                u32 s0 = p.is_parted ? tile.part : 0, s1 = p.is_parted ? tile.part + 1 : splits, start, end, unused;
+                const u32 s0 = p.is_parted ? tile.part : 0, s1 = p.is_parted ? tile.part + 1 : splits;
+                u32 start, end, unused;
                 part_of(p, s0, start, unused);
                 part_of(p, s1 - 1, unused, end);
-                const u8* from = weights + ((u64)tile.segment * tiles + first + lane) * tile_bytes;
-                for (u32 b = start; b < end; b += SPAN) {
-                    u64 offset = (u64)(b / SPAN) * TILE_BYTES;
-                    u32 bytes = tile_bytes - offset < TILE_BYTES ? (u32)(tile_bytes - offset) : TILE_BYTES;
-                    if (lane == 0) {
-                        barrier_wait(barriers.weights_empty + 8 * at.stage, at.parity);
-                        barrier_expect(barriers.weights_full + 8 * at.stage, here * bytes);
-                    }
-                    __syncwarp();
-                    u32 to = weight_stages + at.stage * WEIGHT_BYTES + lane * TILE_BYTES;
-                    if (lane < here) copy_bulk(to, from + offset, bytes, barriers.weights_full + 8 * at.stage);
-                    at.next();
-                }
+                bring_weights(weights, tile, rank, lane, tiles, tile_bytes, start, end, weight_stages, barriers, at);
             }
         }
     } else {

@@ -13,6 +13,8 @@ impl Module {
         match self {
             Module::Codes(layout, tile) => [layout.constants(), tile.constants(layout)].concat(),
             Module::Wide(layout, tile) => [layout.constants(), tile.constants(layout)].concat(),
+            Module::Many(layout, tile) => tile.constants(layout),
+            Module::Numbers => vec![("THREADS", NUMBERS_THREADS), ("COLUMN_RUN", COLUMN_RUN)],
             Module::Floats(float, tile) => [float.constants(), tile.constants(float)].concat(),
             Module::Halves(threads) => vec![("THREADS", threads), ("HELD", HALVES_HELD)],
             Module::Prefill(form, tile) => tile.constants(form),

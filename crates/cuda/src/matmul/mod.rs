@@ -1,6 +1,8 @@
 //! Projections: packed weights, tiles, launches.
 
 pub mod layout;
+mod many;
+pub mod many_tile;
 mod pack;
 mod packing;
 mod places;
@@ -11,6 +13,7 @@ mod select;
 pub mod tile;
 pub mod wide_tile;
 
+pub(crate) use many::NUMBERS_THREADS;
 pub use pack::PackedMatrix;
 pub(crate) use prefill::HALF_RUN;
 pub(crate) use project::{Codes, Columns, NO_BLOCK, Operand, Share, product, project, project_fine};

@@ -3,7 +3,7 @@
 use super::{
     layout::Float,
     select::Packed,
-    tile::{FloatsTile, Launch, MMA_ROWS, WARP},
+    tile::{FloatsTile, Launch, MMA_COLUMNS, MMA_ROWS, WARP},
 };
 
 /// Features of a stage of activations: what one swizzled row of shared memory holds.
@@ -19,7 +19,7 @@ const GROUP_THREADS: usize = 128;
 const REGISTERS: usize = 65_536;
 
 /// Shared memory that a block of Hopper may have.
-const SHARED_BYTES_MAX: usize = 227 << 10;
+pub(super) const SHARED_BYTES_MAX: usize = 227 << 10;
 
 /// Bytes of a stage of weights up to which there are three.
 const SMALL_STAGE_BYTES: usize = 24 << 10;
@@ -63,6 +63,23 @@ fn weights_constants(form: Packed) -> (Vec<(&'static str, usize)>, usize) {
     }
 }
 
+/// Threads that multiply, and the warpgroup that copies.
+pub(super) const fn threads(consumers: usize) -> usize {
+    (consumers + 1) * GROUP_THREADS
+}
+
+/// Registers of a thread that copies, and of one that multiplies: all have as many at first, and then give and take.
+pub(super) const fn registers(consumers: usize) -> (usize, usize) {
+    let each = REGISTERS / threads(consumers) / 8 * 8;
+    let given = if consumers > 2 { 32 } else { 40 };
+    (given, ((each * (consumers + 1) - given) / consumers) / 8 * 8)
+}
+
+/// Bytes of the barriers of rings of so many stages.
+pub(super) const fn barrier_bytes(stages: usize) -> usize {
+    16 * stages
+}
+
 impl PrefillTile {
     /// Weight rows of a block.
     pub const fn rows(self) -> usize {
@@ -99,25 +116,13 @@ impl PrefillTile {
 
     /// Bytes for aligning the stages, and behind them: barriers, scales and places of columns, counts of tiles.
     const fn bytes_behind(self, stages: usize, weight_stages: usize) -> usize {
-        1024 + 16 * (stages + weight_stages) + 8 * self.tokens + 4 * (SEGMENTS_MAX + 1)
+        1024 + barrier_bytes(stages + weight_stages) + 8 * self.tokens + 4 * (SEGMENTS_MAX + 1)
     }
 
     /// Bytes of shared memory.
     pub fn shared_bytes(self, form: Packed) -> usize {
         let (stages, weight_stages) = self.stages(form);
         stages * self.x_bytes() + weight_stages * self.weight_bytes(form) + self.bytes_behind(stages, weight_stages)
-    }
-
-    /// Those that multiply, and the warpgroup that copies.
-    const fn threads(self) -> usize {
-        (self.consumers + 1) * GROUP_THREADS
-    }
-
-    /// Registers of a thread that copies, and of one that multiplies: all have as many at first, and then give and take.
-    const fn registers(self) -> (usize, usize) {
-        let each = REGISTERS / self.threads() / 8 * 8;
-        let given = if self.consumers > 2 { 32 } else { 40 };
-        (given, ((each * (self.consumers + 1) - given) / self.consumers) / 8 * 8)
     }
 
     /// Registers of sums that a thread holds.
@@ -171,12 +176,17 @@ impl PrefillTile {
     /// The launch for at most `tiles` tiles on a card of so many processors.
     pub fn launch(self, form: Packed, tiles: usize, processors: usize) -> Launch {
         let blocks = tiles.min(processors / self.cluster).max(1) * self.cluster;
-        Launch { grid: [blocks, 1, 1], threads: self.threads(), shared_bytes: self.shared_bytes(form), groups: 1 }
+        Launch {
+            grid: [blocks, 1, 1],
+            threads: threads(self.consumers),
+            shared_bytes: self.shared_bytes(form),
+            groups: 1,
+        }
     }
 
     pub(crate) fn constants(self, form: Packed) -> Vec<(&'static str, usize)> {
         let PrefillTile { consumers, tokens, cluster, has_totals } = self;
-        let (given, taken) = self.registers();
+        let (given, taken) = registers(consumers);
         let (stages, weight_stages) = self.stages(form);
         let (mut constants, tile_rows) = weights_constants(form);
         constants.extend([
@@ -190,7 +200,8 @@ impl PrefillTile {
             ("WEIGHT_STAGES", weight_stages),
             ("SPAN", span(form)),
             ("TILE_ROWS", tile_rows),
-            ("THREADS", self.threads()),
+            ("THREADS", threads(consumers)),
+            ("COLUMN_RUN", MMA_COLUMNS),
         ]);
         constants
     }

@@ -1,6 +1,6 @@
 //! Projections: dense, grouped and routed ones are the same kernels over other columns. Rows of each role have their own launches.
 
-use std::{ops::Range, sync::Arc};
+use std::{cell::OnceCell, ops::Range, sync::Arc};
 
 use tessera_ops::{
     Role,
@@ -9,10 +9,11 @@ use tessera_ops::{
 
 use super::{
     layout::Layout,
+    many::{self, Numbers},
     pack::PackedMatrix,
     prefill::{self, Halves, halves},
     select::Packed,
-    tile::{FloatsTile, Launch, MMA_COLUMNS, WARP},
+    tile::{CodesTile, FloatsTile, Launch, MMA_COLUMNS, WARP},
     wide_tile::Tile,
 };
 use crate::{
@@ -165,6 +166,11 @@ impl Codes {
         Codes { rows, blocks, codes: take(ACTIVATION_BLOCK), scales: take(SCALE_BYTES), minima: take(MINIMA_BYTES) }
     }
 
+    /// Blocks of a row.
+    pub(super) fn blocks(&self) -> usize {
+        self.blocks
+    }
+
     /// As kernels take them.
     pub(crate) fn args(&self) -> [Arg<'_>; 3] {
         [&self.codes, &self.scales, &self.minima].map(Arg::Memory)
@@ -211,10 +217,22 @@ pub(crate) fn project<const N: usize>(
     results
 }
 
+/// Rows as codes, and where a tile wants them as numbers too.
+pub(crate) struct CodesOperand {
+    codes: Arc<Codes>,
+    numbers: OnceCell<Numbers>,
+}
+
+impl CodesOperand {
+    fn new(codes: Arc<Codes>) -> CodesOperand {
+        CodesOperand { codes, numbers: OnceCell::new() }
+    }
+}
+
 /// Rows of an input in the form that their arithmetic multiplies.
 pub(crate) enum Operand {
     Halves(Halves),
-    Codes(Arc<Codes>),
+    Codes(CodesOperand),
     /// As they are, by plain weights.
     Floats,
 }
@@ -227,7 +245,8 @@ impl Operand {
             (Role::Prefill, Some(first)) => Operand::Halves(halves(gpu, x, first, share)),
             _ if wants_codes => {
                 let ready = x.codes.clone().filter(|_| share.x == (0..x.rows));
-                Operand::Codes(ready.unwrap_or_else(|| Arc::new(quantize(gpu, x, share.x.clone(), false))))
+                let codes = ready.unwrap_or_else(|| Arc::new(quantize(gpu, x, share.x.clone(), false)));
+                Operand::Codes(CodesOperand::new(codes))
             }
             _ => Operand::Floats,
         }
@@ -277,18 +296,29 @@ pub(crate) fn project_fine(gpu: &Arc<Gpu>, x: &Tensor, matrix: &PackedMatrix, bi
             prefill::multiply(gpu, &halves(gpu, x, matrix, &share), matrix, bias, &share, &y);
             continue;
         }
-        let codes = quantize(gpu, x, share.x.clone(), true);
-        let parts = Tensor::new(gpu, codes.rows, matrix.rows, Roles::all(Role::Decode, codes.rows));
-        let both = Share { x: 0..codes.rows, y: 0..codes.rows, ..share };
+        let codes = CodesOperand::new(Arc::new(quantize(gpu, x, share.x.clone(), true)));
+        let rows = codes.codes.rows;
+        let parts = Tensor::new(gpu, rows, matrix.rows, Roles::all(Role::Decode, rows));
+        let both = Share { x: 0..rows, y: 0..rows, ..share };
         multiply(gpu, (Input::Codes(layout, &codes), matrix.rows), (matrix, None), &both, &parts);
         rowwise::add_fine(gpu, &parts, bias, &y, share.y);
     }
     y
 }
 
+/// Has blocks of a narrow tile go on, to further columns of their expert, which few have, and to further rows: in so many turns.
+fn go_on(launch: &mut Launch, tile: CodesTile, (rows, segments): (usize, usize), share: &Share<'_>) -> usize {
+    if share.places.is_some() && tile.goes_on() {
+        launch.grid[1] = share.columns_expected(segments).div_ceil(tile.columns());
+    }
+    let turns = tile.turns(*launch, rows, share.joined);
+    launch.grid[0] = launch.grid[0].div_ceil(turns);
+    turns
+}
+
 /// The input in the form that a matrix multiplies.
 enum Input<'a> {
-    Codes(Layout, &'a Codes),
+    Codes(Layout, &'a CodesOperand),
     Floats(&'a Tensor),
 }
 
@@ -312,17 +342,19 @@ fn multiply(
             let met = if by_place.is_some() { places } else { segments };
             // One expert of many is not one matrix: other tiles are compiled.
             let tile = matrix.tile(gpu, tile_rows, met.max(segments.min(2)), share.columns_expected(segments));
-            let mut launch = tile.launch(*layout, (rows, columns_max), segments, split);
+            let mut launch = match tile {
+                Tile::Many(many) => {
+                    let numbers = codes.numbers.get_or_init(|| Numbers::of(gpu, &codes.codes, matrix, share));
+                    return many::multiply(gpu, (numbers, *layout, many), (matrix, bias), share, y);
+                }
+                Tile::Narrow(narrow) => narrow.launch(*layout, (rows, columns_max), segments, split),
+                Tile::Wide(wide) => wide.launch(*layout, (rows, columns_max), segments),
+            };
             launch.grid[2] = met;
-            // A block goes on to further columns of its expert, which few have.
-            if let (Tile::Narrow(narrow), Some(_)) = (tile, share.places)
-                && narrow.goes_on()
-            {
-                launch.grid[1] = share.columns_expected(segments).div_ceil(tile.columns());
+            if let Tile::Narrow(narrow) = tile {
+                turns = go_on(&mut launch, narrow, (rows, segments), share);
             }
-            turns = tile.turns(launch, rows, share.joined);
-            launch.grid[0] = launch.grid[0].div_ceil(turns);
-            (Module::product(*layout, tile), launch, codes.blocks)
+            (Module::product(*layout, tile), launch, codes.codes.blocks)
         }
         Input::Floats(x) => {
             let (tile, Packed::Float(float)) = (FloatsTile::for_columns(columns_max), form) else {
@@ -338,7 +370,7 @@ fn multiply(
         Input::Codes(_, codes) => {
             // The driver's queue puts further matrices of the same input into the places left free.
             args = vec![weights, Arg::Null, Arg::Null];
-            args.extend(codes.args());
+            args.extend(codes.codes.args());
             args.extend([y_rows, Arg::Null, Arg::Null, bias.into(), Arg::Null, Arg::Null]);
             // Of one token, each place has its expert for itself: nothing has to be looked up in lists.
             let is_single = by_place.is_some() && columns_max == 1;

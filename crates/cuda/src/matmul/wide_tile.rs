@@ -4,6 +4,8 @@ use tessera_ops::numerics::SEGMENTS_MAX;
 
 use super::{
     layout::{Layout, Levels, UNIT},
+    many_tile::ManyTile,
+    prefill_tile::SEGMENTS_MAX as SEGMENTS_COUNTED_MAX,
     tile::{CodesTile, Launch, MMA_COLUMNS, MMA_ROWS, WARP},
 };
 
@@ -35,6 +37,9 @@ const NARROW_COSTS: [(usize, f64); 3] = [(8, 1.03), (16, 1.2), (usize::MAX, 2.2)
 
 /// The same in a wide tile that has a processor to itself.
 const ALONE_COST: f64 = 1.29;
+
+/// The same of a tile for many columns.
+const MANY_COST: f64 = 0.9;
 
 /// More columns than any tile has.
 const MANY_COLUMNS: usize = 4096;
@@ -165,13 +170,15 @@ impl WideTile {
     }
 }
 
-/// A tile of either kernel of quantized products.
+/// A tile of some kernel of quantized products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tile {
     /// Of `codes.cu`.
     Narrow(CodesTile),
     /// Of `wide.cu`.
     Wide(WideTile),
+    /// Of `many.cu`.
+    Many(ManyTile),
 }
 
 /// The matrices of a launch.
@@ -191,29 +198,23 @@ impl Tile {
         match self {
             Tile::Narrow(tile) => tile.columns(),
             Tile::Wide(tile) => tile.columns(),
+            Tile::Many(tile) => tile.columns(),
         }
     }
 
-    /// As [`CodesTile::launch`].
-    pub fn launch(self, layout: Layout, shape: (usize, usize), segments: usize, split: usize) -> Launch {
+    const fn kind(self) -> usize {
         match self {
-            Tile::Narrow(tile) => tile.launch(layout, shape, segments, split),
-            Tile::Wide(tile) => tile.launch(layout, shape, segments),
-        }
-    }
-
-    /// How many times a block of a launch takes tiles of rows: see [`CodesTile::turns`].
-    pub fn turns(self, launch: Launch, rows: usize, joined: usize) -> usize {
-        match self {
-            Tile::Narrow(tile) => tile.turns(launch, rows, joined),
+            Tile::Narrow(_) => 0,
             Tile::Wide(_) => 1,
+            Tile::Many(_) => 2,
         }
     }
 
     /// Every tile that a launch on some card may get, whatever its shape.
     pub fn all(layout: Layout, arch: &str) -> Vec<Tile> {
         let wide = WideTile::all(layout, arch).into_iter().map(Tile::Wide);
-        CodesTile::all(layout).map(Tile::Narrow).chain(wide).collect()
+        let many = ManyTile::all(layout, arch).into_iter().map(Tile::Many);
+        CodesTile::all(layout).map(Tile::Narrow).chain(wide).chain(many).collect()
     }
 
     /// Those that a matrix of a shape may get at any width.
@@ -231,7 +232,10 @@ impl Tile {
     /// One of the tiles that some shape of this width has: which of them goes by the rows.
     pub fn any(tiles: &[Tile], shape: Shape) -> Tile {
         let width = width_for(tiles.iter(), shape.columns);
-        let fitting: Vec<Tile> = tiles.iter().filter(|t| t.columns() == width).copied().collect();
+        // Beyond the widest of other cards, both kernels.
+        let widest = width_for(tiles.iter().filter(|t| !matches!(t, Tile::Many(_))), shape.columns);
+        let fits = |t: &&Tile| t.columns() == width || shape.columns > widest && t.columns() == widest;
+        let fitting: Vec<Tile> = tiles.iter().filter(fits).copied().collect();
         fitting[shape.rows % fitting.len()]
     }
 
@@ -245,26 +249,31 @@ impl Tile {
             return *tile;
         }
         let tiles = || tiles.iter().filter(|t| !matches!(t, Tile::Narrow(tile) if tile.is_for_some()));
-        let of_kind = |is_wide| tiles().filter(move |t| matches!(t, Tile::Wide(_)) == is_wide);
-        let widths = [false, true].map(|is_wide| width_for(of_kind(is_wide), columns));
+        let widths = [0, 1, 2].map(|kind| width_for(tiles().filter(move |t| t.kind() == kind), columns));
         let narrow_cost = NARROW_COSTS.iter().find(|(most, _)| columns <= *most).map_or(1.0, |(_, cost)| *cost);
         let cost = |tile: &Tile| {
-            let height = match tile {
-                Tile::Narrow(tile) => tile.rows(),
-                Tile::Wide(tile) => tile.rows(),
+            let (height, cluster) = match tile {
+                Tile::Narrow(tile) => (tile.rows(), 1),
+                Tile::Wide(tile) => (tile.rows(), 1),
+                Tile::Many(tile) => (tile.rows(), tile.cluster),
             };
-            let launched = shape.rows.div_ceil(height) * columns.div_ceil(tile.columns()) * shape.segments;
-            let rounds = launched.div_ceil(processors);
+            let launched = shape.rows.div_ceil(height * cluster) * columns.div_ceil(tile.columns()) * shape.segments;
+            let rounds = launched.div_ceil(processors / cluster);
             let each = match tile {
                 Tile::Narrow(_) => narrow_cost,
                 Tile::Wide(_) if rounds == 1 => ALONE_COST,
                 Tile::Wide(_) => 1.0,
+                Tile::Many(_) => MANY_COST,
             };
             (rounds * height * tile.columns().max(MMA_COLUMNS)) as f64 * each
         };
         // Few columns of many matrices go to narrow tiles: most blocks have nothing to do.
-        let wanted = |t: &&Tile| columns > MMA_COLUMNS || shape.segments == 1 || matches!(t, Tile::Narrow(_));
-        let fits = |t: &&Tile| t.columns() == widths[usize::from(matches!(t, Tile::Wide(_)))];
+        let wanted = |t: &&Tile| match t {
+            Tile::Narrow(_) => true,
+            Tile::Wide(_) => columns > MMA_COLUMNS || shape.segments == 1,
+            Tile::Many(_) => columns > widths[0].max(widths[1]) && shape.segments <= SEGMENTS_COUNTED_MAX,
+        };
+        let fits = |t: &&Tile| t.columns() == widths[t.kind()];
         let best = tiles().filter(fits).filter(wanted).min_by(|a, b| cost(a).total_cmp(&cost(b)));
         *best.expect("a layout has tiles")
     }
@@ -291,7 +300,7 @@ mod tests {
             (32_768, 1, 8, true, 8),
             (32_768, 1, 16, true, 16),
             (32_768, 1, 64, true, 64),
-            (32_768, 1, 2048, true, 64),
+            (32_768, 1, 2048, false, 128),
             (9728, 1, 16, false, 16),
             (9728, 1, 64, true, 64),
             (4096, 1, 64, false, 64),

@@ -3,7 +3,9 @@
 
 use tessera_cuda::{
     matmul::{
-        Packed, select,
+        Packed,
+        many_tile::ManyTile,
+        select,
         wide_tile::{Tile, WideTile, shared_bytes_max},
     },
     measure::{Form, Subject},
@@ -47,6 +49,35 @@ fn every_tile_of_codes_gives_the_reference_s_bits() {
                 }
                 subject.force_tile(tile);
                 assert!(subject.check(tokens).unwrap(), "{dtype} {shape:?}, {tokens} tokens in {tile:?}");
+            }
+        }
+    }
+}
+
+/// Many columns: tiles that are whole, half and neither; segments that are summed and one alone; sub-blocks of both sizes, with minima and
+/// without; a last block of 32 features; columns of groups, and of experts, some of which have none.
+const MANY: [Case; 7] = [
+    (DType::Q8_0, Form::Dense, (150, 2144), &[66, 130]),
+    (DType::Q4_K, Form::Dense, (40, 1024), &[40]),
+    (DType::Q2_K, Form::Dense, (70, 768), &[70]),
+    (DType::Q6_K, Form::Dense, (20, 512), &[1]),
+    (DType::IQ2_S, Form::Dense, (48, 256), &[65]),
+    (DType::Q5_1, Form::Grouped(3), (20, 576), &[33]),
+    (DType::MXFP4, Form::Experts { count: 5, slots: 2 }, (40, 544), &[3, 170]),
+];
+
+#[test]
+fn many_columns_give_the_reference_s_bits() {
+    let Some((device, _alone)) = crate::opened_card() else { return };
+    let name = tessera_ops::Device::name(&device);
+    let arch = if name.contains("sm_90a") { "sm_90a" } else { return };
+    for (dtype, form, shape, widths) in MANY {
+        let Some(Packed::Codes(layout)) = select(dtype) else { panic!("{dtype} has codes") };
+        for tile in ManyTile::all(layout, arch) {
+            let mut subject = Subject::single(&device, dtype, form, shape).unwrap();
+            subject.force_tile(Tile::Many(tile));
+            for &tokens in widths {
+                assert!(subject.check(tokens).unwrap(), "{dtype} {form:?} {shape:?}, {tokens} tokens in {tile:?}");
             }
         }
     }
