@@ -178,7 +178,7 @@ struct Consumer {
                     // Behind the last unit, what is there is multiplied, and read by nobody.
                     const int at = (n + 1) % STEPS;
                     if (at == 0 && b + i + 1 < blocks) barrier_wait(barriers.x_full + 8 * next.stage, next.parity);
-                    const u32 later_stage = at > 0 ? x_at.stage : next.stage;
+                    const u32 later_stage = at > 0 || b + i + 1 >= blocks ? x_at.stage : next.stage;
                     start<WIDTH>(sums[at % 2], own[at / UNIT_STEPS], later_stage, at / UNIT_STEPS, at / PIECES % SUBS_PER_UNIT,
                                  at % PIECES);
                     fetch_columns<WIDTH>(columns[at % 2], later_stage, at / UNIT_STEPS, at % PIECES);
