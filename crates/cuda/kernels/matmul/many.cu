@@ -164,7 +164,8 @@ struct Consumer {
         segment_of(depth, split, 0, from, to_feature);
         const u32 blocks = (units + 1) / 2;
         for (u32 b = 0; b < blocks; b += SPAN) {
-#pragma unroll
+            // Four units: factors of scales lie so.
+#pragma unroll 2
             for (u32 i = 0; i < SPAN; i++) {
                 if (i > 0 && CHUNK_FEATURES < SPAN * BLOCK && b + i >= blocks) break;
                 Ring<STAGES> next = x_at;
