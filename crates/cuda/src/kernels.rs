@@ -198,6 +198,8 @@ const KV_CODES: (&str, &str) = source!("attention/codes.cuh");
 const RING: (&str, &str) = source!("attention/ring.cuh");
 const WEIGH: (&str, &str) = source!("attention/weigh.cuh");
 const SLABS: (&str, &str) = source!("attention/slabs.cuh");
+/// What the kernel for many columns stands on.
+const MANY_PARTS: &[(&str, &str)] = &[COMMON, HOPPER, WGMMA, SEGMENTS, RAW, EXPAND, UNIT_SCALES, RUNS, WALK];
 
 impl Module {
     /// Every module that a table of this crate names: all layouts with all tiles, all formats of pages with all known heads.
@@ -354,10 +356,7 @@ impl Module {
                 vec![COMMON, COLUMNS, SEGMENTS, RAW, UNIT_SCALES, WIDE_WEIGHTS, source!("matmul/wide.cu")]
             }
             Module::Numbers => vec![COMMON, RUNS, source!("quantize/numbers.cu")],
-            Module::Many(..) => {
-                let own = [SEGMENTS, RAW, EXPAND, UNIT_SCALES, RUNS, WALK, source!("matmul/many.cu")];
-                [&[COMMON, HOPPER, WGMMA][..], &own].concat()
-            }
+            Module::Many(..) => [MANY_PARTS, &[source!("matmul/many.cu")]].concat(),
             Module::Floats(..) => vec![COMMON, COLUMNS, VALUES, CHAINS, source!("matmul/floats.cu")],
             Module::Halves(_) => vec![COMMON, GATED, source!("quantize/halves.cu")],
             Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, RAW, EXPAND, RUNS, WALK, source!("matmul/prefill.cu")],
