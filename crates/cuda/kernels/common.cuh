@@ -23,6 +23,11 @@ DEVICE float exact(int magic_sum) { return __int_as_float(magic_sum) - MAGIC; }
 
 DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
+// A pair of features turned by an angle; numerics.rs, `rotate`.
+DEVICE float2 turned(float a, float b, float cosine, float sine) {
+    return make_float2(fma(a, cosine, -(b * sine)), fma(b, cosine, a * sine));
+}
+
 DEVICE float not_a_number() { return __uint_as_float(0x7fc00000u); }
 
 // Numbers as whole ones in the order of their choice, the higher first: NaN before every number, both zeros equal. Zero is no number's.

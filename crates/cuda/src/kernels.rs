@@ -197,6 +197,7 @@ const QUERY: (&str, &str) = source!("attention/query.cuh");
 const KV_CODES: (&str, &str) = source!("attention/codes.cuh");
 const RING: (&str, &str) = source!("attention/ring.cuh");
 const WEIGH: (&str, &str) = source!("attention/weigh.cuh");
+const WEIGH_KEYS: (&str, &str) = source!("attention/weigh_keys.cuh");
 const SLABS: (&str, &str) = source!("attention/slabs.cuh");
 /// What the kernel for many columns stands on.
 const MANY_PARTS: &[(&str, &str)] = &[COMMON, HOPPER, WGMMA, SEGMENTS, RAW, EXPAND, UNIT_SCALES, RUNS, WALK];
@@ -375,9 +376,8 @@ impl Module {
                 vec![COMMON, BLOCK, CODES, STEP, PAGES, SQUARES, HEADS_OF_ROWS, source!("attention/store.cu")]
             }
             Module::Spans(..) => {
-                let attention =
-                    [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, SLABS, KV_CODES, source!("attention/spans.cu")];
-                [&[COMMON, HOPPER, WGMMA][..], &attention].concat()
+                let attention = [STEP, PAGES, TILES, WEIGHTS, WEIGH_KEYS, PARTS, QUERY, SLABS, KV_CODES];
+                [&[COMMON, HOPPER, WGMMA][..], &attention, &[source!("attention/spans.cu")]].concat()
             }
             Module::Prompt(pages, _) => {
                 let wide = [SLABS, source!("attention/prompt_wide.cu")];
@@ -413,7 +413,7 @@ impl Module {
                 let is_prompt = matches!(self, Module::LatentPrompt(_));
                 let own = if is_prompt { source!("latent/prompt.cu") } else { source!("latent/decode.cu") };
                 let rows = [PACKED_ROWS, ROWS, SIGHT, source!("latent/widen.cuh")];
-                let shared = [WEIGHTS, source!("latent/weigh.cuh"), QUERY];
+                let shared = [WEIGHTS, WEIGH_KEYS, QUERY];
                 [&[COMMON, BLOCK, HOPPER, WGMMA, CODES, STEP][..], &rows, &shared, &[own]].concat()
             }
         }

@@ -5,7 +5,10 @@ pub mod latent_rows;
 pub mod prompt;
 
 use tessera_formats::{DType, codec::RandomBlocks};
-use tessera_ops::{Device, Error, Linear, LinearStack, MatrixSource, Router, Routing, Score, reference};
+use tessera_ops::{
+    Device, Error, Linear, LinearStack, MatrixSource, Router, Routing, Score,
+    reference::{self, float64::Tensor64},
+};
 
 use crate::{
     CudaDevice,
@@ -44,6 +47,17 @@ fn median(gpu: &Gpu, samples: usize, launches: usize, launch: &dyn Fn(usize)) ->
 /// Numbers from -1 to 1 that look random.
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|i| (((i + seed) * 7919 + 13) % 2003) as f32 / 1001.0 - 1.0).collect()
+}
+
+/// Rows as float64 has them.
+fn in_float64(rows: usize, values: &[f32]) -> Tensor64 {
+    Tensor64 { rows, width: values.len() / rows.max(1), values: values.iter().map(|v| f64::from(*v)).collect() }
+}
+
+/// How far what a card computed is from float64: relative, root mean square.
+fn distance(got: &[f32], want: &Tensor64) -> f64 {
+    let off: f64 = got.iter().zip(&want.values).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
+    (off / want.values.iter().map(|w| w.powi(2)).sum::<f64>()).sqrt()
 }
 
 /// What is multiplied.

@@ -106,13 +106,18 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
     begin_in_turn();
 
     const Step step = {rows, lists};
-    const Tile tile = tile_of(step, first, count, heads, kv_heads, run);
+    // Long spans come last, and begin first: those of all heads where a processor has one block, so that none waits for short ones.
+#if RESIDENT == 1
+    const u32 place = blockIdx.z * gridDim.y + blockIdx.y, kv_head = place % kv_heads, turn = place / kv_heads;
+#else
+    const u32 kv_head = blockIdx.z, turn = blockIdx.y;
+#endif
+    const Tile tile = tile_of(step, first, count, heads, kv_heads, kv_head, run);
     if (tile.columns == 0) return;
     const Seen oldest = seen_by(step, tile.row, window), newest = seen_by(step, tile.row_of(tile.columns - 1), window);
     const Cut cut(window);
-    // Long spans come last, and begin first.
-    const u32 last_span = cut.span_of(newest.end - 1), span = last_span - blockIdx.y;
-    if (blockIdx.y > last_span - cut.first(oldest)) return;
+    const u32 last_span = cut.span_of(newest.end - 1), span = last_span - turn;
+    if (turn > last_span - cut.first(oldest)) return;
     const u32 begin = max(oldest.begin, cut.begin_of(span)), end = min(newest.end, cut.begin_of(span + 1));
     const u32 from_page = begin / PAGE, to_page = (end + PAGE - 1) / PAGE;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -121,7 +126,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
 #if SHARES_REGISTERS
         give_registers<40>();
 #endif
-        const Source source = {step, tile.row, newest.end, kv_heads, blockIdx.z, ring_pages};
+        const Source source = {step, tile.row, newest.end, kv_heads, kv_head, ring_pages};
         SlabBringer bringer = {source, ring, slabs, 0, warp - WARPS};
         // A lane looks up a page.
         u32 known = GATHERED;
@@ -199,7 +204,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
 #pragma unroll
         for (int j = 0; j < COLUMNS / 8; j++) {
             const float2 up = *(const float2*)&factors[j * 8 + column];
-            float top[2] = {minus_infinity(), minus_infinity()};
+            float top[2];
 #pragma unroll
             for (int e = 0; e < 2; e++) {
 #pragma unroll
@@ -207,10 +212,8 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
                     float& score = scores[j * 4 + h * 2 + e];
                     score = score * (e ? up.y : up.x);
                     if (CAPPED) score = capped(score, cap);
-                    top[e] = larger(top[e], score);
                 }
-#pragma unroll
-                for (int width = 4; width < 32; width *= 2) top[e] = larger(top[e], __shfl_xor_sync(0xffffffffu, top[e], width));
+                top[e] = highest_of_keys(scores[j * 4 + e], scores[j * 4 + 2 + e]);
             }
             now[j] = make_float2(top[0], top[1]);
             if (lane < 4) tops[warp * (COLUMNS / 2) + j * 4 + lane] = now[j];
@@ -225,27 +228,19 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
                 const float2 other = tops[w * (COLUMNS / 2) + j * 4 + lane % 4];
                 now[j] = make_float2(larger(now[j].x, other.x), larger(now[j].y, other.y));
             }
-            u32 halves[2];
-            float weight[4];
+            float base[2];
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 float& before = highest[j * 2 + e];
-                const float top = larger(before, e ? now[j].y : now[j].x), base = base_of(top);
+                const float top = larger(before, e ? now[j].y : now[j].x);
+                base[e] = base_of(top);
                 is_moved |= top != before;
                 keep[j * 2 + e] = factor_of(before, top);
                 before = top;
-                weight[e] = exp2_near(scores[j * 4 + e] - base);
-                weight[2 + e] = exp2_near(scores[j * 4 + 2 + e] - base);
+                total[j * 2 + e] = total[j * 2 + e] * keep[j * 2 + e];
             }
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                halves[h] = pair_of_halves(weight[h * 2], weight[h * 2 + 1]);
-                // Sums are of weights as they are multiplied.
-                weight[h * 2] = half_to_float(halves[h]);
-                weight[h * 2 + 1] = half_to_float(halves[h] >> 16);
-            }
-#pragma unroll
-            for (int e = 0; e < 2; e++) total[j * 2 + e] = fma(total[j * 2 + e], keep[j * 2 + e], weight[e] + weight[2 + e]);
+            u32 halves[2];
+            weigh_pairs(halves, scores + j * 4, base, total + j * 2);
             // Of lanes 0 to 15, each names where eight keys of a column go.
             const u32 to = j * 8 + lane % 8, part = warp % 4 * 2 + lane / 8 % 2;
             store_turned(weights_at + (group * COLUMNS + to) * 128 + (part ^ (to % 8)) * 16, halves[0], halves[1]);

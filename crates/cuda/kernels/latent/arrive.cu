@@ -40,9 +40,9 @@ DEVICE void turn_pairs(float* features, const float* angles, u32 pairs, u32 way)
     for (u32 pair = threadIdx.x; pair < pairs; pair += THREADS) {
         const float cosine = angles[pair], sine = way & 2 ? -angles[pairs + pair] : angles[pairs + pair];
         float *first = features + (way & 1 ? 2 * pair : pair), *second = way & 1 ? first + 1 : first + pairs;
-        const float a = *first, b = *second;
-        *first = fma(a, cosine, -(b * sine));
-        *second = fma(b, cosine, a * sine);
+        const float2 both = turned(*first, *second, cosine, sine);
+        *first = both.x;
+        *second = both.y;
     }
     __syncthreads();
 }

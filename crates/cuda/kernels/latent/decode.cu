@@ -312,9 +312,9 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
             const float cosine = of_row[pair], sine = way & 2 ? -of_row[pairs + pair] : of_row[pairs + pair];
             float* one = result + i / pairs * WIDTH + first_feature + (way & 1 ? 2 * pair : pair);
             float* other = way & 1 ? one + 1 : one + pairs;
-            const float a = *one, b = *other;
-            *one = fma(a, cosine, -(b * sine));
-            *other = fma(b, cosine, a * sine);
+            const float2 both = turned(*one, *other, cosine, sine);
+            *one = both.x;
+            *other = both.y;
         }
         __syncthreads();
     }

@@ -70,9 +70,9 @@ struct Heads {
         for (u32 pair = lane; pair < pairs; pair += 32) {
             const float cosine = of_row[pair], sine = way & 2 ? -of_row[pairs + pair] : of_row[pairs + pair];
             const u32 first = first_feature + (way & 1 ? 2 * pair : pair), second = way & 1 ? first + 1 : first + pairs;
-            const float a = shared[first], b = shared[second];
-            shared[first] = fma(a, cosine, -(b * sine));
-            shared[second] = fma(b, cosine, a * sine);
+            const float2 pair_turned = turned(shared[first], shared[second], cosine, sine);
+            shared[first] = pair_turned.x;
+            shared[second] = pair_turned.y;
         }
         __syncwarp();
     }

@@ -2,8 +2,8 @@
 
 // Two pairs of neighbours.
 DEVICE float4 turned(float4 v, float2 cosine, float2 sine) {
-    return make_float4(fma(v.x, cosine.x, -(v.y * sine.x)), fma(v.y, cosine.x, v.x * sine.x), fma(v.z, cosine.y, -(v.w * sine.y)),
-                       fma(v.w, cosine.y, v.z * sine.y));
+    const float2 first = turned(v.x, v.y, cosine.x, sine.x), second = turned(v.z, v.w, cosine.y, sine.y);
+    return make_float4(first.x, first.y, second.x, second.y);
 }
 
 // Two neighbours, heads of 128 * PIECES numbers, normed and turned on the way through registers: all is read and written once, and all

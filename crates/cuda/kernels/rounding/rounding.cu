@@ -20,9 +20,10 @@ template <int EACH> DEVICE void head_to_fp4(float* head, float factor, const flo
     for (int e = 0; e + 1 < EACH; e += 2) {
         const u32 pair = (lane * EACH + e - first) / 2;
         if (!angles || lane * EACH + e < first || pair >= pairs) continue;
-        const float cosine = angles[pair], sine = way & 2 ? -angles[pairs + pair] : angles[pairs + pair], a = v[e], b = v[e + 1];
-        v[e] = fma(a, cosine, -(b * sine));
-        v[e + 1] = fma(b, cosine, a * sine);
+        const float cosine = angles[pair], sine = way & 2 ? -angles[pairs + pair] : angles[pairs + pair];
+        const float2 pair_turned = turned(v[e], v[e + 1], cosine, sine);
+        v[e] = pair_turned.x;
+        v[e + 1] = pair_turned.y;
     }
 #pragma unroll
     for (int stride = 1; stride < EACH; stride *= 2)

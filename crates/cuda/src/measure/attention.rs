@@ -1,11 +1,10 @@
 //! Measurements of attention on the card, held to float64 and to what rows have alone in the same run.
 
 use tessera_ops::{
-    Attention, Batch, Device, Error, KvEntry, KvFormat, KvLayout, PAGE_TOKENS, Role,
-    reference::float64::{self, Float64Device},
+    Attention, Batch, Device, Error, KvEntry, KvFormat, KvLayout, PAGE_TOKENS, Role, reference::float64::Float64Device,
 };
 
-use super::{median, numbers};
+use super::{distance, in_float64, median, numbers};
 use crate::{
     CudaDevice, KvPages,
     attention::{SpansTile, Way, warps::WarpsTile, warps_prompt::WarpsPromptTile},
@@ -200,16 +199,9 @@ impl<'a> AttentionSubject<'a> {
         let y = self.device.attention(&self.queries(rows, 0, role), &self.cache, &spec, None, &batch);
         let mut got = vec![];
         self.device.read(&y, &mut got)?;
-        let tensor = |rows: usize, values: &[f32]| float64::Tensor64 {
-            rows,
-            width: values.len() / rows.max(1),
-            values: values.iter().map(|v| f64::from(*v)).collect(),
-        };
-        let cache = fill(&Float64Device, &tensor, (&spec, 1, self.format), tokens)?;
-        let want = Float64Device.attention(&tensor(rows, &numbers(rows * width, 5)), &cache, &spec, None, &batch);
-        let square = |v: f64| v * v;
-        let off: f64 = got.iter().zip(&want.values).map(|(g, w)| square(f64::from(*g) - w)).sum();
-        Ok((off / want.values.iter().copied().map(square).sum::<f64>()).sqrt())
+        let cache = fill(&Float64Device, &in_float64, (&spec, 1, self.format), tokens)?;
+        let queries = in_float64(rows, &numbers(rows * width, 5));
+        Ok(distance(&got, &Float64Device.attention(&queries, &cache, &spec, None, &batch)))
     }
 }
 

@@ -2,10 +2,10 @@
 
 use tessera_ops::{
     Batch, Device, Error, KvEntry, KvFormat, KvLayout, LatentAttention, PAGE_TOKENS, Role,
-    reference::float64::{Float64Device, Tensor64},
+    reference::float64::Float64Device,
 };
 
-use super::{median, numbers};
+use super::{distance, in_float64, median, numbers};
 use crate::{CudaDevice, KvPages, roles::Roles, tensor::Tensor};
 
 /// Layers that are gone through in turn.
@@ -96,16 +96,11 @@ impl<'a> LatentSubject<'a> {
             let is_same = own.iter().zip(&all[row * width..]).all(|(a, b)| a.to_bits() == b.to_bits());
             rows_differ += usize::from(!is_same);
         }
-        let tensor = |rows: usize, values: &[f32]| {
-            let values: Vec<f64> = values.iter().map(|v| f64::from(*v)).collect();
-            Tensor64 { rows, width: values.len() / rows, values }
-        };
-        let cache = fill(&Float64Device, &tensor(TOKENS, &numbers(TOKENS * self.head_dim, 1)), self.head_dim, 1)?;
-        let (queries, spec) = (tensor(rows, &numbers(rows * width, 5 + from * width)), self.spec(0, window));
+        let cache = fill(&Float64Device, &in_float64(TOKENS, &numbers(TOKENS * self.head_dim, 1)), self.head_dim, 1)?;
+        let (queries, spec) = (in_float64(rows, &numbers(rows * width, 5 + from * width)), self.spec(0, window));
         let sinks = Float64Device.load_vector(&numbers(self.heads, 3))?;
         let want = Float64Device.attend_latent(&queries, &cache, &spec, None, &sinks, &batch(from, TOKENS));
-        let off: f64 = all.iter().zip(&want.values).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
-        let error = (off / want.values.iter().map(|v| v * v).sum::<f64>()).sqrt();
+        let error = distance(&all, &want);
         Ok(MeasuredLatent { us: 0.0, error, rows_differ })
     }
 
