@@ -15,6 +15,7 @@ mod packed;
 mod packing;
 mod products;
 mod prompt;
+mod spans;
 mod stand_in;
 
 use std::sync::{RwLock, RwLockReadGuard};
