@@ -186,6 +186,9 @@ DEVICE u64 clock_nanoseconds() {
     return now;
 }
 
+// Whether blocks can be in clusters: the instructions of hopper/ptx.cuh.
+#define HAS_CLUSTERS (__CUDA_ARCH__ >= 900)
+
 // A kernel may be started while earlier ones of the stream still run: `let_next_start` allows it to those behind, and
 // `after_earlier_work` waits for all that was enqueued before. Until then a kernel touches nothing but weights.
 DEVICE void let_next_start() {

@@ -149,7 +149,9 @@ impl Gpu {
         unsafe { result::ctx::set_current(context) }.map_err(failed("open a card"))?;
         let stream =
             result::stream::create(result::stream::StreamKind::NonBlocking).map_err(failed("open a stream"))?;
-        let (modules, free, launches, failure, queue, sent, timing) = Default::default();
+        let (modules, free, launches, failure, sent, timing) = Default::default();
+        // Clusters of blocks, and kernels that start early, came with Hopper.
+        let is_hopper = major >= 9;
         let timeline = (purpose == Purpose::Profile).then(Timeline::take).transpose().map_err(failed("open a card"))?;
         let compiler = if timeline.is_some() { compiler.noting(timeline::TURNS_MAX) } else { compiler };
         let is_audited = purpose == Purpose::Audit;
@@ -170,10 +172,10 @@ impl Gpu {
             free,
             launches,
             failure,
-            queue,
+            queue: Mutex::new(Queue::of_card(is_hopper)),
             launching,
             in_pairs: AtomicBool::new(launching == Launching::Beside),
-            can_start_early: major >= 9,
+            can_start_early: is_hopper,
             sent,
             timing,
             timeline,
@@ -349,7 +351,19 @@ impl Gpu {
             arg.bytes().map(|bytes| Touch { bytes, writes: *declared == Parameter::Written })
         });
         let (entry, touched, function) = (*name, touched.collect(), function.handle);
-        Some(Call { module, entry, function, grid, threads, shared_bytes, args: values, count, touched, beside })
+        Some(Call {
+            module,
+            entry,
+            function,
+            grid,
+            threads,
+            shared_bytes,
+            cluster: 1,
+            args: values,
+            count,
+            touched,
+            beside,
+        })
     }
 
     /// Copies numbers to memory of a step. They have been read when this returns.

@@ -199,6 +199,21 @@ const RING: (&str, &str) = source!("attention/ring.cuh");
 const WEIGH: (&str, &str) = source!("attention/weigh.cuh");
 const WEIGH_KEYS: (&str, &str) = source!("attention/weigh_keys.cuh");
 const SLABS: (&str, &str) = source!("attention/slabs.cuh");
+/// Of products of codes, and of what follows them.
+const CODES_PARTS: &[(&str, &str)] = &[
+    COMMON,
+    COLUMNS,
+    SEGMENTS,
+    HOPPER,
+    BLOCK,
+    CODES,
+    GATED,
+    source!("matmul/epilogue.cuh"),
+    RAW,
+    CODES_WEIGHTS,
+    source!("matmul/codes.cu"),
+];
+
 /// What the kernel for many columns stands on.
 const MANY_PARTS: &[(&str, &str)] = &[COMMON, HOPPER, WGMMA, SEGMENTS, RAW, EXPAND, UNIT_SCALES, RUNS, WALK];
 
@@ -352,7 +367,7 @@ impl Module {
     fn parts(self) -> Vec<(&'static str, &'static str)> {
         match self {
             Module::Quantize => vec![COMMON, BLOCK, CODES, source!("quantize/quantize.cu")],
-            Module::Codes(..) => vec![COMMON, COLUMNS, SEGMENTS, RAW, CODES_WEIGHTS, source!("matmul/codes.cu")],
+            Module::Codes(..) => CODES_PARTS.to_vec(),
             Module::Wide(..) => {
                 vec![COMMON, COLUMNS, SEGMENTS, RAW, UNIT_SCALES, WIDE_WEIGHTS, source!("matmul/wide.cu")]
             }

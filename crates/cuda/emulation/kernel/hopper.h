@@ -33,12 +33,18 @@ EMULATED u32 block_of_cluster() { return emulation_block_of_cluster(); }
 EMULATED void wait_for_cluster(HERE) { emulation_sync_cluster(here); }
 // Who arrives waits where it would.
 EMULATED void arrive_at_cluster() {}
+EMULATED void arrive_with_shared() {}
 EMULATED void cluster_arrived(HERE) { emulation_sync_cluster(here); }
 EMULATED void store_in_block(float* at, u32 block, float value, HERE) {
     emulation_store_in_block(emulation_shared_address(at), block, &value, sizeof(value), here);
 }
 EMULATED void wait_for_threads(u32 name, u32 threads, HERE) { emulation_sync_threads(name, threads, here); }
 
+EMULATED float number_of_block(u32 at, u32 block, HERE) {
+    float v;
+    emulation_load_from_block(&v, at, sizeof(v), block, here);
+    return v;
+}
 EMULATED float2 pair_of_block(u32 at, u32 block, HERE) {
     float2 v;
     emulation_load_from_block(&v, at, sizeof(v), block, here);

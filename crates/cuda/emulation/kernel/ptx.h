@@ -100,6 +100,8 @@ EMULATED u32 only_bits(u32 mask, u32 bits) { return mask & bits; }
 // A clock that runs fast, so that nobody waits long.
 EMULATED u64 clock_nanoseconds() { return __builtin_ia32_rdtsc() << 12; }
 
+#define HAS_CLUSTERS 1
+
 // Kernels of a stream that start early: the machine holds them to what they may touch before they wait.
 EMULATED void let_next_start() { emulation_let_next_start(); }
 EMULATED void after_earlier_work() { emulation_after_earlier_work(); }

@@ -20,6 +20,7 @@ struct LaunchAttribute {
     union {
         char bytes[64];
         int number;
+        unsigned dimensions[3];
     };
 };
 struct LaunchConfig {
@@ -60,7 +61,7 @@ Result check(const Launch& launch) {
     size_t fixed = f.module->instance(0).shared_bytes, shared = launch.shared_bytes;
     bool is_unasked = f.dynamic_shared_max == shared_unasked && shared + fixed > shared_unasked;
     if (shared > f.dynamic_shared_max || is_unasked) return failed(InvalidValue, f.name + ": more shared memory than was asked for");
-    unsigned cluster = f.kernel->cluster;
+    unsigned cluster = launch.cluster;
     bool is_cluster = cluster <= cluster_max && grid.x % cluster == 0 && (cluster == 1 || fixed == 0);
     return is_cluster ? Success : failed(InvalidValue, f.name + ": no such cluster");
 }
@@ -92,19 +93,23 @@ Result take(const Launch& launch) {
 
 ENTRY cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                      void*, void** values, void**) {
-    return take({static_cast<Function*>(function), {gx, gy, gz}, {bx, by, bz}, shared, values, 0, false, 0, nullptr});
+    auto* f = static_cast<Function*>(function);
+    return take({f, {gx, gy, gz}, {bx, by, bz}, shared, values, 0, false, 0, nullptr, f->kernel->cluster});
 }
 
 ENTRY cuLaunchKernelEx(const LaunchConfig* config, void* function, void** values, void**) {
     const auto &g = config->grid, &b = config->block;
-    auto* kernel = static_cast<Function*>(function);
-    Launch launch = {kernel, {g[0], g[1], g[2]}, {b[0], b[1], b[2]}, config->shared, values, 0, false, 0, nullptr};
+    auto* f = static_cast<Function*>(function);
+    Launch launch = {f, {g[0], g[1], g[2]}, {b[0], b[1], b[2]}, config->shared, values, 0, false, 0, nullptr, f->kernel->cluster};
     for (unsigned i = 0; i < config->attribute_count; i++) {
         const LaunchAttribute& attribute = config->attributes[i];
         if (attribute.id == programmatic_serialization) {
             launch.starts_early = attribute.number != 0;
         } else if (attribute.id == cluster_dimension) {
-            return failed(InvalidValue, "the emulated card takes clusters from kernels alone");
+            const auto& size = attribute.dimensions;
+            bool is_line = size[0] >= 1 && size[1] == 1 && size[2] == 1;
+            if (!is_line || f->kernel->cluster > 1) return failed(InvalidValue, f->name + ": a cluster is a row of blocks, asked for once");
+            launch.cluster = size[0];
         } else {
             return failed(InvalidValue, "the emulated card knows no attribute " + std::to_string(attribute.id) + " of launches");
         }

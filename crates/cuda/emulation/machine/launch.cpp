@@ -100,7 +100,7 @@ std::string run(Launch launch) {
     launch.lets_early = &lets_early;
     lets_early = false;
     u64 blocks = u64{launch.grid.x} * launch.grid.y * launch.grid.z;
-    Work work{launch, blocks / launch.function->kernel->cluster, {}, {}, {}, {}};
+    Work work{launch, blocks / launch.cluster, {}, {}, {}, {}};
     u64 threads = blocks * launch.block.x * launch.block.y * launch.block.z;
     Pool::get().run(work, work.clusters > 1 && threads >= shared_from);
     return work.failure;

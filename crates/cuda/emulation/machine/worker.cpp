@@ -28,7 +28,7 @@ void Worker::start_block(Block& block, u64 cluster, unsigned rank) {
         block.shared = reinterpret_cast<u8*>((at + shared_alignment - 1) / shared_alignment * shared_alignment);
         block.touched.resize(words_of(dynamic_shared_most));
     }
-    block.number = static_cast<u32>(cluster * kernel->cluster + rank);
+    block.number = static_cast<u32>(cluster * launch->cluster + rank);
     block.index = index_of(block.number, launch->grid);
     block.at_barrier = 0;
     block.met = clock;
@@ -64,7 +64,7 @@ void Worker::start(u64 cluster) {
     cluster_met = ++clock;
     memset(instance->shared, poison, instance->shared_bytes);
     if (fixed_touched.size() < words_of(instance->shared_bytes)) fixed_touched.resize(words_of(instance->shared_bytes));
-    for (unsigned rank = 0; rank < kernel->cluster; rank++) start_block(blocks[rank], cluster, rank);
+    for (unsigned rank = 0; rank < launch->cluster; rank++) start_block(blocks[rank], cluster, rank);
 }
 
 bool Worker::run(const Launch& what, u64 cluster) {
@@ -80,11 +80,11 @@ bool Worker::run(const Launch& what, u64 cluster) {
     // Back here when all threads have left, none can go on, or one has failed.
     emulation_switch(&own_stack, threads[running].stack);
     is_running = false;
-    if (fault.kind == Fault::None && left < count * kernel->cluster) {
+    if (fault.kind == Fault::None && left < count * launch->cluster) {
         fault.kind = Fault::Stuck;
         waiting = who_waits();
     }
-    for (unsigned rank = 0; rank < kernel->cluster && fault.kind == Fault::None; rank++) {
+    for (unsigned rank = 0; rank < launch->cluster && fault.kind == Fault::None; rank++) {
         // Who waits for this launch waits for those before it too: each has waited for them when it ends.
         if (launch->starts_early && !blocks[rank].waited.is_done) fault.kind = Fault::NeverInTurn;
     }
@@ -162,10 +162,10 @@ void Worker::sync_block(Site site) {
 
 void Worker::sync_cluster(Site site) {
     threads[running].mask = 0;
-    if (++at_cluster < count * kernel->cluster) return sleep(Meeting::Cluster, site);
+    if (++at_cluster < count * launch->cluster) return sleep(Meeting::Cluster, site);
     at_cluster = 0;
     cluster_met = ++clock;
-    for (unsigned rank = 0; rank < kernel->cluster; rank++) {
+    for (unsigned rank = 0; rank < launch->cluster; rank++) {
         blocks[rank].met = clock;
         wake(Meeting::Cluster, blocks[rank], 0);
     }
@@ -270,7 +270,7 @@ u8* Worker::shared_place(const Block& block, u32 name, u32 bytes, Site site) {
 }
 
 Block& Worker::block_of_cluster(u32 rank, Site site) {
-    if (rank >= kernel->cluster) fail({.kind = Fault::NotShared, .site = site});
+    if (rank >= launch->cluster) fail({.kind = Fault::NotShared, .site = site});
     return blocks[rank];
 }
 
@@ -284,7 +284,7 @@ std::string Worker::who_waits() const {
     static const char* const names[] = {"for the block",      "for the warp",    "in a shuffle or vote",         "in a product of matrices",
                                         "for named threads", "for the cluster", "for a barrier in shared memory", "for products"};
     std::map<std::string, unsigned> groups;
-    for (unsigned i = 0; i < stride * kernel->cluster; i++) {
+    for (unsigned i = 0; i < stride * launch->cluster; i++) {
         if (i % stride >= count) continue;
         const Thread& thread = threads[i];
         std::ostringstream text;

@@ -31,6 +31,8 @@ struct Launch {
     u32 complete;
     // Whether some block lets the next start, or ends, before it waits for earlier work.
     std::atomic<bool>* lets_early;
+    // Blocks that run together.
+    unsigned cluster;
 };
 
 // What a thread of a block did for all of it, and when: others know of it behind a barrier.
@@ -146,7 +148,7 @@ public:
 
     // Whether what a thread of the cluster did to the card's memory at a time is known to all of it.
     bool knows_of_cluster(u32 number, u64 time) const {
-        return number / kernel->cluster == block().number / kernel->cluster && time < cluster_met;
+        return number / launch->cluster == block().number / launch->cluster && time < cluster_met;
     }
 
     Block& block() { return blocks[running / stride]; }

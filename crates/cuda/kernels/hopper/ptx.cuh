@@ -76,12 +76,24 @@ DEVICE void arrive_at_cluster() {
     __syncwarp();
     asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
 }
+// As the first half, where others shall see what the cluster's threads wrote to shared memory, and nothing else: to make all else known
+// takes as long as the writes that are on their way.
+DEVICE void arrive_with_shared() {
+    __syncwarp();
+    asm volatile("fence.release.sync_restrict::shared::cta.cluster;\nbarrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 DEVICE void cluster_arrived() {
     __syncwarp();
     asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
 }
 
 // Numbers from the shared memory of a block of the cluster, at the place that `at` names here.
+DEVICE float number_of_block(u32 at, u32 block) {
+    float v;
+    asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %1, %2; ld.shared::cluster.f32 %0, [there]; }"
+                 : "=f"(v) : "r"(at), "r"(block) : "memory");
+    return v;
+}
 DEVICE float2 pair_of_block(u32 at, u32 block) {
     float2 v;
     asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %2, %3; ld.shared::cluster.v2.f32 {%0,%1}, [there]; }"

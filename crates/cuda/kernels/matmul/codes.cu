@@ -234,22 +234,29 @@ struct Sums {
 // `row_blocks` blocks; y [columns][segments, where each has its slice][rows]. `split` is how many segments the depth has, `groups` how
 // many tiles a block takes at once, each by an equal part of its warps, and `turns` how many times it does so, one after another; more than
 // once only where rows are whole blocks and the tile GOES_ON. Up to three matrices share an input: blocks `from1 ..` are the
-// second's, `from2 ..` the third's.
+// second's, `from2 ..` the third's. With an epilogue blocks are in clusters, where they must be, rows are whole blocks of codes, and
+// matrices are one, or two that take turns.
 KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* weights1, const u8* weights2, const u8* x_codes,
                                                 const uint2* x_scales, const float4* x_minima, float* y, float* y1, float* y2,
                                                 const float* bias, const float* bias1, const float* bias2, const u32* starts,
                                                 const u32* order, u32 rows, u32 rows1, u32 rows2, u32 from1, u32 from2, u32 depth,
                                                 u32 tokens, u32 slots, u32 row_blocks, u32 split, u32 groups, u32 turns, u32 sliced,
-                                                const u32* chosen, u32 beside) {
+                                                const u32* chosen, u8* coded, uint2* coded_scales, float4* coded_minima, float* gated,
+                                                u32 gate_kind, float gate_limit, u32 beside) {
     DYNAMIC_SHARED(uint4, dynamic);
     const Turn turn(beside);
+    constexpr u32 width = COLUMN_TILES * FOLD_COLUMNS, height = ROW_TILES * 16;
     u32 block = blockIdx.x;
-    if (block >= from2) {
+    if (gated) {
+        // Blocks of both take turns, as many as have whole blocks of codes.
+        const u32 sharing = sharing_of(groups * height);
+        if (block & sharing) weights = weights1, y = y1, bias = bias1;
+        block = block / (2 * sharing) * sharing + (block & (sharing - 1));
+    } else if (block >= from2) {
         weights = weights2, y = y2, bias = bias2, rows = rows2, block -= from2;
     } else if (block >= from1) {
         weights = weights1, y = y1, bias = bias1, rows = rows1, block -= from1;
     }
-    const u32 width = COLUMN_TILES * FOLD_COLUMNS, height = ROW_TILES * 16;
     // Routed columns are earlier work's result. Others wait only where they are read: weights are on their way by then.
     const bool is_routed = starts || chosen;
     if (is_routed) after_earlier_work(turn);
@@ -378,16 +385,34 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
                 write_sums(sums, part);
                 __syncthreads();
             }
-            const u64 stride = (u64)rows * (sliced ? gridDim.z : 1);
+            const u32 slices = sliced ? gridDim.z : 1;
+            const u64 stride = (u64)rows * slices;
             for (u32 cell = threadIdx.x; cell < groups * height * width; cell += blockDim.x) {
                 const u32 row_here = cell % height, column = cell / height % width, of_group = cell / (height * width);
                 const u32 row = ((first_item + item) * groups + of_group) * height + row_here;
                 if (row >= rows || !columns.has(column)) continue;
-                const float* in = partial + (of_group * split * height + row_here) * (width + 1) + column;
+                float* in = partial + (of_group * split * height + row_here) * (width + 1) + column;
                 float sum = in[0];
                 for (u32 s = 1; s < split; s++) sum = sum + in[s * height * (width + 1)];
                 if (bias) sum = sum + bias[matrix * rows + row];
-                y[(u64)columns.place(column) * stride + slice * rows + row] = sum;
+                if (coded) in[0] = sum;
+                else y[(u64)columns.place(column) * stride + slice * rows + row] = sum;
+            }
+            if (coded) {
+                const Epilogue epilogue = {{coded, coded_scales, coded_minima}, gated, gate_kind, gate_limit};
+                const Company company(groups * height, gated);
+                const Results results = {partial, height, split * height * (width + 1), width + 1};
+                const u32 own_row = (first_item + item) * company.rows;
+                company.meet();
+                finish<width>(epilogue, company, results, columns, own_row, rows, slice, slices);
+                // Nobody's results go before all have read them.
+                company.say();
+                for (u32 cell = threadIdx.x; cell < company.rows * width; cell += blockDim.x) {
+                    const u32 row = cell % company.rows, column = cell / company.rows;
+                    if (own_row + row < rows && columns.has(column))
+                        y[(u64)columns.place(column) * stride + slice * rows + own_row + row] = *results.of(row, column);
+                }
+                company.wait();
             }
             if (item + 1 < items) __syncthreads();
         }

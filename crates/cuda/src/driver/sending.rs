@@ -135,11 +135,16 @@ impl Gpu {
         let mut pointers = [std::ptr::null_mut(); ARGS_MAX];
         pointers.iter_mut().zip(&mut args).for_each(|(p, v)| *p = std::ptr::from_mut(v).cast());
         let [x, y, z] = call.grid;
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+        use sys::{CUlaunchAttributeID as Id, CUlaunchAttributeValue as Value};
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let started = Value { programmaticStreamSerializationAllowed: 1 };
+        let clustered =
+            Value { clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: call.cluster, y: 1, z: 1 } };
+        let mut attributes = [
+            attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, clustered),
+            attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, started),
+        ];
+        let wanted = &mut attributes[usize::from(call.cluster == 1)..1 + usize::from(early)];
         let config = sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
@@ -149,8 +154,8 @@ impl Gpu {
             blockDimZ: 1,
             sharedMemBytes: call.shared_bytes,
             hStream: self.stream,
-            attrs: &mut attribute,
-            numAttrs: u32::from(early),
+            attrs: wanted.as_mut_ptr(),
+            numAttrs: wanted.len() as u32,
         };
         // SAFETY: the function belongs to a loaded module, which lives as long as this; it takes as many parameters, of these sizes.
         // They are copied by the call. The memory behind them is on this card, and is handed out again only to work behind this in

@@ -199,7 +199,7 @@ pub(crate) fn project<const N: usize>(
     matrices: [Biased<'_>; N],
     columns: Columns<'_>,
 ) -> [Tensor; N] {
-    let results = matrices.map(|(matrix, _)| {
+    let mut results = matrices.map(|(matrix, _)| {
         let (rows, roles) = columns.result_rows(x, matrix);
         let slices = if matches!(columns, Columns::Grouped) { matrix.segments } else { 1 };
         Tensor::new(gpu, rows, slices * matrix.rows, roles)
@@ -207,11 +207,16 @@ pub(crate) fn project<const N: usize>(
     for share in columns.shares(x) {
         let share = Share { joined: N, ..share };
         let operand = Operand::of(gpu, x, &matrices.map(|(m, _)| m), &share);
-        for (matrix, y) in matrices.into_iter().zip(&results) {
+        for (matrix, y) in matrices.into_iter().zip(&mut results) {
             // The tile is that of the largest, so that the queue can make one launch of all.
             let alike = matrices.iter().filter(|(other, _)| other.form == matrix.0.form);
             let tile_rows = alike.map(|(other, _)| other.rows).max().unwrap_or(0);
             product_in_tile(gpu, x, &operand, (matrix, tile_rows), &share, y);
+            // What slices give is multiplied next. Its codes are taken while those of the input lie elsewhere, so that both are one launch.
+            let is_whole = share.is_sliced && share.y == (0..y.rows) && y.width.is_multiple_of(ACTIVATION_BLOCK);
+            if is_whole && matches!(operand, Operand::Codes(_)) {
+                y.codes = Some(Arc::new(quantize(gpu, y, share.y.clone(), false)));
+            }
         }
     }
     results
@@ -322,6 +327,9 @@ enum Input<'a> {
     Floats(&'a Tensor),
 }
 
+/// Places of `codes.cu` for what the queue lets follow: codes of the result, what is gated, the gate and its limit.
+const NOTHING_FOLLOWS: [Arg<'static>; 6] = [Arg::Null, Arg::Null, Arg::Null, Arg::Null, Arg::U32(0), Arg::F32(0.0)];
+
 /// Multiplies rows in the arithmetic of codes, or of plain weights; in the tile of a matrix of `tile_rows` rows.
 fn multiply(
     gpu: &Arc<Gpu>,
@@ -380,6 +388,7 @@ fn multiply(
                 [depth, share.x.len(), share.places_each(), row_length, split, groups, turns, is_sliced].map(Arg::U32),
             );
             args.push(by_place.unwrap_or(Arg::Null));
+            args.extend(NOTHING_FOLLOWS.iter().filter(|_| matches!(module, Module::Codes(..))));
         }
         Input::Floats(x) => {
             let none = [Arg::Null; 3];

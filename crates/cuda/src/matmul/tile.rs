@@ -214,6 +214,11 @@ impl CodesTile {
         self.column_tiles == 1 && !self.has_one_segment() && (self.block_warps == SEGMENTS_MAX || self.fold == 4)
     }
 
+    /// Whether a card holds so many blocks at once.
+    pub const fn fits_at_once(self, blocks: usize) -> bool {
+        blocks <= self.blocks * BLOCKS_WANTED / 2
+    }
+
     /// How many tiles of rows each block takes, one after another, where a launch is for several matrices: so many that a card holds
     /// all blocks of `joined` such launches at once. What a block spends on its start and its end is shared by them, and none comes late.
     pub fn turns(self, launch: Launch, rows: usize, joined: usize) -> usize {
@@ -221,8 +226,7 @@ impl CodesTile {
         if !self.goes_on() || segments == 1 || !rows.is_multiple_of(self.rows() * launch.groups) {
             return 1;
         }
-        let slots = self.blocks * BLOCKS_WANTED / 2;
-        let fits = |turns: &usize| blocks.div_ceil(*turns) * columns * segments * joined <= slots;
+        let fits = |turns: &usize| self.fits_at_once(blocks.div_ceil(*turns) * columns * segments * joined);
         // So many that they do not fit come in rounds, of which the last is not full: they are short.
         (1..=TURNS_MAX).find(fits).unwrap_or(TURNS_OF_MANY).min(blocks)
     }

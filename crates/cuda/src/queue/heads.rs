@@ -52,13 +52,13 @@ mod hadamard {
 const NEIGHBOURS: u64 = 1;
 
 /// Parameters of `kernels/quantize/quantize.cu`.
-mod quantize {
-    pub(super) const X: usize = 0;
+pub(super) mod quantize {
+    pub(in crate::queue) const X: usize = 0;
     /// Codes, scales and minima.
-    pub(super) const CODES: [usize; 3] = [1, 2, 3];
-    pub(super) const ROWS: usize = 4;
-    pub(super) const BLOCKS: usize = 5;
-    pub(super) const FINE: usize = 6;
+    pub(in crate::queue) const CODES: [usize; 3] = [1, 2, 3];
+    pub(in crate::queue) const ROWS: usize = 4;
+    pub(in crate::queue) const BLOCKS: usize = 5;
+    pub(in crate::queue) const FINE: usize = 6;
 }
 
 /// Parameters of `kernels/attention/store.cu`.
@@ -170,7 +170,7 @@ mod latent {
 }
 
 /// Whether codes are those of all rows of `y`, in heads of `width` numbers, and lie where nothing of `read` does.
-fn are_codes_of(quantize: &Call, y: u64, rows: u64, width: u64, read: &[u64]) -> bool {
+pub(super) fn are_codes_of(quantize: &Call, y: u64, rows: u64, width: u64, read: &[u64]) -> bool {
     let q = &quantize.args;
     let is_whole = (q[quantize::ROWS], q[quantize::BLOCKS] * ACTIVATION_BLOCK as u64) == (rows, width);
     (q[quantize::X], q[quantize::FINE]) == (y, 0)

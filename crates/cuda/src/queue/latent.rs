@@ -91,6 +91,7 @@ pub(super) fn arrived(calls: &[Call], find: &dyn Fn(Module) -> Option<sys::CUfun
         grid: [rows, 2 + all.compressions.len() as u32, 1],
         threads: ARRIVE_THREADS as u32,
         shared_bytes: 0,
+        cluster: 1,
         args: std::array::from_fn(|i| args.get(i).copied().unwrap_or(0)),
         count: args.len(),
         touched: vec![],

@@ -12,6 +12,7 @@ use crate::{
     matmul::{HALF_RUN, NO_BLOCK, tile::WARP},
 };
 
+mod followed;
 mod heads;
 mod latent;
 mod order;
@@ -42,6 +43,8 @@ pub(crate) struct Call {
     pub(crate) grid: [u32; 3],
     pub(crate) threads: u32,
     pub(crate) shared_bytes: u32,
+    /// Blocks of a cluster that the launch asks for; one where the kernel says it itself.
+    pub(crate) cluster: u32,
     /// The bits of its parameters, from the lowest byte on.
     pub(crate) args: [u64; ARGS_MAX],
     pub(crate) count: usize,
@@ -61,6 +64,8 @@ pub(crate) struct Queue {
     graphs: HashMap<u64, Known>,
     /// Graphs that are to be let go of.
     gone: Vec<sys::CUgraphExec>,
+    /// Whether the card has clusters of blocks.
+    has_clusters: bool,
 }
 
 // SAFETY: functions and graphs are handles that the driver lets any thread use; see `Gpu`.
@@ -68,8 +73,8 @@ unsafe impl Send for Queue {}
 
 impl Default for Queue {
     fn default() -> Queue {
-        let (held, marks, graphs, gone) = Default::default();
-        Queue { held, marks, held_max: HELD_FIRST, graphs, gone }
+        let (held, marks, graphs, gone, has_clusters) = Default::default();
+        Queue { held, marks, held_max: HELD_FIRST, graphs, gone, has_clusters }
     }
 }
 
@@ -92,10 +97,17 @@ pub(crate) enum Sending {
 }
 
 impl Queue {
+    /// Of a card that has clusters of blocks, or has none.
+    pub(crate) fn of_card(has_clusters: bool) -> Queue {
+        Queue { has_clusters, ..Queue::default() }
+    }
+
     /// Holds a launch back, or makes it one with the last; whether it is time to send. `find` gives the function of a module, where the
     /// card runs it.
     pub(crate) fn push(&mut self, call: Call, find: &dyn Fn(Module) -> Option<sys::CUfunction>) -> bool {
-        match self.held.last_mut().and_then(|last| Some((joined(last, &call)?, last))) {
+        let has_clusters = self.has_clusters;
+        let with = |last: &Call| joined(last, &call).or_else(|| followed::joined(last, &call, has_clusters));
+        match self.held.last_mut().and_then(|last| Some((with(last)?, last))) {
             Some((mut both, last)) => {
                 both.touched = touched_by([&*last, &call]);
                 *last = both;
@@ -201,7 +213,8 @@ impl Queue {
 
 impl Call {
     fn hash(&self, hash: u64) -> u64 {
-        let words = [self.function as u64, self.threads.into(), self.shared_bytes.into()].into_iter();
+        let words =
+            [self.function as u64, self.threads.into(), self.shared_bytes.into(), self.cluster.into()].into_iter();
         let words = words.chain(self.grid.map(u64::from)).chain(self.args[..self.count].iter().copied());
         words.fold(hash, Quick::with)
     }
@@ -242,7 +255,7 @@ struct Places {
 }
 
 /// Of `kernels/matmul/codes.cu` and `wide.cu`.
-const CODES: Places = Places { of_matrix: [0, 6, 9, 14], from: &[17, 18], shared: [3..6, 12..14, 19..28] };
+const CODES: Places = Places { of_matrix: [0, 6, 9, 14], from: &[17, 18], shared: [3..6, 12..14, 19..34] };
 /// Of `kernels/matmul/floats.cu`.
 const FLOATS: Places = Places { of_matrix: [0, 5, 9, 15], from: &[19, 20, 21], shared: [4..5, 13..15, 22..29] };
 

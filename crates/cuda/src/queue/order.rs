@@ -92,6 +92,7 @@ mod tests {
             grid: [blocks, 1, 1],
             threads: 128,
             shared_bytes: 0,
+            cluster: 1,
             args: [0; ARGS_MAX],
             count: WORD + 1,
             touched: reads.iter().map(touch(false)).chain(writes.iter().map(touch(true))).collect(),

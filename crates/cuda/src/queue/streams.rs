@@ -197,6 +197,7 @@ pub(super) fn connected(calls: &[Call], find: &dyn Fn(Module) -> Option<sys::CUf
         grid: [BLOCKS as u32, rows as u32, 1],
         threads: THREADS as u32,
         shared_bytes: shared_bytes as u32,
+        cluster: 1,
         args,
         count: count_of_args,
         touched: vec![],

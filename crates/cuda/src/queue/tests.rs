@@ -1,6 +1,7 @@
 //! What becomes one launch, what a graph, and what does not.
 
 use super::{
+    followed::codes,
     heads::norm,
     streams::{collapse, combine, floats, gates, spread},
     *,
@@ -24,6 +25,7 @@ fn call(module: Module, entry: &'static str, grid: u32, args: &[u64]) -> Call {
         grid: [grid, 1, 1],
         threads: 256,
         shared_bytes: 0,
+        cluster: 1,
         args: all,
         count: args.len(),
         touched: vec![],
@@ -68,6 +70,90 @@ fn routed_products_share_lists() {
     assert_eq!(left([routed(1, 21, 50, 70), routed(2, 22, 51, 70)]).len(), 2, "other lists");
     assert_eq!(left([routed(1, 21, 50, 70), routed(2, 22, 50, 0)]).len(), 2, "blocks for places, and for experts");
     assert_eq!(left([product(1, 7, 21, 10), routed(2, 22, 50, 70)]).len(), 2, "all rows, and places");
+}
+
+/// Launches that are left on a card with clusters of blocks, or without.
+fn left_of(has_clusters: bool, calls: impl IntoIterator<Item = Call>) -> Vec<Call> {
+    let mut queue = Queue::of_card(has_clusters);
+    calls.into_iter().for_each(|call| assert!(!queue.push(call, &NONE)));
+    queue.held
+}
+
+/// A product of `rows` rows by two tokens, in blocks of as many rows as a tile has.
+fn product_of_two(weights: u64, y: u64, rows: u64, tile: CodesTile) -> Call {
+    let mut call = product(weights, 7, y, (rows / tile.rows() as u64) as u32);
+    call.module = Module::Codes(Layout::all()[0], tile);
+    (call.args[codes::ROWS[0]], call.args[codes::TOKENS], call.args[codes::SLOTS]) = (rows, 2, 1);
+    (call.args[codes::GROUPS], call.args[codes::TURNS], call.count) = (1, 1, 34);
+    call
+}
+
+fn tile_of(rows: usize) -> CodesTile {
+    CodesTile::all(Layout::all()[0]).find(|tile| tile.rows() == rows).expect("a tile of so many rows")
+}
+
+#[test]
+fn a_gate_follows_its_products() {
+    let gate = |x, up, y, codes, rows, width| {
+        call(Module::Elementwise, "gate", 9, &[x, up, y, codes, 41, 42, rows, width, width, width, 3, 9])
+    };
+    let pair = |rows, tile| [product_of_two(1, 21, rows, tile), product_of_two(2, 22, rows, tile)];
+    let followed = |has_clusters, rows, tile, gate| left_of(has_clusters, pair(rows, tile).into_iter().chain([gate]));
+    for (tile, cluster) in [(tile_of(16), 4), (tile_of(32), 2)] {
+        let [all] = &followed(true, 96, tile, gate(21, 22, 30, 40, 2, 96))[..] else { panic!("one launch") };
+        assert_eq!((all.entry, all.cluster, all.grid[0]), ("codes", cluster, 2 * 96 / tile.rows() as u32));
+        assert_eq!(all.args[28..34], [40, 41, 42, 30, 3, 9]);
+        assert_eq!(followed(false, 96, tile, gate(21, 22, 30, 40, 2, 96)).len(), 2, "no clusters");
+    }
+    let wide = tile_of(32);
+    for (other, why) in [
+        (gate(22, 21, 30, 40, 2, 96), "the other way round"),
+        (gate(21, 23, 30, 40, 2, 96), "of something else"),
+        (gate(21, 22, 30, 0, 2, 96), "without codes"),
+        (gate(21, 22, 30, 40, 1, 96), "of some rows"),
+        (gate(21, 22, 30, 40, 2, 48), "of some numbers"),
+        (gate(21, 22, 7, 40, 2, 96), "where the input is"),
+        (gate(21, 22, 30, 22, 2, 96), "codes where up is"),
+    ] {
+        assert_eq!(followed(true, 96, wide, other).len(), 2, "{why}");
+    }
+    assert_eq!(followed(true, 48, tile_of(16), gate(21, 22, 30, 40, 2, 48)).len(), 2, "half a block of codes");
+    let many = 32 * 400;
+    assert_eq!(followed(true, many, wide, gate(21, 22, 30, 40, 2, many)).len(), 2, "several rounds of blocks");
+    let three = pair(96, wide).into_iter().chain([product_of_two(3, 23, 96, wide), gate(21, 22, 30, 40, 2, 96)]);
+    assert_eq!(left_of(true, three).len(), 2, "a third matrix");
+    let turning = pair(96, tile_of(16)).map(|mut call| {
+        call.args[codes::TURNS] = 3;
+        call
+    });
+    let turning = turning.into_iter().chain([gate(21, 22, 30, 40, 2, 96)]);
+    assert_eq!(left_of(true, turning).len(), 2, "rows that are not neighbours'");
+    let behind = pair(96, wide).into_iter().chain([gate(21, 22, 30, 40, 2, 96), product_of_two(3, 23, 96, wide)]);
+    assert_eq!(left_of(true, behind).len(), 2, "a product behind what follows");
+}
+
+#[test]
+fn codes_follow_their_product() {
+    let quantize = |x, rows, blocks, fine| call(Module::Quantize, "quantize", 9, &[x, 40, 41, 42, rows, blocks, fine]);
+    let product = |tile| product_of_two(1, 21, 96, tile);
+    let sliced = |tile, slices| {
+        let mut call = product(tile);
+        (call.args[codes::SLICED], call.grid[2]) = (1, slices);
+        call
+    };
+    let [all] = &left_of(false, [product(tile_of(32)), quantize(21, 2, 3, 0)])[..] else { panic!("one launch") };
+    assert_eq!((all.cluster, &all.args[28..32]), (1, &[40, 41, 42, 0][..]));
+    let [all] = &left_of(true, [sliced(tile_of(16), 8), quantize(21, 2, 24, 0)])[..] else { panic!("one launch") };
+    assert_eq!(all.cluster, 2);
+    for (calls, why) in [
+        ([product(tile_of(16)), quantize(21, 2, 3, 0)], "no clusters"),
+        ([product(tile_of(32)), quantize(22, 2, 3, 0)], "of something else"),
+        ([product(tile_of(32)), quantize(21, 1, 3, 0)], "of some rows"),
+        ([product(tile_of(32)), quantize(21, 2, 3, 1)], "fine ones"),
+        ([sliced(tile_of(32), 8), quantize(21, 2, 3, 0)], "of a slice"),
+    ] {
+        assert_eq!(left_of(false, calls).len(), 2, "{why}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod best;
 mod card;
 mod connected;
 mod emulation;
+mod followed;
 mod gated;
 mod heads;
 mod highest;
