@@ -131,6 +131,11 @@ impl CudaDevice {
         self.gpu.run_in_pairs();
     }
 
+    /// From now on products take in the gates that follow them, on cards that have clusters of blocks. No bit depends on it.
+    pub fn join_gates(&self) {
+        self.gpu.join_gates();
+    }
+
     /// Kernels launched so far.
     pub fn counts(&self) -> Counts {
         self.gpu.counts()

@@ -10,7 +10,7 @@ use crate::{
     queue::{ARGS_MAX, Call, Queue, Sending},
 };
 
-/// The variable that says how kernels are launched: `graphs`, `apart`, `beside`, `single` or `serial`.
+/// The variable that says how kernels are launched: `graphs`, `apart`, `trial`, `single` or `serial`.
 const LAUNCHES_VARIABLE: &str = "TESSERA_CUDA_LAUNCHES";
 
 /// How kernels are launched, for measurements. No bit depends on it.
@@ -21,8 +21,9 @@ pub(crate) enum Launching {
     Graphs,
     /// The same, but neighbours never become one.
     Apart,
-    /// As graphs, and what shares nothing runs at once where the card can.
-    Beside,
+    /// As graphs, with what no card has measured yet, where the card can: what shares nothing runs at once, and products take in the gates
+    /// that follow them.
+    Trial,
     /// Without graphs.
     Single,
     /// Without graphs, and each starts when the one before it has ended.
@@ -32,7 +33,7 @@ pub(crate) enum Launching {
 impl Launching {
     /// Whether runs that come again are sent as graphs.
     fn has_graphs(self) -> bool {
-        matches!(self, Launching::Graphs | Launching::Apart | Launching::Beside)
+        matches!(self, Launching::Graphs | Launching::Apart | Launching::Trial)
     }
 
     /// What the environment asks for.
@@ -40,7 +41,7 @@ impl Launching {
         match std::env::var(LAUNCHES_VARIABLE).as_deref() {
             Err(_) | Ok("graphs") => Ok(Launching::Graphs),
             Ok("apart") => Ok(Launching::Apart),
-            Ok("beside") => Ok(Launching::Beside),
+            Ok("trial") => Ok(Launching::Trial),
             Ok("single") => Ok(Launching::Single),
             Ok("serial") => Ok(Launching::Serial),
             Ok(other) => Err(OpenError::Launches { value: other.to_owned() }),
@@ -119,6 +120,11 @@ impl Gpu {
     /// From now on they do, where the card can.
     pub(crate) fn run_in_pairs(&self) {
         self.in_pairs.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on products take in the gates that follow them, where the card can.
+    pub(crate) fn join_gates(&self) {
+        lock(&self.queue).join_gates(self.can_start_early);
     }
 
     /// What was sent so far.

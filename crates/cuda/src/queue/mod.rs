@@ -97,9 +97,14 @@ pub(crate) enum Sending {
 }
 
 impl Queue {
-    /// Of a card that has clusters of blocks, or has none.
+    /// Of a card whose clusters of blocks are used, or one without.
     pub(crate) fn of_card(has_clusters: bool) -> Queue {
         Queue { has_clusters, ..Queue::default() }
+    }
+
+    /// From now on clusters are used, if the card has them.
+    pub(crate) fn join_gates(&mut self, has_clusters: bool) {
+        self.has_clusters = has_clusters;
     }
 
     /// Holds a launch back, or makes it one with the last; whether it is time to send. `find` gives the function of a module, where the
