@@ -25,20 +25,24 @@ DEVICE u64 letters(const char* name, int from) {
 }
 
 // Waits for earlier work, and notes the turn. What can be read before is: a look at memory is as long as a small kernel.
-template <class... Turns> DEVICE void wait_and_note(const char* kernel, const Turns&... own_turn) {
-    const bool is_noted = threadIdx.x + blockIdx.x + blockIdx.y + blockIdx.z == 0;
-    u64* memory = is_noted ? (u64*)timeline : nullptr;
-    after_earlier_work(own_turn...);
-    if (!is_noted) return;
-    const u64 now = clock_nanoseconds(), turn = add_atomically(memory, 1);
-    if (turn >= TIMELINE) return;
-    volatile u64* own = memory + 1 + 3 * turn;
-    own[0] = now;
-    own[1] = letters(kernel, 0);
-    own[2] = letters(kernel, 8);
-}
+struct Noted {
+    const char* kernel;
 
-#define after_earlier_work(...) wait_and_note(__func__, ##__VA_ARGS__)
-#define begin_in_turn() (let_next_start(), wait_and_note(__func__))
+    template <class... Turns> DEVICE_MEMBER void operator()(const Turns&... own_turn) const {
+        const bool is_noted = threadIdx.x + blockIdx.x + blockIdx.y + blockIdx.z == 0;
+        u64* memory = is_noted ? (u64*)timeline : nullptr;
+        after_earlier_work(own_turn...);
+        if (!is_noted) return;
+        const u64 now = clock_nanoseconds(), turn = add_atomically(memory, 1);
+        if (turn >= TIMELINE) return;
+        volatile u64* own = memory + 1 + 3 * turn;
+        own[0] = now;
+        own[1] = letters(kernel, 0);
+        own[2] = letters(kernel, 8);
+    }
+};
+
+#define after_earlier_work Noted{__func__}
+#define begin_in_turn() (let_next_start(), Noted{__func__}())
 
 #endif
