@@ -18,6 +18,9 @@
 #define SCALES_BYTES (TOKENS / COLUMN_RUN * RUN_SCALES_BYTES * KINDS)
 #define TOTALS_BYTES (CONSUMERS * 128 * SUMS * 4)
 
+// Blocks of two units that are taken without a jump. A second plane of codes in chunks of a block leaves no registers for two.
+#define UNROLLED (UNITS == 2 && SUB == 32 && HIGH > 0 ? 1 : 2)
+
 static_assert(STAGES * (X_BYTES + SCALES_BYTES) + WEIGHT_STAGES * WEIGHT_BYTES + TOTALS_BYTES == SHARED_BYTES,
               "rings are as the host reckons them");
 static_assert(TOKENS % (PIECES * 8) == 0 && TOKENS % (COLUMN_RUN * CLUSTER) == 0 && TOKENS <= CONSUMERS * 128, "a tile of whole operands");
@@ -165,7 +168,7 @@ struct Consumer {
         const u32 blocks = (units + 1) / 2;
         for (u32 b = 0; b < blocks; b += SPAN) {
             // Four units: factors of scales lie so.
-#pragma unroll 2
+#pragma unroll UNROLLED
             for (u32 i = 0; i < SPAN; i++) {
                 if (i > 0 && CHUNK_FEATURES < SPAN * BLOCK && b + i >= blocks) break;
                 Ring<STAGES> next = x_at;
