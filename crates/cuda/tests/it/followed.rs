@@ -155,7 +155,8 @@ fn what_follows_a_product_is_done_where_it_is_summed() {
             let saved = saved[usize::from(!has_clusters)];
             // Codes of what slices give are taken with it; else: a norm, two products, and these.
             let want = if let Form::Grouped = form { 4 - saved } else { many - saved };
-            assert_eq!(few, want, "{what}: launches");
+            // Other cards' tiles may have whole blocks of codes by themselves.
+            assert!(few == want || !has_clusters && few < want, "{what}: {few} launches instead of {want}");
         }
     }
 }
