@@ -1,12 +1,16 @@
 //! Compiles every variant of every table for every card, without one: `cargo run -p tessera-cuda --example check_kernels [few] [ARCH...]
-//! [KERNEL...] [CONSTANT=VALUE...]`. With `few`, the widest and the narrowest tiles alone for all cards but the last. Kernels that are
+//! [KERNEL...] [CONSTANT=VALUE...] [keep=FOLDER]`. With `few`, the widest and the narrowest tiles alone for all cards but the last. Kernels that are
 //! named are told each, and of these only those that are compiled with the constants.
+//!
+//! `keep` writes what was compiled into a folder, for `nvdisasm -hex`.
 //!
 //! Prints registers, spills and shared memory, the worst of each kernel and card, and fails where a kernel does not compile or
 //! spills more than [`SPILLED_BYTES_MAX`].
 
 use std::{
     collections::BTreeMap,
+    fs,
+    path::Path,
     process::ExitCode,
     sync::{
         Mutex,
@@ -64,6 +68,8 @@ fn main() -> ExitCode {
     let (archs, names): (Vec<&str>, Vec<&str>) = asked.iter().map(String::as_str).partition(|a| a.starts_with("sm_"));
     let archs = if archs.is_empty() { CARDS.to_vec() } else { archs };
     let (constants, names): (Vec<&str>, Vec<&str>) = names.into_iter().partition(|a| a.contains('='));
+    let (folder, constants): (Vec<&str>, Vec<&str>) = constants.into_iter().partition(|a| a.starts_with("keep="));
+    let folder = folder.first().map(|a| Path::new(&a["keep=".len()..]));
     let modules = modules_of(&names, &constants);
     let all = archs.iter().flat_map(|a| modules.iter().filter(|m| m.runs_on(a)).map(move |m| (*m, *a)));
     let jobs: Vec<(Module, &str)> = all.filter(|(m, a)| !is_few || Some(a) == archs.last() || is_edge(*m)).collect();
@@ -77,6 +83,12 @@ fn main() -> ExitCode {
                     continue;
                 }
             };
+            let kept = folder.map(|f| {
+                fs::write(f.join(format!("{module} {arch}.cubin").replace(['/', ' '], "_")), &compiled.binary)
+            });
+            if let Some(Err(error)) = kept {
+                failures.lock().unwrap().push(format!("{module} for {arch} can't be kept: {error}"));
+            }
             if compiled.spilled_bytes > SPILLED_BYTES_MAX {
                 let text = format!("{module} for {arch} spills {} bytes", compiled.spilled_bytes);
                 failures.lock().unwrap().push(text);
