@@ -1,6 +1,6 @@
 //! Compiles every variant of every table for every card, without one: `cargo run -p tessera-cuda --example check_kernels [few] [ARCH...]
-//! [KERNEL...] [CONSTANT=VALUE...] [keep=FOLDER]`. With `few`, the widest and the narrowest tiles alone for all cards but the last. Kernels that are
-//! named are told each, and of these only those that are compiled with the constants.
+//! [KERNEL...] [CONSTANT=VALUE...] [keep=FOLDER]`. With `few`, the widest and the narrowest tiles alone for all cards but the last.
+//! Kernels that are named are told each, and of these only those that are compiled with the constants.
 //!
 //! `keep` writes what was compiled into a folder, for `nvdisasm -hex`.
 //!
@@ -20,7 +20,7 @@ use std::{
 };
 
 use tessera_cuda::{
-    compiler::Compiler,
+    compiler::{Compiled, Compiler},
     kernels::{CARDS, Module},
     matmul::{prefill_tile, tile::CodesTile},
 };
@@ -54,6 +54,20 @@ fn modules_of(names: &[&str], constants: &[&str]) -> Vec<Module> {
     Module::all().into_iter().filter(is_asked).collect()
 }
 
+/// What is wrong with a compiled module, which is kept in the folder.
+fn faults(module: Module, arch: &str, compiled: &Compiled, folder: Option<&Path>) -> Vec<String> {
+    let mut faults = vec![];
+    let file = |f: &Path| f.join(format!("{module} {arch}.cubin").replace(['/', ' '], "_"));
+    if let Some(Err(error)) = folder.map(|f| fs::write(file(f), &compiled.binary)) {
+        faults.push(format!("{module} for {arch} can't be kept: {error}"));
+    }
+    if compiled.spilled_bytes > SPILLED_BYTES_MAX {
+        faults.push(format!("{module} for {arch} spills {} bytes", compiled.spilled_bytes));
+    }
+    faults.extend(compiled.warnings.first().map(|warning| format!("{module} for {arch}: {warning}")));
+    faults
+}
+
 fn main() -> ExitCode {
     let compiler = match Compiler::find() {
         Ok(compiler) => compiler,
@@ -83,21 +97,9 @@ fn main() -> ExitCode {
                     continue;
                 }
             };
-            let kept = folder.map(|f| {
-                fs::write(f.join(format!("{module} {arch}.cubin").replace(['/', ' '], "_")), &compiled.binary)
-            });
-            if let Some(Err(error)) = kept {
-                failures.lock().unwrap().push(format!("{module} for {arch} can't be kept: {error}"));
-            }
-            if compiled.spilled_bytes > SPILLED_BYTES_MAX {
-                let text = format!("{module} for {arch} spills {} bytes", compiled.spilled_bytes);
-                failures.lock().unwrap().push(text);
-            }
+            failures.lock().unwrap().extend(faults(*module, arch, &compiled, folder));
             if !names.is_empty() {
                 println!("{module} for {arch}: {} registers, {} spilled", compiled.registers, compiled.spilled_bytes);
-            }
-            if let Some(warning) = compiled.warnings.first() {
-                failures.lock().unwrap().push(format!("{module} for {arch}: {warning}"));
             }
             let mut worst = worst.lock().unwrap();
             let entry: &mut (usize, u32, u32, u32) = worst.entry((module.name(), *arch)).or_default();

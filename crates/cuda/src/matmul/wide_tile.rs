@@ -38,12 +38,9 @@ const NARROW_COSTS: [(usize, f64); 3] = [(8, 1.03), (16, 1.2), (usize::MAX, 2.2)
 /// The same in a wide tile that has a processor to itself.
 const ALONE_COST: f64 = 1.29;
 
-/// The same of a tile for many columns, before its last changes.
-const MANY_COST: f64 = 0.9;
-
-/// Whether launches get tiles for many columns. Their kernel was measured, and gave the reference's bits on a card, before its last changes
-/// alone: `bench_matmul … tiles` measures them, the emulated card checks them.
-const IS_MANY_MEASURED: bool = false;
+/// The same of a tile for many columns, by the blocks of a cluster: of Q4_K in single blocks, of Q8_0 in pairs, with 2,048 columns on an
+/// H200, without the launch that makes numbers of codes.
+const MANY_COSTS: [f64; 2] = [0.93, 0.79];
 
 /// More columns than any tile has.
 const MANY_COLUMNS: usize = 4096;
@@ -267,7 +264,7 @@ impl Tile {
                 Tile::Narrow(_) => narrow_cost,
                 Tile::Wide(_) if rounds == 1 => ALONE_COST,
                 Tile::Wide(_) => 1.0,
-                Tile::Many(_) => MANY_COST,
+                Tile::Many(tile) => MANY_COSTS[tile.cluster - 1],
             };
             (rounds * height * tile.columns().max(MMA_COLUMNS)) as f64 * each
         };
@@ -275,9 +272,7 @@ impl Tile {
         let wanted = |t: &&Tile| match t {
             Tile::Narrow(_) => true,
             Tile::Wide(_) => columns > MMA_COLUMNS || shape.segments == 1,
-            Tile::Many(_) => {
-                IS_MANY_MEASURED && columns > widths[0].max(widths[1]) && shape.segments <= SEGMENTS_COUNTED_MAX
-            }
+            Tile::Many(_) => columns > widths[0].max(widths[1]) && shape.segments <= SEGMENTS_COUNTED_MAX,
         };
         let fits = |t: &&Tile| t.columns() == widths[t.kind()];
         let best = tiles().filter(fits).filter(wanted).min_by(|a, b| cost(a).total_cmp(&cost(b)));
@@ -297,26 +292,32 @@ mod tests {
 
     use super::*;
 
-    /// A matrix as large as the card gets wide tiles, a small one narrow ones.
+    /// A matrix as large as the card gets wide tiles, and those for many columns beyond; a small one narrow ones.
     #[test]
     fn shapes_get_their_tile() {
         let tiles = Tile::all(Layout::all()[0], "sm_90a");
-        for (rows, segments, columns, is_wide, width) in [
-            (32_768, 1, 1, true, 4),
-            (32_768, 1, 8, true, 8),
-            (32_768, 1, 16, true, 16),
-            (32_768, 1, 64, true, 64),
-            (32_768, 1, 2048, true, 64),
-            (9728, 1, 16, false, 16),
-            (9728, 1, 64, true, 64),
-            (4096, 1, 64, false, 64),
-            (2048, 48, 8, false, 8),
+        let [is_narrow, is_wide, is_many] = [0, 1, 2];
+        for (rows, segments, columns, kind, width) in [
+            (32_768, 1, 1, is_wide, 4),
+            (32_768, 1, 8, is_wide, 8),
+            (32_768, 1, 16, is_wide, 16),
+            (32_768, 1, 64, is_wide, 64),
+            (32_768, 1, 65, is_many, 128),
+            (32_768, 1, 2048, is_many, 128),
+            (9728, 1, 16, is_narrow, 16),
+            (9728, 1, 64, is_wide, 64),
+            (4096, 1, 64, is_narrow, 64),
+            (4096, 1, 128, is_narrow, 64),
+            (4096, 1, 2048, is_many, 128),
+            (2048, 48, 8, is_narrow, 8),
+            (2048, 48, 100, is_many, 128),
+            (2048, 2000, 100, is_wide, 64),
         ] {
             let tile = Tile::select(&tiles, 132, Shape { rows, segments, columns });
             assert_eq!(
-                (matches!(tile, Tile::Wide(_)), tile.columns()),
-                (is_wide, width),
-                "{rows} rows, {segments} matrices, {columns} columns"
+                (tile.kind(), tile.columns()),
+                (kind, width),
+                "{rows} rows, {segments} matrices, {columns} columns: {tile:?}"
             );
         }
     }

@@ -56,13 +56,14 @@ fn every_tile_of_codes_gives_the_reference_s_bits() {
 
 /// Many columns: tiles that are whole, half and neither; segments that are summed and one alone; sub-blocks of both sizes, with minima and
 /// without; a last block of 32 features; columns of groups, and of experts, some of which have none.
-const MANY: [Case; 7] = [
+const MANY: [Case; 8] = [
     (DType::Q8_0, Form::Dense, (150, 2144), &[66, 130]),
     (DType::Q4_K, Form::Dense, (40, 1024), &[40]),
     (DType::Q2_K, Form::Dense, (70, 768), &[70]),
     (DType::Q6_K, Form::Dense, (20, 512), &[1]),
     (DType::IQ2_S, Form::Dense, (48, 256), &[65]),
     (DType::Q5_1, Form::Grouped(3), (20, 576), &[33]),
+    (DType::Q4_0, Form::Grouped(2), (140, 544), &[35]),
     (DType::MXFP4, Form::Experts { count: 5, slots: 2 }, (40, 544), &[3, 170]),
 ];
 
