@@ -1,5 +1,7 @@
 //! Several residual streams, from a block's result to the next one's input (`kernels/streams/connect.cu`): what the launch takes.
 
+use std::ops::RangeInclusive;
+
 use tessera_ops::{
     numerics::{CHAIN_DEPTH, PART_DEPTH},
     streams::STREAMS_MAX,
@@ -16,6 +18,9 @@ pub(crate) const THREADS: usize = 512;
 /// Rows that are taken so, at most: a wave of blocks. Where there are more, kernels of single ops share weights among them.
 pub(crate) const ROWS_MAX: usize = 16;
 
+/// How many streams there may be.
+pub(crate) const STREAMS: RangeInclusive<u8> = 2..=STREAMS_MAX as u8;
+
 /// Numbers of a row of gates, at most.
 const GATES_MAX: usize = 32;
 
@@ -25,11 +30,11 @@ const FIXED_NUMBERS: usize = 72;
 /// Shared memory that a block can have.
 const SHARED_BYTES_MAX: usize = 227 << 10;
 
-/// What the kernel is compiled with.
-pub(crate) fn constants(float: Float) -> Vec<(&'static str, usize)> {
+/// What the kernel for so many streams is compiled with.
+pub(crate) fn constants(float: Float, streams: u8) -> Vec<(&'static str, usize)> {
     let step = FloatsTile::for_columns(1).step_features(float);
     let sizes = [("BLOCKS", BLOCKS), ("THREADS", THREADS), ("STEP_FEATURES", step), ("FIXED_NUMBERS", FIXED_NUMBERS)];
-    [("STREAMS_MAX", STREAMS_MAX)].into_iter().chain(sizes).collect()
+    [("STREAMS_MAX", streams.into())].into_iter().chain(sizes).collect()
 }
 
 /// Shared memory of a block: sums of all parts, and its own parts of each stream, as they are and normed, and of the result. None where

@@ -61,8 +61,8 @@ pub enum Module {
     Rounding,
     /// Several residual streams.
     Streams,
-    /// The same from a block's result to the next one's input, gates by plain weights, of Hopper.
-    Connect(Float),
+    /// So many from a block's result to the next one's input, gates by plain weights, of Hopper.
+    Connect(Float, u8),
     /// What touches each number by itself.
     Elementwise,
     /// The choice of experts.
@@ -235,7 +235,7 @@ impl Module {
         }
         for float in Float::ALL {
             all.extend(FloatsTile::ALL.map(|tile| Module::Floats(float, tile)));
-            all.push(Module::Connect(float));
+            all.extend(connect::STREAMS.map(|streams| Module::Connect(float, streams)));
         }
         for format in KvFormat::ALL {
             for head_dim in HEADS {
@@ -272,7 +272,7 @@ impl Module {
             Module::Rope => "rope",
             Module::Rounding => "rounding",
             Module::Streams => "streams",
-            Module::Connect(_) => "connect",
+            Module::Connect(..) => "connect",
             Module::Elementwise => "elementwise",
             Module::Route => "route",
             Module::Best => "best",
@@ -310,7 +310,7 @@ impl Module {
             Module::Rope => &["rotate"],
             Module::Rounding => &["round_fp8", "round_hadamard_fp4"],
             Module::Streams => &["copies", "stream_gates", "collapse_streams", "spread_streams"],
-            Module::Connect(_) => &["connect"],
+            Module::Connect(..) => &["connect"],
             Module::Elementwise => {
                 &["gate", "columns", "scale", "add", "soft_cap", "gather_rows", "add_fine", "combine", "spin"]
             }
@@ -353,7 +353,7 @@ impl Module {
     pub fn runs_on(self, arch: &str) -> bool {
         match self {
             Module::Prefill(..) | Module::Many(..) | Module::Spans(..) | Module::Prompt(..) => arch == HOPPER_ARCH,
-            Module::LatentPrompt(_) | Module::LatentDecode(..) | Module::Connect(_) => arch == HOPPER_ARCH,
+            Module::LatentPrompt(_) | Module::LatentDecode(..) | Module::Connect(..) => arch == HOPPER_ARCH,
             Module::PrefillWarps(_) => arch != HOPPER_ARCH,
             Module::Wide(layout, tile) => WideTile::all(layout, arch).contains(&tile),
             Module::WarpsPrompt(pages, tile) => {
@@ -381,7 +381,7 @@ impl Module {
             Module::Rope => vec![COMMON, BLOCK, CODES, SQUARES, HEADS_OF_ROWS, source!("rope/rope.cu")],
             Module::Rounding => vec![COMMON, ROUNDING, source!("rounding/rounding.cu")],
             Module::Streams => vec![COMMON, GATES, source!("streams/streams.cu")],
-            Module::Connect(_) => {
+            Module::Connect(..) => {
                 vec![COMMON, HOPPER, VALUES, CHAINS, BLOCK, CODES, SQUARES, GATES, source!("streams/connect.cu")]
             }
             Module::Elementwise => vec![COMMON, BLOCK, CODES, GATED, source!("elementwise/elementwise.cu")],

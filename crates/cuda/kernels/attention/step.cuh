@@ -3,6 +3,20 @@
 #define PAGE 64
 #define ROW_NUMBERS 7
 
+// Where a row finds what it sees.
+struct RowOfStep {
+    const u32* lists;
+    u32 position, pages, committed, places, run_start, own_ring;
+
+    // The place where what the row sees at a position is kept; mask.rs, `place`.
+    DEVICE_MEMBER u32 place(u32 position) const { return position < committed ? position : lists[places + position - committed]; }
+    // The page of a place.
+    DEVICE_MEMBER u32 page(u32 place, u32 ring) const {
+        const u32 index = place / PAGE;
+        return ring ? own_ring * ring + index % ring : lists[pages + index];
+    }
+};
+
 // What is known of a step's rows, one array after another (crates/cuda/src/steps.rs): for each row its position, where its
 // sequence's page table begins, how many positions stand where they are counted, where the places of later ones are listed, and the
 // rows that can be taken together with it: from, to; and its ring.
@@ -15,15 +29,13 @@ struct Step {
     DEVICE_MEMBER u32 run_end(u32 row) const { return rows[row * ROW_NUMBERS + 5]; }
     // Whether all positions below `end` stand where they are counted.
     DEVICE_MEMBER bool is_plain(u32 row, u32 end) const { return end <= rows[row * ROW_NUMBERS + 2]; }
-    // The place where what the row sees at a position is kept; mask.rs, `place`.
-    DEVICE_MEMBER u32 place(u32 row, u32 position) const {
-        u32 committed = rows[row * ROW_NUMBERS + 2];
-        return position < committed ? position : lists[rows[row * ROW_NUMBERS + 3] + position - committed];
+    // All that finds what the row sees, read at once.
+    DEVICE_MEMBER RowOfStep of(u32 row) const {
+        const u32* own = rows + row * ROW_NUMBERS;
+        return {lists, own[0], own[1], own[2], own[3], own[4], own[6]};
     }
-    DEVICE_MEMBER u32 page(u32 row, u32 place, u32 ring) const {
-        u32 index = place / PAGE;
-        return ring ? rows[row * ROW_NUMBERS + 6] * ring + index % ring : lists[rows[row * ROW_NUMBERS + 1] + index];
-    }
+    DEVICE_MEMBER u32 place(u32 row, u32 position) const { return of(row).place(position); }
+    DEVICE_MEMBER u32 page(u32 row, u32 place, u32 ring) const { return of(row).page(place, ring); }
 };
 
 // The positions that a row sees.

@@ -27,18 +27,19 @@ KERNEL store(const float* keys, const float* values, u8* key_pages, u8* value_pa
     if (!(turns & (is_key ? 1 : 2))) angles = 0;
     Heads all = {keys, turned_keys, key_weight, key_epsilon, angles, heads, HEAD_DIM, first_feature, pairs, way};
     if (!is_key) all = {queries, turned_queries, query_weight, query_epsilon, angles, query_heads, HEAD_DIM, first_feature, pairs, way};
-    all.begin();
+    const HeldNumbers weights = all.begin();
     after_earlier_work();
-    if (!is_key) return all.compute(shared, row, head);
-    // All that is loaded is on its way at once.
+    const Heads::Brought brought = all.bring(row, head);
+    if (!is_key) return all.compute(shared, weights, brought, row, head);
+    // All that is loaded is on its way before a place is looked up.
     const Step step = {rows, lists};
-    const u32 place = step.place(row, step.position(row)), slot = place % PAGE;
-    const u64 at = ((u64)step.page(row, place, ring) * heads + head) * HEAD_BYTES;
     const float* value = values + ((u64)row * heads + head) * HEAD_DIM;
     float held[BLOCKS];
 #pragma unroll
     for (u32 b = 0; b < BLOCKS; b++) held[b] = b * 32 + threadIdx.x < HEAD_DIM ? value[b * 32 + threadIdx.x] : 0.0f;
-    all.compute(shared, row, head);
+    const u32 place = step.place(row, step.position(row)), slot = place % PAGE;
+    const u64 at = ((u64)step.page(row, place, ring) * heads + head) * HEAD_BYTES;
+    all.compute(shared, weights, brought, row, head);
 #pragma unroll
     for (u32 b = 0; b < BLOCKS; b++) {
         const u32 d = b * 32 + threadIdx.x;

@@ -6,14 +6,18 @@ KERNEL __launch_bounds__(THREADS) compress(float* inputs, u8* pages, const float
                                            float hadamard_factor) {
     __shared__ float numbers[THREADS];
     __shared__ float sizes[THREADS / 32];
-    begin_in_turn();
+    let_next_start();
+    const float weight = threadIdx.x < WIDTH ? norm[threadIdx.x] : 0.0f;
+    after_earlier_work();
     const Step step = {rows, lists};
-    const u32 row = blockIdx.x, end = step.position(row) + 1;
+    const u32 row = blockIdx.x;
+    const RowOfStep own = step.of(row);
+    const u32 end = own.position + 1;
     if (end % ratio) return;
     const u32 first = end - ratio;
     const Compression all = {inputs, 0, ape, norm, frequencies, WIDTH, input_width, ring, ratio, overlap, pairs, interleaved,
                              magnitude, epsilon, rounding, rounded, hadamard_factor};
-    const float v = all.number(step, row, first, numbers, sizes);
+    const float v = all.number(own, row, first, weight, numbers, sizes);
     u8* to = pages + place_of_compressed(step, row, first / ratio, ratio);
 #if IS_PACKED
     // Others may still read what was here.

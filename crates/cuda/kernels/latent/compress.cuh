@@ -20,6 +20,9 @@ DEVICE float2 cosine_and_sine(double angle) {
     return make_float2((float)c, (float)s);
 }
 
+// Tokens whose numbers are asked for at once.
+#define TOKENS_HELD 8
+
 // What rows are compressed from, and how.
 struct Compression {
     // Rows of (values, scores), `input_width` each: those that are kept, in rings or pages, and those of the step, or none, where all are
@@ -37,46 +40,64 @@ struct Compression {
     u32 rounding, rounded;
     float hadamard_factor;
 
-    DEVICE_MEMBER float* kept(const Step& step, u32 row, u32 position) const {
-        const u32 place = step.place(row, position);
-        return inputs + ((u64)step.page(row, place, ring) * PAGE + place % PAGE) * 2 * input_width;
+    DEVICE_MEMBER float* kept(const RowOfStep& own, u32 position) const {
+        const u32 place = own.place(position);
+        return inputs + ((u64)own.page(place, ring) * PAGE + place % PAGE) * 2 * input_width;
     }
     // Of a token that a row of the step sees.
-    DEVICE_MEMBER const float* input(const Step& step, u32 row, u32 position) const {
-        const u32 back = step.position(row) - position;
-        if (fresh && back <= row - step.run_start(row)) return fresh + (u64)(row - back) * 2 * input_width;
-        return kept(step, row, position);
+    DEVICE_MEMBER const float* input(const RowOfStep& own, u32 row, u32 position) const {
+        const u32 back = own.position - position;
+        if (fresh && back <= row - own.run_start) return fresh + (u64)(row - back) * 2 * input_width;
+        return kept(own, position);
     }
 
-    // The mean of a row's tokens, feature `d`.
-    DEVICE_MEMBER float mean(const Step& step, u32 row, u32 d, u32 first) const {
-        const u32 start = overlap && first >= ratio ? first - ratio : first;
+    // The mean of a row's tokens, feature `d`. So many as are held at once are on their way together; where these are all, they stay.
+    DEVICE_MEMBER float mean(const RowOfStep& own, u32 row, u32 d, u32 first) const {
+        const u32 start = overlap && first >= ratio ? first - ratio : first, end = first + ratio;
+        const bool are_all = end - start <= TOKENS_HELD;
         float highest = __uint_as_float(0xff800000u), total = 0.0f, sum = 0.0f;
-#pragma unroll 4
-        for (u32 position = start; position < first + ratio; position++) {
-            const u32 column = (overlap && position >= first ? width : 0) + d;
-            const float score = input(step, row, position)[input_width + column] + ape[position % ratio * input_width + column];
-            highest = score > highest ? score : highest;
-        }
-#pragma unroll 4
-        for (u32 position = start; position < first + ratio; position++) {
-            const u32 column = (overlap && position >= first ? width : 0) + d;
-            const float* of_token = input(step, row, position);
-            const float score = of_token[input_width + column] + ape[position % ratio * input_width + column];
-            const float weight = canonical_exp(score - highest);
-            total = total + weight;
-            sum = fma(weight, of_token[column], sum);
+        float scores[TOKENS_HELD], values[TOKENS_HELD];
+#pragma unroll 1
+        for (u32 turn = 0; turn < 2; turn++) {
+#pragma unroll 1
+            for (u32 from = start; from < end; from += TOKENS_HELD) {
+                if (turn == 0 || !are_all) {
+                    float base[TOKENS_HELD];
+#pragma unroll
+                    for (u32 i = 0; i < TOKENS_HELD; i++) {
+                        const bool is_there = from + i < end, is_late = from + i >= first;
+                        const u32 column = (overlap && is_late ? width : 0) + d;
+                        const float* of_token = is_there ? input(own, row, from + i) : fresh;
+                        scores[i] = is_there ? of_token[input_width + column] : 0.0f;
+                        values[i] = is_there ? of_token[column] : 0.0f;
+                        base[i] = is_there ? ape[(from + i - (is_late ? first : start)) * input_width + column] : 0.0f;
+                    }
+#pragma unroll
+                    for (u32 i = 0; i < TOKENS_HELD; i++) scores[i] = scores[i] + base[i];
+                }
+#pragma unroll
+                for (u32 i = 0; i < TOKENS_HELD; i++) {
+                    if (from + i >= end) continue;
+                    if (turn == 0) {
+                        highest = scores[i] > highest ? scores[i] : highest;
+                    } else {
+                        const float weight = canonical_exp(scores[i] - highest);
+                        total = total + weight;
+                        sum = fma(weight, values[i], sum);
+                    }
+                }
+            }
         }
         return sum / total;
     }
 
     // Number `threadIdx.x` of the row that ends with a row of the step, whose first token is `first`. `numbers` has a place a thread,
-    // `sizes` one a warp.
-    DEVICE_MEMBER float number(const Step& step, u32 row, u32 first, float* numbers, float* sizes) const {
+    // `sizes` one a warp; `weight` is the thread's of `norm`.
+    DEVICE_MEMBER float number(const RowOfStep& own, u32 row, u32 first, float weight, float* numbers, float* sizes) const {
         const u32 t = threadIdx.x;
-        numbers[t] = t < width ? mean(step, row, t, first) : 0.0f;
+        numbers[t] = t < width ? mean(own, row, t, first) : 0.0f;
         __syncthreads();
-        const float weight = t < width ? norm[t] : 0.0f, inverse = norm_of_block(numbers, width, epsilon, sizes);
+        const float inverse = norm_of_block(numbers, width, epsilon, sizes);
         if (t < width) numbers[t] = (numbers[t] * inverse) * weight;
         __syncthreads();
         if (t < pairs) {

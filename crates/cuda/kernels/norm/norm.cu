@@ -4,6 +4,9 @@
 // has the card to itself, and all is latency: many threads have few numbers each, weights come before the turn, and the code is short,
 // since in a step of a model every kernel's code comes from afar.
 
+// Numbers of a thread that are asked for at once: one behind the other, each would wait for the one before it.
+#define HELD 4
+
 // x (runs, width), to which `added` is added first, if there is any. With `codes`, those of y as quantize.cu gives them; a run is a row
 // then. Shared memory has a place for each part, and, where `is_held`, for numbers and weights of a run.
 KERNEL __launch_bounds__(THREADS) rms_norm(float* x, const float* added, const float* weight, float* y, u8* codes, uint2* scales,
@@ -15,18 +18,33 @@ KERNEL __launch_bounds__(THREADS) rms_norm(float* x, const float* added, const f
     float *sums = shared, *numbers = is_held ? sums + parts : run, *held_weights = numbers + width;
     if (is_held)
 #pragma unroll 1
-        for (u32 i = threadIdx.x; i < width; i += blockDim.x) held_weights[i] = weight[i];
+        for (u32 first = threadIdx.x; first < width; first += HELD * blockDim.x) {
+            float of[HELD];
+#pragma unroll
+            for (u32 k = 0; k < HELD; k++) of[k] = first + k * blockDim.x < width ? weight[first + k * blockDim.x] : 0.0f;
+#pragma unroll
+            for (u32 k = 0; k < HELD; k++)
+                if (first + k * blockDim.x < width) held_weights[first + k * blockDim.x] = of[k];
+        }
     const float* weights = is_held ? held_weights : weight;
     after_earlier_work();
     if (added) added += (u64)blockIdx.x * width;
-#pragma unroll 4
-    for (u32 i = threadIdx.x; i < width; i += blockDim.x) {
-        float v = run[i];
-        if (added) {
-            v = v + added[i];
-            run[i] = v;
+#pragma unroll 1
+    for (u32 first = threadIdx.x; first < width; first += HELD * blockDim.x) {
+        float v[HELD], more[HELD];
+#pragma unroll
+        for (u32 k = 0; k < HELD; k++) {
+            const u32 i = first + k * blockDim.x;
+            v[k] = i < width ? run[i] : 0.0f;
+            more[k] = added && i < width ? added[i] : 0.0f;
         }
-        if (is_held) numbers[i] = v;
+#pragma unroll
+        for (u32 k = 0; k < HELD; k++) {
+            const u32 i = first + k * blockDim.x;
+            if (i >= width) break;
+            if (added) run[i] = v[k] = v[k] + more[k];
+            if (is_held) numbers[i] = v[k];
+        }
     }
     __syncthreads();
     const float inverse = norm_of_block(numbers, width, epsilon, sums);

@@ -60,7 +60,7 @@ KERNEL rotate(const float* x, float* y, const float* weight, const float* angles
     const u32 warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const u64 own = (u64)blockIdx.x * warps + warp, count = (u64)rows * heads;
     float* const numbers = shared + warp * head_dim;
-    all.begin();
+    const HeldNumbers weights = all.begin();
     after_earlier_work(turn);
     const bool are_fours = !angles || ((way & 1) && first % 4 == 0 && pairs % 2 == 0);
     if (warps > 1 && weight && !codes && are_fours && head_dim % 128 == 0 && head_dim <= 512) {
@@ -75,10 +75,12 @@ KERNEL rotate(const float* x, float* y, const float* weight, const float* angles
 #pragma unroll 1
     for (u64 head = own; head < count; head += (u64)gridDim.x * warps) {
         if (x == y && angles && !weight && !codes) {
-            all.turn(y + head * head_dim, head / heads, threadIdx.x % 32);
+            const u32 pair = threadIdx.x % 32 < pairs ? threadIdx.x % 32 : 0;
+            const float* of_row = angles + head / heads * 2 * pairs;
+            all.turn(y + head * head_dim, head / heads, of_row[pair], of_row[pairs + pair]);
             continue;
         }
-        all.compute(numbers, head / heads, head % heads);
+        all.compute(numbers, weights, all.bring(head / heads, head % heads), head / heads, head % heads);
         if (codes) all.code(numbers, head / heads, head % heads, out);
         __syncwarp();
     }

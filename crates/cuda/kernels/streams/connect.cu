@@ -6,6 +6,9 @@
 // these to the end. Sums of parts go to the shared memory of all blocks, three times: squares, products with the rows of the
 // projection, and squares of the result. A lane has a chain of the products (chains.cuh), whose weights are in registers before it begins.
 // The matrix between streams is left to one warp more, which no other waits for.
+//
+// To meet, a cluster's blocks wait for whatever they have written to the card's memory so far. So what they write goes there right after
+// they have said that they came, and long before they say so again.
 
 // Threads that do not make gates.
 #define WORKERS (THREADS - 32)
@@ -25,11 +28,12 @@ DEVICE u32 place_of(u32 i) { return i + i / CHAIN_DEPTH * 4; }
 KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
     float* streams, float* y, const float* gates_before, const float* parts, const float* weights, const float* added, u32 slots,
     const float* ones, float* normed, u8* normed_codes, uint2* normed_scales, float4* normed_minima, float epsilon, const u8* mix_weights,
-    float* mix, const float* scale, const float* base, float* gates, u32 count, u32 rounds, float gates_epsilon, float* x,
+    float* mix, const float* scale, const float* base, float* gates, u32 rounds, float gates_epsilon, float* x,
     const float* norm_weight, float* out, u8* codes, uint2* scales, float4* minima, float norm_epsilon, u32 width) {
     DYNAMIC_SHARED(float, shared);
     let_next_start();
     arrive_at_cluster();
+    constexpr u32 count = STREAMS_MAX;
     const u32 block = block_of_cluster(), t = threadIdx.x, lane = t % 32, warp = t / 32;
     const u32 depth = count * width, gates_width = rounds ? count * (2 + count) : count;
     const u64 row = blockIdx.y;
@@ -62,12 +66,11 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
     float last_weight = t < each ? norm_weight[first + t] : 0.0f;
 #pragma unroll 1
     for (u32 i = t; i < each; i += THREADS) {
-        float numbers[STREAMS_MAX];
+        float numbers[count];
 #pragma unroll
-        for (u32 j = 0; j < STREAMS_MAX; j++) numbers[j] = j < count ? ones[j * width + first + i] : 0.0f;
+        for (u32 j = 0; j < count; j++) numbers[j] = ones[j * width + first + i];
 #pragma unroll
-        for (u32 j = 0; j < STREAMS_MAX; j++)
-            if (j < count) own_normed[place(j, i)] = numbers[j];
+        for (u32 j = 0; j < count; j++) own_normed[place(j, i)] = numbers[j];
     }
     after_earlier_work();
 
@@ -75,16 +78,16 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
     const Given given = {y, parts, weights, added, slots};
 #pragma unroll 1
     for (u32 i = t; i < each; i += THREADS) {
-        float numbers[STREAMS_MAX];
+        float numbers[count];
         if (gates_before) {
-            spread(streams, given, gates_before, row, first + i, width, count, numbers);
+            // Until there is a result, what the block gave is there.
+            result[i] = spread(streams, given, gates_before, row, first + i, width, count, numbers);
         } else {
 #pragma unroll
-            for (u32 j = 0; j < STREAMS_MAX; j++) numbers[j] = j < count ? streams_here[j * width + i] : 0.0f;
+            for (u32 j = 0; j < count; j++) numbers[j] = streams_here[j * width + i];
         }
 #pragma unroll
-        for (u32 j = 0; j < STREAMS_MAX; j++)
-            if (j < count) own[j * each + i] = numbers[j];
+        for (u32 j = 0; j < count; j++) own[j * each + i] = numbers[j];
     }
     __syncthreads();
     // All blocks are there by now.
@@ -94,7 +97,11 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
         const float sum = squares_of_part(own + part * PART_DEPTH, PART_DEPTH);
         if (lane < BLOCKS) store_in_block(squares + part / own_parts * all_parts + first_part + part % own_parts, lane, sum);
     }
-    wait_for_cluster();
+    arrive_at_cluster();
+    if (parts)
+#pragma unroll 1
+        for (u32 i = t; i < each; i += THREADS) y[row * width + first + i] = result[i];
+    cluster_arrived();
     if (warp == 0) {
         const float factor = factor_of_norm(squares, count * all_parts, depth, epsilon);
         if (t == 0) *inverse = factor;
@@ -103,8 +110,7 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
 #pragma unroll 1
     for (u32 i = t; i < each; i += THREADS) {
 #pragma unroll
-        for (u32 j = 0; j < STREAMS_MAX; j++)
-            if (j < count) own_normed[place(j, i)] = (own[j * each + i] * *inverse) * own_normed[place(j, i)];
+        for (u32 j = 0; j < count; j++) own_normed[place(j, i)] = (own[j * each + i] * *inverse) * own_normed[place(j, i)];
     }
     __syncthreads();
 
@@ -158,10 +164,8 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
     for (u32 i = t; i < each; i += WORKERS) {
         float v = 0.0f;
 #pragma unroll
-        for (u32 j = 0; j < STREAMS_MAX; j++)
-            if (j < count) v = fma(into[j], own[j * each + i], v);
+        for (u32 j = 0; j < count; j++) v = fma(into[j], own[j * each + i], v);
         result[i] = v;
-        x[row * width + first + i] = v;
     }
     wait_for_threads(1, WORKERS);
 #pragma unroll 1
@@ -169,7 +173,15 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
         const float sum = squares_of_part(result + part * PART_DEPTH, PART_DEPTH);
         if (lane < BLOCKS) store_in_block(result_squares + first_part + part, lane, sum);
     }
-    wait_for_cluster();
+    arrive_at_cluster();
+#pragma unroll 1
+    for (u32 i = t; i < each; i += WORKERS) {
+        x[row * width + first + i] = result[i];
+        if (gates_before)
+#pragma unroll
+            for (u32 j = 0; j < count; j++) streams_here[j * width + i] = own[j * each + i];
+    }
+    cluster_arrived();
     const float factor = factor_of_norm(result_squares, all_parts, width, norm_epsilon);
 #pragma unroll 1
     for (u32 i = t; i < each; i += WORKERS) {

@@ -51,8 +51,8 @@ DEVICE void row_gates(const float* in, const float* scale, const float* base, fl
 // What a block of experts gave, as spread_streams takes it: the weighed sums of each token's slots, and another summand, where the queue
 // has joined them (elementwise.cu, `combine` and `add`).
 struct Given {
-    // (rows, width); where there are parts, it is written.
-    float* y;
+    // (rows, width): what it gave, where there are no parts.
+    const float* y;
     // (rows * slots, width) and (rows, slots), or null.
     const float* parts;
     const float* weights;
@@ -83,11 +83,11 @@ struct Given {
     }
 };
 
-// A feature of all streams of a row, in place; `numbers` has them too. All that is read is asked for before anything is written.
-DEVICE void spread(float* streams, const Given& all, const float* gates, u64 row, u32 column, u32 width, u32 count,
-                   float (&numbers)[STREAMS_MAX]) {
+// A feature of all streams of a row as it becomes, in `numbers`; what the block gave. All that is read is asked for at once.
+DEVICE float spread(const float* streams, const Given& all, const float* gates, u64 row, u32 column, u32 width, u32 count,
+                    float (&numbers)[STREAMS_MAX]) {
     const float* out = gates + row * count * (2 + count) + count;
-    float* stream = streams + row * count * width + column;
+    const float* stream = streams + row * count * width + column;
     float old[STREAMS_MAX], by[STREAMS_MAX], matrix[STREAMS_MAX][STREAMS_MAX];
 #pragma unroll
     for (u32 j = 0; j < STREAMS_MAX; j++) {
@@ -97,7 +97,6 @@ DEVICE void spread(float* streams, const Given& all, const float* gates, u64 row
         for (u32 k = 0; k < STREAMS_MAX; k++) matrix[j][k] = j < count && k < count ? out[count + j * count + k] : 0.0f;
     }
     const float given = all.at(row, column, width);
-    if (all.parts) all.y[row * width + column] = given;
 #pragma unroll
     for (u32 k = 0; k < STREAMS_MAX; k++) {
         float v = by[k] * given;
@@ -105,6 +104,6 @@ DEVICE void spread(float* streams, const Given& all, const float* gates, u64 row
         for (u32 j = 0; j < STREAMS_MAX; j++)
             if (j < count) v = fma(matrix[j][k], old[j], v);
         numbers[k] = v;
-        if (k < count) stream[(u64)k * width] = v;
     }
+    return given;
 }

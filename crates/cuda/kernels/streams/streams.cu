@@ -36,5 +36,9 @@ KERNEL spread_streams(float* streams, float* y, const float* gates, u32 rows, u3
     const u32 column = at % width;
     const Given given = {y, parts, weights, added, slots};
     float numbers[STREAMS_MAX];
-    spread(streams, given, gates, row, column, width, count, numbers);
+    const float of_block = spread(streams, given, gates, row, column, width, count, numbers);
+    if (parts) y[at] = of_block;
+#pragma unroll
+    for (u32 j = 0; j < STREAMS_MAX; j++)
+        if (j < count) streams[(row * count + j) * width + column] = numbers[j];
 }

@@ -34,7 +34,7 @@ impl Module {
             Module::Route => vec![("THREADS", LIST_THREADS), ("FEW", FEW_TOKENS)],
             Module::Rounding => vec![("MOST", ROUNDED_MAX)],
             Module::Streams => vec![("STREAMS_MAX", STREAMS_MAX)],
-            Module::Connect(float) => [float.constants(), connect::constants(float)].concat(),
+            Module::Connect(float, streams) => [float.constants(), connect::constants(float, streams)].concat(),
             Module::Best => sample::constants(),
             Module::Norm => vec![("THREADS", NORM_THREADS_MAX)],
             Module::Quantize | Module::Rope | Module::Elementwise => vec![],

@@ -182,14 +182,15 @@ pub(super) fn connected(calls: &[Call], find: &dyn Fn(Module) -> Option<sys::CUf
     put(&of_spread.map(|at| before.map_or(0, |c| c.args[at])));
     put(&[norm::WEIGHT, norm::Y, norm::CODES, norm::SCALES, norm::MINIMA, norm::EPSILON].map(|at| norm_of_all[at]));
     put(&[product[floats::WEIGHTS], product[floats::Y]]);
-    put(&[gates::SCALE, gates::BASE, gates::Y, gates::COUNT, gates::ROUNDS, gates::EPSILON].map(|at| gate[at]));
+    put(&[gates::SCALE, gates::BASE, gates::Y, gates::ROUNDS, gates::EPSILON].map(|at| gate[at]));
     put(&[sum[collapse::Y]]);
     put(&[norm::WEIGHT, norm::Y, norm::CODES, norm::SCALES, norm::MINIMA, norm::EPSILON].map(|at| norm_of_sum[at]));
     put(&[width]);
     if !is_apart(before, &[first, mixed, gated, collapsed, second], rows) {
         return None;
     }
-    let module = Module::Connect(float);
+    let streams = u8::try_from(count).ok().filter(|n| connect::STREAMS.contains(n))?;
+    let module = Module::Connect(float, streams);
     let call = Call {
         module,
         entry: module.entries()[0],
