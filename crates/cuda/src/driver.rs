@@ -10,7 +10,7 @@ use std::{
     ffi::CString,
     fmt::Display,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -39,7 +39,7 @@ mod sending;
 mod timeline;
 mod timing;
 
-pub(crate) use args::Arg;
+pub(crate) use args::{Arg, Args};
 use memory::Free;
 pub(crate) use memory::Memory;
 pub use sending::Counts;
@@ -65,7 +65,8 @@ pub(crate) struct Gpu {
     free: Mutex<HashMap<usize, Vec<Free>>>,
     /// Launches so far, joined or not, and more for each time that the host waited.
     launches: AtomicU64,
-    failure: Mutex<Option<String>>,
+    /// The first one.
+    failure: OnceLock<String>,
     queue: Mutex<Queue>,
     launching: Launching,
     /// Whether launches that share nothing run at once.
@@ -113,6 +114,8 @@ struct Function {
     parameters: Vec<usize>,
     /// What its source says of them.
     declared: Vec<Parameter>,
+    /// The one that tells who runs beside it.
+    beside: Option<usize>,
 }
 
 impl Gpu {
@@ -217,11 +220,11 @@ impl Gpu {
 
     /// Keeps the first failure.
     pub(crate) fn fail(&self, what: &str, reason: impl Display) {
-        lock(&self.failure).get_or_insert_with(|| format!("{what}: {reason}"));
+        self.failure.get_or_init(|| format!("{what}: {reason}"));
     }
 
     fn has_failed(&self) -> bool {
-        lock(&self.failure).is_some()
+        self.failure.get().is_some()
     }
 
     fn lost(&self, reason: String) -> Error {
@@ -276,7 +279,8 @@ impl Gpu {
             if parameters.len() != declared.len() {
                 return Err(format!("{entry} has other parameters than its source"));
             }
-            loaded.functions.push((entry, Function { handle, parameters, declared }));
+            let beside = declared.iter().position(|p| *p == Parameter::Beside);
+            loaded.functions.push((entry, Function { handle, parameters, declared, beside }));
         }
         Ok(loaded)
     }
@@ -336,8 +340,7 @@ impl Gpu {
             return None;
         };
         // Who runs beside it is told later.
-        let beside = function.declared.iter().position(|p| *p == Parameter::Beside);
-        let count = function.parameters.len();
+        let (count, beside) = (function.parameters.len(), function.beside);
         assert_eq!(beside.unwrap_or(count), args.len(), "{entry}: a kernel is called with all that it takes");
         let mut values = [0u64; ARGS_MAX];
         for ((value, arg), bytes) in values.iter_mut().zip(args).zip(&function.parameters) {
@@ -347,10 +350,12 @@ impl Gpu {
         }
         let grid = launch.grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         let (threads, shared_bytes) = (launch.threads as u32, launch.shared_bytes as u32);
-        let touched = args.iter().zip(&function.declared).filter_map(|(arg, declared)| {
+        let touch = |(arg, declared): (&Arg<'_>, &Parameter)| {
             arg.bytes().map(|bytes| Touch { bytes, writes: *declared == Parameter::Written })
-        });
-        let (entry, touched, function) = (*name, touched.collect(), function.handle);
+        };
+        let mut touched = Vec::with_capacity(args.iter().filter(|arg| arg.bytes().is_some()).count());
+        touched.extend(args.iter().zip(&function.declared).filter_map(touch));
+        let (entry, function) = (*name, function.handle);
         Some(Call {
             module,
             entry,
@@ -410,8 +415,7 @@ impl Gpu {
         }
         lock(&self.queue).waited();
         self.wake_pool();
-        let failure = lock(&self.failure).clone();
-        failure.map_or(Ok(()), |reason| Err(self.lost(reason)))
+        self.failure.get().map_or(Ok(()), |reason| Err(self.lost(reason.clone())))
     }
 }
 

@@ -6,7 +6,7 @@ use tessera_ops::{Batch, Error, KvEntry, KvFormat, KvLayout, RingPart};
 
 use crate::{
     attention::{self, Way},
-    driver::{Arg, Gpu, Memory},
+    driver::{Arg, Args, Gpu, Memory},
     kernels::{Module, Pages, RowForm},
     latent,
     matmul::tile::WARP,
@@ -142,7 +142,7 @@ impl KvPages {
         assert_eq!((keys.rows, values.rows), (batch.len(), batch.len()), "each row has its key and value");
         l.check(batch);
         let memories = [&keys.memory, &values.memory, &l.keys, &l.values, &step.rows, &step.lists];
-        let mut args: Vec<Arg<'_>> = memories.map(Arg::Memory).into();
+        let mut args = Args::of(memories.map(Arg::Memory));
         args.extend([l.heads, l.ring_pages.unwrap_or(0)].map(Arg::U32));
         // What comes before and beside a store, the queue puts in.
         args.extend([Arg::Null, Arg::Null, Arg::F32(0.0), Arg::Null]);

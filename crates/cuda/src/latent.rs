@@ -14,7 +14,7 @@ use tessera_ops::{
 use crate::{
     CudaDevice,
     device::Vector,
-    driver::{Arg, Gpu, Memory},
+    driver::{Arg, Args, Gpu, Memory},
     kernels::{HOPPER_ARCH, Module, RowForm},
     kv::KvPages,
     matmul::tile::{Launch, WARP},
@@ -288,7 +288,8 @@ fn highest(
     (ratio, top_k, stride): (usize, usize, usize),
 ) {
     let tables = [scores, selected, &step.rows, &step.lists].map(Arg::Memory);
-    let args = [&tables[..], &[first, ratio, top_k, stride].map(Arg::U32)].concat();
+    let mut args = Args::of(tables);
+    args.extend([first, ratio, top_k, stride].map(Arg::U32));
     gpu.launch(Module::Select, "select", blocks([count, 1, 1], SELECT_THREADS), &args);
 }
 
@@ -381,7 +382,8 @@ fn attend_in_groups(
     (role, rows): (Role, Range<usize>),
 ) {
     let args = |first: usize| {
-        let mut args = vec![Arg::Memory(&queries.memory), Arg::Memory(sight.raw), sight.compressed, sight.selected];
+        let mut args =
+            Args::of([Arg::Memory(&queries.memory), Arg::Memory(sight.raw), sight.compressed, sight.selected]);
         args.extend([Arg::Memory(sinks), Arg::Memory(&y.memory)].into_iter().chain(sight.step));
         args.extend([Arg::U32(first), Arg::U32(spec.heads), sight.ring].into_iter().chain(sight.seen));
         args.push(Arg::F32(spec.scale));
@@ -419,19 +421,20 @@ fn attend_chunk(
     let (factors, totals) = (numbers(count * heads * most), numbers(count * heads));
     let (module, raw, chunk) = (Module::Latent(form), Arg::Memory(sight.raw), [Arg::U32(first), Arg::U32(heads)]);
 
-    let mut args = vec![Arg::Memory(&queries.memory), raw, sight.compressed, sight.selected, Arg::Memory(&scores)];
+    let mut args =
+        Args::of([Arg::Memory(&queries.memory), raw, sight.compressed, sight.selected, Arg::Memory(&scores)]);
     args.extend(sight.step.into_iter().chain(chunk).chain([sight.ring]).chain(sight.seen));
     args.extend([Arg::U32(most), Arg::F32(spec.scale)]);
     gpu.launch(module, "latent_scores", blocks([count, most, heads.div_ceil(TILE_HEADS)], THREADS), &args);
 
-    let mut args = vec![Arg::Memory(&scores), Arg::Memory(&factors), Arg::Memory(&totals), Arg::Memory(sinks)];
+    let mut args = Args::of([Arg::Memory(&scores), Arg::Memory(&factors), Arg::Memory(&totals), Arg::Memory(sinks)]);
     args.push(sight.selected);
     args.extend(sight.step.into_iter().chain([Arg::U32(first), Arg::U32(count), Arg::U32(heads)]).chain(sight.seen));
     args.push(Arg::U32(most));
     let launch = blocks([(count * heads).div_ceil(THREADS / WARP), 1, 1], THREADS);
     gpu.launch(module, "latent_weights", launch, &args);
 
-    let mut args = vec![raw, sight.compressed, sight.selected, Arg::Memory(&scores), Arg::Memory(&factors)];
+    let mut args = Args::of([raw, sight.compressed, sight.selected, Arg::Memory(&scores), Arg::Memory(&factors)]);
     args.extend([Arg::Memory(&totals), Arg::Memory(&y.memory)]);
     args.extend(sight.step.into_iter().chain(chunk).chain([sight.ring]).chain(sight.seen));
     args.push(Arg::U32(most));

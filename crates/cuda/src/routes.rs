@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use tessera_ops::{Role, Routing, Score};
 
 use crate::{
-    driver::{Arg, Gpu, Memory},
+    driver::{Arg, Args, Gpu, Memory},
     kernels::Module,
     matmul::tile::{Launch, WARP},
     roles::Roles,
@@ -135,7 +135,9 @@ impl Routes {
             && tokens * token_bytes <= SHARED_BYTES_MAX
         {
             let lists = [&list.starts, &list.order, &list.columns].map(Arg::Memory);
-            let args = [args, &lists, &[Arg::U32(tokens)]].concat();
+            let mut args = Args::of(args.iter().copied());
+            args.extend(lists);
+            args.push(Arg::U32(tokens));
             // A warp a token, and a thread an expert.
             let threads = (tokens * WARP).max(experts.next_multiple_of(WARP)).min(LIST_THREADS);
             let launch = Launch { shared_bytes: tokens * token_bytes, ..blocks([1, 1, 1], threads) };

@@ -11,7 +11,7 @@ use tessera_ops::{
 };
 
 use crate::{
-    driver::{Arg, Gpu, Memory},
+    driver::{Arg, Args, Gpu, Memory},
     kernels::Module,
     matmul::tile::{Launch, WARP},
     roles::Roles,
@@ -37,7 +37,7 @@ pub(crate) fn rms_norm(gpu: &Arc<Gpu>, x: &Tensor, weight: &Memory, width: usize
     let held = sums + 2 * width * size_of::<f32>();
     let is_held = held <= NORM_SHARED_BYTES_MAX;
     let threads = width.next_multiple_of(WARP).min(NORM_THREADS_MAX);
-    let mut args = vec![Arg::Memory(&x.memory), Arg::Null, Arg::Memory(weight), Arg::Memory(&y.memory)];
+    let mut args = Args::of([Arg::Memory(&x.memory), Arg::Null, Arg::Memory(weight), Arg::Memory(&y.memory)]);
     args.extend(y.code_args());
     args.extend([Arg::U32(width), Arg::F32(epsilon), Arg::U32(is_held.into())]);
     let shared_bytes = if is_held { held } else { sums };
@@ -55,7 +55,7 @@ pub(crate) fn rotate(gpu: &Gpu, x: &mut Tensor, rotation: &Rotation, angles: &Te
     let count = heads * x.rows;
     let way = usize::from(rotation.layout == RopeLayout::Interleaved) + 2 * usize::from(rotation.inverse);
     let memory = Arg::Memory(&x.memory);
-    let mut args = vec![memory, memory, Arg::Null, Arg::Memory(&angles.memory)];
+    let mut args = Args::of([memory, memory, Arg::Null, Arg::Memory(&angles.memory)]);
     args.extend([heads, head_dim, rotation.first, pairs, way].map(Arg::U32));
     args.extend([Arg::F32(0.0), Arg::Null, Arg::Null, Arg::Null, Arg::U32(x.rows)]);
     let is_many = count >= HEADS_MANY && head_dim <= HEAD_DIM_SHARED_MAX;
@@ -94,7 +94,7 @@ pub(crate) fn round(gpu: &Gpu, x: &mut Tensor, head_dim: usize, rounding: Roundi
             gpu.launch(Module::Rounding, "round_fp8", launch, &[memory, width, Arg::U32(features)]);
         }
         Rounding::HadamardFp4 => {
-            let mut args = vec![memory, width, Arg::F32(hadamard_factor(head_dim)), Arg::U32(count)];
+            let mut args = Args::of([memory, width, Arg::F32(hadamard_factor(head_dim)), Arg::U32(count)]);
             // Places for the rotation that the queue joins with it.
             args.extend([Arg::Null, Arg::U32(0), Arg::U32(0), Arg::U32(0), Arg::U32(0)]);
             // Heads of whole lanes are a warp's.
@@ -133,7 +133,7 @@ pub(crate) fn collapse_streams(gpu: &Arc<Gpu>, streams: &Tensor, gates: &Tensor,
     let fits = streams.rows == gates.rows && streams.width.is_multiple_of(count) && gates.width >= count;
     assert!(fits, "a gate a stream");
     let y = Tensor::like(gpu, streams, streams.width / count);
-    let mut args = vec![Arg::Memory(&streams.memory), Arg::Memory(&gates.memory), Arg::Memory(&y.memory)];
+    let mut args = Args::of([Arg::Memory(&streams.memory), Arg::Memory(&gates.memory), Arg::Memory(&y.memory)]);
     args.extend([y.rows, y.width, count, gates.width].map(Arg::U32));
     gpu.launch(Module::Streams, "collapse_streams", each(y.count()), &args);
     y
@@ -143,7 +143,7 @@ pub(crate) fn spread_streams(gpu: &Gpu, streams: &mut Tensor, y: &Tensor, gates:
     streams.codes = None;
     assert!(streams.rows == y.rows && streams.width == count * y.width, "a row of streams for each row");
     assert_eq!((gates.rows, gates.width), (y.rows, gates_width(count)), "gates for all streams");
-    let mut args = vec![Arg::Memory(&streams.memory), Arg::Memory(&y.memory), Arg::Memory(&gates.memory)];
+    let mut args = Args::of([Arg::Memory(&streams.memory), Arg::Memory(&y.memory), Arg::Memory(&gates.memory)]);
     args.extend([y.rows, y.width, count].map(Arg::U32));
     // Places for what the queue joins with it.
     args.extend([Arg::Null, Arg::Null, Arg::Null, Arg::U32(0)]);

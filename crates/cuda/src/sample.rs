@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tessera_ops::{Candidate, Error, ranking::BEST_MAX};
 
 use crate::{
-    driver::{Arg, Gpu, Memory},
+    driver::{Arg, Args, Gpu, Memory},
     kernels::Module,
     tensor::{Tensor, blocks},
 };
@@ -37,7 +37,7 @@ pub(crate) fn best(gpu: &Arc<Gpu>, logits: &Tensor, count: usize, out: &mut Vec<
     loop {
         let parts = width.div_ceil(ENTRIES);
         let keys = (parts > 1).then(|| gpu.take(rows * parts * count * size_of::<u64>()));
-        let mut args = vec![Arg::Memory(&logits.memory), before.as_ref().into(), keys.as_ref().into()];
+        let mut args = Args::of([Arg::Memory(&logits.memory), before.as_ref().into(), keys.as_ref().into()]);
         args.push(Arg::Memory(&found));
         args.extend([vocabulary, width, count].map(Arg::U32));
         gpu.launch(Module::Best, "best", blocks([parts, rows, 1], THREADS), &args);

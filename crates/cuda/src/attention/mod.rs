@@ -13,7 +13,7 @@ use tessera_ops::{Attention, Batch, KvFormat, PAGE_TOKENS, Role, mask::check_rin
 
 use self::{prompt::PromptTile, warps::WarpsTile, warps_prompt::WarpsPromptTile};
 use crate::{
-    driver::{Arg, Gpu, Memory},
+    driver::{Arg, Args, Gpu, Memory},
     error::OpenError,
     kernels::{CARDS, HOPPER_ARCH, Module, Pages},
     kv::{KvPages, Layer},
@@ -296,7 +296,8 @@ impl Task<'_> {
     fn attend_whole(&self, rows: &Range<usize>, way: Way) {
         let Task { gpu, layer, spec, .. } = *self;
         let (form, run) = (layer.form, of_all(&self.runs(rows)));
-        let mut args = vec![Arg::Memory(&self.queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&layer.values)];
+        let mut args =
+            Args::of([Arg::Memory(&self.queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&layer.values)]);
         args.extend([self.sinks.into(), Arg::Memory(&self.y.memory)]);
         args.extend([Arg::Memory(&self.step.rows), Arg::Memory(&self.step.lists)]);
         args.extend([rows.start, rows.len(), spec.heads, spec.kv_heads].map(Arg::U32));
@@ -348,7 +349,8 @@ impl Task<'_> {
         let (step_rows, lists) = (Arg::Memory(&self.step.rows), Arg::Memory(&self.step.lists));
         let (ring, window) = (Arg::U32(layer.ring_pages.unwrap_or(0)), Arg::U32(self.window()));
         let (first, heads, strides) = (Arg::U32(rows.start), Arg::U32(spec.heads), Arg::U32(stride));
-        let mut args = vec![Arg::Memory(&self.queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&layer.values)];
+        let mut args =
+            Args::of([Arg::Memory(&self.queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&layer.values)]);
         args.extend([Arg::Memory(&parts), Arg::Memory(&stats), self.sinks.into(), Arg::Memory(&self.y.memory)]);
         args.extend([step_rows, lists, first]);
         let run = of_all(&self.runs(rows));
@@ -380,9 +382,11 @@ impl Task<'_> {
             }
         }
         if stride > 1 {
-            let args = [Arg::Memory(&parts), Arg::Memory(&stats), self.sinks.into(), Arg::Memory(&self.y.memory)];
+            let mut args =
+                Args::of([Arg::Memory(&parts), Arg::Memory(&stats), self.sinks.into(), Arg::Memory(&self.y.memory)]);
+            args.extend([step_rows, lists, first, heads, window, strides]);
             // And places for codes, which the queue joins with it.
-            let args = [&args[..], &[step_rows, lists, first, heads, window, strides], &[Arg::Null; 3]].concat();
+            args.extend([Arg::Null; 3]);
             let grid = [rows.len() * spec.heads, spec.head_dim.div_ceil(MERGE_FEATURES), 1];
             gpu.launch(Module::Merge(form), "merge", blocks(grid, MERGE_THREADS), &args);
         }

@@ -1,6 +1,9 @@
 //! What kernels are called with.
 
+use std::ops::Deref;
+
 use super::Memory;
+use crate::queue::ARGS_MAX;
 
 /// What a kernel is called with.
 #[derive(Clone, Copy)]
@@ -40,6 +43,39 @@ impl Arg<'_> {
             Arg::F32(v) => out[..4].copy_from_slice(&v.to_le_bytes()),
         }
         if matches!(self, Arg::U32(_) | Arg::F32(_)) { 4 } else { 8 }
+    }
+}
+
+/// All that a kernel is called with, put together where it is called: some hundred times a step, so it takes no memory of the heap.
+pub(crate) struct Args<'a> {
+    all: [Arg<'a>; ARGS_MAX],
+    count: usize,
+}
+
+impl<'a> Args<'a> {
+    pub(crate) fn of(first: impl IntoIterator<Item = Arg<'a>>) -> Args<'a> {
+        let mut args = Args { all: [Arg::Null; ARGS_MAX], count: 0 };
+        args.extend(first);
+        args
+    }
+
+    pub(crate) fn push(&mut self, arg: Arg<'a>) {
+        self.all[self.count] = arg;
+        self.count += 1;
+    }
+}
+
+impl<'a> Extend<Arg<'a>> for Args<'a> {
+    fn extend<T: IntoIterator<Item = Arg<'a>>>(&mut self, more: T) {
+        more.into_iter().for_each(|arg| self.push(arg));
+    }
+}
+
+impl<'a> Deref for Args<'a> {
+    type Target = [Arg<'a>];
+
+    fn deref(&self) -> &[Arg<'a>] {
+        &self.all[..self.count]
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     project::{Biased, Codes, Share, rows_of},
 };
 use crate::{
-    driver::{Arg, Gpu, Memory},
+    driver::{Arg, Args, Gpu, Memory},
     kernels::Module,
     matmul::tile::Launch,
     tensor::Tensor,
@@ -53,7 +53,7 @@ impl Numbers {
         let numbers = Numbers { runs, numbers: take(BLOCK * 2), scales: take(units), minima };
         let [codes_in, _, minima_in] = codes.args();
         let [minima, halves] = &numbers.minima;
-        let mut args = vec![codes_in, minima_in];
+        let mut args = Args::of([codes_in, minima_in]);
         args.extend([&numbers.numbers, &numbers.scales, minima, halves].map(Arg::Memory));
         args.extend(share.lists());
         args.extend([columns, segments, codes.blocks(), slices, depth, runs, share.places_each()].map(Arg::U32));
@@ -76,7 +76,7 @@ pub(crate) fn multiply(
     let columns = share.x.len() * share.places_each();
     let tiles = tile.tiles((rows, columns), segments, share.places.is_some());
     let minima = &x.minima[usize::from(layout.sub == 16)];
-    let mut args = [&matrix.memory, &x.numbers, &x.scales, minima].map(Arg::Memory).to_vec();
+    let mut args = Args::of([&matrix.memory, &x.numbers, &x.scales, minima].map(Arg::Memory));
     args.extend([rows_of(y, &share.y), bias.into()]);
     args.extend(share.lists());
     args.extend([rows, depth, columns, segments, x.runs, y.width, segment_count(depth)].map(Arg::U32));

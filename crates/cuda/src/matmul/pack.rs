@@ -1,7 +1,7 @@
 //! Weight matrices on the card: packed when a model is loaded, part by part.
 
 use std::{
-    sync::{Arc, mpsc::sync_channel},
+    sync::{Arc, Mutex, PoisonError, mpsc::sync_channel},
     thread,
 };
 
@@ -30,8 +30,10 @@ pub struct PackedMatrix {
     pub(super) rows: usize,
     pub(super) depth: usize,
     pub(super) memory: Memory,
-    /// The tiles of its layout, from the narrowest; of plain weights, none. Each launch looks.
+    /// The tiles of its layout, from the narrowest; of plain weights, none.
     tiles: Vec<Tile>,
+    /// The tile of the last launch, and the shape that it was picked for: most steps are like the one before.
+    picked: Mutex<Option<(Shape, Tile)>>,
     /// Multiplied in this tile whatever the width, to measure it.
     pub(super) forced: Option<Tile>,
     /// The same of prompt rows.
@@ -90,6 +92,7 @@ impl PackedMatrix {
             depth: source.depth,
             memory,
             tiles,
+            picked: Mutex::default(),
             forced: None,
             forced_prefill: None,
             up,
@@ -106,7 +109,15 @@ impl PackedMatrix {
     /// The tile of a launch that meets some matrices of so many rows, with so many columns each.
     pub(super) fn tile(&self, gpu: &Gpu, rows: usize, segments: usize, columns: usize) -> Tile {
         let shape = Shape { rows, segments, columns };
-        self.forced.unwrap_or_else(|| gpu.tile(&self.tiles, shape))
+        if let Some(forced) = self.forced {
+            return forced;
+        }
+        let mut picked = self.picked.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, tile) = match *picked {
+            Some(last) if last.0 == shape => last,
+            _ => *picked.insert((shape, gpu.tile(&self.tiles, shape))),
+        };
+        tile
     }
 
     /// Multiplies in this tile from now on, whatever the width: no bit depends on it.

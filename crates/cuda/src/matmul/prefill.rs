@@ -10,7 +10,7 @@ use super::{
     tile::WARP,
 };
 use crate::{
-    driver::{Arg, Gpu, Memory},
+    driver::{Arg, Args, Gpu, Memory},
     kernels::{HALVES_HELD, HALVES_THREADS, HOPPER_ARCH, Module},
     tensor::{Tensor, blocks, each},
 };
@@ -59,7 +59,7 @@ pub(crate) fn halves(gpu: &Arc<Gpu>, x: &Tensor, matrix: &PackedMatrix, share: &
         scales: gpu.take(eights * EIGHT * size_of::<f32>()),
     };
     let order = share.places.map_or(Arg::Null, |(list, _)| Arg::Memory(&list.columns));
-    let mut args = vec![rows_of(x, &share.x), Arg::Memory(&halves.numbers), Arg::Memory(&halves.scales), order];
+    let mut args = Args::of([rows_of(x, &share.x), Arg::Memory(&halves.numbers), Arg::Memory(&halves.scales), order]);
     args.extend([slices, depth, eights, share.places_each()].map(Arg::U32));
     // Places for the gate that the queue joins with it.
     args.extend([Arg::Null, Arg::Null, Arg::U32(0), Arg::U32(0), Arg::U32(0), Arg::F32(0.0)]);
@@ -102,7 +102,7 @@ pub(crate) fn multiply(
     ]);
     gpu.launch(module, "prefill", tile.launch(form, plan.tiles, gpu.processors()), &args);
     if let Some(parts) = parts {
-        let mut args = vec![Arg::Memory(&parts), Arg::Memory(&x.scales), rows_of(y, &share.y), bias.into()];
+        let mut args = Args::of([Arg::Memory(&parts), Arg::Memory(&x.scales), rows_of(y, &share.y), bias.into()]);
         args.extend([rows, columns, y.width, plan.parts].map(Arg::U32));
         args.push(Arg::F32(up.recip()));
         gpu.launch(module, "add_parts", each(rows * columns), &args);
@@ -120,7 +120,7 @@ fn multiply_by_warps(
 ) {
     let PackedMatrix { form, segments, rows, depth, up, .. } = *matrix;
     let (tokens, parts) = (share.x.len(), prefill_tile::parts(rows, depth, segments));
-    let mut args = vec![Arg::Memory(&matrix.memory), Arg::Memory(&x.numbers), Arg::Memory(&x.scales)];
+    let mut args = Args::of([Arg::Memory(&matrix.memory), Arg::Memory(&x.numbers), Arg::Memory(&x.scales)]);
     args.extend([rows_of(y, &share.y), bias.into()]);
     args.extend(share.lists());
     args.extend([rows, depth, tokens, x.eights, y.width, parts].map(Arg::U32));

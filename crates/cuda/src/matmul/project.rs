@@ -17,7 +17,7 @@ use super::{
     wide_tile::Tile,
 };
 use crate::{
-    driver::{Arg, Gpu, Memory},
+    driver::{Arg, Args, Gpu, Memory},
     kernels::Module,
     roles::Roles,
     routes::{List, Routes},
@@ -180,7 +180,7 @@ impl Codes {
 /// Quantizes rows of a tensor; fine ones to twice as many rows, the second half being what the first codes leave.
 fn quantize(gpu: &Arc<Gpu>, x: &Tensor, of: Range<usize>, is_fine: bool) -> Codes {
     let codes = Codes::new(gpu, if is_fine { 2 * of.len() } else { of.len() }, x.width);
-    let mut args = vec![rows_of(x, &of)];
+    let mut args = Args::of([rows_of(x, &of)]);
     args.extend(codes.args());
     args.extend([of.len(), codes.blocks, is_fine.into()].map(Arg::U32));
     let grid = [(of.len() * codes.blocks).div_ceil(QUANTIZE_WARPS), 1, 1];
@@ -373,12 +373,11 @@ fn multiply(
     };
     let (y_rows, weights) = (rows_of(y, &share.y), Arg::Memory(&matrix.memory));
     let (groups, is_sliced) = (launch.groups, usize::from(share.is_sliced && segments > 1));
-    let mut args;
+    let mut args = Args::of([weights]);
     match &input {
         Input::Codes(_, codes) => {
             // The driver's queue puts further matrices of the same input into the places left free.
-            args = vec![weights, Arg::Null, Arg::Null];
-            args.extend(codes.codes.args());
+            args.extend([Arg::Null; 2].into_iter().chain(codes.codes.args()));
             args.extend([y_rows, Arg::Null, Arg::Null, bias.into(), Arg::Null, Arg::Null]);
             // Of one token, each place has its expert for itself: nothing has to be looked up in lists.
             let is_single = by_place.is_some() && columns_max == 1;
@@ -388,11 +387,12 @@ fn multiply(
                 [depth, share.x.len(), share.places_each(), row_length, split, groups, turns, is_sliced].map(Arg::U32),
             );
             args.push(by_place.unwrap_or(Arg::Null));
-            args.extend(NOTHING_FOLLOWS.iter().filter(|_| matches!(module, Module::Codes(..))));
+            args.extend(NOTHING_FOLLOWS.into_iter().filter(|_| matches!(module, Module::Codes(..))));
         }
         Input::Floats(x) => {
             let none = [Arg::Null; 3];
-            args = [&[weights][..], &none, &[rows_of(x, &share.x), y_rows], &none, &[bias.into()], &none].concat();
+            args.extend(none.into_iter().chain([rows_of(x, &share.x), y_rows]));
+            args.extend(none.into_iter().chain([bias.into()]).chain(none));
             args.extend(share.lists());
             args.extend([rows, 0, 0, 0, NO_BLOCK, NO_BLOCK, NO_BLOCK].map(Arg::U32));
             let (row_bits, group_bits) = FloatsTile::shape(rows * segments, depth);

@@ -31,6 +31,9 @@ const GRAPH_CALLS_MIN: usize = 6;
 /// Runs that are remembered; where there are more, all are forgotten.
 const KNOWN_MAX: usize = 512;
 
+/// Runs of memory that launches which became one seldom touch more of.
+const TOUCHED_MOST: usize = 16;
+
 /// Parameters of a kernel, at most.
 pub(crate) const ARGS_MAX: usize = 56;
 
@@ -227,7 +230,7 @@ impl Call {
 
 /// All that launches touch.
 fn touched_by<'a>(calls: impl IntoIterator<Item = &'a Call>) -> Vec<Touch> {
-    let mut all: Vec<Touch> = vec![];
+    let mut all: Vec<Touch> = Vec::with_capacity(TOUCHED_MOST);
     for touch in calls.into_iter().flat_map(|call| &call.touched) {
         if !all.contains(touch) {
             all.push(*touch);
