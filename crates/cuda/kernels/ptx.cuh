@@ -132,6 +132,10 @@ DEVICE int opaque(int value) {
     return known;
 }
 
+// Keeps a load where it stands, ahead of branches: the compiler would move it to where its number is needed, behind other waits.
+DEVICE void asked(u32& number) { asm volatile("" : "+r"(number)); }
+DEVICE void asked(float& number) { asm volatile("" : "+f"(number)); }
+
 // Copies from global to shared memory that go on by themselves; both places are multiples of the size. They end in groups, whose
 // ends alone are ordered with other reads and writes.
 DEVICE void copy_16(void* to, const void* from) {

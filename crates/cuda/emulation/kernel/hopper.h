@@ -34,6 +34,7 @@ EMULATED void wait_for_cluster(HERE) { emulation_sync_cluster(here); }
 // Who arrives waits where it would.
 EMULATED void arrive_at_cluster() {}
 EMULATED void arrive_with_shared() {}
+EMULATED void arrive_alone() {}
 EMULATED void cluster_arrived(HERE) { emulation_sync_cluster(here); }
 EMULATED void store_in_block(float* at, u32 block, float value, HERE) {
     emulation_store_in_block(emulation_shared_address(at), block, &value, sizeof(value), here);

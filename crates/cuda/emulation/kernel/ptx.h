@@ -27,6 +27,8 @@ EMULATED u32 load_once(const u16* at) { return *at; }
 // A number that the compiler does not know: here it may.
 EMULATED int opaque(int value) { return value; }
 
+template <class T> EMULATED void asked(T&) {}
+
 // The functions of matrix units: all 32 threads bring their registers, and take their sums, which begin at `start`.
 EMULATED void multiply(int (&c)[4], const u32 (&a)[4], uint2 b, const int (&start)[4], HERE) {
     const u32 registers[2] = {b.x, b.y};

@@ -34,6 +34,16 @@ struct Step {
         const u32* own = rows + row * ROW_NUMBERS;
         return {lists, own[0], own[1], own[2], own[3], own[4], own[6]};
     }
+    // The same, whatever branches come before a number is needed.
+    DEVICE_MEMBER RowOfStep all_of(u32 row) const {
+        RowOfStep own = of(row);
+        asked(own.position);
+        asked(own.pages);
+        asked(own.committed);
+        asked(own.places);
+        asked(own.own_ring);
+        return own;
+    }
     DEVICE_MEMBER u32 place(u32 row, u32 position) const { return of(row).place(position); }
     DEVICE_MEMBER u32 page(u32 row, u32 place, u32 ring) const { return of(row).page(place, ring); }
 };

@@ -82,6 +82,11 @@ DEVICE void arrive_with_shared() {
     __syncwarp();
     asm volatile("fence.release.sync_restrict::shared::cta.cluster;\nbarrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
+// As the first half, where others need know nothing of this thread's but that it has come this far.
+DEVICE void arrive_alone() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 DEVICE void cluster_arrived() {
     __syncwarp();
     asm volatile("barrier.cluster.wait.aligned;" ::: "memory");

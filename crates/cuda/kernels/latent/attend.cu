@@ -15,13 +15,13 @@ KERNEL __launch_bounds__(THREADS) latent_scores(const float* queries, const u8* 
     __shared__ __align__(16) float query[TILE_DEPTH][TILE_HEADS + 4];
     __shared__ const u8* places[PAGE];
     begin_in_turn();
-    const Sight sight = {{rows, lists}, raw, compressed, selected, ring, window, ratio, top_k};
     const u32 row = first + blockIdx.x, page = blockIdx.y, first_head = blockIdx.z * TILE_HEADS;
-    if (page >= sight.pages(row)) return;
-    const uint2 slots = sight.slots(row, page);
+    const Sight sight = {Step{rows, lists}.all_of(row), raw, compressed, selected_of(selected, row, top_k), ring, window, ratio, top_k};
+    if (page >= sight.pages()) return;
+    const uint2 slots = sight.slots(page);
     const u32 t = threadIdx.x, lane = t % 32, warp = t / 32;
     // Slots that are not seen are never read: they stand for zeros.
-    if (t < PAGE) places[t] = t >= slots.x && t < slots.y ? sight.key(row, page, t) : 0;
+    if (t < PAGE) places[t] = t >= slots.x && t < slots.y ? sight.key(page, t) : 0;
     __syncthreads();
     const u32 keys_at = t % 16 * 4, heads_at = t / 16 * 2;
     float sums[2][4] = {};
@@ -71,11 +71,12 @@ KERNEL __launch_bounds__(THREADS) latent_weights(float* scores, float* factors, 
     begin_in_turn();
     const u32 lane = threadIdx.x % 32, at = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     if (at >= count * heads) return;
-    const Sight sight = {{rows, lists}, 0, 0, selected, 0, window, ratio, top_k};
-    const u32 row = first + at / heads, pages = sight.pages(row);
+    const u32 row = first + at / heads;
+    const Sight sight = {Step{rows, lists}.of(row), 0, 0, selected_of(selected, row, top_k), 0, window, ratio, top_k};
+    const u32 pages = sight.pages();
     float highest = sinks[at % heads], total = 1.0f;
     for (u32 page = 0; page < pages; page++) {
-        const uint2 slots = sight.slots(row, page);
+        const uint2 slots = sight.slots(page);
         float* score = scores + ((u64)at * stride + page) * PAGE;
         const bool has_a = lane >= slots.x && lane < slots.y, has_b = lane + 32 >= slots.x && lane + 32 < slots.y;
         float a = score[lane], b = score[lane + 32];
@@ -110,16 +111,16 @@ KERNEL __launch_bounds__(THREADS) latent_values(const u8* raw, const u8* compres
     __shared__ __align__(16) float weights[PAGE][VALUES_HEADS];
     __shared__ const u8* places[PAGE];
     begin_in_turn();
-    const Sight sight = {{rows, lists}, raw, compressed, selected, ring, window, ratio, top_k};
     const u32 row = first + blockIdx.x, first_head = blockIdx.y * VALUES_HEADS, t = threadIdx.x;
+    const Sight sight = {Step{rows, lists}.all_of(row), raw, compressed, selected_of(selected, row, top_k), ring, window, ratio, top_k};
     const u32 count = heads - first_head < VALUES_HEADS ? heads - first_head : VALUES_HEADS;
-    const u32 own = blockIdx.z * THREADS + t, d = own < WIDTH ? own : WIDTH - 1, pages = sight.pages(row);
+    const u32 own = blockIdx.z * THREADS + t, d = own < WIDTH ? own : WIDTH - 1, pages = sight.pages();
     const u64 at = (u64)blockIdx.x * heads + first_head;
     float sums[VALUES_HEADS] = {};
     for (u32 page = 0; page < pages; page++) {
-        const uint2 slots = sight.slots(row, page);
+        const uint2 slots = sight.slots(page);
         __syncthreads();
-        for (u32 i = t; i < PAGE; i += THREADS) places[i] = i >= slots.x && i < slots.y ? sight.key(row, page, i) : 0;
+        for (u32 i = t; i < PAGE; i += THREADS) places[i] = i >= slots.x && i < slots.y ? sight.key(page, i) : 0;
         for (u32 i = t; i < PAGE * VALUES_HEADS; i += THREADS) {
             const u32 slot = i % PAGE, head = i / PAGE;
             weights[slot][head] = head < count ? scores[((at + head) * stride + page) * PAGE + slot] : 0.0f;

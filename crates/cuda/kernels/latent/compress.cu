@@ -18,7 +18,7 @@ KERNEL __launch_bounds__(THREADS) compress(float* inputs, u8* pages, const float
     const Compression all = {inputs, 0, ape, norm, frequencies, WIDTH, input_width, ring, ratio, overlap, pairs, interleaved,
                              magnitude, epsilon, rounding, rounded, hadamard_factor};
     const float v = all.number(own, row, first, weight, numbers, sizes);
-    u8* to = pages + place_of_compressed(step, row, first / ratio, ratio);
+    u8* to = pages + place_of_compressed(own, first / ratio, ratio);
 #if IS_PACKED
     // Others may still read what was here.
     __syncthreads();

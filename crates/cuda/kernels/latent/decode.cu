@@ -15,6 +15,8 @@
 #define PIECE 2
 #define PIECES (SLABS / PIECE)
 #define WARPS (THREADS / 32)
+// Keys of a page that a warp brings.
+#define OWN_KEYS (PAGE / WARPS)
 // Heads that a block makes at the end, and fours of their numbers.
 #define OWN_COLUMNS (COLUMNS / BLOCKS)
 #define OWN_FOURS (OWN_COLUMNS * WIDTH / 4)
@@ -24,6 +26,7 @@
 #define REST_BYTES ((2 * WARPS + 3) * COLUMNS * 4)
 
 static_assert(SLABS % PIECE == 0 && PIECES <= 4 && (IS_PACKED || (FORMAT == 1 && ROW_BYTES == WIDTH * 2)), "rows of whole pieces");
+static_assert(OWN_KEYS == 16, "lanes know of two pages");
 static_assert(THREADS == 128 && COLUMNS % BLOCKS == 0 && SLABS * COLUMNS / 2 <= 128, "sums that fit into registers");
 static_assert(COLUMNS * WIDTH * 4 <= STAGE_BYTES && OWN_COLUMNS * WIDTH * 4 <= QUERY_BYTES, "results fit where operands were");
 static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + WEIGHT_BYTES + STAGES * STAGE_BYTES + REST_BYTES, "as the host reckons");
@@ -32,17 +35,14 @@ static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + WEIGHT_BYTES + STAGES * STAGE
 DEVICE u32 place_of_sum(u32 c, u32 d) { return c * WIDTH + (d ^ (c / 2 % 4 * 8)); }
 
 #if !IS_PACKED
-// Starts the copies of a page's keys, piece by piece; slots that are not seen become zeros, for they may hold anything.
-DEVICE void bring(u8* stage, const Sight& sight, u32 row, u32 page) {
-    constexpr u32 rows = PAGE / 4, parts = PIECE * 8, at_once = 32 / parts;
+// Starts the copies of a page's keys, piece by piece; slots that are not seen become zeros, for they may hold anything. Of what lanes have
+// found, from `from_lane` on.
+DEVICE void bring(u8* stage, u64 own, u32 from_lane) {
+    constexpr u32 rows = OWN_KEYS, parts = PIECE * 8, at_once = 32 / parts;
     const u32 lane = threadIdx.x % 32, first = threadIdx.x / 32 * rows;
-    const uint2 slots = sight.slots(row, page);
-    // A lane finds one of the warp's rows.
-    u64 own = 0;
-    if (lane < rows && first + lane >= slots.x && first + lane < slots.y) own = (u64)sight.key(row, page, first + lane);
     const u8* from[rows / at_once];
 #pragma unroll
-    for (u32 i = 0; i < rows / at_once; i++) from[i] = (const u8*)__shfl_sync(0xffffffffu, own, i * at_once + lane / parts);
+    for (u32 i = 0; i < rows / at_once; i++) from[i] = (const u8*)__shfl_sync(0xffffffffu, own, from_lane + i * at_once + lane / parts);
 #pragma unroll
     for (u32 piece = 0; piece < PIECES; piece++) {
 #pragma unroll
@@ -123,35 +123,52 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
     float* const tops = factors + COLUMNS;        // [WARPS][COLUMNS]
     float* const totals = tops + WARPS * COLUMNS; // the same
 
-    const Sight sight = {{rows, lists}, raw, compressed, selected, ring, window, ratio, top_k};
     const u32 row = first + blockIdx.z, first_head = blockIdx.y * COLUMNS, block = block_of_cluster();
+    const Sight sight = {Step{rows, lists}.all_of(row), raw, compressed, selected_of(selected, row, top_k), ring, window, ratio, top_k};
     const u32 count = heads - first_head < COLUMNS ? heads - first_head : COLUMNS;
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, pages = sight.pages(row), blocks = pages < BLOCKS ? pages : BLOCKS;
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    // Queries are on their way while it is looked up how many pages there are, and where keys are.
+    Query<WIDTH> several[COLUMNS / WARPS];
+#pragma unroll
+    for (u32 i = 0; i < COLUMNS / WARPS; i++) {
+        const u32 c = i * WARPS + warp;
+        several[i].load(c < count ? queries + ((u64)row * heads + first_head + c) * WIDTH : 0);
+    }
+    const u32 pages = sight.pages(), blocks = pages < BLOCKS ? pages : BLOCKS;
 
     if (block < pages) {
-        // Queries are on their way while the places of keys are looked up.
-        Query<WIDTH> several[COLUMNS / WARPS];
-#pragma unroll
-        for (u32 i = 0; i < COLUMNS / WARPS; i++) {
-            const u32 c = i * WARPS + warp;
-            several[i].load(c < count ? queries + ((u64)row * heads + first_head + c) * WIDTH : 0);
-        }
+        // A lane finds one of a warp's keys of this page, or of the next.
+        const u32 own_keys = warp * OWN_KEYS;
+        auto find = [&](u32 page) {
+            page += lane / OWN_KEYS * BLOCKS;
+            return page < pages ? sight.seen_key(page, own_keys + lane % OWN_KEYS) : 0;
+        };
+        u64 found = find(block);
+        u32 from_lane = 0;
+        // The lanes that know of the page that comes; once there are none, those that are next are looked up.
+        auto go_on = [&](u32 page) {
+            from_lane ^= OWN_KEYS;
+            if (from_lane == 0) found = find(page + BLOCKS);
+        };
 #if IS_PACKED
-        PackedKeys<PAGE / WARPS> keys;
-        const u32 own_keys = warp * (PAGE / WARPS);
-        keys.load(sight, row, block, own_keys);
+        PackedKeys<OWN_KEYS> keys;
+        keys.load(found);
 #else
-        bring(stages, sight, row, block);
+        bring(stages, found, 0);
 #endif
+        go_on(block);
+        // Always: behind a branch, or the assembler lets what waits for some numbers come before others are asked for.
+        if (count > 0) {
 #pragma unroll
-        for (u32 i = 0; i < COLUMNS / WARPS; i++) {
-            const u32 c = i * WARPS + warp;
-            const float down = several[i].keep(shared, COLUMNS, c);
-            if (lane == 0) factors[c] = down * scale * LOG2_E;
-        }
+            for (u32 i = 0; i < COLUMNS / WARPS; i++) {
+                const u32 c = i * WARPS + warp;
+                const float down = several[i].keep(shared, COLUMNS, c);
+                if (lane == 0) factors[c] = down * scale * LOG2_E;
+            }
 #if IS_PACKED
-        keys.put(stages, own_keys);
+            keys.put(stages, own_keys);
 #endif
+        }
 
         // Of each product a lane has rows `own` and `own + 8` of 64, and of each eight columns `column` and the next.
         const u32 own = warp * 16 + lane / 4, column = lane % 4 * 2;
@@ -167,21 +184,29 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
             // What the next product reads is widened while this one's scores are made, where there is room for both.
             const bool has_next = STAGES > 1 && page + BLOCKS < pages;
             if (STAGES == 1 && page != block) {
-                keys.load(sight, row, page, own_keys);
+                keys.load(found, from_lane);
+                go_on(page);
                 keys.put(stages, own_keys);
             }
-            if (has_next) keys.load(sight, row, page + BLOCKS, own_keys);
+            if (has_next) {
+                keys.load(found, from_lane);
+                go_on(page + BLOCKS);
+            }
 #else
             if (STAGES == 1) {
-                if (page != block) bring(stages, sight, row, page);
+                if (page != block) {
+                    bring(stages, found, from_lane);
+                    go_on(page);
+                }
             } else if (page + BLOCKS < pages) {
-                bring(stages + (1 - turn) * STAGE_BYTES, sight, row, page + BLOCKS);
+                bring(stages + (1 - turn) * STAGE_BYTES, found, from_lane);
+                go_on(page + BLOCKS);
             } else {
 #pragma unroll
                 for (int piece = 0; piece < PIECES; piece++) end_of_copies();
             }
 #endif
-            const uint2 slots = sight.slots(row, page);
+            const uint2 slots = sight.slots(page);
             float scores[COLUMNS / 2];
 #pragma unroll
             for (int i = 0; i < COLUMNS / 2; i++) scores[i] = 0.0f;
@@ -281,7 +306,26 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
             stats[threadIdx.x].y = weight;
         }
     }
-    wait_for_cluster();
+    // What the end needs besides comes while others are waited for.
+    arrive_with_shared();
+    constexpr u32 ENDS = (OWN_FOURS + THREADS - 1) / THREADS;
+    float own_sinks[ENDS];
+#pragma unroll
+    for (u32 i = 0; i < ENDS; i++) {
+        const u32 c = block * OWN_COLUMNS + (i * THREADS + threadIdx.x) / (WIDTH / 4);
+        own_sinks[i] = c < count ? sinks[first_head + c] : 0.0f;
+        asked(own_sinks[i]);
+    }
+    const float* const of_row = angles + (u64)row * 2 * pairs;
+    const u32 turns = angles ? OWN_COLUMNS * pairs : 0;
+    float cosine = 0.0f, sine = 0.0f;
+    if (threadIdx.x < turns) {
+        cosine = of_row[threadIdx.x % pairs];
+        sine = of_row[pairs + threadIdx.x % pairs];
+    }
+    asked(cosine);
+    asked(sine);
+    cluster_arrived();
 
     float* const result = (float*)shared; // [OWN_COLUMNS][WIDTH]
     const u32 sums_at = shared_address(stages), stats_at = shared_address(stats);
@@ -298,33 +342,40 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
         for (u32 j = 0; j < AT_ONCE; j++) {
             const u32 four = i + j * THREADS + threadIdx.x, c = block * OWN_COLUMNS + four / (WIDTH / 4);
             if (four < OWN_FOURS && c < count)
-                *(float4*)&result[four * 4] = given[j].together(sinks[first_head + c] * LOG2_E, blocks);
+                *(float4*)&result[four * 4] = given[j].together(own_sinks[i / THREADS + j] * LOG2_E, blocks);
         }
     }
-    // What others have is read.
-    arrive_at_cluster();
     __syncthreads();
+    // What others have is read.
+    arrive_alone();
     if (angles) {
-        const float* of_row = angles + (u64)row * 2 * pairs;
 #pragma unroll 1
-        for (u32 i = threadIdx.x; i < OWN_COLUMNS * pairs; i += THREADS) {
+        for (u32 i = threadIdx.x; i < turns; i += THREADS) {
             const u32 pair = i % pairs;
-            const float cosine = of_row[pair], sine = way & 2 ? -of_row[pairs + pair] : of_row[pairs + pair];
+            if (i >= THREADS) cosine = of_row[pair], sine = of_row[pairs + pair];
             float* one = result + i / pairs * WIDTH + first_feature + (way & 1 ? 2 * pair : pair);
             float* other = way & 1 ? one + 1 : one + pairs;
-            const float2 both = turned(*one, *other, cosine, sine);
+            const float2 both = turned(*one, *other, cosine, way & 2 ? -sine : sine);
             *one = both.x;
             *other = both.y;
         }
         __syncthreads();
     }
     const CodesOut coded = {codes, scales, minima};
-#pragma unroll 2
-    for (u32 i = threadIdx.x; i < OWN_COLUMNS * WIDTH; i += THREADS) {
-        const u32 c = block * OWN_COLUMNS + i / WIDTH, d = i % WIDTH, head = first_head + c;
-        if (c >= count) continue;
-        y[((u64)row * heads + head) * WIDTH + d] = result[i];
-        if (codes) put_codes(quantized(result[i]), lane, codes_place(row, ((u64)head * WIDTH + d) / 32, heads * WIDTH / 32), coded);
+#pragma unroll 1
+    for (u32 own = 0; own < OWN_COLUMNS; own++) {
+        const u32 head = first_head + block * OWN_COLUMNS + own;
+        if (block * OWN_COLUMNS + own >= count) break;
+        float numbers[WIDTH / THREADS];
+#pragma unroll
+        for (u32 k = 0; k < WIDTH / THREADS; k++) numbers[k] = result[own * WIDTH + k * THREADS + threadIdx.x];
+#pragma unroll
+        for (u32 k = 0; k < WIDTH / THREADS; k++) y[((u64)row * heads + head) * WIDTH + k * THREADS + threadIdx.x] = numbers[k];
+        if (!codes) continue;
+        const u32 first_block = head * (WIDTH / 32) + warp;
+#pragma unroll
+        for (u32 k = 0; k < WIDTH / THREADS; k++)
+            put_codes(quantized(numbers[k]), lane, codes_place(row, first_block + k * WARPS, heads * WIDTH / 32), coded);
     }
     // Nobody leaves while another block may still read here.
     cluster_arrived();

@@ -85,14 +85,14 @@ DEVICE void load_query(float (&out)[8], const float* query, u32 d) {
 
 // The keys of a block.
 struct Keys {
-    Step step;
+    RowOfStep row;
     const u8* pages;
-    u32 row, ratio, first, complete;
+    u32 ratio, first, complete;
 
     // Those beyond the last are the last.
     DEVICE_MEMBER const u8* at(u32 index) const {
         index = first + index < complete ? first + index : complete - 1;
-        return pages + place_of_compressed(step, row, index, ratio);
+        return pages + place_of_compressed(row, index, ratio);
     }
 };
 
@@ -306,10 +306,11 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) index_scores(const float* queries, c
     __shared__ float weights[TILE];
     __shared__ u32 flags[WARPS];
     begin_in_turn();
-    const Step step = {rows, lists};
-    const u32 row = first + blockIdx.y, complete = (step.position(row) + 1) / ratio, first_key = blockIdx.x * KEYS, t = threadIdx.x;
+    const u32 row = first + blockIdx.y;
+    const RowOfStep own_row = Step{rows, lists}.all_of(row);
+    const u32 complete = (own_row.position + 1) / ratio, first_key = blockIdx.x * KEYS, t = threadIdx.x;
     if (complete <= top_k || first_key >= complete) return;
-    const Keys keys = {step, pages, row, ratio, first_key, complete};
+    const Keys keys = {own_row, pages, ratio, first_key, complete};
 #if HAS_UNITS
     // All that comes from far is on its way at once.
     const u8* own[4];

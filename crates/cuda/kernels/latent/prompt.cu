@@ -22,15 +22,10 @@ static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + WEIGHT_BYTES + 2 * STAGE_BYTE
 
 #if !IS_PACKED
 // Starts copies of a page's keys into a stage; slots that are not seen become zeros, for they may hold anything.
-DEVICE void bring(u8* stage, const Sight& sight, u32 row, u32 page) {
+DEVICE void bring(u8* stage, const Sight& sight, u32 page) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const uint2 slots = sight.slots(row, page);
     // A lane finds one of the warp's rows.
-    u64 own = 0;
-    if (lane < PAGE / WARPS) {
-        const u32 slot = warp + lane * WARPS;
-        if (slot >= slots.x && slot < slots.y) own = (u64)sight.key(row, page, slot);
-    }
+    const u64 own = lane < PAGE / WARPS ? sight.seen_key(page, warp + lane * WARPS) : 0;
 #pragma unroll
     for (u32 i = 0; i < PAGE / WARPS; i++) {
         const u8* from = (const u8*)__shfl_sync(0xffffffffu, own, i);
@@ -60,23 +55,24 @@ KERNEL __launch_bounds__(THREADS, 1) latent_prompt(const float* queries, const u
     float* const factors = keeps + COLUMNS;
     float* const highs = factors + COLUMNS;
 
-    const Sight sight = {{rows, lists}, raw, compressed, selected, ring, window, ratio, top_k};
-    const u32 row = first + blockIdx.x, first_head = blockIdx.y * COLUMNS, pages = sight.pages(row);
+    const u32 row = first + blockIdx.x, first_head = blockIdx.y * COLUMNS;
+    const Sight sight = {Step{rows, lists}.all_of(row), raw, compressed, selected_of(selected, row, top_k), ring, window, ratio, top_k};
+    const u32 pages = sight.pages();
     const u32 count = heads - first_head < COLUMNS ? heads - first_head : COLUMNS;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / 4;
 #if IS_PACKED
     PackedKeys<PAGE / WARPS> keys;
     const u32 own_keys = warp * (PAGE / WARPS);
-    keys.load(sight, row, 0, own_keys);
+    keys.load(keys.find(sight, 0, own_keys));
 #else
-    bring(stages, sight, row, 0);
+    bring(stages, sight, 0);
 #endif
     auto query_of = [&](u32 c) { return c < count ? queries + ((u64)row * heads + first_head + c) * WIDTH : 0; };
     keep_queries<WIDTH, COLUMNS, WARPS, 4>(shared, query_of, [&](u32 c, float down) { factors[c] = down * scale * LOG2_E; });
 
 #if IS_PACKED
     keys.put(stages, own_keys);
-    if (pages > 1) keys.load(sight, row, 1, own_keys);
+    if (pages > 1) keys.load(keys.find(sight, 1, own_keys));
 #endif
 
     // Of each product a lane has rows `own` and `own + 8` of its warpgroup's 64, and of each eight columns `column` and the next.
@@ -95,7 +91,7 @@ KERNEL __launch_bounds__(THREADS, 1) latent_prompt(const float* queries, const u
         // The other stage is read to its end: all have come here.
         u8* const other = stages + (page + 1) % 2 * STAGE_BYTES;
 #if !IS_PACKED
-        if (page + 1 < pages) bring(other, sight, row, page + 1);
+        if (page + 1 < pages) bring(other, sight, page + 1);
 #endif
 
         float scores[16];
@@ -111,11 +107,11 @@ KERNEL __launch_bounds__(THREADS, 1) latent_prompt(const float* queries, const u
         products_commit();
 #if IS_PACKED
         if (page + 1 < pages) keys.put(other, own_keys);
-        if (page + 2 < pages) keys.load(sight, row, page + 2, own_keys);
+        if (page + 2 < pages) keys.load(keys.find(sight, page + 2, own_keys));
 #endif
         products_wait<0>();
 
-        const uint2 slots = sight.slots(row, page);
+        const uint2 slots = sight.slots(page);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const float2 up = *(const float2*)&factors[first_column + j * 8 + column];

@@ -45,13 +45,13 @@ DEVICE void keep_number(u8* row, u32 d, float value) {
 #endif
 
 // Where the row of a token lies, of rows of `bytes`.
-DEVICE u64 place_of_token(const Step& step, u32 row, u32 position, u32 ring, u32 bytes) {
-    const u32 place = step.place(row, position);
-    return ((u64)step.page(row, place, ring) * PAGE + place % PAGE) * bytes;
+DEVICE u64 place_of_token(const RowOfStep& row, u32 position, u32 ring, u32 bytes) {
+    const u32 place = row.place(position);
+    return ((u64)row.page(place, ring) * PAGE + place % PAGE) * bytes;
 }
 
 // Where compressed row `index` lies: with the last of its tokens. kv.rs, `compressed_place`.
-DEVICE u64 place_of_compressed(const Step& step, u32 row, u32 index, u32 ratio) {
+DEVICE u64 place_of_compressed(const RowOfStep& row, u32 index, u32 ratio) {
     const u32 slots = ratio >= PAGE ? 1 : PAGE / ratio;
-    return ((u64)step.page(row, index * ratio + ratio - 1, 0) * slots + index % slots) * ROW_BYTES;
+    return ((u64)row.page(index * ratio + ratio - 1, 0) * slots + index % slots) * ROW_BYTES;
 }

@@ -4,7 +4,8 @@ KERNEL __launch_bounds__(THREADS) store_rows(const float* x, u8* pages, const u3
     begin_in_turn();
     const Step step = {rows, lists};
     const u32 row = blockIdx.x;
-    u8* to = pages + place_of_token(step, row, step.position(row), ring, ROW_BYTES);
+    const RowOfStep own = step.all_of(row);
+    u8* to = pages + place_of_token(own, own.position, ring, ROW_BYTES);
 #if IS_PACKED
     pack_row(to, PACKED_ROW, WIDTH, x + (u64)row * WIDTH);
 #else

@@ -26,14 +26,10 @@ DEVICE u32 scale_as_halves(u32 scale) {
 DEVICE uint4 widened(uint2 codes, u32 scale) {
     u32 pairs[4] = {halves_of_fp8(codes.x), halves_of_fp8(codes.x >> 16), halves_of_fp8(codes.y), halves_of_fp8(codes.y >> 16)};
     const u32 factor = scale_as_halves(scale < 142 ? scale : 142);
+    // Beyond, no product that is left is a fraction: all are exact, or infinite. Else it is by one: a branch would cost more.
+    const u32 more = scale_as_halves(scale <= 142 ? 127 : scale - 15 < 142 ? scale - 15 : 142);
 #pragma unroll
-    for (int i = 0; i < 4; i++) pairs[i] = multiply_halves(pairs[i], factor);
-    // Beyond, no product that is left is a fraction: all are exact, or infinite.
-    if (scale > 142) {
-        const u32 more = scale_as_halves(scale - 15 < 142 ? scale - 15 : 142);
-#pragma unroll
-        for (int i = 0; i < 4; i++) pairs[i] = multiply_halves(pairs[i], more);
-    }
+    for (int i = 0; i < 4; i++) pairs[i] = multiply_halves(multiply_halves(pairs[i], factor), more);
     return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }
 
@@ -44,16 +40,18 @@ template <u32 ROWS> struct PackedKeys {
     uint2 halves[EACH][HALF_SLABS ? HALF_SLABS : 1][2];
     uint2 scales[EACH];
 
-    // Starts to read them; slots that are not seen become zeros, for they may hold anything.
-    DEVICE_MEMBER void load(const Sight& sight, u32 row, u32 page, u32 first) {
+    // Where they lie: a lane finds one of the rows. Slots that are not seen become zeros, for they may hold anything.
+    static DEVICE_MEMBER u64 find(const Sight& sight, u32 page, u32 first) {
+        const u32 lane = threadIdx.x % 32;
+        return lane < ROWS ? sight.seen_key(page, first + lane) : 0;
+    }
+
+    // Starts to read them: of what lanes have found, from lane `from_lane` on.
+    DEVICE_MEMBER void load(u64 own, u32 from_lane = 0) {
         const u32 lane = threadIdx.x % 32, part = lane % 8;
-        const uint2 slots = sight.slots(row, page);
-        // A lane finds one of the rows.
-        u64 own = 0;
-        if (lane < ROWS && first + lane >= slots.x && first + lane < slots.y) own = (u64)sight.key(row, page, first + lane);
 #pragma unroll
         for (u32 i = 0; i < EACH; i++) {
-            const u8* from = (const u8*)__shfl_sync(0xffffffffu, own, i * 4 + lane / 8);
+            const u8* from = (const u8*)__shfl_sync(0xffffffffu, own, from_lane + i * 4 + lane / 8);
             scales[i] = make_uint2(0x7f7f7f7fu, 0x7f7f7f7fu);
             if (CODE_SLABS && from) scales[i].x = *(const u32*)(from + SCALES_AT);
             if (CODE_SLABS > 4 && from) scales[i].y = *(const u32*)(from + SCALES_AT + 4);
