@@ -57,16 +57,14 @@ impl Gpu {
         memory
     }
 
-    /// Memory of the pool: what came back last; or, of what has rested, the first in the card's memory, so that a step which comes again
-    /// has the same.
+    /// Memory of the pool: of what has rested, the first in the card's memory. So a step that comes again has the same, whatever lay free
+    /// in which order before it, and its launches are found to be those of a graph.
     fn free_memory(&self, bytes: usize) -> Option<sys::CUdeviceptr> {
         let launches = self.launches.load(Ordering::Relaxed);
         let mut free = lock(&self.free);
         let all = free.get_mut(&bytes)?;
-        if !self.has_pairs() {
-            return Some(all.pop()?.pointer);
-        }
-        let has_rested = |f: &Free| bytes > RESTING_BYTES_MAX || launches - f.since >= RESTING_LAUNCHES;
+        let must_rest = self.has_pairs() && bytes <= RESTING_BYTES_MAX;
+        let has_rested = |f: &Free| !must_rest || launches - f.since >= RESTING_LAUNCHES;
         let rested = all.iter().enumerate().filter(|(_, f)| has_rested(f));
         let (first, _) = rested.min_by_key(|(_, f)| f.pointer)?;
         Some(all.swap_remove(first).pointer)

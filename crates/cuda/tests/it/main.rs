@@ -1,5 +1,6 @@
 //! Tests from the outside.
 
+mod again;
 mod arrived;
 mod beside;
 mod best;
