@@ -8,7 +8,7 @@ use super::{
     layout::Layout,
     many_tile::{COLUMN_RUN, ManyTile},
     pack::PackedMatrix,
-    prefill_tile::BLOCK,
+    prefill_tile::{BLOCK, TOKENS_MAX},
     project::{Biased, Codes, Share, rows_of},
 };
 use crate::{
@@ -25,9 +25,6 @@ const COLUMN_THREADS: usize = 8;
 /// Blocks along the depth.
 const DEPTH_BLOCKS_MAX: usize = 32;
 
-/// Columns of the widest tile: a copy may reach as far beyond the last one.
-const TOKENS_MAX: usize = 256;
-
 /// Codes as f16 in the order of the columns that they become, as `kernels/quantize/numbers.cu` leaves them.
 pub(crate) struct Numbers {
     /// Runs of columns.
@@ -42,10 +39,7 @@ impl Numbers {
     /// Of the columns of `matrix`, and of all matrices of its depth.
     pub(crate) fn of(gpu: &Arc<Gpu>, codes: &Codes, matrix: &PackedMatrix, share: &Share<'_>) -> Numbers {
         let (segments, depth) = (matrix.segments, matrix.depth);
-        let slices = if share.is_sliced { segments } else { 1 };
-        let columns = share.x.len() * share.places_each();
-        // Each segment's columns begin with a run of their own.
-        let runs = columns.div_ceil(COLUMN_RUN) + if share.places.is_some() { segments } else { 0 };
+        let (slices, columns, runs) = (share.slices(segments), share.columns(), share.runs(COLUMN_RUN, segments));
         let blocks = slices * depth.div_ceil(BLOCK);
         let take = |bytes_each: usize| gpu.take((blocks * runs + TOKENS_MAX / COLUMN_RUN) * COLUMN_RUN * bytes_each);
         let units = BLOCK / 32 * size_of::<f32>();
@@ -73,13 +67,13 @@ pub(crate) fn multiply(
     y: &Tensor,
 ) {
     let PackedMatrix { segments, rows, depth, .. } = *matrix;
-    let columns = share.x.len() * share.places_each();
+    let columns = share.columns();
     let tiles = tile.tiles((rows, columns), segments, share.places.is_some());
     let minima = &x.minima[usize::from(layout.sub == 16)];
     let mut args = Args::of([&matrix.memory, &x.numbers, &x.scales, minima].map(Arg::Memory));
     args.extend([rows_of(y, &share.y), bias.into()]);
     args.extend(share.lists());
     args.extend([rows, depth, columns, segments, x.runs, y.width, segment_count(depth)].map(Arg::U32));
-    args.push(Arg::U32((share.is_sliced && segments > 1).into()));
+    args.push(Arg::U32((share.slices(segments) > 1).into()));
     gpu.launch(Module::Many(layout, tile), "many", tile.launch(layout, tiles, gpu.processors()), &args);
 }

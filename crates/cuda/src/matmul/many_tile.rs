@@ -2,7 +2,9 @@
 
 use super::{
     layout::Layout,
-    prefill_tile::{BLOCK, SEGMENTS_MAX, SHARED_BYTES_MAX, barrier_bytes, registers, span, threads},
+    prefill_tile::{
+        BLOCK, PRODUCT_ROWS, SEGMENTS_MAX, SHARED_BYTES_MAX, TOKENS_MAX, barrier_bytes, registers, span, threads, walk,
+    },
     select::Packed,
     tile::{Launch, MMA_ROWS},
 };
@@ -13,9 +15,6 @@ pub(crate) const COLUMN_RUN: usize = 16;
 /// Stages of activations beyond which more bytes on their way make nothing faster, and of weights.
 const STAGES_MAX: usize = 6;
 const WEIGHT_STAGES_MAX: usize = 3;
-
-/// Weight rows of a warpgroup's product.
-const PRODUCT_ROWS: usize = 64;
 
 /// What a block of `many.cu` holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,7 +96,8 @@ impl ManyTile {
 
     /// Whether a launch can have it.
     pub fn is_sound(self, layout: Layout) -> bool {
-        self.tokens.is_multiple_of(COLUMN_RUN * self.pieces)
+        self.tokens <= TOKENS_MAX
+            && self.tokens.is_multiple_of(COLUMN_RUN * self.pieces)
             && self.tokens.is_multiple_of(COLUMN_RUN * self.cluster)
             && matches!(self.tokens / self.pieces, 32 | 64)
             && self.stages(layout).0 >= 2
@@ -112,13 +112,7 @@ impl ManyTile {
 
     /// The launch for at most `tiles` tiles on a card of so many processors.
     pub fn launch(self, layout: Layout, tiles: usize, processors: usize) -> Launch {
-        let blocks = tiles.min(processors / self.cluster).max(1) * self.cluster;
-        Launch {
-            grid: [blocks, 1, 1],
-            threads: threads(self.consumers),
-            shared_bytes: self.shared_bytes(layout),
-            groups: 1,
-        }
+        walk((self.consumers, self.cluster), self.shared_bytes(layout), tiles, processors)
     }
 
     pub(crate) fn constants(self, layout: Layout) -> Vec<(&'static str, usize)> {

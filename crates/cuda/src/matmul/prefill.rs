@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     pack::PackedMatrix,
-    prefill_tile::{self, BLOCK, PrefillTile, warps},
+    prefill_tile::{self, BLOCK, PrefillTile, TOKENS_MAX, warps},
     project::{Share, rows_of},
     select::Packed,
     tile::WARP,
@@ -23,9 +23,6 @@ pub(crate) const HALF_RUN: usize = 256;
 
 /// Bytes of eight rows of a block.
 const EIGHT_BYTES: usize = EIGHT * BLOCK * 2;
-
-/// Columns of the widest tile: a copy may reach as far beyond the last row.
-const TOKENS_MAX: usize = 256;
 
 /// Features of the tiles that [`PrefillTile::time`] tells of.
 const TIMED_DEPTH: f64 = 8192.0;
@@ -48,10 +45,7 @@ pub(crate) struct Halves {
 /// Brings the input of `matrix`, and of all matrices of its depth, into 16 bits.
 pub(crate) fn halves(gpu: &Arc<Gpu>, x: &Tensor, matrix: &PackedMatrix, share: &Share<'_>) -> Halves {
     let (segments, depth) = (matrix.segments, matrix.depth);
-    let slices = if share.is_sliced { segments } else { 1 };
-    let columns = share.x.len() * share.places_each();
-    // Each segment's columns begin with an eight of their own.
-    let eights = columns.div_ceil(EIGHT) + if share.places.is_some() { segments } else { 0 };
+    let (slices, eights) = (share.slices(segments), share.runs(EIGHT, segments));
     let groups = slices * depth.div_ceil(BLOCK) * eights;
     let halves = Halves {
         eights,
@@ -80,7 +74,7 @@ pub(crate) fn multiply(
     y: &Tensor,
 ) {
     let PackedMatrix { form, segments, rows, depth, up, .. } = *matrix;
-    let columns = share.x.len() * share.places_each();
+    let columns = share.columns();
     if gpu.arch() != HOPPER_ARCH {
         return multiply_by_warps(gpu, x, matrix, bias, share, y);
     }
@@ -95,11 +89,7 @@ pub(crate) fn multiply(
     args.extend([sent_parts, bias.filter(|_| !plan.is_parted).into()]);
     args.extend(share.lists());
     args.extend([rows, depth, columns, segments, x.eights, y.width, plan.parts].map(Arg::U32));
-    args.extend([
-        Arg::U32((share.is_sliced && segments > 1).into()),
-        Arg::F32(up * form.halved()),
-        Arg::F32(up.recip()),
-    ]);
+    args.extend([Arg::U32((share.slices(segments) > 1).into()), Arg::F32(up * form.halved()), Arg::F32(up.recip())]);
     gpu.launch(module, "prefill", tile.launch(form, plan.tiles, gpu.processors()), &args);
     if let Some(parts) = parts {
         let mut args = Args::of([Arg::Memory(&parts), Arg::Memory(&x.scales), rows_of(y, &share.y), bias.into()]);
@@ -124,11 +114,7 @@ fn multiply_by_warps(
     args.extend([rows_of(y, &share.y), bias.into()]);
     args.extend(share.lists());
     args.extend([rows, depth, tokens, x.eights, y.width, parts].map(Arg::U32));
-    args.extend([
-        Arg::U32((share.is_sliced && segments > 1).into()),
-        Arg::F32(up * form.halved()),
-        Arg::F32(up.recip()),
-    ]);
+    args.extend([Arg::U32((share.slices(segments) > 1).into()), Arg::F32(up * form.halved()), Arg::F32(up.recip())]);
     let launch = warps::launch(rows, share.columns_max(), segments);
     gpu.launch(Module::PrefillWarps(form), "prefill_warps", launch, &args);
 }

@@ -10,7 +10,10 @@ use super::{
 pub const BLOCK: usize = 64;
 
 /// Weight rows of a warpgroup's product.
-const PRODUCT_ROWS: usize = 64;
+pub(super) const PRODUCT_ROWS: usize = 64;
+
+/// Columns of the widest tile: a copy may reach as far beyond the last one.
+pub(super) const TOKENS_MAX: usize = 256;
 
 /// Threads of a warpgroup.
 const GROUP_THREADS: usize = 128;
@@ -80,6 +83,17 @@ pub(super) const fn barrier_bytes(stages: usize) -> usize {
     16 * stages
 }
 
+/// The launch of blocks, in clusters, that go over at most `tiles` tiles on a card of so many processors.
+pub(super) fn walk(
+    (consumers, cluster): (usize, usize),
+    shared_bytes: usize,
+    tiles: usize,
+    processors: usize,
+) -> Launch {
+    let blocks = tiles.min(processors / cluster).max(1) * cluster;
+    Launch { grid: [blocks, 1, 1], threads: threads(consumers), shared_bytes, groups: 1 }
+}
+
 impl PrefillTile {
     /// Weight rows of a block.
     pub const fn rows(self) -> usize {
@@ -132,7 +146,8 @@ impl PrefillTile {
 
     /// Whether it can be launched for weights of a form.
     pub fn is_sound(self, form: Packed) -> bool {
-        self.sums() <= if self.consumers > 2 { 64 } else { 128 }
+        self.tokens <= TOKENS_MAX
+            && self.sums() <= if self.consumers > 2 { 64 } else { 128 }
             && self.stages(form).0 >= 2
             && self.shared_bytes(form) <= SHARED_BYTES_MAX
     }
@@ -175,13 +190,7 @@ impl PrefillTile {
 
     /// The launch for at most `tiles` tiles on a card of so many processors.
     pub fn launch(self, form: Packed, tiles: usize, processors: usize) -> Launch {
-        let blocks = tiles.min(processors / self.cluster).max(1) * self.cluster;
-        Launch {
-            grid: [blocks, 1, 1],
-            threads: threads(self.consumers),
-            shared_bytes: self.shared_bytes(form),
-            groups: 1,
-        }
+        walk((self.consumers, self.cluster), self.shared_bytes(form), tiles, processors)
     }
 
     pub(crate) fn constants(self, form: Packed) -> Vec<(&'static str, usize)> {

@@ -135,9 +135,24 @@ impl Share<'_> {
         self.places.map_or(1, |(_, each)| each)
     }
 
+    /// Columns: of all matrices together where they are routed, else of each.
+    pub(crate) fn columns(&self) -> usize {
+        self.x.len() * self.places_each()
+    }
+
+    /// Slices of a row of the input, of which each of so many matrices has one; or the one that all have.
+    pub(crate) fn slices(&self, segments: usize) -> usize {
+        if self.is_sliced { segments } else { 1 }
+    }
+
+    /// Runs of so many columns that hold all, at most: each matrix's columns begin with a run of their own.
+    pub(crate) fn runs(&self, run: usize, segments: usize) -> usize {
+        self.columns().div_ceil(run) + if self.places.is_some() { segments } else { 0 }
+    }
+
     /// Columns that a matrix is expected to have: of experts, half again the mean.
     fn columns_expected(&self, segments: usize) -> usize {
-        let places = self.x.len() * self.places_each();
+        let places = self.columns();
         if self.places.is_some() {
             (places + places / 2).div_ceil(segments.max(1)).min(self.columns_max())
         } else {
@@ -345,7 +360,7 @@ fn multiply(
     let (module, launch, row_length) = match &input {
         Input::Codes(layout, codes) => {
             // Of experts, no more than places are met.
-            let places = share.x.len() * share.places_each();
+            let places = share.columns();
             by_place = share.chosen.filter(|_| places < segments);
             let met = if by_place.is_some() { places } else { segments };
             // One expert of many is not one matrix: other tiles are compiled.
@@ -372,7 +387,7 @@ fn multiply(
         }
     };
     let (y_rows, weights) = (rows_of(y, &share.y), Arg::Memory(&matrix.memory));
-    let (groups, is_sliced) = (launch.groups, usize::from(share.is_sliced && segments > 1));
+    let (groups, is_sliced) = (launch.groups, usize::from(share.slices(segments) > 1));
     let mut args = Args::of([weights]);
     match &input {
         Input::Codes(_, codes) => {
