@@ -10,6 +10,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    hash::{DefaultHasher, Hash, Hasher},
     path::Path,
     process::ExitCode,
     sync::{
@@ -28,6 +29,9 @@ use tessera_cuda::{
 /// The assembler moves loads ahead until registers run out, and then spills a few. Measured, such tiles are faster than the narrower
 /// ones that spill nothing; beyond this, they are not.
 const SPILLED_BYTES_MAX: u32 = 192;
+
+/// Letters of a kept file's name that tell what it is. File systems take 255.
+const NAME_MAX: usize = 200;
 
 /// Whether a module has the narrowest or the widest tile, or none.
 fn is_edge(module: Module) -> bool {
@@ -54,11 +58,22 @@ fn modules_of(names: &[&str], constants: &[&str]) -> Vec<Module> {
     Module::all().into_iter().filter(is_asked).collect()
 }
 
+/// Of a module that is kept: what it is, and of long names the first part and a hash of all.
+fn file_name(module: Module, arch: &str) -> String {
+    let text = format!("{module} {arch}").replace(['/', ' '], "_");
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    if text.len() > NAME_MAX {
+        format!("{}_{:016x}.cubin", &text[..NAME_MAX], hasher.finish())
+    } else {
+        text + ".cubin"
+    }
+}
+
 /// What is wrong with a compiled module, which is kept in the folder.
 fn faults(module: Module, arch: &str, compiled: &Compiled, folder: Option<&Path>) -> Vec<String> {
     let mut faults = vec![];
-    let file = |f: &Path| f.join(format!("{module} {arch}.cubin").replace(['/', ' '], "_"));
-    if let Some(Err(error)) = folder.map(|f| fs::write(file(f), &compiled.binary)) {
+    if let Some(Err(error)) = folder.map(|f| fs::write(f.join(file_name(module, arch)), &compiled.binary)) {
         faults.push(format!("{module} for {arch} can't be kept: {error}"));
     }
     if compiled.spilled_bytes > SPILLED_BYTES_MAX {
