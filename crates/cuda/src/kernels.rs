@@ -175,6 +175,7 @@ const GATES: (&str, &str) = source!("streams/gates.cuh");
 const STEP: (&str, &str) = source!("attention/step.cuh");
 const HOPPER: (&str, &str) = source!("hopper/ptx.cuh");
 const WGMMA: (&str, &str) = source!("hopper/wgmma.cuh");
+const HOPPER_RING: (&str, &str) = source!("hopper/ring.cuh");
 const RAW: (&str, &str) = source!("matmul/raw.cuh");
 const CODES_WEIGHTS: (&str, &str) = source!("matmul/codes_weights.cuh");
 const WIDE_WEIGHTS: (&str, &str) = source!("matmul/wide_weights.cuh");
@@ -214,14 +215,14 @@ const CODES_PARTS: &[(&str, &str)] = &[
     source!("matmul/codes.cu"),
 ];
 
-/// What the kernel for many columns stands on.
-const MANY_PARTS: &[(&str, &str)] = &[COMMON, HOPPER, WGMMA, SEGMENTS, RAW, EXPAND, UNIT_SCALES, RUNS, WALK];
+/// What the kernels of Hopper stand on whose blocks walk over tiles.
+const WALK_PARTS: &[(&str, &str)] = &[COMMON, HOPPER, WGMMA, RAW, EXPAND, RUNS, HOPPER_RING, WALK];
 
 impl Module {
     /// Every module that a table of this crate names: all layouts with all tiles, all formats of pages with all known heads.
     pub fn all() -> Vec<Module> {
         let mut all = vec![Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route];
-        all.extend([Module::Rounding, Module::Streams, Module::Best, Module::Numbers]);
+        all.extend([Module::Rounding, Module::Streams, Module::Best, Module::Numbers, Module::Select, Module::Arrive]);
         all.extend(HALVES_THREADS.map(Module::Halves));
         for layout in Layout::all() {
             all.extend(CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)));
@@ -252,7 +253,6 @@ impl Module {
         }
         let packed = PACKED.map(|(width, packing)| RowForm { width, format: RowFormat::Packed(packing) });
         all.extend(packed.into_iter().flat_map(latent::modules));
-        all.extend([Module::Select, Module::Arrive]);
         all
     }
 
@@ -372,10 +372,10 @@ impl Module {
                 vec![COMMON, COLUMNS, SEGMENTS, RAW, UNIT_SCALES, WIDE_WEIGHTS, source!("matmul/wide.cu")]
             }
             Module::Numbers => vec![COMMON, RUNS, source!("quantize/numbers.cu")],
-            Module::Many(..) => [MANY_PARTS, &[source!("matmul/many.cu")]].concat(),
+            Module::Many(..) => [WALK_PARTS, &[SEGMENTS, UNIT_SCALES, source!("matmul/many.cu")]].concat(),
             Module::Floats(..) => vec![COMMON, COLUMNS, VALUES, CHAINS, source!("matmul/floats.cu")],
             Module::Halves(_) => vec![COMMON, GATED, source!("quantize/halves.cu")],
-            Module::Prefill(..) => vec![COMMON, HOPPER, WGMMA, RAW, EXPAND, RUNS, WALK, source!("matmul/prefill.cu")],
+            Module::Prefill(..) => [WALK_PARTS, &[source!("matmul/prefill.cu")]].concat(),
             Module::PrefillWarps(_) => vec![COMMON, RAW, EXPAND, source!("matmul/prefill_warps.cu")],
             Module::Norm => vec![COMMON, BLOCK, CODES, SQUARES, source!("norm/norm.cu")],
             Module::Rope => vec![COMMON, BLOCK, CODES, SQUARES, HEADS_OF_ROWS, source!("rope/rope.cu")],
@@ -396,7 +396,7 @@ impl Module {
             }
             Module::Prompt(pages, _) => {
                 let wide = [SLABS, source!("attention/prompt_wide.cu")];
-                let narrow = [SLABS, WEIGH, source!("attention/prompt.cu")];
+                let narrow = [SLABS, WEIGH, HOPPER_RING, source!("attention/prompt.cu")];
                 let own = if PromptTile::is_wide(pages) { &wide[..] } else { &narrow };
                 [&[COMMON, HOPPER, WGMMA, STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY], own].concat()
             }

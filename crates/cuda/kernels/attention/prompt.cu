@@ -19,17 +19,7 @@
 static_assert(FORMAT == 1 && COLUMNS == ROWS && THREADS == CONSUMERS + 128, "two warpgroups that multiply, and one that copies");
 static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + 2 * STAGES * STAGE_BYTES + ROWS * 4 + STAGES * 32, "as the host reckons");
 
-// A place in a ring of stages.
-struct At {
-    u32 stage = 0;
-    u32 parity = 0;
-    DEVICE_MEMBER void next() {
-        if (++stage == STAGES) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-};
+using At = Ring<STAGES>;
 
 // A ring of keys or of values.
 struct Stages {

@@ -13,18 +13,6 @@
 static_assert(SPAN * BLOCK % CHUNK_FEATURES == 0, "a stage of weights is whole chunks");
 static_assert(ROWS % TILE_ROWS == 0 && TILES <= 32, "a lane brings a tile of rows");
 
-// A place in a ring of stages.
-template <int COUNT> struct Ring {
-    u32 stage = 0;
-    u32 parity = 0;
-    DEVICE_MEMBER void next() {
-        if (++stage == COUNT) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-};
-
 // What is in shared memory behind the stages.
 struct Barriers {
     u32 x_full, x_empty, weights_full, weights_empty;
