@@ -23,9 +23,8 @@
 
 static_assert(STAGES * (X_BYTES + SCALES_BYTES) + WEIGHT_STAGES * WEIGHT_BYTES + TOTALS_BYTES == SHARED_BYTES,
               "rings are as the host reckons them");
-static_assert(TOKENS % (PIECES * 8) == 0 && TOKENS % (COLUMN_RUN * CLUSTER) == 0 && TOKENS <= CONSUMERS * 128, "a tile of whole operands");
+static_assert(TOKENS % (PIECES * 8) == 0 && TOKENS % (COLUMN_RUN * CLUSTER) == 0, "a tile of whole operands");
 static_assert(PIECES > 1 && TOKENS / PIECES % COLUMN_RUN == 0, "of two pieces one is multiplied");
-static_assert(THREADS == (CONSUMERS + 1) * 128, "a warpgroup copies");
 
 // Columns of the product that takes `left` of them.
 DEVICE u32 width_of(u32 left) { return HAS_HALF && left <= TOKENS / 2 ? TOKENS / 2 : TOKENS; }
@@ -237,10 +236,7 @@ __launch_bounds__(THREADS, 1) many(const u8* weights, const u8* x, const u8* x_s
     const u32 tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     const u64 tile_bytes = (u64)(depth / CHUNK_FEATURES) * CHUNK;
 
-    if (warp == 0) count_tiles(p, before);
-    begin_rings(barriers, ring, depth);
-    __syncthreads();
-    if (CLUSTER > 1) wait_for_cluster();
+    begin_walk(p, before, barriers, ring, depth);
 
     const u32 step = gridDim.x / CLUSTER, count = p.count();
     u32 segment = 0;

@@ -14,8 +14,7 @@
 #define X_BYTES (TOKENS * BLOCK * 2)
 #define SHARED_BYTES (STAGES * X_BYTES + WEIGHT_STAGES * WEIGHT_BYTES)
 
-static_assert(ROWS % TILE_ROWS == 0 && TILES <= 32 && TOKENS % (8 * CLUSTER) == 0 && TOKENS <= CONSUMERS * 128, "a tile of whole operands");
-static_assert(THREADS == (CONSUMERS + 1) * 128, "a warpgroup copies");
+static_assert(TOKENS % (8 * CLUSTER) == 0, "a tile of whole operands");
 
 // Columns of the product that takes `left` of them: the widest is the tile's.
 DEVICE u32 width_of(u32 left) {
@@ -182,10 +181,7 @@ __launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const floa
     const u32 tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     const u64 tile_bytes = (u64)((depth + CHUNK_FEATURES - 1) / CHUNK_FEATURES) * CHUNK;
 
-    if (warp == 0) count_tiles(p, before);
-    begin_rings(barriers, ring, depth);
-    __syncthreads();
-    if (CLUSTER > 1) wait_for_cluster();
+    begin_walk(p, before, barriers, ring, depth);
 
     const u32 step = gridDim.x / CLUSTER, count = p.count();
     u32 segment = 0;

@@ -12,6 +12,8 @@
 
 static_assert(SPAN * BLOCK % CHUNK_FEATURES == 0, "a stage of weights is whole chunks");
 static_assert(ROWS % TILE_ROWS == 0 && TILES <= 32, "a lane brings a tile of rows");
+static_assert(THREADS == (CONSUMERS + 1) * 128, "a warpgroup copies");
+static_assert(TOKENS <= CONSUMERS * 128, "a thread that multiplies has a column's place");
 
 // What is in shared memory behind the stages.
 struct Barriers {
@@ -96,6 +98,14 @@ DEVICE void begin_rings(const Barriers& barriers, u8* weights, u32 depth) {
         for (u32 i = threadIdx.x; i < WEIGHT_STAGES * WEIGHT_BYTES / 16; i += THREADS) ((uint4*)weights)[i] = make_uint4(0, 0, 0, 0);
         writes_before_copies();
     }
+}
+
+// All threads begin with it: tiles are counted, and the rings of all blocks of a cluster are ready.
+DEVICE void begin_walk(const Problem& p, u32* before, const Barriers& barriers, u8* weights, u32 depth) {
+    if (threadIdx.x / 32 == 0) count_tiles(p, before);
+    begin_rings(barriers, weights, depth);
+    __syncthreads();
+    if (CLUSTER > 1) wait_for_cluster();
 }
 
 // Brings the packed rows of a tile, blocks `start .. end` of the depth, stage by stage. One warp.
