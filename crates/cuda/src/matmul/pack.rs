@@ -185,7 +185,9 @@ impl Packed {
         match self {
             Packed::Codes(layout) => {
                 let tiles = Tile::of_matrix(&self.tiles(gpu.arch()), gpu.processors(), shape);
-                tiles.into_iter().map(|tile| Module::product(layout, tile)).collect()
+                // What they multiply.
+                let numbers = tiles.iter().any(|tile| matches!(tile, Tile::Many(_))).then_some(Module::Numbers);
+                tiles.into_iter().map(|tile| Module::product(layout, tile)).chain(numbers).collect()
             }
             Packed::Float(float) => FloatsTile::ALL.map(|tile| Module::Floats(float, tile)).to_vec(),
         }
