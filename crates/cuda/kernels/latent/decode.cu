@@ -336,7 +336,9 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
 #pragma unroll
         for (u32 j = 0; j < AT_ONCE; j++) {
             const u32 four = i + j * THREADS + threadIdx.x, c = block * OWN_COLUMNS + four / (WIDTH / 4);
-            if (four < OWN_FOURS) given[j].load(sums_at + place_of_sum(c, four % (WIDTH / 4) * 4) * 4, stats_at + c * 8, blocks);
+            // Nothing that is not used: who says that it has read would not wait for that.
+            if (four < OWN_FOURS && c < count)
+                given[j].load(sums_at + place_of_sum(c, four % (WIDTH / 4) * 4) * 4, stats_at + c * 8, blocks);
         }
 #pragma unroll
         for (u32 j = 0; j < AT_ONCE; j++) {
