@@ -352,7 +352,7 @@ fn streams_are_connected() {
     assert_eq!((all.entry, all.grid), ("connect", [8, 1, 1]));
     let want = [
         &[1, 2, 3, 90, 91, 92, 6][..],
-        &[80, 10, 11, 12, 13, 5, 81, 14, 82, 83, 15, 4, 20, 6, 16],
+        &[80, 10, 11, 12, 13, 5, 81, 14, 82, 83, 15, 20, 6, 16],
         &[84, 17, 18, 19, 20, 7, 512],
     ];
     assert_eq!(all.args[..all.count], want.concat());
