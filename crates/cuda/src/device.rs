@@ -126,16 +126,6 @@ impl CudaDevice {
         self.gpu.wait()
     }
 
-    /// From now on launches that share nothing run at once, on cards that start kernels early. No bit depends on it.
-    pub fn run_in_pairs(&self) {
-        self.gpu.run_in_pairs();
-    }
-
-    /// From now on products take in the gates that follow them, on cards that have clusters of blocks. No bit depends on it.
-    pub fn join_gates(&self) {
-        self.gpu.join_gates();
-    }
-
     /// Kernels launched so far.
     pub fn counts(&self) -> Counts {
         self.gpu.counts()

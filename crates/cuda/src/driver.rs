@@ -11,7 +11,7 @@ use std::{
     fmt::Display,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread,
 };
@@ -69,8 +69,6 @@ pub(crate) struct Gpu {
     failure: OnceLock<String>,
     queue: Mutex<Queue>,
     launching: Launching,
-    /// Whether launches that share nothing run at once.
-    in_pairs: AtomicBool,
     /// Whether the card has kernels that wait by themselves started before those ahead of them have ended.
     can_start_early: bool,
     sent: Sent,
@@ -175,9 +173,8 @@ impl Gpu {
             free,
             launches,
             failure,
-            queue: Mutex::new(Queue::of_card(is_hopper && launching == Launching::Trial)),
+            queue: Mutex::new(Queue::of_card(is_hopper)),
             launching,
-            in_pairs: AtomicBool::new(launching == Launching::Trial),
             can_start_early: is_hopper,
             sent,
             timing,

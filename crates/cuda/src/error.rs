@@ -40,7 +40,7 @@ pub enum OpenError {
     },
     /// A way to launch kernels that does not exist.
     #[error(
-        "TESSERA_CUDA_LAUNCHES is {value:?}; there are graphs, apart, beside, single and serial: set one, or none for graphs"
+        "TESSERA_CUDA_LAUNCHES is {value:?}; there are graphs, apart, single and serial: set one, or none for graphs"
     )]
     Launches {
         /// What was asked for.

@@ -10,20 +10,18 @@ use crate::{
     queue::{ARGS_MAX, Call, Queue, Sending},
 };
 
-/// The variable that says how kernels are launched: `graphs`, `apart`, `trial`, `single` or `serial`.
+/// The variable that says how kernels are launched: `graphs`, `apart`, `single` or `serial`.
 const LAUNCHES_VARIABLE: &str = "TESSERA_CUDA_LAUNCHES";
 
 /// How kernels are launched, for measurements. No bit depends on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Launching {
-    /// What comes again as a graph; kernels that wait by themselves start early where the card can.
+    /// What comes again as a graph; kernels that wait by themselves start early where the card can, those that share nothing run at once,
+    /// and products take in the gates that follow them.
     #[default]
     Graphs,
-    /// The same, but neighbours never become one.
+    /// The same, but neighbours never become one, and none runs beside another.
     Apart,
-    /// As graphs, with what no card has measured yet, where the card can: what shares nothing runs at once, and products take in the gates
-    /// that follow them.
-    Trial,
     /// Without graphs.
     Single,
     /// Without graphs, and each starts when the one before it has ended.
@@ -33,7 +31,7 @@ pub(crate) enum Launching {
 impl Launching {
     /// Whether runs that come again are sent as graphs.
     fn has_graphs(self) -> bool {
-        matches!(self, Launching::Graphs | Launching::Apart | Launching::Trial)
+        matches!(self, Launching::Graphs | Launching::Apart)
     }
 
     /// What the environment asks for.
@@ -41,7 +39,6 @@ impl Launching {
         match std::env::var(LAUNCHES_VARIABLE).as_deref() {
             Err(_) | Ok("graphs") => Ok(Launching::Graphs),
             Ok("apart") => Ok(Launching::Apart),
-            Ok("trial") => Ok(Launching::Trial),
             Ok("single") => Ok(Launching::Single),
             Ok("serial") => Ok(Launching::Serial),
             Ok(other) => Err(OpenError::Launches { value: other.to_owned() }),
@@ -114,17 +111,7 @@ impl Gpu {
 
     /// Whether launches run beside each other.
     pub(super) fn has_pairs(&self) -> bool {
-        self.can_start_early && self.launching != Launching::Serial && self.in_pairs.load(Ordering::Relaxed)
-    }
-
-    /// From now on they do, where the card can.
-    pub(crate) fn run_in_pairs(&self) {
-        self.in_pairs.store(true, Ordering::Relaxed);
-    }
-
-    /// From now on products take in the gates that follow them, where the card can.
-    pub(crate) fn join_gates(&self) {
-        lock(&self.queue).join_gates(self.can_start_early);
+        self.can_start_early && matches!(self.launching, Launching::Graphs | Launching::Single)
     }
 
     /// What was sent so far.

@@ -105,11 +105,6 @@ impl Queue {
         Queue { has_clusters, ..Queue::default() }
     }
 
-    /// From now on clusters are used, if the card has them.
-    pub(crate) fn join_gates(&mut self, has_clusters: bool) {
-        self.has_clusters = has_clusters;
-    }
-
     /// Holds a launch back, or makes it one with the last; whether it is time to send. `find` gives the function of a module, where the
     /// card runs it.
     pub(crate) fn push(&mut self, call: Call, find: &dyn Fn(Module) -> Option<sys::CUfunction>) -> bool {

@@ -99,7 +99,6 @@ fn layers<D: Device>(device: &D) -> Vec<Layer<D>> {
 #[test]
 fn shared_experts_run_beside_others() {
     let Some((card, _alone)) = crate::opened_card() else { return };
-    card.run_in_pairs();
     let starts_early = ["sm_90a", "sm_100", "sm_120"].iter().any(|arch| card.name().contains(arch));
     let (on_card, on_reference) = (layers(&card), layers(&ReferenceDevice));
     for rows in [1, 2, 5] {

@@ -119,7 +119,6 @@ fn vector<D: Device>(device: &D, count: usize) -> D::Vector {
 #[test]
 fn what_follows_a_product_is_done_where_it_is_summed() {
     let Some((card, _alone)) = crate::opened_card() else { return };
-    card.join_gates();
     let has_clusters = card.name().contains("sm_90a");
     let (dense, routed, grouped) = (Form::Dense, Form::Routed, Form::Grouped);
     let silu = Gate::Silu;
