@@ -7,6 +7,10 @@
 #define WARPS (THREADS / 32)
 // Scores that a thread holds; where there are more than all threads hold, they are read again and again.
 #define HELD 32
+// So many of them are left out together where there are fewer.
+#define CHUNK 4
+// Neighbours that a thread asks for at once, and holds where there are no more for it.
+#define RUN 4
 // A digit of an order: so many bits, and so many values. Digits of a thread's scores are counted in bytes, those of a warp in halves.
 #define DIGIT_BITS 4
 #define DIGITS 16
@@ -68,7 +72,11 @@ DEVICE uint2 sums_before(uint2 value, uint2* parts) {
     if (lane == 31) parts[warp] = upto;
     __syncthreads();
     uint2 before = make_uint2(upto.x - value.x, upto.y - value.y);
-    for (u32 w = 0; w < warp; w++) before.x += parts[w].x, before.y += parts[w].y;
+#pragma unroll
+    for (u32 w = 0; w < WARPS; w++) {
+        const uint2 other = parts[w];
+        if (w < warp) before.x += other.x, before.y += other.y;
+    }
     return before;
 }
 
@@ -88,11 +96,30 @@ KERNEL __launch_bounds__(THREADS) select(const float* scores, u32* selected, con
     }
     const float* score = scores + (u64)blockIdx.x * stride;
     const bool is_held = complete <= HELD * THREADS;
+    const u32 each = (complete + THREADS - 1) / THREADS;
+    const u32 begin = t * each < complete ? t * each : complete, end = begin + each < complete ? begin + each : complete;
+    // All is asked for before the first is looked at.
+    float run[RUN];
+    auto bring_run = [&](u32 from) {
+#pragma unroll
+        for (u32 k = 0; k < RUN; k++) run[k] = from + k < end ? score[from + k] : 0.0f;
+    };
+    bring_run(begin);
     u32 held[HELD] = {};
     if (is_held) {
+        float brought[HELD] = {};
 #pragma unroll
-        for (int i = 0; i < HELD; i++)
-            if (t + i * THREADS < complete) held[i] = order_of(score[t + i * THREADS]);
+        for (u32 first = 0; first < HELD; first += CHUNK) {
+            if (first * THREADS >= complete) continue;
+#pragma unroll
+            for (u32 i = first; i < first + CHUNK; i++) brought[i] = t + i * THREADS < complete ? score[t + i * THREADS] : 0.0f;
+        }
+#pragma unroll
+        for (u32 first = 0; first < HELD; first += CHUNK) {
+            if (first * THREADS >= complete) continue;
+#pragma unroll
+            for (u32 i = first; i < first + CHUNK; i++) held[i] = t + i * THREADS < complete ? order_of(brought[i]) : 0;
+        }
     }
     u32 lowest = 0, wanted = top_k;
     for (int bits = 32 - DIGIT_BITS; bits >= 0; bits -= DIGIT_BITS) {
@@ -105,8 +132,11 @@ KERNEL __launch_bounds__(THREADS) select(const float* scores, u32* selected, con
         };
         if (is_held) {
 #pragma unroll
-            for (int i = 0; i < HELD; i++)
-                if (i * THREADS < complete) count(held[i]);
+            for (u32 first = 0; first < HELD; first += CHUNK) {
+                if (first * THREADS >= complete) continue;
+#pragma unroll
+                for (u32 i = first; i < first + CHUNK; i++) count(held[i]);
+            }
             own = counts.of_warp(t % 32);
         } else {
             // No more at a time than a byte counts.
@@ -119,21 +149,26 @@ KERNEL __launch_bounds__(THREADS) select(const float* scores, u32* selected, con
         }
         lowest |= digit_of(own, wanted, parts[bits / DIGIT_BITS % 2]) << bits;
     }
-    const u32 each = (complete + THREADS - 1) / THREADS;
-    const u32 begin = t * each < complete ? t * each : complete, end = begin + each < complete ? begin + each : complete;
+    auto of_run = [&](auto&& use) {
+#pragma unroll 1
+        for (u32 from = begin; from < end; from += RUN) {
+            if (each > RUN) bring_run(from);
+#pragma unroll
+            for (u32 k = 0; k < RUN; k++)
+                if (from + k < end) use(from + k, order_of(run[k]));
+        }
+    };
     uint2 own = make_uint2(0, 0);
-    for (u32 i = begin; i < end; i++) {
-        const u32 order = order_of(score[i]);
+    of_run([&](u32, u32 order) {
         own.x += order > lowest;
         own.y += order == lowest;
-    }
+    });
     // Of those that are equal to the lowest, the first ones: as many as are still wanted.
     const uint2 before = sums_before(own, sums);
     u32 equal_before = before.y, at = before.x + (equal_before < wanted ? equal_before : wanted);
-    for (u32 i = begin; i < end; i++) {
-        const u32 order = order_of(score[i]);
+    of_run([&](u32 i, u32 order) {
         const bool is_selected = order > lowest || (order == lowest && equal_before < wanted);
         equal_before += order == lowest;
         if (is_selected) out[at++] = i;
-    }
+    });
 }

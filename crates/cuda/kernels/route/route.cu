@@ -2,14 +2,35 @@
 // launch.
 
 #define GROUPS_MAX 64
+// Numbers that a thread asks for before it uses the first.
+#define HELD 8
+
+// The sum of `count` numbers in order, from zero on, `stride` apart.
+DEVICE float sum_from_zero(const float* numbers, u32 stride, u32 count) {
+    float sum = 0.0f;
+#pragma unroll 1
+    for (u32 first = 0; first < count; first += HELD) {
+        float held[HELD];
+#pragma unroll
+        for (u32 k = 0; k < HELD; k++) held[k] = first + k < count ? numbers[(first + k) * stride] : 0.0f;
+#pragma unroll
+        for (u32 k = 0; k < HELD; k++)
+            if (first + k < count) sum = sum + held[k];
+    }
+    return sum;
+}
 
 // The id of the highest of a warp's `orders`, of equal ones the lowest; it is taken away. Lanes scan by strides.
 DEVICE u32 take_first(u32* orders, u32 count, u32 lane) {
     u32 best = 0, id = 0xffffffffu;
-#pragma unroll 8
-    for (u32 i = lane; i < count; i += 32) {
-        const u32 order = orders[i];
-        if (order > best) { best = order; id = i; }
+#pragma unroll 1
+    for (u32 first = lane; first < count; first += 32 * HELD) {
+        u32 held[HELD];
+#pragma unroll
+        for (u32 k = 0; k < HELD; k++) held[k] = first + k * 32 < count ? orders[first + k * 32] : 0;
+#pragma unroll
+        for (u32 k = 0; k < HELD; k++)
+            if (held[k] > best) { best = held[k]; id = first + k * 32; }
     }
     const u32 highest = __reduce_max_sync(0xffffffffu, best);
     id = __reduce_min_sync(0xffffffffu, best == highest ? id : 0xffffffffu);
@@ -29,9 +50,7 @@ DEVICE void softmax(float* values, u32 count, u32 lane) {
     }
     for (u32 i = lane; i < count; i += 32) values[i] = canonical_exp(values[i] - highest);
     __syncwarp();
-    float sum = 0.0f;
-    if (lane < 16)
-        for (u32 i = lane; i < count; i += 16) sum = sum + values[i];
+    float sum = lane < 16 && lane < count ? sum_from_zero(values + lane, 16, (count - lane + 15) / 16) : 0.0f;
     sum = __shfl_sync(0xffffffffu, add_lanes(sum), 0);
     for (u32 i = lane; i < count; i += 32) values[i] = values[i] / sum;
     __syncwarp();
@@ -100,21 +119,32 @@ struct Routing {
     float sum_min, factor;
     u32 given;
 
-    // Score and choice of an expert by its logit.
-    DEVICE_MEMBER void score_one(float logit, u32 expert, float* scores) const {
-        const float own = scored(logit, score);
+    // An expert's logit and bias, where its score and its choice come.
+    DEVICE_MEMBER void keep(float logit, float own_bias, u32 expert, float* scores) const {
+        scores[expert] = logit;
+        scores[experts + expert] = own_bias;
+    }
+    // Score and choice of an expert that is kept.
+    DEVICE_MEMBER void score_one(u32 expert, float* scores) const {
+        const float own = scored(scores[expert], score);
         scores[expert] = own;
         if (score != 0) choose_by(own, expert, scores);
     }
 
     DEVICE_MEMBER void choose_by(float own, u32 expert, float* scores) const {
-        const float choice = bias ? own + bias[expert] : own;
+        const float choice = bias ? own + scores[experts + expert] : own;
         scores[experts + expert] = choice;
         ((u32*)scores)[2 * experts + expert] = order_of(choice);
     }
 
+    // The expert that is given for the slot that a lane has, of the first 32.
+    DEVICE_MEMBER u32 given_one(const u32* ids) const { return given && threadIdx.x % 32 < slots ? ids[threadIdx.x % 32] : 0; }
+
+    // Where the experts that are chosen for a token stand in the end.
+    DEVICE_MEMBER u32* chosen_of(float* scores) const { return (u32*)(scores + experts); }
+
     // By a warp: ids and weights of the slots. `scores` has three numbers for each expert: its score, its choice, and the order of that.
-    DEVICE_MEMBER void token(u32* ids, float* out, float* scores) const {
+    DEVICE_MEMBER void token(u32* ids, float* out, float* scores, u32 own_given) const {
         u32* orders = (u32*)(scores + 2 * experts);
         const u32 lane = threadIdx.x % 32;
         if (score == 0) {
@@ -124,21 +154,27 @@ struct Routing {
         }
         if (groups > 0) keep_groups(scores + experts, orders, experts, groups, kept, judged_by, lane);
         // What was chosen, and its scores, take the place of choices, which are done with.
-        u32* chosen = (u32*)(scores + experts);
-        for (u32 s = 0; s < slots; s++) {
-            const u32 best = given ? ids[s] : take_first(orders, experts, lane);
-            if (lane == 0) chosen[s] = best;
+        u32* chosen = chosen_of(scores);
+        if (given) {
+#pragma unroll 1
+            for (u32 s = lane; s < slots; s += 32) chosen[s] = s < 32 ? own_given : ids[s];
+        } else {
+#pragma unroll 1
+            for (u32 s = 0; s < slots; s++) {
+                const u32 best = take_first(orders, experts, lane);
+                if (lane == 0) chosen[s] = best;
+            }
         }
         __syncwarp();
         // Orders are done with too.
         float* weights = (float*)orders;
+#pragma unroll 1
         for (u32 s = lane; s < slots; s += 32) weights[s] = scores[chosen[s]];
         __syncwarp();
         if (score == 2) softmax(weights, slots, lane);
-        float total = 0.0f;
-#pragma unroll 8
-        for (u32 s = 0; s < slots; s++) total = total + weights[s];
+        float total = sum_from_zero(weights, 1, slots);
         total = total < sum_min ? sum_min : total;
+#pragma unroll 1
         for (u32 s = lane; s < slots; s += 32) {
             float w = normalise ? weights[s] / total : weights[s];
             w = w * factor;
@@ -155,10 +191,24 @@ KERNEL route(const float* logits, const float* bias, const float* factors, u32* 
     DYNAMIC_SHARED(float, scores);
     const Routing routing = {bias, factors, experts, slots, score, groups, kept, judged_by, normalise, sum_min, factor, given};
     const u64 token = blockIdx.x;
-#pragma unroll 8
-    for (u32 i = threadIdx.x; i < experts; i += 32) routing.score_one(logits[token * experts + i], i, scores);
+    const u32 own_given = routing.given_one(chosen + token * slots);
+#pragma unroll 1
+    for (u32 first = threadIdx.x; first < experts; first += 32 * HELD) {
+        float held[HELD], biases[HELD];
+#pragma unroll
+        for (u32 k = 0; k < HELD; k++) {
+            const u32 i = first + k * 32;
+            held[k] = i < experts ? logits[token * experts + i] : 0.0f;
+            biases[k] = bias && i < experts ? bias[i] : 0.0f;
+        }
+#pragma unroll
+        for (u32 k = 0; k < HELD; k++)
+            if (first + k * 32 < experts) routing.keep(held[k], biases[k], first + k * 32, scores);
+    }
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < experts; i += 32) routing.score_one(i, scores);
     __syncwarp();
-    routing.token(chosen + token * slots, weights + token * slots, scores);
+    routing.token(chosen + token * slots, weights + token * slots, scores, own_given);
 }
 
 // The same of a few tokens, by one block, and the places of each expert, as list_places gives them: a thread an expert.
@@ -168,38 +218,66 @@ KERNEL __launch_bounds__(THREADS) route_few(const float* logits, const float* bi
                                             u32 beside) {
     DYNAMIC_SHARED(float, scores);
     const Turn turn(beside);
-    if (bias && threadIdx.x * 32 < experts) prefetch(bias + threadIdx.x * 32);
+    float own_bias = bias && threadIdx.x < experts ? bias[threadIdx.x] : 0.0f;
+    asked(own_bias);
     after_earlier_work(turn);
     const Routing routing = {bias, factors, experts, slots, score, groups, kept, judged_by, normalise, sum_min, factor, given};
-    const u32 token = threadIdx.x / 32, places = tokens * slots;
-#pragma unroll 4
-    for (u32 i = threadIdx.x; i < tokens * experts; i += blockDim.x)
-        routing.score_one(logits[i], i % experts, scores + i / experts * 3 * experts);
+    const u32 token = threadIdx.x / 32;
+    auto scores_of = [&](u32 token) { return scores + token * 3 * experts; };
+    const u32 own_given = token < tokens ? routing.given_one(chosen + token * slots) : 0;
+#pragma unroll 1
+    for (u32 expert = threadIdx.x; expert < experts; expert += blockDim.x) {
+        if (bias && expert >= blockDim.x) own_bias = bias[expert];
+#pragma unroll 1
+        for (u32 first = 0; first < tokens; first += HELD) {
+            float held[HELD];
+#pragma unroll
+            for (u32 k = 0; k < HELD; k++) held[k] = first + k < tokens ? logits[(first + k) * experts + expert] : 0.0f;
+#pragma unroll
+            for (u32 k = 0; k < HELD; k++)
+                if (first + k < tokens) routing.keep(held[k], own_bias, expert, scores_of(first + k));
+        }
+    }
     __syncthreads();
-    if (token < tokens) routing.token(chosen + token * slots, weights + token * slots, scores + token * 3 * experts);
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < tokens * experts; i += blockDim.x) routing.score_one(i % experts, scores_of(i / experts));
     __syncthreads();
-    // Scores are done with; a token has more of them than slots.
-    u32* placed = (u32*)scores;
-    for (u32 p = threadIdx.x; p < places; p += blockDim.x) placed[p] = chosen[p];
+    if (token < tokens) routing.token(chosen + token * slots, weights + token * slots, scores_of(token), own_given);
     __syncthreads();
+    // The expert of each place, in order, from shared memory; some are read before the first is used.
+    auto places = [&](auto&& use) {
+#pragma unroll 1
+        for (u32 t = 0; t < tokens; t++) {
+            const u32* own = routing.chosen_of(scores_of(t));
+#pragma unroll 1
+            for (u32 from = 0; from < slots; from += HELD) {
+                u32 held[HELD];
+#pragma unroll
+                for (u32 k = 0; k < HELD; k++) held[k] = from + k < slots ? own[from + k] : 0;
+#pragma unroll
+                for (u32 k = 0; k < HELD; k++)
+                    if (from + k < slots) use(t * slots + from + k, held[k]);
+            }
+        }
+    };
+#pragma unroll 1
     for (u32 expert = threadIdx.x; expert < experts; expert += blockDim.x) {
         u32 before = 0, own = 0;
-#pragma unroll 4
-        for (u32 p = 0; p < places; p++) {
-            const u32 e = placed[p];
+        places([&](u32, u32 e) {
             before += e < expert;
             own += e == expert;
-        }
+        });
         starts[expert] = before;
         if (expert + 1 == experts) starts[experts] = before + own;
         const u32 first_column = (before + 7) / 8 * 8 + 8 * expert;
         u32 done = 0;
-        for (u32 p = 0; p < places && done < own; p++) {
-            if (placed[p] != expert) continue;
+        if (own == 0) continue;
+        places([&](u32 p, u32 e) {
+            if (e != expert) return;
             order[before + done] = p;
             columns[p] = first_column + done;
             done++;
-        }
+        });
     }
 }
 
