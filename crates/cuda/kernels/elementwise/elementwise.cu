@@ -7,10 +7,10 @@ DEVICE u64 index() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
 KERNEL gate(const float* x, const float* up, float* y, u8* codes, uint2* scales, float4* minima, u32 rows, u32 width, u32 x_stride,
             u32 up_stride, u32 kind, float limit, u32 beside) {
     const Turn turn(beside);
+    // Where it stands takes a while, and waits for nothing.
+    const u64 at = index(), row = at / width, column = at % width;
     after_earlier_work(turn);
-    u64 at = index();
     if (at >= (u64)rows * width) return;
-    u64 row = at / width, column = at % width;
     const float v = gated(x[row * x_stride + column], up[row * up_stride + column], kind, limit);
     y[at] = v;
     const CodesOut out = {codes, scales, minima};
@@ -60,9 +60,23 @@ KERNEL combine(const float* parts, const float* weights, float* y, u32 rows, u32
     u64 at = index();
     if (at >= (u64)rows * width) return;
     u64 row = at / width, column = at % width;
+    const float last = added ? added[at] : 0.0f;
     float sum = 0.0f;
-    for (u32 s = 0; s < slots; s++) sum = fma(weights[row * slots + s], parts[(row * slots + s) * width + column], sum);
-    y[at] = added ? sum + added[at] : sum;
+    // Some slots are asked for before the first is added.
+#pragma unroll 1
+    for (u32 first = 0; first < slots; first += 8) {
+        float factors[8], numbers[8];
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            const u64 slot = row * slots + first + i;
+            factors[i] = first + i < slots ? weights[slot] : 0.0f;
+            numbers[i] = first + i < slots ? parts[slot * width + column] : 0.0f;
+        }
+#pragma unroll
+        for (u32 i = 0; i < 8; i++)
+            if (first + i < slots) sum = fma(factors[i], numbers[i], sum);
+    }
+    y[at] = added ? sum + last : sum;
 }
 
 // Holds the card up for a while.

@@ -185,7 +185,7 @@ DEVICE bool are_halves(const u8* key) {
     for (int p = 0; p < PIECES; p++) {
         const u32 scale = key[SCALES_AT + p];
         // Codes of zero are so with any small scale.
-        are &= scale <= SCALE_MAX && (scale >= SCALE_MIN || (codes_of(key, p) & 0x77777777u) == 0);
+        are &= (scale <= SCALE_MAX) & ((scale >= SCALE_MIN) | ((codes_of(key, p) & 0x77777777u) == 0));
     }
     return are;
 }
@@ -214,23 +214,34 @@ DEVICE bool is_whole_key(const u8* key) {
 #pragma unroll
         for (int i = 0; i < 4; i++) rest |= (add_halves(add_halves(words[i], magic), magic ^ 0x80008000u) ^ words[i]) & 0x7fff7fffu;
     }
-    return are_halves(key) && (most == 0 || (exponent > 0 && exponent + 11 - KEY_BITS < 31 && rest == 0));
+    // Without branches, behind which other keys would wait.
+    return are_halves(key) & ((most == 0) | ((exponent > 0) & (exponent + 11 - KEY_BITS < 31) & (rest == 0)));
 }
 
-// Brings a quarter of a head's query as whole numbers; whether it is such. Heads that are not there are zeros.
-DEVICE bool keep_query(Multiplied& shared, const Heads& heads) {
-    const u32 head = threadIdx.x / 4, part = threadIdx.x % 4;
+// A quarter of a head's query. Heads that are not there are zeros.
+struct QueryPart {
     float numbers[PIECES][8];
-    u32 most = 0;
+
+    DEVICE_MEMBER void load(const float* queries, u32 count) {
+        const u32 head = threadIdx.x / 4, part = threadIdx.x % 4;
 #pragma unroll
-    for (int p = 0; p < PIECES; p++) {
-        if (head < heads.count) load_query(numbers[p], heads.queries + (u64)head * WIDTH, p * 32 + part * 8);
+        for (int p = 0; p < PIECES; p++) {
+            if (head < count) load_query(numbers[p], queries + (u64)head * WIDTH, p * 32 + part * 8);
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            if (head >= heads.count) numbers[p][i] = 0.0f;
-            most = max(most, __float_as_uint(numbers[p][i]) & 0x7fffffffu);
+            for (int i = 0; i < 8; i++)
+                if (head >= count) numbers[p][i] = 0.0f;
         }
     }
+};
+
+// Keeps it as whole numbers; whether it is such.
+DEVICE bool keep_query(Multiplied& shared, float (&numbers)[PIECES][8]) {
+    const u32 head = threadIdx.x / 4, part = threadIdx.x % 4;
+    u32 most = 0;
+#pragma unroll
+    for (int p = 0; p < PIECES; p++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) most = max(most, __float_as_uint(numbers[p][i]) & 0x7fffffffu);
     most = max(most, __shfl_xor_sync(0xffffffffu, most, 1));
     most = max(most, __shfl_xor_sync(0xffffffffu, most, 2));
     const u32 exponent = most >> 23;
@@ -245,7 +256,8 @@ DEVICE bool keep_query(Multiplied& shared, const Heads& heads) {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const float whole = numbers[p][i] * up;
-            is_whole &= (whole + MAGIC) - MAGIC == whole && (whole != 0.0f || numbers[p][i] == 0.0f);
+            // Without branches: all is known already.
+            is_whole &= ((whole + MAGIC) - MAGIC == whole) & ((whole != 0.0f) | (numbers[p][i] == 0.0f));
             numbers[p][i] = whole;
         }
 #pragma unroll
@@ -307,33 +319,55 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) index_scores(const float* queries, c
     __shared__ u32 flags[WARPS];
     begin_in_turn();
     const u32 row = first + blockIdx.y;
+    // What needs no lookup is asked for before it is known whether there is work; keys are looked up once queries have left their registers.
+    const float* const own_queries = queries + (u64)row * heads * WIDTH;
+    const float* const own_weights = head_weights + (u64)row * heads;
+    auto count_of = [&](u32 from) { return from >= heads ? 0 : heads - from < TILE ? heads - from : TILE; };
+    float weight = threadIdx.x < count_of(0) ? own_weights[threadIdx.x] : 0.0f;
+    asked(weight);
+#if HAS_UNITS
+    QueryPart query;
+    query.load(own_queries, count_of(0));
+#pragma unroll
+    for (int p = 0; p < PIECES; p++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) asked(query.numbers[p][i]);
+#endif
     const RowOfStep own_row = Step{rows, lists}.all_of(row);
     const u32 complete = (own_row.position + 1) / ratio, first_key = blockIdx.x * KEYS, t = threadIdx.x;
     if (complete <= top_k || first_key >= complete) return;
     const Keys keys = {own_row, pages, ratio, first_key, complete};
 #if HAS_UNITS
-    // All that comes from far is on its way at once.
     const u8* own[4];
     bool are_whole = true;
-#pragma unroll
-    for (u32 n = 0; n < 4; n++) own[n] = keys.at(t / 32 * 32 + n * 8 + t % 32 / 4);
-#pragma unroll
-    for (u32 n = 0; n < 4; n++) are_whole &= is_whole_key(own[n]);
 #endif
     float score = 0.0f;
+#pragma unroll 1
     for (u32 from = 0; from < heads; from += TILE) {
-        const u32 count = heads - from < TILE ? heads - from : TILE;
-        const Heads some = {queries + ((u64)row * heads + from) * WIDTH, weights, count};
+        const u32 count = count_of(from);
+        const Heads some = {own_queries + (u64)from * WIDTH, weights, count};
         __syncthreads();
-        if (t < count) weights[t] = head_weights[(u64)row * heads + from + t] * scale;
+        if (t < count) weights[t] = weight * scale;
 #if HAS_UNITS
-        if (all_of_block(keep_query(*(Multiplied*)shared, some) && are_whole, flags)) {
-            score = multiply_keys(*(Multiplied*)shared, own, some, score);
-            continue;
+        const bool is_whole = keep_query(*(Multiplied*)shared, query.numbers);
+        if (from == 0) {
+#pragma unroll
+            for (u32 n = 0; n < 4; n++) own[n] = keys.at(t / 32 * 32 + n * 8 + t % 32 / 4);
+#pragma unroll
+            for (u32 n = 0; n < 4; n++) are_whole &= is_whole_key(own[n]);
         }
+        const bool is_walked = !all_of_block(is_whole && are_whole, flags);
+        if (!is_walked) score = multiply_keys(*(Multiplied*)shared, own, some, score);
+#else
+        const bool is_walked = true;
 #endif
-        for (u32 of_tile = 0; of_tile < KEYS && first_key + of_tile < complete; of_tile += TILE)
+        for (u32 of_tile = 0; is_walked && of_tile < KEYS && first_key + of_tile < complete; of_tile += TILE)
             score = walk(*(Walked*)shared, keys, of_tile, some, score);
+        const u32 next = from + TILE, more = count_of(next);
+        weight = t < more ? own_weights[next + t] : 0.0f;
+#if HAS_UNITS
+        query.load(own_queries + (u64)next * WIDTH, more);
+#endif
     }
     if (first_key + t < complete) scores[(u64)blockIdx.y * stride + first_key + t] = score;
 }
