@@ -60,23 +60,9 @@ KERNEL combine(const float* parts, const float* weights, float* y, u32 rows, u32
     u64 at = index();
     if (at >= (u64)rows * width) return;
     u64 row = at / width, column = at % width;
-    const float last = added ? added[at] : 0.0f;
     float sum = 0.0f;
-    // Some slots are asked for before the first is added.
-#pragma unroll 1
-    for (u32 first = 0; first < slots; first += 8) {
-        float factors[8], numbers[8];
-#pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            const u64 slot = row * slots + first + i;
-            factors[i] = first + i < slots ? weights[slot] : 0.0f;
-            numbers[i] = first + i < slots ? parts[slot * width + column] : 0.0f;
-        }
-#pragma unroll
-        for (u32 i = 0; i < 8; i++)
-            if (first + i < slots) sum = fma(factors[i], numbers[i], sum);
-    }
-    y[at] = added ? sum + last : sum;
+    for (u32 s = 0; s < slots; s++) sum = fma(weights[row * slots + s], parts[(row * slots + s) * width + column], sum);
+    y[at] = added ? sum + added[at] : sum;
 }
 
 // Holds the card up for a while.

@@ -319,7 +319,8 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) index_scores(const float* queries, c
     __shared__ u32 flags[WARPS];
     begin_in_turn();
     const u32 row = first + blockIdx.y;
-    // What needs no lookup is asked for before it is known whether there is work; keys are looked up once queries have left their registers.
+    // What needs no lookup is asked for before it is known whether there is work; keys are looked up once queries have left their
+    // registers.
     const float* const own_queries = queries + (u64)row * heads * WIDTH;
     const float* const own_weights = head_weights + (u64)row * heads;
     auto count_of = [&](u32 from) { return from >= heads ? 0 : heads - from < TILE ? heads - from : TILE; };
