@@ -23,6 +23,7 @@ mod stand_in;
 use std::sync::{RwLock, RwLockReadGuard};
 
 use tessera_cuda::{Cache, CudaDevice};
+use tessera_ops::Device;
 
 /// Held while a card is used; alone by `stand_in`, whose libraries have the names of the driver's, so that whoever looks for a card
 /// meanwhile would find the emulated one, with the faults that it is given.
@@ -37,4 +38,9 @@ fn without_stand_in() -> RwLockReadGuard<'static, ()> {
 fn opened_card() -> Option<(CudaDevice, RwLockReadGuard<'static, ()>)> {
     let alone = without_stand_in();
     Some((CudaDevice::open(0, Cache::default()).ok()?, alone))
+}
+
+/// Whether the card starts kernels before those ahead of them have ended. Memory of a step rests there before it is given out again.
+fn starts_early(card: &CudaDevice) -> bool {
+    ["sm_90a", "sm_100", "sm_120"].iter().any(|arch| card.name().contains(arch))
 }
