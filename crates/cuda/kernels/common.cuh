@@ -3,7 +3,8 @@
 // Sources are compiled without contraction: a multiplication and an addition are fused only where `fma` is written, as the
 // canonical order (crates/ops/src/numerics.rs) asks.
 //
-// In a step of a model each kernel's code comes from afar once more. Where a loop mostly has one turn it is told not to be unrolled.
+// Where a loop mostly has one turn it is told not to be unrolled. What a kernel reads is asked for in batches of a fixed number, by
+// predicate: in a loop whose bound is known at run time alone, unrolled or not, each load waits for the one before it.
 
 #ifndef STAMP
 #error "compile kernels through crates/cuda/src/compiler: it defines the tile and its stamp"

@@ -1,8 +1,7 @@
 // Root-mean-square norm of runs of `width` numbers; numerics.rs. One block a run.
 //
 // What stands around it in a model is done on the way: a sum before it, and codes of the result behind it. At one row a single block
-// has the card to itself, and all is latency: many threads have few numbers each, weights come before the turn, and the code is short,
-// since in a step of a model every kernel's code comes from afar.
+// has the card to itself, and all is latency: many threads have few numbers each, all asked for at once, and weights come before the turn.
 
 // Numbers of a thread that are asked for at once: one behind the other, each would wait for the one before it.
 #define HELD 4
