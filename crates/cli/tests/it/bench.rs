@@ -161,6 +161,11 @@ fn a_sweep_measures_every_frontier_and_draws_it() {
         "--room=700",
     ];
     assert_eq!(numbers(&rows(&home, &args), "depth"), [0, 100, 100, 500]);
+    // More steps than the rings look back, and more than a step has rows.
+    let args = ["decode", rings, "--depth=9", "--tokens=90", "--chunk=32", "--repeat=1", "--width=2"];
+    assert_eq!(numbers(&rows(&home, &args), "tokens"), [180]);
+    let args = ["sweep", rings, "--from=40", "--to=40", "--generate=70", "--chunk=32", "--repeat=1"];
+    assert_eq!(numbers(&rows(&home, &args), "tokens"), [40, 70]);
     home.run(&["bench", "sweep", TINY, "--from=9", "--to=8"]).bad(&["from 9 to 8", "--to"]);
     for factor in ["1", "NaN", "101", "x"] {
         let ran = home.run(&["bench", "sweep", TINY, &format!("--factor={factor}")]);
@@ -236,7 +241,9 @@ fn a_profile_adds_up() {
         assert_eq!((&phase["phase"], &phase["width"]), (&name.into(), &width.into()));
         let stages = phase["stages"].as_array().unwrap();
         let sum: f64 = stages.iter().map(|s| s["seconds"].as_f64().unwrap()).sum();
-        assert!((sum / phase["seconds"].as_f64().unwrap() - 1.0).abs() < 0.5, "{phase}");
+        // Medians of stages and of the whole are of different runs, some of which may have been disturbed.
+        let [least, greatest] = ["seconds_min", "seconds_max"].map(|name| phase[name].as_f64().unwrap());
+        assert!((0.5 * least..=1.5 * greatest).contains(&sum), "{phase}");
         // Matrices of a layer: 64 x 64 q and output, 32 x 64 k and v, three of the feed-forward layer.
         let of = |stage: &'static str| stages.iter().filter(move |s| s["stage"] == stage);
         let operations = |stage: &'static str| of(stage).map(|s| s["operations"].as_f64().unwrap()).sum::<f64>();

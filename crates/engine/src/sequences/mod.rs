@@ -12,6 +12,7 @@
 //! A model may keep the last positions of a sequence in a ring ([`rings`]). Then a sequence that is rewound too far is empty, and pages
 //! are of use to another only up to where somebody left a checkpoint ([`Sequences::checkpoint`]).
 
+mod one;
 mod pages;
 mod prediction;
 mod prefixes;
@@ -352,19 +353,6 @@ impl Sequences {
     /// The logits that the last step gave, to be changed at will until the next.
     pub fn logits(&mut self) -> &mut [f32] {
         &mut self.logits
-    }
-
-    /// Computes tokens of one sequence in steps of at most `chunk`, and gives the logits of the last.
-    ///
-    /// # Errors
-    /// As [`Sequences::step`], and if there are no tokens.
-    pub fn prefill(&mut self, sequence: SequenceId, tokens: &[u32], chunk: usize) -> Result<&[f32], Error> {
-        let chunks = tokens.chunks(chunk.clamp(1, self.rows_max()));
-        let last = chunks.len().checked_sub(1).ok_or(Error::EmptyPrompt)?;
-        for (i, tokens) in chunks.enumerate() {
-            self.step(&[Part { sequence, tokens, role: Role::Prefill, logits: usize::from(i == last) }])?;
-        }
-        Ok(&self.logits)
     }
 
     /// Copies a sequence out of the cache.

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use tessera_engine::{Part, SequenceId, Sequences};
+use tessera_engine::{Part, SequenceId, Sequences, Snapshot};
 use tessera_ops::Role;
 
 use super::{
@@ -28,7 +28,13 @@ pub(super) fn main(args: &Decode) -> Result<()> {
     for (id, tokens) in ids.iter().zip(&tokens) {
         sequences.prefill(*id, &tokens[..args.depth], args.common.chunk)?;
     }
-    let slots: Vec<_> = ids.into_iter().zip(tokens).collect();
+    // Rings keep what so many steps back saw, and no more.
+    let is_far = args.tokens > sequences.rows_max();
+    let slots = ids.into_iter().zip(tokens).map(|(id, tokens)| {
+        let saved = if is_far { Some(sequences.snapshot(id)?) } else { None };
+        Ok(Slot { id, tokens, saved })
+    });
+    let slots = slots.collect::<Result<Vec<_>>>()?;
     let alone = slots.iter().map(|slot| alone(&mut sequences, slot, args)).collect::<Result<Vec<_>>>()?;
     for &width in &args.width {
         let hash = Hash::of_parts(&alone[..width]);
@@ -52,28 +58,42 @@ pub(super) fn main(args: &Decode) -> Result<()> {
     Ok(())
 }
 
-/// A sequence and all its tokens.
-type Slot = (SequenceId, Vec<u32>);
+/// A sequence, all its tokens, and where it is before the first step, if it cannot be rewound to that.
+struct Slot {
+    id: SequenceId,
+    tokens: Vec<u32>,
+    saved: Option<Snapshot>,
+}
 
-/// The last logits of a sequence whose tokens are computed alone, all in one step.
-fn alone(sequences: &mut Sequences, (sequence, tokens): &Slot, args: &Decode) -> Result<Hash> {
-    sequences.rewind(*sequence, args.depth);
-    let part = Part { sequence: *sequence, tokens: &tokens[args.depth..], role: Role::Decode, logits: 1 };
-    Ok(Hash::of_floats([sequences.step(&[part])?]))
+impl Slot {
+    /// Puts the sequence back before the first step.
+    fn begin(&self, sequences: &mut Sequences, depth: usize) -> Result<()> {
+        match &self.saved {
+            Some(saved) => sequences.restore(self.id, saved)?,
+            None => sequences.rewind(self.id, depth),
+        }
+        Ok(())
+    }
+}
+
+/// The last logits of a sequence whose tokens are computed alone, as many in a step as can be.
+fn alone(sequences: &mut Sequences, slot: &Slot, args: &Decode) -> Result<Hash> {
+    slot.begin(sequences, args.depth)?;
+    Ok(Hash::of_floats([sequences.decode_at_once(slot.id, &slot.tokens[args.depth..])?]))
 }
 
 /// All steps of these sequences together, and their last logits.
 fn lock_step(sequences: &mut Sequences, slots: &[Slot], args: &Decode) -> Result<(Duration, Hash)> {
-    slots.iter().for_each(|(id, _)| sequences.rewind(*id, args.depth));
+    slots.iter().try_for_each(|slot| slot.begin(sequences, args.depth))?;
     let vocabulary = sequences.config().vocabulary;
     let mut parts = Vec::with_capacity(slots.len());
     let start = Instant::now();
     let mut logits = &[][..];
     for at in args.depth..args.depth + args.tokens {
         parts.clear();
-        parts.extend(slots.iter().map(|(sequence, tokens)| Part {
-            sequence: *sequence,
-            tokens: &tokens[at..=at],
+        parts.extend(slots.iter().map(|slot| Part {
+            sequence: slot.id,
+            tokens: &slot.tokens[at..=at],
             role: Role::Decode,
             logits: 1,
         }));
