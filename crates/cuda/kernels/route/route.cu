@@ -5,20 +5,9 @@
 // Numbers that a thread asks for before it uses the first.
 #define HELD 8
 
-// The sum of `count` numbers in order, from zero on, `stride` apart.
-DEVICE float sum_from_zero(const float* numbers, u32 stride, u32 count) {
-    float sum = 0.0f;
-#pragma unroll 1
-    for (u32 first = 0; first < count; first += HELD) {
-        float held[HELD];
-#pragma unroll
-        for (u32 k = 0; k < HELD; k++) held[k] = first + k < count ? numbers[(first + k) * stride] : 0.0f;
-#pragma unroll
-        for (u32 k = 0; k < HELD; k++)
-            if (first + k < count) sum = sum + held[k];
-    }
-    return sum;
-}
+// The sum of `count` numbers in order, from zero on, `stride` apart; more than none. Zero may come last: that only no number but -0 is
+// summed makes a difference to.
+DEVICE float sum_from_zero(const float* numbers, u32 stride, u32 count) { return 0.0f + sum_in_order(numbers, stride, count); }
 
 // The id of the highest of a warp's `orders`, of equal ones the lowest; it is taken away. Lanes scan by strides.
 DEVICE u32 take_first(u32* orders, u32 count, u32 lane) {
