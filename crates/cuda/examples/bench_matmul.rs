@@ -6,7 +6,7 @@
 //! Weights are random and cold in the cache; every figure's result is held to the reference first. GB/s are of the file's bytes, of
 //! experts those that are met. With `tiles`, tiles of many shapes are measured beside the table's own; with `check` instead, they are only
 //! held to the reference. With `turn`, a norm and a product take turns, as in a step of a model; with `pair`, two
-//! products of one input are one launch, as an expert's gate and up are.
+//! products of one input are one launch, as an expert's gate and up are; with `crowd`, one expert has a column of every token.
 
 use tessera_cuda::{
     Cache, CudaDevice,
@@ -73,6 +73,9 @@ fn main() -> Outcome<()> {
         let is_timed = argument(3, "") != "check";
         let make = if is_timed { Subject::new } else { Subject::single };
         let mut subject = make(&device, dtype, form, of_one)?;
+        if argument(3, "") == "crowd" {
+            subject.crowd();
+        }
         for &count in &columns {
             if is_timed {
                 line(&format!("{format} {count}"), subject.measure(count)?);

@@ -193,8 +193,13 @@ DEVICE u64 clock_nanoseconds() {
 // Whether blocks can be in clusters: the instructions of hopper/ptx.cuh.
 #define HAS_CLUSTERS (__CUDA_ARCH__ >= 900)
 
-// A kernel may be started while earlier ones of the stream still run: `let_next_start` allows it to those behind, and
-// `after_earlier_work` waits for all that was enqueued before. Until then a kernel touches nothing but weights.
+// A kernel may be started while the one before it in the stream still runs: once all blocks of that have had their turn, or have ended.
+// `after_earlier_work` waits for all that was enqueued before, which is the kernel's turn, and lets the next one start. Until then a kernel
+// touches nothing but weights.
+//
+// The next could be let start at once, and was. But the one behind that then was, too, and so on, and what had been launched several turns
+// ahead found its code gone from the processor's cache of instructions when its turn came: `latent_decode` took 16 us, which are 5 where it
+// is started as late as here. What a launch needs is a few microseconds, and so is a turn.
 DEVICE void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
@@ -204,6 +209,7 @@ DEVICE void after_earlier_work() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" : : : "memory");
 #endif
+    let_next_start();
 }
 // What this thread reads from here on is what lies in L2 by now, or later.
 DEVICE void read_anew() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); }
@@ -212,9 +218,4 @@ DEVICE u64 add_atomically(u64* at, u64 more) {
     u64 before;
     asm volatile("atom.global.add.u64 %0, [%1], %2;" : "=l"(before) : "l"(at), "l"(more) : "memory");
     return before;
-}
-// The first line of a kernel.
-DEVICE void begin_in_turn() {
-    let_next_start();
-    after_earlier_work();
 }

@@ -43,6 +43,5 @@ struct Noted {
 };
 
 #define after_earlier_work Noted{__func__}
-#define begin_in_turn() (let_next_start(), Noted{__func__}())
 
 #endif

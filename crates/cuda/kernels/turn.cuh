@@ -1,12 +1,11 @@
 // A launch beside the one before it, on cards where kernels start early.
 //
 // By itself a launch waits until all before it is complete, and a layer is as long as its launches one after another. Where the queue
-// (crates/cuda/src/queue/order.rs) finds that a launch has nothing to do with the one before it, it tells both by a word of theirs:
+// (crates/cuda/src/queue/order.rs) finds that a launch has nothing to do with the one before it, it tells it by a word:
 //
-// - The first, `NEXT_BESIDE`, lets the next start only behind its own wait. The next begins when each block of the first has said so, or
-//   has ended, which none does before its wait: so all that was enqueued before the first is complete, and lies in L2, by then.
-// - The second, `BESIDE`, does its work at once, and waits when it ends. So whoever waits for it, waits for both, and what is enqueued
-//   later needs not know.
+// - The second, `BESIDE`, begins when each block of the first has had its turn, or has ended, which none does before its turn: so all
+//   that was enqueued before the first is complete, and lies in L2, by then.
+// - It does its work at once, and waits when it ends. So whoever waits for it, waits for both, and what is enqueued later needs not know.
 //
 // What lies in L2 is there for every block that begins later, but for the L1 cache of its processor, which may hold what an earlier launch
 // had read in the same place: memory of steps is given out again. A wait for earlier work takes care of that; without one a fence does,
@@ -16,7 +15,6 @@
 // first writes, and writes nothing that it reads. The emulated machine holds launches to this, whatever the queue says.
 
 #define BESIDE 1
-#define NEXT_BESIDE 2
 
 // The first line of a kernel that can be either. At every end of the kernel stands its end. The fence comes first, where no load is on its
 // way that it would wait for.
@@ -24,8 +22,9 @@ struct Turn {
     u32 beside;
 
     DEVICE_MEMBER explicit Turn(u32 beside) : beside(beside) {
-        if (!(beside & NEXT_BESIDE)) let_next_start();
-        if (beside & BESIDE) read_anew();
+        if (!(beside & BESIDE)) return;
+        let_next_start();
+        read_anew();
     }
     DEVICE_MEMBER ~Turn() {
         if (beside & BESIDE) after_earlier_work();
@@ -34,7 +33,5 @@ struct Turn {
 
 // Waits for the earlier work that the launch needs.
 DEVICE void after_earlier_work(const Turn& turn) {
-    if (turn.beside & BESIDE) return;
-    after_earlier_work();
-    if (turn.beside & NEXT_BESIDE) let_next_start();
+    if (!(turn.beside & BESIDE)) after_earlier_work();
 }

@@ -93,6 +93,7 @@ pub struct Subject<'a> {
     rows: usize,
     source: MatrixSource,
     copies: Vec<PackedMatrix>,
+    is_crowded: bool,
 }
 
 /// What came out.
@@ -150,7 +151,12 @@ impl<'a> Subject<'a> {
         let all_rows = form.segments() * rows;
         let source = MatrixSource { name: "random".to_owned(), dtype, rows: all_rows, depth, bytes: bytes.into() };
         let copies = (0..count).map(|_| device.load_stack(&source, form.segments())).collect::<Result<_, _>>()?;
-        Ok(Subject { device, form, rows, source, copies })
+        Ok(Subject { device, form, rows, source, copies, is_crowded: false })
+    }
+
+    /// Every token goes to one of the experts from now on, and to others besides.
+    pub fn crowd(&mut self) {
+        self.is_crowded = true;
     }
 
     /// Compiles the kernels of tiles, all at once.
@@ -308,10 +314,12 @@ impl<'a> Subject<'a> {
         Ok(times[SAMPLES / 2])
     }
 
-    /// What experts are chosen by: all are as likely.
+    /// What experts are chosen by: all are as likely, or one is better than any other.
     fn logits(&self, tokens: usize, choice: usize) -> Vec<f32> {
         let hash = |i: usize| (i + choice * 65_537 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-        (0..tokens * self.form.segments()).map(|i| hash(i) as f32 / (1 << 24) as f32).collect()
+        let experts = self.form.segments();
+        let better = |i: usize| f32::from(u8::from(self.is_crowded && i % experts == experts / 2));
+        (0..tokens * experts).map(|i| hash(i) as f32 / (1 << 24) as f32 + better(i)).collect()
     }
 
     fn routing(slots: usize) -> Routing {

@@ -106,16 +106,15 @@ EMULATED u64 clock_nanoseconds() { return __builtin_ia32_rdtsc() << 12; }
 
 // Kernels of a stream that start early: the machine holds them to what they may touch before they wait.
 EMULATED void let_next_start() { emulation_let_next_start(); }
-EMULATED void after_earlier_work() { emulation_after_earlier_work(); }
+EMULATED void after_earlier_work() {
+    emulation_after_earlier_work();
+    let_next_start();
+}
 EMULATED void read_anew() { emulation_read_anew(); }
 EMULATED u64 add_atomically(u64* at, u64 more) {
     const u64 before = *at;
     *at = before + more;
     return before;
-}
-EMULATED void begin_in_turn() {
-    let_next_start();
-    after_earlier_work();
 }
 
 // Pairs of f16: each half is computed exactly, in f64, which holds a product and a sum of three f16, and is rounded once.

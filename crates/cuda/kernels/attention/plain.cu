@@ -5,7 +5,7 @@
 KERNEL __launch_bounds__(32) plain(const float* queries, const u8* key_pages, const u8* value_pages, float* parts, float2* stats,
                                    const float* sinks, float* y, const u32* rows, const u32* lists, u32 first, u32 heads,
                                    u32 kv_heads, u32 ring, u32 window, u32 stride, float scale, u32 has_cap, float cap) {
-    begin_in_turn();
+    after_earlier_work();
     __shared__ float weights[PAGE];
     const Step step = {rows, lists};
     const u32 row = first + blockIdx.x / heads, head = blockIdx.x % heads, lane = threadIdx.x;

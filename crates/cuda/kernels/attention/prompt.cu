@@ -79,7 +79,7 @@ KERNEL __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_
         barriers_ready();
     }
     __syncthreads();
-    begin_in_turn();
+    after_earlier_work();
 
     const Step step = {rows, lists};
     const Tile tile = tile_of(step, first, count, heads, kv_heads, blockIdx.z, run);

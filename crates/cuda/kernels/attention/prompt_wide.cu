@@ -37,7 +37,7 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
     if (threadIdx.x == 0) ring.begin(4 * CLUSTER);
     __syncthreads();
     if (CLUSTER > 1) wait_for_cluster();
-    begin_in_turn();
+    after_earlier_work();
 
     const Step step = {rows, lists};
     const Tile tile = tile_of(step, first, count, heads, kv_heads, blockIdx.z, run);

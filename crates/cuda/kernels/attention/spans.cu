@@ -103,7 +103,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
     const SlabRing ring = {shared_address(slabs), barriers, barriers + 8 * STAGES};
     if (threadIdx.x == 0) ring.begin(4);
     __syncthreads();
-    begin_in_turn();
+    after_earlier_work();
 
     const Step step = {rows, lists};
     // Long spans come last, and begin first: those of all heads where a processor has one block, so that none waits for short ones.

@@ -20,7 +20,6 @@ KERNEL store(const float* keys, const float* values, u8* key_pages, u8* value_pa
              u32 pairs, u32 way, u32 turns, const float* queries, float* turned_queries, const float* query_weight, float query_epsilon,
              u32 query_heads) {
     __shared__ float shared[HEAD_DIM];
-    let_next_start();
     const u32 row = blockIdx.y;
     const bool is_key = blockIdx.x < heads;
     const u32 head = is_key ? blockIdx.x : blockIdx.x - heads;

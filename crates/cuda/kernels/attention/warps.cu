@@ -30,7 +30,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) warps(const float* queries, const u8
                                                   float2* stats, const float* sinks, float* y, const u32* rows, const u32* lists,
                                                   u32 first, u32 count, u32 heads, u32 kv_heads, u32 ring_pages, u32 window,
                                                   u32 stride, u32 run, float scale, float cap, u32 is_cut) {
-    begin_in_turn();
+    after_earlier_work();
     DYNAMIC_SHARED(u8, shared);
     u8* const weights = shared + QUERY_BYTES;
     u8* const expanded = weights + WEIGHT_BYTES;

@@ -16,7 +16,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) warps_prompt(const float* queries, c
                                                          const float* sinks, float* y, const u32* rows, const u32* lists, u32 first,
                                                          u32 count, u32 heads, u32 kv_heads, u32 ring_pages, u32 window, u32 run,
                                                          float scale, float cap) {
-    begin_in_turn();
+    after_earlier_work();
     DYNAMIC_SHARED(u8, shared);
     u8* const expanded = shared + QUERY_BYTES;
     u8* const ring = expanded + EXPANDED_BYTES;

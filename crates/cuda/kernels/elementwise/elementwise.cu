@@ -18,36 +18,36 @@ KERNEL gate(const float* x, const float* up, float* y, u8* codes, uint2* scales,
 }
 
 KERNEL columns(const float* x, float* y, u32 rows, u32 width, u32 x_stride, u32 first) {
-    begin_in_turn();
+    after_earlier_work();
     u64 at = index();
     if (at < (u64)rows * width) y[at] = x[at / width * x_stride + first + at % width];
 }
 
 KERNEL scale(float* x, u64 count, float factor) {
-    begin_in_turn();
+    after_earlier_work();
     if (index() < count) x[index()] = x[index()] * factor;
 }
 
 KERNEL add(float* x, const float* y, u64 count) {
-    begin_in_turn();
+    after_earlier_work();
     if (index() < count) x[index()] = x[index()] + y[index()];
 }
 
 KERNEL soft_cap(float* x, u64 count, float cap) {
-    begin_in_turn();
+    after_earlier_work();
     if (index() < count) x[index()] = canonical_soft_cap(x[index()], cap);
 }
 
 // The rows `wanted` of x.
 KERNEL gather_rows(const float* x, const u32* wanted, float* y, u32 rows, u32 width) {
-    begin_in_turn();
+    after_earlier_work();
     u64 at = index();
     if (at < (u64)rows * width) y[at] = x[(u64)wanted[at / width] * width + at % width];
 }
 
 // A fine product: row r and row rows + r of `parts` together, and the bias.
 KERNEL add_fine(const float* parts, const float* bias, float* y, u32 rows, u32 width) {
-    begin_in_turn();
+    after_earlier_work();
     u64 at = index();
     if (at >= (u64)rows * width) return;
     float sum = parts[at] + parts[at + (u64)rows * width];
@@ -56,7 +56,7 @@ KERNEL add_fine(const float* parts, const float* bias, float* y, u32 rows, u32 w
 
 // The way back from the experts: slots in order, from 0; and another summand behind them, if there is one.
 KERNEL combine(const float* parts, const float* weights, float* y, u32 rows, u32 width, u32 slots, const float* added) {
-    begin_in_turn();
+    after_earlier_work();
     u64 at = index();
     if (at >= (u64)rows * width) return;
     u64 row = at / width, column = at % width;
@@ -67,7 +67,7 @@ KERNEL combine(const float* parts, const float* weights, float* y, u32 rows, u32
 
 // Holds the card up for a while.
 KERNEL spin(u64 nanoseconds) {
-    begin_in_turn();
+    after_earlier_work();
     const u64 until = clock_nanoseconds() + nanoseconds;
     while (clock_nanoseconds() < until) {}
 }

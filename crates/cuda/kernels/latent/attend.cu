@@ -14,7 +14,7 @@ KERNEL __launch_bounds__(THREADS) latent_scores(const float* queries, const u8* 
     __shared__ __align__(16) float key[TILE_DEPTH][PAGE + 4];
     __shared__ __align__(16) float query[TILE_DEPTH][TILE_HEADS + 4];
     __shared__ const u8* places[PAGE];
-    begin_in_turn();
+    after_earlier_work();
     const u32 row = first + blockIdx.x, page = blockIdx.y, first_head = blockIdx.z * TILE_HEADS;
     const Sight sight = {Step{rows, lists}.all_of(row), raw, compressed, selected_of(selected, row, top_k), ring, window, ratio, top_k};
     if (page >= sight.pages()) return;
@@ -68,7 +68,7 @@ DEVICE float larger(float a, float b) { return b > a ? b : a; } // NaN never bec
 KERNEL __launch_bounds__(THREADS) latent_weights(float* scores, float* factors, float* totals, const float* sinks,
     const u32* selected, const u32* rows,
                const u32* lists, u32 first, u32 count, u32 heads, u32 window, u32 ratio, u32 top_k, u32 stride) {
-    begin_in_turn();
+    after_earlier_work();
     const u32 lane = threadIdx.x % 32, at = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     if (at >= count * heads) return;
     const u32 row = first + at / heads;
@@ -110,7 +110,7 @@ KERNEL __launch_bounds__(THREADS) latent_values(const u8* raw, const u8* compres
               u32 top_k, u32 stride) {
     __shared__ __align__(16) float weights[PAGE][VALUES_HEADS];
     __shared__ const u8* places[PAGE];
-    begin_in_turn();
+    after_earlier_work();
     const u32 row = first + blockIdx.x, first_head = blockIdx.y * VALUES_HEADS, t = threadIdx.x;
     const Sight sight = {Step{rows, lists}.all_of(row), raw, compressed, selected_of(selected, row, top_k), ring, window, ratio, top_k};
     const u32 count = heads - first_head < VALUES_HEADS ? heads - first_head : VALUES_HEADS;

@@ -6,7 +6,6 @@ KERNEL __launch_bounds__(THREADS) compress(float* inputs, u8* pages, const float
                                            float hadamard_factor) {
     __shared__ float numbers[THREADS];
     __shared__ float sizes[THREADS / 32];
-    let_next_start();
     const float weight = threadIdx.x < WIDTH ? norm[threadIdx.x] : 0.0f;
     after_earlier_work();
     const Step step = {rows, lists};

@@ -317,7 +317,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) index_scores(const float* queries, c
 #endif
     __shared__ float weights[TILE];
     __shared__ u32 flags[WARPS];
-    begin_in_turn();
+    after_earlier_work();
     const u32 row = first + blockIdx.y;
     // What needs no lookup is asked for before it is known whether there is work; keys are looked up once queries have left their
     // registers.

@@ -44,7 +44,7 @@ DEVICE void bring(u8* stage, const Sight& sight, u32 page) {
 KERNEL __launch_bounds__(THREADS, 1) latent_prompt(const float* queries, const u8* raw, const u8* compressed, const u32* selected,
                                                    const float* sinks, float* y, const u32* rows, const u32* lists, u32 first,
                                                    u32 heads, u32 ring, u32 window, u32 ratio, u32 top_k, float scale) {
-    begin_in_turn();
+    after_earlier_work();
     DYNAMIC_SHARED(u8, dynamic);
     u8* const shared = dynamic + ((1024 - (shared_address(dynamic) & 1023)) & 1023);
     u8* const weights = shared + QUERY_BYTES;

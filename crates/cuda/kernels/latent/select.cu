@@ -86,7 +86,7 @@ KERNEL __launch_bounds__(THREADS) select(const float* scores, u32* selected, con
     // Two in turn, so that one meeting a digit is enough.
     __shared__ u32 parts[2][WARPS][DIGITS];
     __shared__ uint2 sums[WARPS];
-    begin_in_turn();
+    after_earlier_work();
     const Step step = {rows, lists};
     const u32 row = first + blockIdx.x, complete = (step.position(row) + 1) / ratio, t = threadIdx.x;
     u32* out = selected + (u64)row * top_k;

@@ -1,7 +1,7 @@
 // Rows of a step's tokens into their pages. One block a row.
 
 KERNEL __launch_bounds__(THREADS) store_rows(const float* x, u8* pages, const u32* rows, const u32* lists, u32 ring) {
-    begin_in_turn();
+    after_earlier_work();
     const Step step = {rows, lists};
     const u32 row = blockIdx.x;
     const RowOfStep own = step.all_of(row);

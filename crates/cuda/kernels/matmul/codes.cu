@@ -260,7 +260,8 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
     // Routed columns are earlier work's result. Others wait only where they are read: weights are on their way by then.
     const bool is_routed = starts || chosen;
     if (is_routed) after_earlier_work(turn);
-    const u32 matrix = matrix_of_block(starts, order, chosen);
+    const Work work = work_of_block(starts, order, chosen, width, blockIdx.y);
+    const u32 matrix = work.matrix;
     if (matrix == 0xffffffffu) return;
     const bool is_single = chosen && !starts;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -303,9 +304,10 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
         segment_of(depth, split, segments_end - 1, unused, last);
     }
     first /= 32 * UNITS, last /= 32 * UNITS;
-    // Of experts few have more columns than a tile, and a block that finds none has cost a place: it goes through all that there are.
+    // Of experts with blocks of their own few have more columns than a tile, and a block that finds none has cost a place: it goes through
+    // all that there are.
 #pragma unroll 1
-    for (u32 column_tile = blockIdx.y;; column_tile += gridDim.y) {
+    for (u32 column_tile = work.tile;; column_tile += gridDim.y) {
         const Columns columns = is_single ? column_of_place(blockIdx.z, slots)
                                           : columns_of_tile(matrix, starts, order, tokens, slots, width, column_tile);
         if (columns.first >= columns.count) return;
@@ -416,7 +418,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
             }
             if (item + 1 < items) __syncthreads();
         }
-        if (is_single || !GOES_ON) return;
+        if (chosen || !GOES_ON) return;
         __syncthreads();
     }
 }

@@ -36,11 +36,17 @@ DEVICE Columns columns_of_tile(u32 matrix, const u32* starts, const u32* order, 
 // The one column of a place that has its expert for itself.
 DEVICE Columns column_of_place(u32 place, u32 slots) { return {0, 1, 0, slots, place}; }
 
-// The matrix of blockIdx.z: itself; or, where experts are more than places, the expert that was `chosen` for place `order[blockIdx.z]`, by
-// the block of its first place. Else none, which is more than there are.
-DEVICE u32 matrix_of_block(const u32* starts, const u32* order, const u32* chosen) {
-    if (!chosen) return blockIdx.z;
-    if (!starts) return chosen[blockIdx.z];
-    const u32 expert = chosen[order[blockIdx.z]];
-    return starts[expert] == blockIdx.z ? expert : 0xffffffffu;
+// A matrix, none if that is more than there are, and a tile of its columns.
+struct Work {
+    u32 matrix;
+    u32 tile;
+};
+
+// The work of blockIdx.z: that matrix, and tile `tile` of its columns. Where experts are more than places, the expert that was `chosen` for
+// place `order[blockIdx.z]`: of all its places the first of each tile has a block, so that no block has two tiles, one after the other.
+DEVICE Work work_of_block(const u32* starts, const u32* order, const u32* chosen, u32 width, u32 tile) {
+    if (!chosen) return {blockIdx.z, tile};
+    if (!starts) return {chosen[blockIdx.z], 0};
+    const u32 expert = chosen[order[blockIdx.z]], of_expert = blockIdx.z - starts[expert];
+    return {of_expert % width == 0 ? expert : 0xffffffffu, of_expert / width};
 }

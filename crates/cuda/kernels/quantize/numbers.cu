@@ -17,7 +17,7 @@ DEVICE u32 pair_of_codes(u32 codes, u32 odd) {
 KERNEL numbers(const u8* codes, const float4* minima, u8* out, float* out_scales, float* out_minima, float* out_halves,
                const u32* starts, const u32* order, u32 columns, u32 segments, u32 row_blocks, u32 slices, u32 depth, u32 runs,
                u32 places) {
-    begin_in_turn();
+    after_earlier_work();
     const u32 column = blockIdx.x * (THREADS / 8) + threadIdx.x / 8, part = threadIdx.x % 8;
     u32 row = column;
     if (starts) {

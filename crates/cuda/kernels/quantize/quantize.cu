@@ -2,7 +2,7 @@
 
 // x (rows, blocks * 32). With `fine`, rows `rows ..` of the output are the codes of what the first codes leave.
 KERNEL quantize(const float* x, u8* codes, uint2* scales, float4* minima, u32 rows, u32 blocks, u32 fine) {
-    begin_in_turn();
+    after_earlier_work();
     u64 at = (u64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     u32 lane = threadIdx.x % 32;
     if (at >= (u64)rows * blocks) return;

@@ -3,7 +3,7 @@
 // x (heads, width). `features` of each head to E4M3 in blocks of 64.
 KERNEL round_fp8(float* x, u32 width, u32 features) {
     __shared__ float sizes[MOST / 32];
-    begin_in_turn();
+    after_earlier_work();
     const u32 t = threadIdx.x;
     float* head = x + (u64)blockIdx.x * width;
     const float v = rounded_to_fp8(t < features ? head[t] : 0.0f, features, sizes);

@@ -176,7 +176,7 @@ struct Routing {
 // logits (tokens, experts); chosen and weights (tokens, slots). A warp a token.
 KERNEL route(const float* logits, const float* bias, const float* factors, u32* chosen, float* weights, u32 experts, u32 slots,
              u32 score, u32 groups, u32 kept, u32 judged_by, u32 normalise, float sum_min, float factor, u32 given) {
-    begin_in_turn();
+    after_earlier_work();
     DYNAMIC_SHARED(float, scores);
     const Routing routing = {bias, factors, experts, slots, score, groups, kept, judged_by, normalise, sum_min, factor, given};
     const u64 token = blockIdx.x;
@@ -273,7 +273,7 @@ KERNEL __launch_bounds__(THREADS) route_few(const float* logits, const float* bi
 // The places of each expert, ascending: order[starts[e] .. starts[e + 1]]. One block an expert, which counts the places of those before.
 // `columns` is the way back: which column of the launch a place is, where each expert's begin at a multiple of eight (matmul/prefill.cu).
 KERNEL __launch_bounds__(THREADS) list_places(const u32* chosen, u32* starts, u32* order, u32* columns, u32 places) {
-    begin_in_turn();
+    after_earlier_work();
     __shared__ u32 of_warps[2][THREADS / 32];
     const u32 expert = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 before = 0, own = 0;

@@ -53,7 +53,7 @@ DEVICE void take_greatest(u64* keys) {
 KERNEL __launch_bounds__(THREADS) best(const float* logits, const u64* before, u64* keys_out, u32* out, u32 vocabulary,
                                        u32 width, u32 count) {
     __shared__ u64 keys[ENTRIES];
-    begin_in_turn();
+    after_earlier_work();
     const u32 first = blockIdx.x * ENTRIES, row = blockIdx.y;
     const float* of_row = logits + (u64)row * vocabulary;
     for (u32 i = threadIdx.x; i < ENTRIES; i += THREADS) {

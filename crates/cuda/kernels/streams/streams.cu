@@ -4,20 +4,20 @@ DEVICE u64 index() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
 
 // Each row of x `count` times, side by side. One thread a number.
 KERNEL copies(const float* x, float* y, u32 rows, u32 width, u32 count) {
-    begin_in_turn();
+    after_earlier_work();
     u64 at = index();
     if (at < (u64)rows * width * count) y[at] = x[at / ((u64)width * count) * width + at % width];
 }
 
 KERNEL stream_gates(const float* mix, const float* scale, const float* base, float* y, u32 count, u32 rounds, float epsilon) {
-    begin_in_turn();
+    after_earlier_work();
     const u64 at = (u64)blockIdx.x * (rounds ? count * (2 + count) : count);
     row_gates(mix + at, scale, base, y + at, count, rounds, epsilon);
 }
 
 // y (rows, width): the sum of streams by their gates, of which a row has `gates_width`. One thread a number.
 KERNEL collapse_streams(const float* streams, const float* gates, float* y, u32 rows, u32 width, u32 count, u32 gates_width) {
-    begin_in_turn();
+    after_earlier_work();
     u64 at = index();
     if (at >= (u64)rows * width) return;
     u64 row = at / width, column = at % width;
@@ -29,7 +29,7 @@ KERNEL collapse_streams(const float* streams, const float* gates, float* y, u32 
 // Streams (rows, count * width) in place. One thread a feature.
 KERNEL spread_streams(float* streams, float* y, const float* gates, u32 rows, u32 width, u32 count, const float* parts,
                       const float* weights, const float* added, u32 slots) {
-    begin_in_turn();
+    after_earlier_work();
     const u64 at = index();
     if (at >= (u64)rows * width) return;
     const u64 row = at / width;

@@ -374,6 +374,10 @@ fn multiply(
                 Tile::Wide(wide) => wide.launch(*layout, (rows, columns_max), segments),
             };
             launch.grid[2] = met;
+            if by_place.is_some() {
+                // Each tile of columns has the block of its first place.
+                launch.grid[1] = 1;
+            }
             if let Tile::Narrow(narrow) = tile {
                 turns = go_on(&mut launch, narrow, (rows, segments), share);
             }

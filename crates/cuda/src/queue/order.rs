@@ -10,9 +10,8 @@ use super::Call;
 /// Launches that another is looked for among, to run beside one.
 const AHEAD_MAX: usize = 8;
 
-/// Bits of the parameter that tells a launch who runs beside it, as `kernels/turn.cuh` has them.
+/// The parameter of a launch that runs beside the one before it, as `kernels/turn.cuh` has it; else 0.
 const BESIDE: u64 = 1;
-const NEXT_BESIDE: u64 = 2;
 
 /// A run of the card's memory that a launch reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +39,7 @@ fn are_apart(a: &Call, b: &Call) -> bool {
     !a.touched.iter().any(|t| b.touched.iter().any(|other| t.meets(other)))
 }
 
-/// The same launches, those that may run at once in pairs of neighbours that know of each other.
+/// The same launches, those that may run at once in pairs of neighbours, of which the second knows.
 pub(super) fn paired(mut calls: Vec<Call>) -> Vec<Call> {
     let mut at = 0;
     while at < calls.len() {
@@ -53,10 +52,8 @@ pub(super) fn paired(mut calls: Vec<Call>) -> Vec<Call> {
         if work(&calls[at + 1]) < work(&calls[at]) {
             calls.swap(at, at + 1);
         }
-        for (call, bit) in calls[at..at + 2].iter_mut().zip([NEXT_BESIDE, BESIDE]) {
-            let place = call.beside.expect("a launch that can run beside another");
-            call.args[place] = bit;
-        }
+        let place = calls[at + 1].beside.expect("a launch that can run beside another");
+        calls[at + 1].args[place] = BESIDE;
         at += 2;
     }
     calls
@@ -118,7 +115,7 @@ mod tests {
             call("experts down", 60, &[7, 6], &[8]),
             call("sum", 1, &[4, 8], &[9]),
         ];
-        let (first, second) = (NEXT_BESIDE, BESIDE);
+        let (first, second) = (0, BESIDE);
         let expected = [
             ("scores", first),
             ("shared", second),
@@ -136,7 +133,7 @@ mod tests {
     fn what_shares_memory_keeps_its_order() {
         let first = || call("first", 1, &[1], &[2]);
         let apart = call("second", 1, &[1], &[3]);
-        assert_eq!(told(vec![first(), apart.clone()]), [("first", NEXT_BESIDE), ("second", BESIDE)]);
+        assert_eq!(told(vec![first(), apart.clone()]), [("first", 0), ("second", BESIDE)]);
         for (second, why) in [
             (call("second", 1, &[2], &[3]), "reads what is written"),
             (call("second", 1, &[3], &[2]), "writes the same"),

@@ -163,14 +163,14 @@ fn early_starts_are_held_to_their_wait() {
     let told = wants("if (count == 0) x[t] = 2.0f;").unwrap_err();
     assert!(told.contains("ends without a wait"), "{told}");
     let sound = [
-        "begin_in_turn(); if (t < count) x[t] = 2.0f;",
-        "if (t == 9) begin_in_turn(); __syncthreads(); if (t < count) x[t] = 2.0f;",
+        "after_earlier_work(); if (t < count) x[t] = 2.0f;",
+        "if (t == 9) after_earlier_work(); __syncthreads(); if (t < count) x[t] = 2.0f;",
     ];
     for body in sound {
         assert_eq!(wants(body), Ok(vec![2.0; NUMBERS]), "{body}");
     }
     // What no kernel has written may be read at any time.
-    let weights = "float v = t < count ? x[t] : 0.0f; begin_in_turn(); if (t < count) x[t] = v + 1.0f;";
+    let weights = "float v = t < count ? x[t] : 0.0f; after_earlier_work(); if (t < count) x[t] = v + 1.0f;";
     assert_eq!(run(&kernel(weights), 1, Way::Early), Ok((1..=NUMBERS).map(|i| i as f32).collect()));
     assert!(wants(weights).is_err());
 }
@@ -183,11 +183,11 @@ fn launches_run_beside_each_other() {
         let body: String = bodies.map(|(i, body)| format!("if (launch == {i}) {{ {body} }}\n")).collect();
         run(&kernel(&format!("const bool is_here = t < 8;\n{body}")), 1, Way::EarlyBehind(2))
     };
-    let plain = "begin_in_turn(); if (is_here) x[t] = 5.0f;";
-    let late = "after_earlier_work(); let_next_start(); if (is_here) x[8 + t] = x[t] + 1.0f;";
+    let plain = "after_earlier_work(); if (is_here) x[t] = 5.0f;";
+    let late = "after_earlier_work(); if (is_here) x[8 + t] = x[t] + 1.0f;";
     let early = "let_next_start(); after_earlier_work(); if (is_here) x[8 + t] = x[t] + 1.0f;";
     // It all is one allocation, so the second launch of these touches none of it.
-    let (idle_late, idle_early) = ("after_earlier_work(); let_next_start();", "begin_in_turn();");
+    let (idle_late, idle_early) = ("after_earlier_work();", "let_next_start(); after_earlier_work();");
     let beside = "let_next_start(); read_anew(); if (is_here) x[16 + t] = x[t] + 2.0f; after_earlier_work();";
     let blind = "let_next_start(); if (is_here) x[16 + t] = x[t] + 2.0f; after_earlier_work();";
     let seen = run(plain, idle_late, beside).unwrap();
@@ -196,7 +196,7 @@ fn launches_run_beside_each_other() {
         (idle_early, beside, "the second lets the third start before its own wait"),
         (late, beside, "the second writes what the third reads"),
         (
-            "after_earlier_work(); let_next_start(); if (is_here && x[t] > 9.0f) x[t] = 1.0f;",
+            "after_earlier_work(); if (is_here && x[t] > 9.0f) x[t] = 1.0f;",
             beside,
             "the third writes what the second reads",
         ),
@@ -205,7 +205,7 @@ fn launches_run_beside_each_other() {
         let told = run(plain, second, third).expect_err(why);
         assert!(told.contains("which earlier work may still use"), "{why}: {told}");
     }
-    let turned = run(plain, early, "begin_in_turn(); if (is_here) x[16 + t] = x[8 + t];").unwrap();
+    let turned = run(plain, early, "after_earlier_work(); if (is_here) x[16 + t] = x[8 + t];").unwrap();
     assert_eq!(turned[16], 6.0);
 }
 

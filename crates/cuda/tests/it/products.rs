@@ -54,6 +54,30 @@ fn every_tile_of_codes_gives_the_reference_s_bits() {
     }
 }
 
+/// More experts than places, and one that has a place of every token: of more columns than a narrow tile, and a wide one.
+const CROWDED: [(DType, &[usize]); 3] = [(DType::IQ2_XXS, &[3, 9]), (DType::Q2_K, &[4]), (DType::Q8_0, &[9])];
+
+#[test]
+fn crowded_experts_give_the_reference_s_bits() {
+    let Some((device, _alone)) = crate::opened_card() else { return };
+    for (dtype, widths) in CROWDED {
+        let Some(Packed::Codes(layout)) = select(dtype) else { panic!("{dtype} has codes") };
+        let form = Form::Experts { count: 20, slots: 2 };
+        let mut subject = Subject::single(&device, dtype, form, (72, 512)).unwrap();
+        subject.crowd();
+        for &tokens in widths {
+            assert!(subject.check(tokens).unwrap(), "{dtype}, {tokens} tokens in the table's tile");
+        }
+        for tile in Tile::all(layout, "sm_80") {
+            if matches!(tile, Tile::Narrow(tile) if tile.is_for_some()) || tile.columns() > 16 {
+                continue;
+            }
+            subject.force_tile(tile);
+            assert!(subject.check(widths[0]).unwrap(), "{dtype}, {} tokens in {tile:?}", widths[0]);
+        }
+    }
+}
+
 /// Many columns: tiles that are whole, half and neither; segments that are summed and one alone; sub-blocks of both sizes, with minima and
 /// without; a last block of 32 features; columns of groups, and of experts, some of which have none.
 const MANY: [Case; 8] = [
