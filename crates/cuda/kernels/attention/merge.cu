@@ -15,6 +15,7 @@ DEVICE float2 pair_at(const float* at, u32 feature) {
 KERNEL __launch_bounds__(WARPS * 32) merge(const float* parts, const float2* stats, const float* sinks, float* y, const u32* rows,
                                            const u32* lists, u32 first, u32 heads, u32 window, u32 stride, u8* codes,
                                            uint2* scales, float4* minima) {
+    let_next_start();
     after_earlier_work();
     __shared__ float2 sums[WARPS][FEATURES / 2];
     __shared__ float totals[WARPS];

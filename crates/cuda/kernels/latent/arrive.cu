@@ -142,6 +142,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) arrive(
     u32 ratio1, u32 overlap1, u32 rounding1, u32 rounded1, float hadamard_factor1, u64 kept1) {
     __shared__ float numbers[NUMBERS];
     __shared__ float sizes[WARPS];
+    let_next_start();
     const Step step = {rows, lists};
     const u32 row = blockIdx.x, work = blockIdx.y;
     // Weights come before the turn.

@@ -113,6 +113,7 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
     const float* queries, const u8* raw, const u8* compressed, const u32* selected, const float* sinks, float* y, const u32* rows,
     const u32* lists, u32 first, u32 heads, u32 ring, u32 window, u32 ratio, u32 top_k, float scale, const float* angles,
     u32 first_feature, u32 pairs, u32 way, u8* codes, uint2* scales, float4* minima) {
+    let_next_start();
     after_earlier_work();
     DYNAMIC_SHARED(u8, dynamic);
     u8* const shared = dynamic + ((1024 - (shared_address(dynamic) & 1023)) & 1023);

@@ -11,6 +11,7 @@
 KERNEL __launch_bounds__(THREADS) rms_norm(float* x, const float* added, const float* weight, float* y, u8* codes, uint2* scales,
                                            float4* minima, u32 width, float epsilon, u32 is_held) {
     DYNAMIC_SHARED(float, shared);
+    let_next_start();
     const u32 lane = threadIdx.x % 32, first_of_warp = threadIdx.x - lane, parts = parts_of(width);
     float* run = x + (u64)blockIdx.x * width;
     float *sums = shared, *numbers = is_held ? sums + parts : run, *held_weights = numbers + width;

@@ -31,6 +31,7 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
     float* mix, const float* scale, const float* base, float* gates, u32 rounds, float gates_epsilon, float* x,
     const float* norm_weight, float* out, u8* codes, uint2* scales, float4* minima, float norm_epsilon, u32 width) {
     DYNAMIC_SHARED(float, shared);
+    let_next_start();
     arrive_at_cluster();
     constexpr u32 count = STREAMS_MAX;
     const u32 block = block_of_cluster(), t = threadIdx.x, lane = t % 32, warp = t / 32;
