@@ -359,7 +359,7 @@ fn multiply(
     let (mut by_place, mut turns) = (None, 1);
     let (module, launch, row_length) = match &input {
         Input::Codes(layout, codes) => {
-            // Of experts, no more than places are met.
+            // Of experts, no more than places are met, and each tile of their columns has the block of its first place.
             let places = share.columns();
             by_place = share.chosen.filter(|_| places < segments);
             let met = if by_place.is_some() { places } else { segments };
@@ -373,11 +373,7 @@ fn multiply(
                 Tile::Narrow(narrow) => narrow.launch(*layout, (rows, columns_max), segments, split),
                 Tile::Wide(wide) => wide.launch(*layout, (rows, columns_max), segments),
             };
-            launch.grid[2] = met;
-            if by_place.is_some() {
-                // Each tile of columns has the block of its first place.
-                launch.grid[1] = 1;
-            }
+            launch.grid = [launch.grid[0], if by_place.is_some() { 1 } else { launch.grid[1] }, met];
             if let Tile::Narrow(narrow) = tile {
                 turns = go_on(&mut launch, narrow, (rows, segments), share);
             }

@@ -102,9 +102,9 @@ impl Reply {
         Hash::of_tokens(&self.tokens, &self.logits)
     }
 
-    /// Takes the likeliest token; says whether it was the last.
-    fn choose(&mut self, logits: &[f32], tokens: usize) -> bool {
-        self.tokens.push(likeliest(logits));
+    /// Takes a token; says whether it was the last.
+    fn take(&mut self, token: u32, tokens: usize) -> bool {
+        self.tokens.push(token);
         self.tokens.len() == tokens
     }
 }
@@ -168,7 +168,7 @@ fn prefill_chunk(
     let part = Part { sequence: slot.sequence, tokens: &prompt[from..to], role: Role::Prefill, logits };
     let logits = sequences.step(&[part])?;
     let reply = &mut done.replies[slot.request];
-    let last = to == prompt.len() && reply.choose(logits, *tokens);
+    let last = to == prompt.len() && reply.take(likeliest(logits), *tokens);
     done.prefill += start.elapsed();
     if last {
         reply.logits = Hash::of_floats([logits]);
@@ -184,13 +184,14 @@ fn decode_step(sequences: &mut Sequences, requests: &[Request], slots: &mut Vec<
         let tokens = &done.replies[slot.request].tokens;
         Part { sequence: slot.sequence, tokens: &tokens[tokens.len() - 1..], role: Role::Decode, logits: 1 }
     });
-    let logits = sequences.step(&parts.collect::<Vec<_>>())?;
-    let rows = || slots.iter().zip(logits.chunks_exact(vocabulary));
-    let last = rows().map(|(slot, row)| done.replies[slot.request].choose(row, requests[slot.request].tokens));
+    let is_last = slots.iter().any(|slot| done.replies[slot.request].tokens.len() + 1 == requests[slot.request].tokens);
+    let (tokens, logits) = step_likeliest(sequences, &parts.collect::<Vec<_>>(), is_last)?;
+    let last = slots.iter().zip(tokens);
+    let last = last.map(|(slot, token)| done.replies[slot.request].take(token, requests[slot.request].tokens));
     let last: Vec<bool> = last.collect();
     done.decode += start.elapsed();
     done.steps += 1;
-    for ((slot, row), _) in rows().zip(&last).filter(|(_, last)| **last) {
+    for ((slot, row), _) in slots.iter().zip(logits.chunks_exact(vocabulary)).zip(&last).filter(|(_, last)| **last) {
         done.replies[slot.request].logits = Hash::of_floats([row]);
     }
     for i in (0..slots.len()).rev().filter(|i| last[*i]) {
@@ -219,6 +220,22 @@ fn alone(sequences: &mut Sequences, requests: &[Request], tokens: &[Vec<u32>]) -
         hashes.push(Reply { tokens, logits: Hash::of_floats([last]) }.hash());
     }
     Ok(hashes)
+}
+
+/// Runs a step, and gives the likeliest token of each wanted row, as a server takes it: found where the model runs, if that spares reading
+/// logits. These are read if they are wanted, or there is no way around it; else there are none.
+pub(super) fn step_likeliest<'a>(
+    sequences: &'a mut Sequences,
+    parts: &[Part<'_>],
+    wants_logits: bool,
+) -> Result<(Vec<u32>, &'a [f32])> {
+    if !wants_logits && sequences.ranks() {
+        let tokens = sequences.step_best(parts, 1)?.iter().map(|best| best.id).collect();
+        return Ok((tokens, &[]));
+    }
+    let vocabulary = sequences.config().vocabulary;
+    let logits = sequences.step(parts)?;
+    Ok((logits.chunks_exact(vocabulary).map(likeliest).collect(), logits))
 }
 
 /// The token of the highest logit, the first of several.

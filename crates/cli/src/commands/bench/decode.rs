@@ -1,5 +1,5 @@
 //! `tessera bench decode`: sequences of the same depth in lock-step, one token of each a step, all tokens given beforehand.
-//! Logits of every sequence are computed at every step.
+//! Logits of every sequence are computed at every step, and the likeliest token is found, as a server does; those of the last are read.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use tessera_ops::Role;
 
 use super::{
     args::Decode,
+    batch::step_likeliest,
     report::{self, Report},
     row::Row,
     subject::Subject,
@@ -89,7 +90,8 @@ fn lock_step(sequences: &mut Sequences, slots: &[Slot], args: &Decode) -> Result
     let mut parts = Vec::with_capacity(slots.len());
     let start = Instant::now();
     let mut logits = &[][..];
-    for at in args.depth..args.depth + args.tokens {
+    let end = args.depth + args.tokens;
+    for at in args.depth..end {
         parts.clear();
         parts.extend(slots.iter().map(|slot| Part {
             sequence: slot.id,
@@ -97,7 +99,7 @@ fn lock_step(sequences: &mut Sequences, slots: &[Slot], args: &Decode) -> Result
             role: Role::Decode,
             logits: 1,
         }));
-        logits = sequences.step(&parts)?;
+        logits = step_likeliest(sequences, &parts, at + 1 == end)?.1;
     }
     let time = start.elapsed();
     let each: Vec<_> = logits.chunks_exact(vocabulary).map(|logits| Hash::of_floats([logits])).collect();

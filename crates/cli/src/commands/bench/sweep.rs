@@ -12,7 +12,7 @@ use tessera_ops::Role;
 
 use super::{
     args::Sweep,
-    batch::likeliest,
+    batch::step_likeliest,
     plot::{self, Series},
     prefill::other_chunk,
     report::{self, Report},
@@ -143,10 +143,11 @@ fn generate(
     sequences.restore(sequence, saved)?;
     let start = Instant::now();
     let mut logits = &[][..];
-    for _ in 0..count {
+    for i in 1..=count {
         let part = Part { sequence, tokens: &tokens[tokens.len() - 1..], role: Role::Decode, logits: 1 };
-        logits = sequences.step(&[part])?;
-        tokens.push(likeliest(logits));
+        let (likeliest, all) = step_likeliest(sequences, &[part], i == count)?;
+        tokens.extend(likeliest);
+        logits = all;
     }
     let time = start.elapsed();
     Ok((time, Hash::of_tokens(tokens, &Hash::of_floats([logits]))))
