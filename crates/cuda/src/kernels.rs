@@ -434,8 +434,7 @@ impl Module {
         }
     }
 
-    /// Whether its kernels wait for earlier work by themselves (`after_earlier_work` of `kernels/ptx.cuh`), so that they may be started
-    /// early.
+    /// Whether its kernels wait for earlier work by themselves (`kernels/ptx.cuh`), so that they may be started early.
     pub(crate) fn waits_by_itself(self) -> bool {
         !matches!(self, Module::Prefill(..) | Module::PrefillWarps(_) | Module::Halves(_) | Module::Many(..))
     }
