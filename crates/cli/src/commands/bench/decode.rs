@@ -1,5 +1,6 @@
 //! `tessera bench decode`: sequences of the same depth in lock-step, one token of each a step, all tokens given beforehand.
-//! Logits of every sequence are computed at every step, and the likeliest token is found, as a server does; those of the last are read.
+//! Logits of every sequence are computed at every step. A device that ranks them finds the likeliest token, as for a server, and those of
+//! the last step alone are read.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,6 @@ use tessera_ops::Role;
 
 use super::{
     args::Decode,
-    batch::step_likeliest,
     report::{self, Report},
     row::Row,
     subject::Subject,
@@ -89,7 +89,6 @@ fn lock_step(sequences: &mut Sequences, slots: &[Slot], args: &Decode) -> Result
     let vocabulary = sequences.config().vocabulary;
     let mut parts = Vec::with_capacity(slots.len());
     let start = Instant::now();
-    let mut logits = &[][..];
     let end = args.depth + args.tokens;
     for at in args.depth..end {
         parts.clear();
@@ -99,9 +98,13 @@ fn lock_step(sequences: &mut Sequences, slots: &[Slot], args: &Decode) -> Result
             role: Role::Decode,
             logits: 1,
         }));
-        logits = step_likeliest(sequences, &parts, at + 1 == end)?.1;
+        if at + 1 < end && sequences.ranks() {
+            sequences.step_best(&parts, 1)?;
+        } else {
+            sequences.step(&parts)?;
+        }
     }
     let time = start.elapsed();
-    let each: Vec<_> = logits.chunks_exact(vocabulary).map(|logits| Hash::of_floats([logits])).collect();
+    let each: Vec<_> = sequences.logits().chunks_exact(vocabulary).map(|logits| Hash::of_floats([logits])).collect();
     Ok((time, Hash::of_parts(&each)))
 }
