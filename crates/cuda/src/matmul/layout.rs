@@ -185,18 +185,20 @@ impl Layout {
         let part = &mut chunk[planes + if is_min { self.scale_bytes() } else { 0 }..][..self.scale_bytes()];
         let (group, half) = (row % 8, row / 8);
         match scale {
-            Scale::F16(bits) => {
-                part[((group * self.subs() + sub) * 2 + half) * 2..][..2].copy_from_slice(&bits.to_le_bytes())
-            }
-            Scale::F32(v) => {
-                part[((group * self.subs() + sub) * 2 + half) * 4..][..4].copy_from_slice(&v.to_le_bytes())
-            }
+            Scale::F16(bits) => put_at(part, ((group * self.subs() + sub) * 2 + half) * 2, bits.to_le_bytes()),
+            Scale::F32(v) => put_at(part, ((group * self.subs() + sub) * 2 + half) * 4, v.to_le_bytes()),
             Scale::Super { unit, factor } => {
-                part[(group * 2 + half) * 2..][..2].copy_from_slice(&unit.to_le_bytes());
+                put_at(part, (group * 2 + half) * 2, unit.to_le_bytes());
                 part[2 * MMA_ROWS + (group * 2 + half) * self.subs() + sub] = (factor as u8) ^ 0x80;
             }
         }
     }
+}
+
+/// As an array, which is a store and no call.
+#[inline]
+fn put_at<const BYTES: usize>(part: &mut [u8], at: usize, bytes: [u8; BYTES]) {
+    *part[at..].first_chunk_mut().expect("a part has all of a scale") = bytes;
 }
 
 /// A scale in the form that a layout keeps.

@@ -1,7 +1,10 @@
 //! Weight matrices on the card: packed when a model is loaded, part by part.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, mpsc::sync_channel},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{channel, sync_channel},
+    },
     thread,
 };
 
@@ -66,11 +69,13 @@ impl PackedMatrix {
         let mut largest = 0.0f32;
         let packer = Packer::new(source.dtype, form);
         thread::scope(|scope| {
-            // The next part is packed while one is sent.
+            // The next part is packed while one is sent, and takes the memory of the one before.
             let (sender, parts) = sync_channel(0);
+            let (left, given_back) = channel();
             scope.spawn(move || {
                 for first in (0..tiles).step_by(tiles_at_once) {
-                    let part = pack(source, &packer, rows, first, tiles_at_once.min(tiles - first));
+                    let memory = given_back.try_recv().unwrap_or_default();
+                    let part = pack(source, &packer, rows, first, tiles_at_once.min(tiles - first), memory);
                     if sender.send((first, part)).is_err() {
                         return;
                     }
@@ -78,8 +83,10 @@ impl PackedMatrix {
             });
             for (first, part) in parts {
                 let part = part?;
-                gpu.upload(&memory, first * tile_bytes, &part.bytes)?;
+                gpu.upload(&memory, first * tile_bytes, &part.memory[..part.bytes])?;
                 largest = largest.max(part.largest);
+                // Behind the last part nobody wants it.
+                let _ = left.send(part.memory);
             }
             Ok::<(), Error>(())
         })?;

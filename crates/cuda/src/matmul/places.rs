@@ -32,6 +32,9 @@ impl Places {
     }
 }
 
+/// Of places in a plane.
+const WHOLE: &str = "a plane has all of a place";
+
 /// A plane: some bits of all codes.
 struct Plane {
     /// Of each row, its codes by fours.
@@ -73,15 +76,13 @@ impl Plane {
         let fours = fours.map(|(four, at)| (u32::from_le_bytes(*four) >> self.first_bit & self.mask, at));
         match self.form {
             Form::Bytes => fours.for_each(|(four, at)| {
-                let word = &mut plane[at.byte..at.byte + 4];
-                let both = u32::from_le_bytes([word[0], word[1], word[2], word[3]]) | four << at.shift;
-                word.copy_from_slice(&both.to_le_bytes());
+                let word: &mut [u8; 4] = plane[at.byte..].first_chunk_mut().expect(WHOLE);
+                *word = (u32::from_le_bytes(*word) | four << at.shift).to_le_bytes();
             }),
             Form::Nibbles => fours.for_each(|(four, at)| {
-                let half = &mut plane[at.byte..at.byte + 2];
+                let half: &mut [u8; 2] = plane[at.byte..].first_chunk_mut().expect(WHOLE);
                 let pairs = (four | four >> 4) & 0x00ff_00ff;
-                let both = u16::from_le_bytes([half[0], half[1]]) | ((pairs | pairs >> 8) as u16) << at.shift;
-                half.copy_from_slice(&both.to_le_bytes());
+                *half = (u16::from_le_bytes(*half) | ((pairs | pairs >> 8) as u16) << at.shift).to_le_bytes();
             }),
             // The product brings the lowest bits of four bytes side by side.
             Form::Bits => fours.for_each(|(four, at)| {
