@@ -199,7 +199,8 @@ DEVICE u64 clock_nanoseconds() {
 //
 // The next could be let start at once, and was. But the one behind that then was, too, and so on, and what had been launched several turns
 // ahead found its code gone from the processor's cache of instructions when its turn came: `latent_decode` took 16 us, which are 5 where it
-// is started as late as here. What a launch needs is a few microseconds, and so is a turn.
+// is started as late as here. What a launch needs is a few microseconds, and so is a turn. But kernels behind which mostly products come,
+// whose weights are to be on their way, let them start as their first line.
 DEVICE void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");

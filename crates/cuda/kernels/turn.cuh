@@ -4,7 +4,8 @@
 // (crates/cuda/src/queue/order.rs) finds that a launch has nothing to do with the one before it, it tells it by a word:
 //
 // - The second, `BESIDE`, begins when each block of the first has had its turn, or has ended, which none does before its turn: so all
-//   that was enqueued before the first is complete, and lies in L2, by then.
+//   that was enqueued before the first is complete, and lies in L2, by then. The first has such a word, too: it is no kernel that lets the
+//   next start sooner.
 // - It does its work at once, and waits when it ends. So whoever waits for it, waits for both, and what is enqueued later needs not know.
 //
 // What lies in L2 is there for every block that begins later, but for the L1 cache of its processor, which may hold what an earlier launch
