@@ -222,19 +222,29 @@ fn alone(sequences: &mut Sequences, requests: &[Request], tokens: &[Vec<u32>]) -
     Ok(hashes)
 }
 
-/// Runs a step, and gives the likeliest token of each wanted row, as a server takes it: found where the model runs, if that spares reading
-/// logits. These are read if they are wanted, or there is no way around it; else there are none.
+/// Runs a step as a server does; whether the device ranked its logits, so that they were not read, and [`Sequences::best`] has the
+/// likeliest. Where they are wanted, or no device ranks them, [`Sequences::logits`] has them.
+pub(super) fn step_ranked(sequences: &mut Sequences, parts: &[Part<'_>], wants_logits: bool) -> Result<bool> {
+    let is_ranked = !wants_logits && sequences.ranks();
+    if is_ranked {
+        sequences.step_best(parts, 1)?;
+    } else {
+        sequences.step(parts)?;
+    }
+    Ok(is_ranked)
+}
+
+/// The same, and gives the likeliest token of each wanted row, and the logits if they were read.
 pub(super) fn step_likeliest<'a>(
     sequences: &'a mut Sequences,
     parts: &[Part<'_>],
     wants_logits: bool,
 ) -> Result<(Vec<u32>, &'a [f32])> {
-    if !wants_logits && sequences.ranks() {
-        let tokens = sequences.step_best(parts, 1)?.iter().map(|best| best.id).collect();
-        return Ok((tokens, &[]));
+    if step_ranked(sequences, parts, wants_logits)? {
+        return Ok((sequences.best().iter().map(|best| best.id).collect(), &[]));
     }
     let vocabulary = sequences.config().vocabulary;
-    let logits = sequences.step(parts)?;
+    let logits = &*sequences.logits();
     Ok((logits.chunks_exact(vocabulary).map(likeliest).collect(), logits))
 }
 

@@ -10,6 +10,7 @@ use tessera_ops::Role;
 
 use super::{
     args::Decode,
+    batch::step_ranked,
     report::{self, Report},
     row::Row,
     subject::Subject,
@@ -98,11 +99,7 @@ fn lock_step(sequences: &mut Sequences, slots: &[Slot], args: &Decode) -> Result
             role: Role::Decode,
             logits: 1,
         }));
-        if at + 1 < end && sequences.ranks() {
-            sequences.step_best(&parts, 1)?;
-        } else {
-            sequences.step(&parts)?;
-        }
+        step_ranked(sequences, &parts, at + 1 == end)?;
     }
     let time = start.elapsed();
     let each: Vec<_> = sequences.logits().chunks_exact(vocabulary).map(|logits| Hash::of_floats([logits])).collect();
