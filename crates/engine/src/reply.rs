@@ -53,6 +53,11 @@ impl Reply {
         (text, finish)
     }
 
+    /// Whether not all text of the tokens so far was given.
+    pub(crate) fn holds(&self) -> bool {
+        self.text.holds()
+    }
+
     /// The text that was held back, at the end.
     pub(crate) fn finish(&mut self) -> String {
         let mut text = String::new();

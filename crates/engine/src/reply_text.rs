@@ -89,6 +89,11 @@ impl ReplyText {
         self.stop.stopped()
     }
 
+    /// Whether not all text of the tokens so far was given.
+    pub fn holds(&self) -> bool {
+        self.stream.holds() || self.stop.holds() || !self.begun.is_empty()
+    }
+
     /// The stop string that has come.
     pub fn stop_string(&self) -> Option<&str> {
         self.stop.matched()

@@ -33,6 +33,11 @@ impl TextStream {
         text
     }
 
+    /// Whether a character was begun and is not whole.
+    pub fn holds(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// At the end: U+FFFD if a character was begun and not finished, else nothing.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()

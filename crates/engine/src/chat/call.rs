@@ -61,6 +61,11 @@ impl Body {
         }
     }
 
+    /// Whether no text can go on here.
+    pub(super) fn awaits_mark(&self) -> bool {
+        matches!(self, Body::Pairs(pairs) if pairs.awaits_mark())
+    }
+
     /// Reads the next character.
     pub(super) fn char(&mut self, c: char, call: &mut Progress, tools: &Tools) -> Step {
         match self {

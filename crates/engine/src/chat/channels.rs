@@ -30,6 +30,16 @@ pub(super) enum Message {
 }
 
 impl Head {
+    /// A head of which the role is read: the model speaks.
+    pub(super) fn new() -> Head {
+        Head { marked: true, role: "assistant".to_owned(), ..Head::default() }
+    }
+
+    /// Whether no more than that is read.
+    pub(super) fn is_new(&self) -> bool {
+        self.marked && self.part == Part::Role && self.role.trim() == "assistant"
+    }
+
     pub(super) fn mark(&mut self, mark: Mark) {
         self.marked = true;
         match mark {

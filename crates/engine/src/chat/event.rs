@@ -43,6 +43,29 @@ pub enum CallState {
     Repaired,
 }
 
+/// Where a reply can be cut, to go on with a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// In what is said.
+    Content {
+        /// Bytes of white space at its end that are not told.
+        spaces: usize,
+    },
+    /// Behind a call in a block of calls, which has not ended.
+    Block,
+    /// In the head of a message, behind the role of who speaks.
+    Head,
+}
+
+/// A call that began by its mark and broke before anything could be told of it as a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostCall {
+    /// The event that tells it as content. Those before it stand, whatever becomes of it.
+    pub event: usize,
+    /// Whether it follows another call in a block.
+    pub in_block: bool,
+}
+
 /// Adds to what is said.
 pub(super) fn content(text: &str, out: &mut Vec<ChatEvent>) {
     match out.last_mut() {

@@ -197,6 +197,14 @@ impl ChatFormat {
         self.marks.iter().any(|(m, _)| *m == mark)
     }
 
+    /// Whether a text of calls has an end for each block that it begins.
+    pub(super) fn is_closed(&self, raw: &str) -> bool {
+        let count = |which| -> usize {
+            self.marks.iter().filter(|(mark, _)| *mark == which).map(|(_, text)| raw.matches(text).count()).sum()
+        };
+        count(Mark::GroupOpen) == count(Mark::GroupClose)
+    }
+
     /// The variables that switch thinking in its template; none where it cannot be switched so.
     pub fn variables(&self, think: &Think) -> BTreeMap<String, serde_json::Value> {
         let settings = |all: &[(&str, Setting)]| {

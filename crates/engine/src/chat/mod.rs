@@ -18,7 +18,7 @@ mod rendering;
 mod reply;
 mod tools;
 
-pub use event::{CallState, ChatEvent};
+pub use event::{CallState, ChatEvent, LostCall, Rest};
 pub use families::FAMILIES;
 pub use format::{Calls, ChatFormat, History, Mark, Setting, Switch, Think, Typing};
 pub use message::{FunctionCall, Message, ToolCall};

@@ -56,6 +56,10 @@ impl Pairs {
         }
     }
 
+    pub(super) fn awaits_mark(&self) -> bool {
+        matches!(self.state, State::Between | State::Done)
+    }
+
     pub(super) fn char(&mut self, c: char, call: &mut Progress, _: &Tools) -> Step {
         match self.state {
             State::Name if self.line && c == '\n' && !self.text.trim().is_empty() => return self.named(call),

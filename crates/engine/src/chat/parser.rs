@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::{
     call::{Body, Progress},
     channels::{Head, Message},
-    event::{CallState, ChatEvent, content, reasoning},
+    event::{CallState, ChatEvent, LostCall, Rest, content, reasoning},
     format::{Calls, ChatFormat, Mark, Marks},
     json::JsonReader,
     tools::Tools,
@@ -43,8 +43,8 @@ pub struct ReplyParser {
     fresh: bool,
     /// The closing marks of a call that broke are still to come.
     stray: bool,
-    /// A call began by its mark, and nothing could be told of it.
-    lost: bool,
+    /// A call began by its mark, and nothing could be told of it as one.
+    lost: Option<LostCall>,
     /// The text of a block of calls since the last call of it ended.
     raw: String,
     call: Option<Call>,
@@ -94,7 +94,7 @@ impl ReplyParser {
             skipping: false,
             fresh: true,
             stray: false,
-            lost: false,
+            lost: None,
             raw: String::new(),
             call: None,
             index: 0,
@@ -147,14 +147,23 @@ impl ReplyParser {
         matches!(self.state, State::Thinking | State::Label(_))
     }
 
-    /// Whether content is being read, and all of it is told: a reply can be cut here, and go on in another way.
-    pub fn at_rest(&self) -> bool {
-        matches!(self.state, State::Content) && self.pending.is_empty() && self.spaces.is_empty()
+    /// Where a reply that is cut here can go on with a call; none where it cannot. Behind a call that had to be repaired, whose
+    /// marks may still come, it cannot.
+    pub fn rest(&self) -> Option<Rest> {
+        let channels = matches!(self.format.calls, Calls::Channels { .. });
+        let rest = match &self.state {
+            State::Content if !self.stray && !channels => Rest::Content { spaces: self.spaces.len() },
+            State::AfterCall(true, _) if self.group.is_some() => Rest::Block,
+            State::Head(head) if head.is_new() => Rest::Head,
+            _ => return None,
+        };
+        self.pending.is_empty().then_some(rest)
     }
 
-    /// Whether a call began by its mark and then broke before its name was known, so that it is told as content.
-    pub fn has_lost_call(&self) -> bool {
-        self.lost
+    /// The first call since the last time that began by its mark and then broke before anything could be told of it as a call,
+    /// so that it is told as content.
+    pub fn take_lost(&mut self) -> Option<LostCall> {
+        self.lost.take()
     }
 
     /// How many calls were told.
@@ -162,11 +171,18 @@ impl ReplyParser {
         self.index
     }
 
-    /// Forgets what it has not told. What is read next follows the last place where it was at rest ([`ReplyParser::at_rest`]).
-    pub fn restart(&mut self) {
+    /// Forgets a lost call and what came behind it. What is read next follows the last place before it where the reply could be
+    /// cut ([`ReplyParser::rest`]), and is a call or the end.
+    pub fn restart(&mut self, lost: LostCall) {
         [&mut self.pending, &mut self.spaces, &mut self.raw].into_iter().for_each(String::clear);
-        (self.call, self.group, self.state) = (None, None, State::Content);
-        (self.stray, self.lost, self.skipping, self.fresh) = (false, false, false, false);
+        (self.call, self.lost) = (None, None);
+        (self.stray, self.skipping, self.fresh) = (false, false, true);
+        (self.group, self.state) = match self.format.calls {
+            Calls::Channels { .. } => (None, State::Head(Head::new())),
+            // The block has a call already.
+            _ if lost.in_block => (self.index.checked_sub(1), State::Group),
+            _ => (None, State::Content),
+        };
     }
 
     /// Reads more of a text in which special tokens are marked ([`crate::Request::specials`]). One that means nothing to the
@@ -208,8 +224,12 @@ impl ReplyParser {
         true
     }
 
-    /// At the end of the reply: what waited, and the end of what was open.
+    /// At the end of the reply: what waited, and the end of what was open. The beginning of a mark where no text can stand was
+    /// to become one, and is left out.
     pub fn finish(&mut self, out: &mut Vec<ChatEvent>) {
+        if self.awaits_mark() {
+            self.pending.clear();
+        }
         self.drain(true, out);
         match std::mem::replace(&mut self.state, State::Content) {
             State::Content => self.give_spaces(out),
@@ -247,6 +267,15 @@ impl ReplyParser {
                 rest = &rest[c.len_utf8()..];
                 self.char(c, out);
             }
+        }
+    }
+
+    /// Whether only marks can go on here: behind a call, and between its pairs.
+    fn awaits_mark(&self) -> bool {
+        match self.state {
+            State::AfterCall(..) => true,
+            State::Call => self.call.as_ref().is_some_and(|call| call.body.awaits_mark()),
+            _ => false,
         }
     }
 

@@ -89,7 +89,7 @@ pub fn messages_for(
         let mut content = shield(&message.content);
         let mut reasoning = message.reasoning_content.as_deref().map(shield);
         let raws = message.tool_calls.iter().map(|call| call.raw.as_deref()).collect::<Option<String>>();
-        let raw = raws.filter(|raw| wants.replay && !raw.is_empty());
+        let raw = raws.filter(|raw| wants.replay && !raw.is_empty() && format.is_closed(raw));
         if let Some(raw) = raw {
             content += &hole(holes.len());
             holes.push(raw);

@@ -44,6 +44,11 @@ impl StopStrings {
         std::mem::replace(&mut self.held, rest)
     }
 
+    /// Whether text is held back, or swallowed.
+    pub fn holds(&self) -> bool {
+        self.stopped() || !self.held.is_empty()
+    }
+
     /// Whether a stop string has come. Everything after it is swallowed.
     pub fn stopped(&self) -> bool {
         self.stopped.is_some()

@@ -148,7 +148,8 @@ impl Active {
             return Ok(Drawn { token, event: None, finish });
         }
         self.known.push(token);
-        Ok(Drawn { token, event: Some(Event::Token { sampled, text }), finish })
+        let held = self.reply.holds();
+        Ok(Drawn { token, event: Some(Event::Token { sampled, text, held }), finish })
     }
 
     /// How many of the likeliest tokens decide its draws, as [`Sampler::enough`]; none where all logits count.

@@ -20,6 +20,8 @@ pub enum Event {
         sampled: Sampled,
         /// Whole characters that no stop string will take back; may be empty.
         text: String,
+        /// Whether text of it, or of tokens before it, is still held back.
+        held: bool,
     },
     /// The prompt's embedding, a vector of length one: (hidden). It comes in the place of tokens.
     Embedded(Vec<f32>),

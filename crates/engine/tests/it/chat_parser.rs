@@ -1,6 +1,9 @@
 //! What the parser makes of replies of every family, good and bad, at every cut.
 
-use tessera_engine::{ChatEvent, ReplyParser, chat::Tools};
+use tessera_engine::{
+    ChatEvent, ReplyParser,
+    chat::{LostCall, Rest, Tools},
+};
 
 use crate::support::chat::{events, format, joined, parser, told, tools};
 
@@ -224,6 +227,14 @@ const MALFORMED: &[Case] = &[
         &["say: <|channel|>commentary to=functions.f<|message|>print(1)"],
     ),
     ("gpt-oss", "<|channel|>final<|message|>Yes.<|start|>assis", &["say: Yes."]),
+    // Cut off in a mark.
+    ("deepseek4", "<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"now\">\n<｜DSML｜par", &["mended now: {}"]),
+    (
+        "deepseek4",
+        "<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"now\">\n</｜DSML｜invoke>\n</｜DSML",
+        &["call now: {}"],
+    ),
+    ("qwen3", "<tool_call>{\"name\": \"now\", \"arguments\": {}}\n</tool", &["call now: {}"]),
 ];
 
 /// What breaks before a name is known is content; what breaks later is closed.
@@ -327,6 +338,41 @@ fn what_is_decided_is_told_at_once() {
         " <tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"long text\\n\", \"b\": 12}}\n</tool_call>".to_owned();
     let end = ChatEvent::ToolCallEnd { index: 0, state: tessera_engine::chat::CallState::Whole, raw };
     assert_eq!(next("</tool_call>"), [end]);
+}
+
+/// Where a reply can be cut is known after each piece, and a call of which nothing is known can be taken back.
+#[test]
+fn a_lost_call_can_be_taken_back() {
+    let mut parser = parser("deepseek4");
+    let mut all = Vec::new();
+    let mut read = |parser: &mut ReplyParser, text: &str| {
+        let mut out = Vec::new();
+        parser.push(text, &mut out);
+        let lost = parser.take_lost();
+        all.extend(out.drain(..lost.map_or(out.len(), |lost| lost.event)));
+        (parser.rest(), lost.map(|lost| (lost, out)))
+    };
+    let content = |spaces| (Some(Rest::Content { spaces }), None);
+    assert_eq!(read(&mut parser, "I look."), content(0));
+    assert_eq!(read(&mut parser, "\n\n"), content(2));
+    assert_eq!(read(&mut parser, "<｜DSML｜tool_"), (None, None));
+    // What came before in the same piece stands apart from it.
+    assert_eq!(read(&mut parser, "x. <｜DSML｜tool_calls>\n"), (None, None));
+    let (_, lost) = read(&mut parser, "<｜DSML｜invoke name=\"\">\n");
+    let raw = ChatEvent::Content(" <｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"\">".to_owned());
+    assert_eq!(lost, Some((LostCall { event: 0, in_block: false }, vec![raw])));
+    parser.restart(LostCall { event: 0, in_block: false });
+    // Behind a whole call the block goes on.
+    assert_eq!(read(&mut parser, "<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"now\">\n"), (None, None));
+    assert_eq!(read(&mut parser, "</｜DSML｜invoke>\n"), (Some(Rest::Block), None));
+    let (_, lost) = read(&mut parser, "<｜DSML｜invoke name=\"\">");
+    let lost = lost.unwrap().0;
+    assert_eq!(lost, LostCall { event: 1, in_block: true }); // the end of the first call comes before it
+    parser.restart(lost);
+    assert_eq!(read(&mut parser, "<｜DSML｜invoke name=\"now\">\n</｜DSML｜invoke>\n"), (Some(Rest::Block), None));
+    assert_eq!(read(&mut parser, "</｜DSML｜tool_calls>"), content(0));
+    parser.finish(&mut all);
+    assert_eq!(told(&joined(all)), ["say: I look.\n\n<｜DSML｜tool_x.", "call now: {}", "call now: {}"]);
 }
 
 #[test]

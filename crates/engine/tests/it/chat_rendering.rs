@@ -4,7 +4,7 @@ use std::{fs, sync::Arc};
 
 use tessera_engine::{
     ChatFormat, ChatTemplate, Message, ReplyParser, TemplateError, TemplateOptions,
-    chat::{FunctionCall, PromptError, Reply, Think, ToolCall, Tools, messages_for},
+    chat::{CallState, FunctionCall, PromptError, Reply, Think, ToolCall, Tools, messages_for},
     chat_template::BUILT_IN,
 };
 
@@ -217,6 +217,13 @@ fn sampled_calls_are_repeated_exactly() {
         text = text.replace("\u{fdd1}0\u{fdd1}", &holes[0]);
         assert!(text.contains(sampled), "{text}");
     }
+    // A block that has no end is written anew.
+    let template = template("deepseek4");
+    let open = dsml.strip_suffix("\n </｜DSML｜tool_calls>").unwrap();
+    let found: Reply = events(ReplyParser::new(family(&template), Arc::default()), [open]).iter().collect();
+    assert!(found.states.iter().all(|state| *state == CallState::Whole), "{found:?}");
+    let (_, holes) = messages_for(&template, family(&template), &[found.message()], &str::to_owned).unwrap();
+    assert_eq!((found.calls.len(), holes.len()), (2, 0));
 }
 
 /// Nobody but the template makes control tokens.

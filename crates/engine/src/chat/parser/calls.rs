@@ -3,7 +3,7 @@
 use super::{Call, ReplyParser, State};
 use crate::chat::{
     call::{Body, Progress, Step},
-    event::{CallState, ChatEvent, content},
+    event::{CallState, ChatEvent, LostCall, content},
     format::{Calls, Mark},
 };
 
@@ -72,8 +72,7 @@ impl ReplyParser {
     pub(super) fn leave_group(&mut self, out: &mut Vec<ChatEvent>) {
         let raw = std::mem::take(&mut self.raw);
         if self.group.take() == Some(self.index) {
-            self.lost = true;
-            content(&raw, out);
+            self.lose(raw, false, out);
         } else {
             self.stray = true;
         }
@@ -153,9 +152,21 @@ impl ReplyParser {
 
     /// What was taken for a call is content.
     pub(super) fn no_call(&mut self, out: &mut Vec<ChatEvent>) {
-        self.lost |= self.call.take().is_some_and(|call| !call.bare);
-        (self.state, self.fresh, self.group) = (State::Content, false, None);
-        content(&std::mem::take(&mut self.raw), out);
+        let marked = self.call.take().is_some_and(|call| !call.bare);
+        let in_block = self.group.take().is_some_and(|first| first < self.index);
+        (self.state, self.fresh) = (State::Content, false);
+        let raw = std::mem::take(&mut self.raw);
+        if marked {
+            self.lose(raw, in_block, out);
+        } else {
+            content(&raw, out);
+        }
+    }
+
+    /// Tells a call of which nothing is known as content: apart from what came before, for whoever takes it back.
+    fn lose(&mut self, raw: String, in_block: bool, out: &mut Vec<ChatEvent>) {
+        self.lost.get_or_insert(LostCall { event: out.len(), in_block });
+        out.push(ChatEvent::Content(raw));
     }
 
     /// The mark of a call's end was read; in a block that of the block may follow.

@@ -90,7 +90,7 @@ impl Told {
             Event::Started { prompt_tokens, cached_tokens } => {
                 assert!(self.started.replace((prompt_tokens, cached_tokens)).is_none(), "it starts once");
             }
-            Event::Token { sampled, text } => {
+            Event::Token { sampled, text, .. } => {
                 assert!(self.started.is_some(), "tokens come after the start");
                 self.tokens.push((sampled.id, bits(&sampled)));
                 self.text += &text;
