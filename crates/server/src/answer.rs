@@ -9,7 +9,7 @@ use std::{
 
 use tessera_engine::{
     Finish, Sampled,
-    chat::CallState,
+    chat::{CallState, LostCall},
     serving::{Event, Job, Outcome, Ticket, Usage},
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -67,9 +67,11 @@ type Sent = ((usize, usize), Event);
 
 struct Choice {
     reader: Reader,
-    /// How it is tried again, if it is not yet.
+    /// How it is drawn again, if it may be and was not yet.
     again: Option<Again>,
     attempt: usize,
+    /// Whether it has tools to call.
+    may_call: bool,
     last_token: Option<Instant>,
     open: bool,
     /// Tokens of the prompt, and those of them that were in the cache.
@@ -108,12 +110,14 @@ impl Answer {
     ) -> Result<Answer, Problem> {
         let (sender, events) = mpsc::unbounded_channel();
         let submit = |(index, (job, reader, mut again)): (usize, (Job, Reader, Option<Again>))| {
-            again.iter_mut().for_each(|again| again.begin(&reader));
+            again.iter_mut().for_each(|again| again.read(None, &[], reader.rest()));
+            let may_call = again.is_some();
             let ticket = submitted_as(&model, job, (index, 0), &sender)?;
             Ok::<_, Problem>(Choice {
                 reader,
                 again,
                 attempt: 0,
+                may_call,
                 last_token: None,
                 open: true,
                 prompt: (0, 0),
@@ -173,22 +177,14 @@ impl Answer {
                 choice.prompt = (prompt_tokens, cached_tokens);
                 self.waiting.push_back((index, Told::Started { prompt_tokens, cached_tokens }));
             }
-            Event::Token { sampled, text } => {
+            Event::Token { sampled, text, held } => {
                 let now = Instant::now();
                 self.metrics.token(&self.model.name, self.submitted, choice.last_token.replace(now), now);
                 choice.reader.read(text, &mut events);
-                if choice.reader.has_lost_call() && self.try_again(index) {
-                    return;
-                }
-                let choice = &mut self.choices[index];
-                choice.again.iter_mut().for_each(|again| again.read(sampled.id, &choice.reader));
-                choice.keep_calls(&events, &self.model.calls);
-                let thought = |event: &ChatEvent| matches!(event, ChatEvent::Reasoning(_));
-                choice.reasoning_tokens += usize::from(!events.is_empty() && events.iter().all(thought));
+                let lost = choice.reader.take_lost(&events);
                 choice.tokens += 1;
-                let is_done = choice.reader.is_done();
-                self.waiting.push_back((index, Told::Piece { events, token: Some(sampled) }));
-                if is_done {
+                let again = self.tell(index, events, Some((sampled, held)), lost);
+                if !again && self.choices[index].reader.is_done() {
                     self.cut(index);
                 }
             }
@@ -212,13 +208,21 @@ impl Answer {
             return self.fail(index, problem);
         }
         choice.reader.read(outcome.text, &mut events);
+        let broken = choice.reader.take_lost(&events);
         choice.reader.finish(&mut events);
-        if choice.reader.has_lost_call() && outcome.finish == Finish::EndToken && self.try_again(index) {
+        let unfinished = choice.reader.take_lost(&events);
+        let lost = if outcome.finish == Finish::EndToken {
+            broken.or(unfinished)
+        } else {
+            // It was cut off in a call of which nothing is known.
+            let cut = unfinished.filter(|_| choice.may_call);
+            events.truncate(cut.map_or(events.len(), |lost| lost.event));
+            None
+        };
+        if self.tell(index, events, None, lost) {
             return;
         }
-        let choice = &mut self.choices[index];
-        choice.keep_calls(&events, &self.model.calls);
-        self.waiting.push_back((index, Told::Piece { events, token: None }));
+        let choice = &self.choices[index];
         let mut usage = outcome.usage;
         if choice.attempt > 0 {
             ((usage.prompt_tokens, usage.cached_tokens), usage.reply_tokens) = (choice.prompt, choice.tokens);
@@ -226,17 +230,48 @@ impl Answer {
         self.close(index, outcome.finish, outcome.stop_string, usage);
     }
 
-    /// Lets a choice whose call broke go on from before that, once. False if it cannot: then what broke is content.
-    fn try_again(&mut self, index: usize) -> bool {
+    /// Tells what a token made of a choice, or the end. `held`: text of it is to come yet. Where a call was lost and the choice is
+    /// drawn again, which gives true, that is what came before the call.
+    fn tell(
+        &mut self,
+        index: usize,
+        mut events: Vec<ChatEvent>,
+        token: Option<(Sampled, bool)>,
+        lost: Option<LostCall>,
+    ) -> bool {
         let choice = &mut self.choices[index];
+        let sure = lost.map_or(events.len(), |lost| lost.event);
+        let (token, held) = token.map_or((None, false), |(token, held)| (Some(token), held));
+        if let Some(again) = &mut choice.again {
+            let rest = choice.reader.rest().filter(|_| !held && lost.is_none());
+            again.read(token.as_ref().map(|token| token.id), &events[..sure], rest);
+        }
+        let again = lost.is_some_and(|lost| self.try_again(index, lost));
+        let choice = &mut self.choices[index];
+        if again {
+            events.truncate(sure);
+        } else if let Some(again) = &mut choice.again {
+            again.read(None, &events[sure..], None);
+        }
+        choice.keep_calls(&events, &self.model.calls);
+        let thought = |event: &ChatEvent| matches!(event, ChatEvent::Reasoning(_));
+        let is_thought = token.is_some() && !events.is_empty() && events.iter().all(thought);
+        choice.reasoning_tokens += usize::from(is_thought);
+        self.waiting.push_back((index, Told::Piece { events, token }));
+        again
+    }
+
+    /// Lets a choice whose call broke go on from before that, once. False if it cannot: then what broke is content.
+    fn try_again(&mut self, index: usize, lost: LostCall) -> bool {
+        let choice = &mut self.choices[index];
+        let called = choice.reader.has_called();
         // A grammar is made in a moment, and seldom.
-        let Some(Ok(Some(job))) = choice.again.take().map(|again| again.job(&self.model)) else { return false };
-        let Ok(ticket) = submitted_as(&self.model, job, (index, choice.attempt + 1), &self.sender) else {
-            return false;
-        };
+        let job = choice.again.as_ref().and_then(|again| again.job(lost, called, &self.model));
+        let next = (index, choice.attempt + 1);
+        let Some(Ok(ticket)) = job.map(|job| submitted_as(&self.model, job, next, &self.sender)) else { return false };
         std::mem::replace(&mut choice.ticket, ticket).cancel();
-        choice.attempt += 1;
-        choice.reader.restart();
+        (choice.again, choice.attempt) = (None, next.1);
+        choice.reader.restart(lost);
         true
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tessera_engine::{
-    Request, SamplingParams, Special,
+    ChatFormat, Request, SamplingParams, Special,
     serving::{Constraint, Job, Speculation},
 };
 
@@ -15,12 +15,12 @@ use crate::{
     again::Again,
     answer::Answer,
     app::App,
-    calls,
+    calls::{self, From},
     catalog::Model,
     conversation::{Conversation, Prepared, Reader},
     grammar::{Held, Shape, Thoughts},
     problem::Problem,
-    tools::Choice,
+    tools::ToolUse,
 };
 
 /// What a reply goes on from.
@@ -90,9 +90,10 @@ impl Ask {
         let mut jobs = Vec::with_capacity(choices);
         for prompt in &self.prompts {
             let prepared = prepare(prompt, model)?;
+            let calls = may_call(prompt, &prepared);
             for reply in 0..self.replies {
                 let job = self.job(prompt, &prepared, reply, deadline, model)?;
-                let again = again(prompt, &prepared, &job, model);
+                let again = calls.as_ref().map(|(format, tools)| Again::new(&job, format, tools.clone()));
                 jobs.push((job, reader(&prepared, model), again));
             }
         }
@@ -135,7 +136,7 @@ impl Ask {
             let tools = &conversation.tools;
             let (must, may) = (tools.must_call(), shape.is_some() && tools.callable().next().is_some());
             if must || may {
-                let rules = calls::rules(chat.format, model.tokenizer(), tools, tools.one_only);
+                let rules = calls::rules(chat.format, model.tokenizer(), tools, From::First);
                 held.calls = rules.map(|rules| (rules, must));
             }
             if held.calls.is_some() || shape.is_some() {
@@ -148,15 +149,11 @@ impl Ask {
     }
 }
 
-/// How a reply whose call breaks is tried again, where it may call.
-fn again(prompt: &Prompt, prepared: &Prepared, job: &Job, model: &Model) -> Option<Again> {
+/// The tools that a reply may call, and how calls are written.
+fn may_call(prompt: &Prompt, prepared: &Prepared) -> Option<(&'static ChatFormat, Arc<ToolUse>)> {
     let (Prompt::Conversation(conversation), Some(chat)) = (prompt, &prepared.chat) else { return None };
-    let tools = &conversation.tools;
-    // Text that may be the beginning of a stop string is told late, so that one does not know which tokens it is of.
-    let may = tools.choice != Choice::None && tools.callable().next().is_some() && job.request.stop.is_empty();
-    let rules = may.then(|| calls::rules(chat.format, model.tokenizer(), tools, tools.one_only)).flatten()?;
-    let Job { ref request, speculation, priority, deadline, .. } = *job;
-    Some(Again::new(request.clone(), (speculation, priority, deadline), rules))
+    let may = conversation.tools.callable().next().is_some();
+    may.then(|| (chat.format, Arc::new(conversation.tools.clone())))
 }
 
 fn reader(prepared: &Prepared, model: &Model) -> Reader {

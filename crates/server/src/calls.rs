@@ -75,8 +75,19 @@ pub(crate) fn text_up_to(name: &str, format: &ChatFormat, tokenizer: &Tokenizer,
     })
 }
 
+/// Where in a reply its calls begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum From {
+    /// At the first: there must be one.
+    First,
+    /// Behind a call: there may be no more.
+    Next,
+    /// Behind a call in a block: as many as there may be, and the end of the block.
+    Block,
+}
+
 /// The rule `calls` and those that it needs; none where the family makes no calls.
-pub(crate) fn rules(format: &ChatFormat, tokenizer: &Tokenizer, tools: &ToolUse, one_only: bool) -> Option<String> {
+pub(crate) fn rules(format: &ChatFormat, tokenizer: &Tokenizer, tools: &ToolUse, from: From) -> Option<String> {
     let g = Grammar { format, tokenizer };
     let mut rules = String::new();
     let mut names = Vec::new();
@@ -94,7 +105,7 @@ pub(crate) fn rules(format: &ChatFormat, tokenizer: &Tokenizer, tools: &ToolUse,
         names.push(format!("call_{index}"));
     }
     // Behind a message to a tool the model waits, and bare JSON has no separator that all know.
-    let several = !one_only && !matches!(format.calls, Calls::Channels { .. } | Calls::Json { bare: true, .. });
+    let several = !tools.one_only && !matches!(format.calls, Calls::Channels { .. } | Calls::Json { bare: true, .. });
     let more = |call: &str| match several {
         true => format!("{call} (\"\\n\" {call}){{0,{}}}", CALLS_MAX - 1),
         false => call.to_owned(),
@@ -103,9 +114,18 @@ pub(crate) fn rules(format: &ChatFormat, tokenizer: &Tokenizer, tools: &ToolUse,
         (Some(open), Some(close)) => format!("{open} \"\\n\" {calls} \"\\n\" {close}"),
         _ => calls,
     };
-    let (calls, call) = match format.calls {
-        Calls::Pairs { together: true, .. } => (grouped(more("call")), names.join(" | ")),
-        _ => (more("call"), grouped(format!("({})", names.join(" | ")))),
+    let together = matches!(format.calls, Calls::Pairs { together: true, .. });
+    let (calls, call) = match together {
+        true => (grouped(more("call")), names.join(" | ")),
+        false => (more("call"), grouped(format!("({})", names.join(" | ")))),
+    };
+    // White space behind a call may be there already.
+    let calls = match from {
+        From::First => calls,
+        From::Next if several => format!("(\"\\n\"? {calls})?"),
+        From::Next => format!("({calls})?"),
+        From::Block if together => format!("\"\\n\"? ({} \"\\n\")? {}", more("call"), g.mark(Mark::GroupClose)?),
+        From::Block => format!("\"\\n\"? {} (\"\\n\" {})?", g.mark(Mark::GroupClose)?, more("call")),
     };
     Some(format!("calls: {calls}\ncall: {call}\n{rules}"))
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 pub(crate) use tessera_engine::chat::{ChatEvent, Message, Reply, ToolCall};
 use tessera_engine::{
     ChatFormat, ReplyParser, Special, TemplateOptions,
-    chat::{self, Calls, PromptError, Think, Tools},
+    chat::{self, Calls, LostCall, PromptError, Rest, Think, Tools},
 };
 
 use crate::{
@@ -93,20 +93,26 @@ impl Reader {
         self.cut(out);
     }
 
-    /// Whether a reply that is cut here can go on in another way.
-    pub(crate) fn at_rest(&self) -> bool {
-        self.parser.as_ref().is_some_and(|parser| parser.at_rest())
+    /// Where a reply that is cut here can go on with a call, if it can.
+    pub(crate) fn rest(&self) -> Option<Rest> {
+        self.parser.as_ref().and_then(|parser| parser.rest())
     }
 
-    /// Whether the first call of the reply broke beyond repair.
-    pub(crate) fn has_lost_call(&self) -> bool {
-        self.parser.as_ref().is_some_and(|parser| parser.has_lost_call() && parser.calls() == 0)
+    /// The first call in what was read since the last time that broke beyond repair.
+    pub(crate) fn take_lost(&mut self, read: &[ChatEvent]) -> Option<LostCall> {
+        let lost = self.parser.as_mut().and_then(|parser| parser.take_lost());
+        lost.filter(|lost| lost.event < read.len()) // it may have been left out
     }
 
-    /// What is read next follows the last place where it was at rest.
-    pub(crate) fn restart(&mut self) {
+    /// Whether a call was told to its end.
+    pub(crate) fn has_called(&self) -> bool {
+        self.parser.as_ref().is_some_and(|parser| parser.calls() > 0)
+    }
+
+    /// What is read next follows the last place before this call where the reply could be cut.
+    pub(crate) fn restart(&mut self, lost: LostCall) {
         if let Some(parser) = &mut self.parser {
-            parser.restart();
+            parser.restart(lost);
         }
     }
 

@@ -58,7 +58,7 @@ fn the_same_alone_and_among_others_streamed_and_not() {
     assert!(alone.iter().enumerate().all(|(i, (text, tokens))| !text.is_empty() && tokens.len() == 10 + 3 * i));
     // A small cache, so that requests are also pre-empted; and few tokens a step.
     let options = Options { slots: 6, step_tokens: 48, ..Options::default() };
-    let server = start_with(&["tiny"], Tiny { options, cache: 1024 }, Settings::default());
+    let server = start_with(&["tiny"], Tiny { options, cache: 1024, ..Tiny::default() }, Settings::default());
     for round in 0..2 {
         thread::scope(|scope| {
             for (i, (request, alone)) in requests.iter().zip(&alone).enumerate() {

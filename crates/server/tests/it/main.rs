@@ -2,6 +2,7 @@
 
 mod access;
 mod admin;
+mod again;
 mod chat;
 mod completions;
 mod disconnect;
@@ -11,8 +12,10 @@ mod exactness;
 mod limits;
 mod messages;
 mod responses;
+mod script;
 mod shapes;
 mod shutdown;
 mod support;
 mod thoughts;
+mod told;
 mod tools;

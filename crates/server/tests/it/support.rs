@@ -18,6 +18,8 @@ use tessera_formats::{Gguf, gguf::Value as Entry};
 use tessera_ops::{Batch, reference::ReferenceDevice};
 use tessera_server::{Closing, Loaded, Loader, Problem, Server, Settings, StopSwitch};
 
+use crate::script::Script;
+
 /// Templates of families, by which their ways of writing are known.
 const TEMPLATES: [(&str, &str); 8] = [
     ("deepseek4", include_str!("../../../engine/src/chat_template/deepseek4.jinja")),
@@ -31,16 +33,18 @@ const TEMPLATES: [(&str, &str); 8] = [
 ];
 
 /// The models that test servers have: `tiny`, `slow` (20 ms a step), `bare` (no chat template), and those of [`TEMPLATES`],
-/// as they are and with their marks as tokens (`qwen3+tokens`).
+/// as they are and with their marks as tokens (`qwen3+tokens`), each also slow (`qwen3+slow`).
 pub(crate) struct Tiny {
     pub(crate) options: Options,
     /// Tokens of the cache.
     pub(crate) cache: usize,
+    /// What the models say; none: what is random.
+    pub(crate) script: Option<Script>,
 }
 
 impl Default for Tiny {
     fn default() -> Tiny {
-        Tiny { options: Options { slots: 4, ..Options::default() }, cache: 4096 }
+        Tiny { options: Options { slots: 4, ..Options::default() }, cache: 4096, script: None }
     }
 }
 
@@ -54,17 +58,21 @@ impl Loader for Tiny {
         let checkpoint = synth::checkpoint(&spec, 1).unwrap();
         let options = LoadOptions { context: Some(self.cache), ..LoadOptions::default() };
         let mut model = models::load(&checkpoint, Arc::new(ReferenceDevice), &options, &mut |_| {}).unwrap();
-        if name == "slow" {
+        let (plain, slow) = name.strip_suffix("+slow").map_or((name, name == "slow"), |plain| (plain, true));
+        if slow {
             model = Box::new(Slow(model));
         }
-        let family = name.strip_suffix("+tokens").unwrap_or(name);
+        let family = plain.strip_suffix("+tokens").unwrap_or(plain);
         let own = checkpoint.chat_template().unwrap();
         let found = TEMPLATES.iter().find(|(known, _)| *known == family);
         let tokenizer = match found {
-            Some((_, template)) if name != family => with_marks(&checkpoint, template),
+            Some((_, template)) if plain != family => with_marks(&checkpoint, template),
             _ => checkpoint.tokenizer().unwrap(),
         };
         let tokenizer = Arc::new(tokenizer);
+        if let Some(script) = &self.script {
+            model = script.acted(name, model, &tokenizer);
+        }
         let template = found.map(|(_, text)| *text).or(own.as_deref());
         let template = ChatTemplate::new(name, template, &tokenizer).unwrap();
         let clock = Box::new(MonotonicClock::default());
