@@ -89,6 +89,10 @@ emulation::u32 emulation_shared_address(const void* at);
 void emulation_after_earlier_work();
 void emulation_let_next_start();
 void emulation_read_anew();
+// Reads a word around what the processor has read before.
+emulation::u32 emulation_load_anew(const emulation::u32* at, emulation::Site site);
+// Adds to a word of shared memory, in any order with others that do.
+void emulation_add_in_shared(emulation::u32* at, emulation::u32 more, emulation::Site site);
 
 // Hopper: barriers in shared memory by their 32-bit names, bulk copies that a barrier counts, products that go on by themselves.
 emulation::u32 emulation_block_of_cluster();

@@ -1,16 +1,42 @@
 //! Times attention on a card: `cargo run --release -p tessera-cuda --example bench_attention [HEADS KV_HEADS HEAD_DIM TOKENS ROWS
-//! [decode|prompt|tiles|warps|warps-prompt|latent|latent-prompt [f16|q8_0]]]`, TOKENS and ROWS with commas between. Keys and values are
-//! random, and cold in the cache. Beside each time stands the distance from float64, at a shorter length, and how many of five rows differ
-//! in a bit from what they are alone, which is none. GB/s are of the keys and values that are seen, each once; TFLOPS of the pairs that see
-//! each other. With `tiles`, decode rows are measured in tiles of other shapes as well; with `warps`, in those of the kernel for all cards,
-//! as rows of a prompt are with `warps-prompt`. With `latent` and `latent-prompt` all heads share rows of HEAD_DIM numbers that are key and
-//! value at once, of which each row sees TOKENS. TESSERA_CUDA_ATTENTION=sm_80 gives attention the kernels and tiles of such a card.
+//! [decode|prompt|tiles|warps|warps-prompt|latent|latent-prompt|choice [f16|q8_0]]]`, TOKENS and ROWS with commas between. Keys and values
+//! are random, and cold in the cache. Beside each time stands the distance from float64, at a shorter length, and how many of five rows
+//! differ in a bit from what they are alone, which is none. GB/s are of the keys and values that are seen, each once; TFLOPS of the pairs
+//! that see each other. With `tiles`, decode rows are measured in tiles of other shapes as well; with `warps`, in those of the kernel for
+//! all cards, as rows of a prompt are with `warps-prompt`. With `latent` and `latent-prompt` all heads share rows of HEAD_DIM numbers that
+//! are key and value at once, of which each row sees TOKENS. With `choice` HEADS heads of HEAD_DIM numbers choose 512 of the rows that
+//! stand for four of TOKENS each: both launches in turn, scores by blocks of many keys and of few, the choice; rows that are chosen
+//! otherwise than the definition has it are none. TESSERA_CUDA_ATTENTION=sm_80 gives attention the kernels and tiles of such a card.
 
 use tessera_cuda::{
     Cache, CudaDevice,
-    measure::{attention::AttentionSubject, latent_rows::LatentSubject},
+    measure::{attention::AttentionSubject, choice::ChoiceSubject, latent_rows::LatentSubject},
 };
 use tessera_ops::{Attention, KvFormat, Role};
+
+/// Compressed rows that an indexer chooses.
+const CHOSEN: usize = 512;
+
+fn choose(
+    device: &CudaDevice,
+    heads: (usize, usize),
+    lengths: &[usize],
+    rows: &[usize],
+) -> Result<(), Box<dyn std::error::Error>> {
+    for &tokens in lengths {
+        let subject = ChoiceSubject::new(device, heads, CHOSEN, tokens)?;
+        for &count in rows {
+            let m = subject.measure(count)?;
+            print!("{tokens:7} tokens {count:4} rows {:9.2} us", m.us);
+            print!(
+                "  scores {:.2} (many keys), {:.2} (few), choice {:.2} us",
+                m.scores_us[0], m.scores_us[1], m.select_us
+            );
+            println!("  {} rows differ", m.rows_differ);
+        }
+    }
+    Ok(())
+}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -36,6 +62,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("  error {:.1e}, {} rows differ", m.error, m.rows_differ);
         }
         return Ok(());
+    }
+    if what == "choice" {
+        return choose(&device, (heads, head_dim), &lengths, &rows);
     }
     let format = if arguments.get(6).is_some_and(|f| f == "q8_0") { KvFormat::Q8_0 } else { KvFormat::F16 };
     let mut subject = AttentionSubject::new(&device, spec, format, longest)?;

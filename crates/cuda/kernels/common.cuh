@@ -33,9 +33,10 @@ DEVICE float not_a_number() { return __uint_as_float(0x7fc00000u); }
 
 // Numbers as whole ones in the order of their choice, the higher first: NaN before every number, both zeros equal. Zero is no number's.
 DEVICE u32 order_of(float value) {
-    if (value != value) return 0xffffffffu;
     const u32 bits = __float_as_uint(value + 0.0f);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    // Without branches.
+    const u32 order = bits ^ ((u32)((int)bits >> 31) | 0x80000000u);
+    return value != value ? 0xffffffffu : order;
 }
 
 // e^x; math.rs, `exp`.

@@ -214,6 +214,16 @@ DEVICE void after_earlier_work() {
 }
 // What this thread reads from here on is what lies in L2 by now, or later.
 DEVICE void read_anew() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); }
+// A word as it lies in L2, whatever the processor has read there before: what the host sent for a step can be read so ahead of the turn.
+DEVICE u32 load_anew(const u32* at) {
+    u32 v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(at));
+    return v;
+}
+// Adds to a word of shared memory, in any order with others that do.
+DEVICE void add_in_shared(u32* at, u32 more) {
+    asm volatile("red.shared.add.u32 [%0], %1;" : : "r"(shared_address(at)), "r"(more) : "memory");
+}
 // Adds to a number of the card's memory; what it was.
 DEVICE u64 add_atomically(u64* at, u64 more) {
     u64 before;

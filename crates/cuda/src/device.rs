@@ -148,7 +148,7 @@ impl CudaDevice {
         self.sent(rows, values.len() / rows.max(1), values, Roles::all(Role::Decode, rows))
     }
 
-    fn step(&self, batch: &Batch) -> Arc<Step> {
+    pub(crate) fn step(&self, batch: &Batch) -> Arc<Step> {
         self.steps.get(&self.gpu, batch)
     }
 
@@ -357,7 +357,7 @@ impl Device for CudaDevice {
         selector: &Selector,
         batch: &Batch,
     ) -> Selection {
-        latent::select(&self.gpu, (queries, head_weights), cache, selector, batch, &self.step(batch))
+        latent::select(&self.gpu, (queries, head_weights), cache, selector, batch, &self.step(batch), None)
     }
 
     fn attend_latent(

@@ -203,6 +203,11 @@ impl Gpu {
         self.processors
     }
 
+    /// Whether kernels are held to the reference.
+    pub(crate) fn is_audited(&self) -> bool {
+        self.is_audited
+    }
+
     /// The tile of a product. Under audit matrices are small, so any tile of its width may be asked to compute what one would.
     pub(crate) fn tile(&self, tiles: &[Tile], shape: Shape) -> Tile {
         if self.is_audited { Tile::any(tiles, shape) } else { Tile::select(tiles, self.processors, shape) }

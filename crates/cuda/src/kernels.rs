@@ -10,7 +10,7 @@ use tessera_ops::{KvFormat, PAGE_TOKENS, kv::RowFormat, streams::STREAMS_MAX};
 use crate::{
     attention::{self, SpansTile, prompt::PromptTile, warps::WarpsTile, warps_prompt::WarpsPromptTile},
     connect,
-    latent::{self, DecodeTile},
+    latent::{self, DecodeTile, IndexTile},
     matmul::{
         NUMBERS_THREADS, Packed,
         layout::{Float, Layout},
@@ -90,7 +90,7 @@ pub enum Module {
     /// Rows of f16 and what is made of inputs, at once, and queries.
     Arrive,
     /// Scores of compressed rows, for their choice.
-    IndexScores(RowForm),
+    IndexScores(RowForm, IndexTile),
     /// The highest of them.
     Select,
     /// Attention over latent rows, in the reference's bits.
@@ -286,7 +286,7 @@ impl Module {
             Module::StoreRows(_) => "store_rows",
             Module::Compress(_) => "compress",
             Module::Arrive => "arrive",
-            Module::IndexScores(_) => "index_scores",
+            Module::IndexScores(..) => "index_scores",
             Module::Select => "select",
             Module::Latent(_) => "latent",
             Module::LatentPrompt(_) => "latent_prompt",
@@ -326,7 +326,7 @@ impl Module {
             Module::StoreRows(_) => &["store_rows"],
             Module::Compress(_) => &["compress"],
             Module::Arrive => &["arrive"],
-            Module::IndexScores(_) => &["index_scores"],
+            Module::IndexScores(..) => &["index_scores"],
             Module::Select => &["select"],
             Module::Latent(_) => &["latent_scores", "latent_weights", "latent_values"],
             Module::LatentPrompt(_) => &["latent_prompt"],
@@ -421,7 +421,7 @@ impl Module {
                 let rows = [PACKED_ROWS, ROUNDING, PACK, SQUARES, COMPRESS, source!("latent/arrive.cu")];
                 [&[COMMON, BLOCK, CODES, STEP][..], &rows].concat()
             }
-            Module::IndexScores(_) => vec![COMMON, BLOCK, STEP, PACKED_ROWS, ROWS, source!("latent/index.cu")],
+            Module::IndexScores(_, tile) => [&[COMMON, BLOCK, STEP, PACKED_ROWS, ROWS], &tile.parts()[..]].concat(),
             Module::Select => vec![COMMON, STEP, source!("latent/select.cu")],
             Module::Latent(_) => vec![COMMON, BLOCK, STEP, PACKED_ROWS, ROWS, SIGHT, source!("latent/attend.cu")],
             Module::LatentPrompt(_) | Module::LatentDecode(..) => {

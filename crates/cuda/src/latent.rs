@@ -7,8 +7,8 @@ use std::{
 };
 
 use tessera_ops::{
-    Batch, CompressedRows, Compressor, Error, KvFormat, LatentAttention, PAGE_TOKENS, Packing, Role, RopeLayout,
-    Rounding, Selector, kv::RowFormat, latent::complete_rows, rounding::hadamard_factor,
+    Batch, CompressedRows, Compressor, KvFormat, LatentAttention, PAGE_TOKENS, Packing, Role, RopeLayout, Rounding,
+    kv::RowFormat, latent::complete_rows, rounding::hadamard_factor,
 };
 
 use crate::{
@@ -19,15 +19,18 @@ use crate::{
     kv::KvPages,
     matmul::tile::{Launch, WARP},
     rowwise::ROUNDED_MAX,
-    steps::{Step, Steps},
+    steps::Step,
     tensor::{Tensor, blocks},
+};
+
+mod select;
+
+pub(crate) use select::{
+    IndexTile, SELECT_RUN, SELECT_THREADS, Selection, highest, highest_of, scores, select, stride_of,
 };
 
 /// Threads of most blocks.
 pub(crate) const THREADS: usize = 128;
-
-/// Threads of a block that selects.
-pub(crate) const SELECT_THREADS: usize = 512;
 
 /// Threads of a block of prompt rows on Hopper's matrix units, two warpgroups, and its columns: heads that share keys.
 const PROMPT_THREADS: usize = 256;
@@ -75,10 +78,6 @@ const SCRATCH_BYTES_MAX: usize = 64 << 20;
 /// The widest compressed row: a thread has a number of it.
 pub(crate) const COMPRESSED_MAX: usize = ROUNDED_MAX;
 
-/// Threads of a block of an indexer's scores, and its keys.
-pub(crate) const INDEX_THREADS: usize = 256;
-const INDEX_KEYS: usize = INDEX_THREADS;
-
 /// Threads of a block of what comes before attention, and the numbers that it holds.
 pub(crate) const ARRIVE_THREADS: usize = 512;
 pub(crate) const ARRIVE_NUMBERS: usize = 2048;
@@ -87,7 +86,7 @@ pub(crate) const ARRIVE_NUMBERS: usize = 2048;
 pub(crate) fn modules(form: RowForm) -> Vec<Module> {
     let mut all = vec![Module::StoreRows(form)];
     all.extend((form.width <= COMPRESSED_MAX).then_some(Module::Compress(form)));
-    all.push(Module::IndexScores(form));
+    all.extend(IndexTile::all(form).map(|tile| Module::IndexScores(form, tile)));
     if fits_groups(form) {
         all.push(Module::LatentPrompt(form));
         all.extend(DECODE_TILES.map(|(tile, _)| Module::LatentDecode(form, tile)));
@@ -209,108 +208,6 @@ pub(crate) fn compress(
     // A block a row, also where none is complete, so that every step of a sequence is the same launch.
     let launch = blocks([batch.len(), 1, 1], head_dim.next_multiple_of(WARP));
     gpu.launch(Module::Compress(output.form), "compress", launch, &args);
-}
-
-/// For each row of a step the compressed rows that it attends to, ascending.
-pub struct Selection {
-    /// (rows, top_k)
-    selected: Memory,
-    top_k: usize,
-    /// (rows) how many there are.
-    counts: Vec<usize>,
-}
-
-impl Selection {
-    /// Copies all lists.
-    pub(crate) fn read(&self, gpu: &Gpu, rows: &mut Vec<Vec<u32>>) -> Result<(), Error> {
-        let mut all = vec![0u32; self.counts.len() * self.top_k];
-        gpu.download(&self.selected, 0, &mut all)?;
-        rows.clear();
-        rows.extend(all.chunks_exact(self.top_k).zip(&self.counts).map(|(row, count)| row[..*count].to_vec()));
-        Ok(())
-    }
-}
-
-/// Chooses for all rows.
-pub(crate) fn select(
-    gpu: &Arc<Gpu>,
-    (queries, head_weights): (&Tensor, &Tensor),
-    cache: &KvPages,
-    selector: &Selector,
-    batch: &Batch,
-    step: &Step,
-) -> Selection {
-    let &Selector { entry, ratio, heads, top_k, scale, .. } = selector;
-    let keys = cache.rows(entry);
-    selector.check(keys.kind, batch, (queries.rows, queries.width), (head_weights.rows, head_weights.width));
-    keys.check(batch);
-    let complete = |row: usize| complete_rows(batch.positions[row] as usize, ratio);
-    let counts: Vec<usize> = (0..batch.len()).map(|row| complete(row).min(top_k)).collect();
-    let most = (0..batch.len()).map(complete).max().unwrap_or(0);
-    let selection = Selection { selected: gpu.take(batch.len() * top_k * size_of::<u32>()), top_k, counts };
-    // Scores that nobody makes take no room. What grows with the sequence grows by blocks, so that a launch comes again.
-    let stride = if most > top_k { most.next_multiple_of(INDEX_KEYS) } else { 0 };
-    let chunk = (SCRATCH_BYTES_MAX / (stride * size_of::<f32>()).max(1)).max(1);
-    let (rows, lists) = (Arg::Memory(&step.rows), Arg::Memory(&step.lists));
-    for first in (0..batch.len()).step_by(chunk) {
-        let count = chunk.min(batch.len() - first);
-        let scores = gpu.take(count * stride * size_of::<f32>());
-        if stride > 0 {
-            let args = [
-                Arg::Memory(&queries.memory),
-                Arg::Memory(&head_weights.memory),
-                Arg::Memory(&keys.memory),
-                Arg::Memory(&scores),
-                rows,
-                lists,
-                Arg::U32(first),
-                Arg::U32(heads),
-                Arg::U32(ratio),
-                Arg::U32(top_k),
-                Arg::U32(stride),
-                Arg::F32(scale),
-            ];
-            let launch = blocks([stride / INDEX_KEYS, count, 1], INDEX_THREADS);
-            gpu.launch(Module::IndexScores(keys.form), "index_scores", launch, &args);
-        }
-        highest(gpu, &scores, &selection.selected, step, (first, count), (ratio, top_k, stride));
-    }
-    selection
-}
-
-/// Chooses for `count` rows from `first` on, whose scores lie apart by `stride`.
-fn highest(
-    gpu: &Arc<Gpu>,
-    scores: &Memory,
-    selected: &Memory,
-    step: &Step,
-    (first, count): (usize, usize),
-    (ratio, top_k, stride): (usize, usize, usize),
-) {
-    let tables = [scores, selected, &step.rows, &step.lists].map(Arg::Memory);
-    let mut args = Args::of(tables);
-    args.extend([first, ratio, top_k, stride].map(Arg::U32));
-    gpu.launch(Module::Select, "select", blocks([count, 1, 1], SELECT_THREADS), &args);
-}
-
-/// The places of the `top_k` highest of each row's scores, `complete` of them, by the kernel that chooses compressed rows.
-pub(crate) fn highest_of(
-    gpu: &Arc<Gpu>,
-    scores: &[f32],
-    (complete, top_k): (usize, usize),
-    steps: &Steps,
-) -> Result<Vec<u32>, Error> {
-    let mut batch = Batch::default();
-    let rows = scores.len() / complete;
-    let pages = vec![0; complete.div_ceil(PAGE_TOKENS)];
-    (0..rows).for_each(|_| batch.push(&[0], complete - 1, &pages, Role::Decode, 0));
-    let memory = |count: usize| gpu.take(count * size_of::<u32>());
-    let (sent, selected) = (memory(scores.len()), memory(rows * top_k));
-    gpu.send(&sent, scores);
-    highest(gpu, &sent, &selected, &steps.get(gpu, &batch), (0, rows), (1, top_k, complete));
-    let mut places = vec![0; rows * top_k];
-    gpu.download(&selected, 0, &mut places)?;
-    Ok(places)
 }
 
 /// Attention of the rows' queries.

@@ -1,6 +1,7 @@
 //! Measurements of single kernels on the card, which hold the result to the reference in the same run.
 
 pub mod attention;
+pub mod choice;
 pub mod latent_rows;
 pub mod prompt;
 

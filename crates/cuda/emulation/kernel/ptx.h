@@ -111,6 +111,8 @@ EMULATED void after_earlier_work() {
     let_next_start();
 }
 EMULATED void read_anew() { emulation_read_anew(); }
+EMULATED u32 load_anew(const u32* at, HERE) { return emulation_load_anew(at, here); }
+EMULATED void add_in_shared(u32* at, u32 more, HERE) { emulation_add_in_shared(at, more, here); }
 EMULATED u64 add_atomically(u64* at, u64 more) {
     const u64 before = *at;
     *at = before + more;

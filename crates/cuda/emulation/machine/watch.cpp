@@ -126,10 +126,46 @@ void watch_write_in_block(Block& block, const void* pointer, unsigned bytes, Sit
     }
 }
 
+// Who added to a word of shared memory: others that do are no race, whoever else touches it is.
+static constexpr unsigned adders = (1 << 16) - 1;
+
+static void add_in_shared(u32* pointer, u32 more, Site site) {
+    Worker& w = *worker;
+    auto at = reinterpret_cast<uintptr_t>(pointer);
+    const uintptr_t fixed = at - reinterpret_cast<uintptr_t>(w.instance->shared);
+    const uintptr_t dynamic = at - reinterpret_cast<uintptr_t>(w.block().shared);
+    const bool is_fixed = fixed < w.instance->shared_bytes;
+    if (!is_fixed && dynamic >= w.launch->shared_bytes) w.fail({.kind = Fault::NotShared, .site = site});
+    if (at % 4 != 0) w.fail({.kind = Fault::Misaligned, .site = site});
+    Touched& word = is_fixed ? w.fixed_touched[fixed / 4] : w.block().touched[dynamic / 4];
+    for (const Access* other : {&word.write, &word.read}) {
+        if (!other->bytes || other->thread == adders || w.knows(other->thread, other->time, other == &word.read)) continue;
+        Fault fault = found(Fault::Race, at, 4, true, {nullptr, site});
+        fault.other = other->thread;
+        w.fail(fault);
+    }
+    word.write = {w.clock, 15, adders};
+    *pointer += more;
+}
+
+static u32 load_anew(const u32* at, Site site) {
+    Thread& thread = worker->thread();
+    const bool had_looked = thread.has_looked;
+    thread.has_looked = true;
+    watch_read(at, 4, site);
+    thread.has_looked = had_looked;
+    return *at;
+}
+
 void watch_read(const void* at, unsigned bytes, Site site) { watch(at, bytes, false, {nullptr, site}); }
 void watch_write(const void* at, unsigned bytes, Site site) { watch(at, bytes, true, {nullptr, site}); }
 
 } // namespace emulation
+
+extern "C" emulation::u32 emulation_load_anew(const emulation::u32* at, emulation::Site site) { return emulation::load_anew(at, site); }
+extern "C" void emulation_add_in_shared(emulation::u32* at, emulation::u32 more, emulation::Site site) {
+    emulation::add_in_shared(at, more, site);
+}
 
 #define ACCESS(name, bytes, writes)                                                                             \
     extern "C" EXPORTED void __tsan_##name(const void* at) { emulation::watch(at, bytes, writes, {__builtin_return_address(0)}); }

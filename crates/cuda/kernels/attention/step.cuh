@@ -10,10 +10,12 @@ struct RowOfStep {
 
     // The place where what the row sees at a position is kept; mask.rs, `place`.
     DEVICE_MEMBER u32 place(u32 position) const { return position < committed ? position : lists[places + position - committed]; }
+    // Where the page of a place is listed, of rows that are in no ring.
+    DEVICE_MEMBER const u32* listed(u32 place) const { return lists + (pages + place / PAGE); }
     // The page of a place.
     DEVICE_MEMBER u32 page(u32 place, u32 ring) const {
         const u32 index = place / PAGE;
-        return ring ? own_ring * ring + index % ring : lists[pages + index];
+        return ring ? own_ring * ring + index % ring : *listed(place);
     }
 };
 
@@ -43,6 +45,12 @@ struct Step {
         asked(own.places);
         asked(own.own_ring);
         return own;
+    }
+    // The same ahead of the turn, for the host sends a step before its first launch; of what is not in a ring.
+    DEVICE_MEMBER u32 position_ahead(u32 row) const { return load_anew(rows + row * ROW_NUMBERS); }
+    DEVICE_MEMBER RowOfStep ahead(u32 row) const {
+        const u32* own = rows + row * ROW_NUMBERS;
+        return {lists, load_anew(own), load_anew(own + 1), 0, 0, 0, 0};
     }
     DEVICE_MEMBER u32 place(u32 row, u32 position) const { return of(row).place(position); }
     DEVICE_MEMBER u32 page(u32 row, u32 place, u32 ring) const { return of(row).page(place, ring); }

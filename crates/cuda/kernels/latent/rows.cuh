@@ -51,7 +51,14 @@ DEVICE u64 place_of_token(const RowOfStep& row, u32 position, u32 ring, u32 byte
 }
 
 // Where compressed row `index` lies: with the last of its tokens. kv.rs, `compressed_place`.
-DEVICE u64 place_of_compressed(const RowOfStep& row, u32 index, u32 ratio) {
+DEVICE u64 place_in_page(u32 page, u32 index, u32 ratio) {
     const u32 slots = ratio >= PAGE ? 1 : PAGE / ratio;
-    return ((u64)row.page(index * ratio + ratio - 1, 0) * slots + index % slots) * ROW_BYTES;
+    return ((u64)page * slots + index % slots) * ROW_BYTES;
+}
+DEVICE u64 place_of_compressed(const RowOfStep& row, u32 index, u32 ratio) {
+    return place_in_page(row.page(index * ratio + ratio - 1, 0), index, ratio);
+}
+// The same, ahead of the turn.
+DEVICE u64 place_ahead(const RowOfStep& row, u32 index, u32 ratio) {
+    return place_in_page(load_anew(row.listed(index * ratio + ratio - 1)), index, ratio);
 }

@@ -1,63 +1,82 @@
 // The highest of a row's scores, ascending; crates/ops/src/latent.rs, `select_rows`. One block a row.
 //
-// Scores become whole numbers in the same order. The lowest that is selected is found four bits at a time: all threads count how many
-// scores that agree with it so far go on with each of the sixteen digits. Then each thread knows how many of a run of neighbours are
-// selected, and how many before them.
+// Scores become whole numbers in the same order. The lowest that is selected is found eight bits at a time: scores that agree with it so
+// far are counted by their next digit, in shared memory, and every warp finds the digit for itself, so that a round has one meeting. Once
+// all that have a digit are selected nothing is left to be told apart, mostly after two or three rounds. Then each thread knows how many of
+// a run of neighbours are selected, and how many before them.
 
 #define WARPS (THREADS / 32)
-// Scores that a thread holds; where there are more than all threads hold, they are read again and again.
+// Where no thread has more than RUN neighbours, which it asks for at once, it holds them. A multiple of RUN lies between rows of scores.
+static_assert(RUN == 4, "neighbours are read as one");
+#define FEW (RUN * THREADS)
+// Scores that a thread holds of more; where there are more than all threads hold, they are read again and again.
 #define HELD 32
 // So many of them are left out together where there are fewer.
 #define CHUNK 4
-// Neighbours that a thread asks for at once, and holds where there are no more for it.
-#define RUN 4
-// A digit of an order: so many bits, and so many values. Digits of a thread's scores are counted in bytes, those of a warp in halves.
-#define DIGIT_BITS 4
-#define DIGITS 16
-static_assert(HELD < 256 && HELD * 32 < 65536, "counts fit");
+// A digit of an order: so many bits, and so many values, of which a lane has neighbours.
+#define DIGIT_BITS 8
+#define DIGITS 256
+#define ROUNDS (32 / DIGIT_BITS)
+#define LANE_DIGITS (DIGITS / 32)
+static_assert(LANE_DIGITS == 8, "a lane reads its counts as two times four");
 
-// How many of a thread's orders have each digit: byte d % 8 of word d / 8.
-struct Counts {
-    u64 words[2];
+// Where a digit is counted: the first four of all lanes, and then the others, so that lanes read theirs side by side.
+DEVICE u32 place_of_digit(u32 digit) { return (digit & 4) << 5 | digit >> 3 << 2 | (digit & 3); }
 
-    DEVICE_MEMBER void add(u32 digit) {
-        const u64 one = 1ull << digit % 8 * 8;
-        words[0] += digit < 8 ? one : 0;
-        words[1] += digit < 8 ? 0 : one;
-    }
+// The lowest order that is selected, as far as it is known, and how many of those that agree with it are wanted.
+struct Lowest {
+    u32 order, wanted;
 
-    // Sums over the warp, one a lane, of digit `lane`, for the first sixteen lanes.
-    DEVICE_MEMBER u32 of_warp(u32 lane) const {
-        u32 own = 0;
+    // Goes on by the highest digit such that as many scores as are wanted have it or a higher one. Whether all that have it are wanted.
+    DEVICE_MEMBER bool take_digit(const u32* counts, u32 bits) {
+        const u32 lane = threadIdx.x % 32;
+        const uint4 low = ((const uint4*)counts)[lane], high = ((const uint4*)counts)[32 + lane];
+        // Of a digit and those above that the lane has.
+        u32 from[LANE_DIGITS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-        for (u32 pair = 0; pair < DIGITS / 2; pair++) {
-            const u32 bytes = (u32)(words[pair / 4] >> pair % 4 * 16);
-            const u32 halves = __reduce_add_sync(0xffffffffu, (bytes & 0xff) | (bytes & 0xff00) << 8);
-            if (lane / 2 == pair) own = lane % 2 ? halves >> 16 : halves & 0xffff;
+        for (int d = LANE_DIGITS - 2; d >= 0; d--) from[d] += from[d + 1];
+        u32 all = from[0];
+#pragma unroll
+        for (u32 width = 1; width < 32; width *= 2) {
+            const u32 other = __shfl_down_sync(0xffffffffu, all, width);
+            if (lane + width < 32) all += other;
         }
-        return own;
+        const int chosen = 31 - __clz((int)__ballot_sync(0xffffffffu, all >= wanted));
+        // In the lane that has the digit: of those above it, and of it and those.
+        const u32 above = all - from[0];
+        u32 digit = 0, higher = 0, reached = from[0];
+#pragma unroll
+        for (int d = LANE_DIGITS - 1; d > 0; d--)
+            if (above + from[d] < wanted) higher = from[d];
+#pragma unroll
+        for (int d = 1; d < LANE_DIGITS; d++) {
+            if (above + from[d] < wanted) continue;
+            digit = d;
+            reached = from[d];
+        }
+        const u32 rest = wanted - above - higher, is_all = reached - higher == rest;
+        const u32 found = __shfl_sync(0xffffffffu, digit | is_all << 8, chosen);
+        wanted = __shfl_sync(0xffffffffu, rest, chosen);
+        order |= (chosen * LANE_DIGITS + (found & 0xff)) << bits;
+        return found >> 8;
     }
 };
 
-// The highest digit such that as many scores as are wanted have it or a higher one, in all threads; `wanted` becomes how many of those
-// with this very digit. `own` is the count of digit `lane` in this warp, and `parts` has room for all warps.
-DEVICE u32 digit_of(u32 own, u32& wanted, u32 (*parts)[DIGITS]) {
-    const u32 lane = threadIdx.x % 32;
-    if (lane < DIGITS) parts[threadIdx.x / 32][lane] = own;
-    __syncthreads();
-    u32 count = 0;
-#pragma unroll
-    for (u32 w = 0; w < WARPS; w++) count += parts[w][lane % DIGITS];
-    // Of this digit and all above.
-    u32 from = count;
-#pragma unroll
-    for (u32 width = 1; width < DIGITS; width *= 2) {
-        const u32 other = __shfl_down_sync(0xffffffffu, from, width, DIGITS);
-        if (lane % DIGITS + width < DIGITS) from += other;
+// Of the orders that `each` goes through, those of all threads. `counts` are zero.
+template <class Each> DEVICE Lowest lowest_of(u32 (*counts)[DIGITS], u32 top_k, Each&& each) {
+    Lowest lowest = {0, top_k};
+#pragma unroll 1
+    for (u32 round = 0; round < ROUNDS; round++) {
+        // All bits above the digit agree; of the first digit there are none.
+        const u32 bits = 32 - DIGIT_BITS * (round + 1), above = round ? ~0u << (bits + DIGIT_BITS) : 0;
+        each([&](u32 order) {
+            if (order && (order & above) == lowest.order) add_in_shared(&counts[round][place_of_digit(order >> bits & (DIGITS - 1))], 1);
+        });
+        __syncthreads();
+        // What is one below is no score's, or of one that is not wanted.
+        if (lowest.take_digit(counts[round], bits)) return {lowest.order - 1, 0};
     }
-    const u32 digit = 31 - __clz((int)(__ballot_sync(0xffffffffu, from >= wanted) & 0xffff));
-    wanted -= __shfl_sync(0xffffffffu, from - count, (int)digit);
-    return digit;
+    return lowest;
 }
 
 // The sums of both over the threads before this one. `parts` has a place a warp.
@@ -80,33 +99,51 @@ DEVICE uint2 sums_before(uint2 value, uint2* parts) {
     return before;
 }
 
-// scores [row of the chunk][stride] as `index_scores` leaves them; selected (rows, top_k).
-KERNEL __launch_bounds__(THREADS) select(const float* scores, u32* selected, const u32* rows, const u32* lists, u32 first, u32 ratio,
-                                         u32 top_k, u32 stride) {
-    // Two in turn, so that one meeting a digit is enough.
-    __shared__ u32 parts[2][WARPS][DIGITS];
-    __shared__ uint2 sums[WARPS];
-    after_earlier_work();
-    const Step step = {rows, lists};
-    const u32 row = first + blockIdx.x, complete = (step.position(row) + 1) / ratio, t = threadIdx.x;
-    u32* out = selected + (u64)row * top_k;
-    if (complete <= top_k) {
-        for (u32 i = t; i < complete; i += THREADS) out[i] = i;
-        return;
-    }
-    const float* score = scores + (u64)blockIdx.x * stride;
+// Leaves the places of those that are selected, of this thread's run of neighbours, which `of_run` goes through.
+template <class OfRun> DEVICE void leave(u32* out, const Lowest& lowest, uint2* parts, OfRun&& of_run) {
+    uint2 own = make_uint2(0, 0);
+    of_run([&](u32, u32 order) {
+        own.x += order > lowest.order;
+        own.y += order == lowest.order;
+    });
+    // Of those that are equal to the lowest, the first ones: as many as are still wanted.
+    const uint2 before = sums_before(own, parts);
+    u32 equal_before = before.y, at = before.x + (equal_before < lowest.wanted ? equal_before : lowest.wanted);
+    of_run([&](u32 i, u32 order) {
+        const bool is_selected = order > lowest.order || (order == lowest.order && equal_before < lowest.wanted);
+        equal_before += order == lowest.order;
+        if (is_selected) out[at++] = i;
+    });
+}
+
+// Of so many scores that a thread holds its run.
+DEVICE void select_few(const float* score, u32 complete, u32 top_k, u32* out, u32 (*counts)[DIGITS], uint2* parts) {
+    const u32 begin = threadIdx.x * RUN;
+    float4 run = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (begin < complete) run = *(const float4*)(score + begin);
+    const float scores[RUN] = {run.x, run.y, run.z, run.w};
+    u32 orders[RUN];
+#pragma unroll
+    for (u32 k = 0; k < RUN; k++) orders[k] = begin + k < complete ? order_of(scores[k]) : 0;
+    const Lowest lowest = lowest_of(counts, top_k, [&](auto&& use) {
+#pragma unroll
+        for (u32 k = 0; k < RUN; k++) use(orders[k]);
+    });
+    leave(out, lowest, parts, [&](auto&& use) {
+#pragma unroll
+        for (u32 k = 0; k < RUN; k++)
+            if (orders[k]) use(begin + k, orders[k]);
+    });
+}
+
+DEVICE void select_many(const float* score, u32 complete, u32 top_k, u32* out, u32 (*counts)[DIGITS], uint2* parts) {
+    const u32 t = threadIdx.x;
     const bool is_held = complete <= HELD * THREADS;
     const u32 each = (complete + THREADS - 1) / THREADS;
     const u32 begin = t * each < complete ? t * each : complete, end = begin + each < complete ? begin + each : complete;
-    // All is asked for before the first is looked at.
-    float run[RUN];
-    auto bring_run = [&](u32 from) {
-#pragma unroll
-        for (u32 k = 0; k < RUN; k++) run[k] = from + k < end ? score[from + k] : 0.0f;
-    };
-    bring_run(begin);
     u32 held[HELD] = {};
     if (is_held) {
+        // All is asked for before the first is looked at.
         float brought[HELD] = {};
 #pragma unroll
         for (u32 first = 0; first < HELD; first += CHUNK) {
@@ -121,54 +158,55 @@ KERNEL __launch_bounds__(THREADS) select(const float* scores, u32* selected, con
             for (u32 i = first; i < first + CHUNK; i++) held[i] = t + i * THREADS < complete ? order_of(brought[i]) : 0;
         }
     }
-    u32 lowest = 0, wanted = top_k;
-    for (int bits = 32 - DIGIT_BITS; bits >= 0; bits -= DIGIT_BITS) {
-        // All bits above the digit agree; of the first digit there are none.
-        const u32 above = bits + DIGIT_BITS < 32 ? ~0u << (bits + DIGIT_BITS) : 0;
-        Counts counts = {};
-        u32 own = 0;
-        auto count = [&](u32 order) {
-            if (order && (order & above) == lowest) counts.add(order >> bits & (DIGITS - 1));
-        };
+    const Lowest lowest = lowest_of(counts, top_k, [&](auto&& use) {
         if (is_held) {
 #pragma unroll
             for (u32 first = 0; first < HELD; first += CHUNK) {
                 if (first * THREADS >= complete) continue;
 #pragma unroll
-                for (u32 i = first; i < first + CHUNK; i++) count(held[i]);
+                for (u32 i = first; i < first + CHUNK; i++) use(held[i]);
             }
-            own = counts.of_warp(t % 32);
         } else {
-            // No more at a time than a byte counts.
-            for (u32 from = 0; from < complete; from += HELD * THREADS) {
-                counts = {};
-#pragma unroll 4
-                for (u32 i = from + t; i < complete && i < from + HELD * THREADS; i += THREADS) count(order_of(score[i]));
-                own += counts.of_warp(t % 32);
+#pragma unroll 1
+            for (u32 from = t; from < complete; from += CHUNK * THREADS) {
+                float brought[CHUNK];
+#pragma unroll
+                for (u32 i = 0; i < CHUNK; i++) brought[i] = from + i * THREADS < complete ? score[from + i * THREADS] : 0.0f;
+#pragma unroll
+                for (u32 i = 0; i < CHUNK; i++) use(from + i * THREADS < complete ? order_of(brought[i]) : 0);
             }
         }
-        lowest |= digit_of(own, wanted, parts[bits / DIGIT_BITS % 2]) << bits;
-    }
-    auto of_run = [&](auto&& use) {
+    });
+    leave(out, lowest, parts, [&](auto&& use) {
 #pragma unroll 1
         for (u32 from = begin; from < end; from += RUN) {
-            if (each > RUN) bring_run(from);
+            float run[RUN];
+#pragma unroll
+            for (u32 k = 0; k < RUN; k++) run[k] = from + k < end ? score[from + k] : 0.0f;
 #pragma unroll
             for (u32 k = 0; k < RUN; k++)
                 if (from + k < end) use(from + k, order_of(run[k]));
         }
-    };
-    uint2 own = make_uint2(0, 0);
-    of_run([&](u32, u32 order) {
-        own.x += order > lowest;
-        own.y += order == lowest;
     });
-    // Of those that are equal to the lowest, the first ones: as many as are still wanted.
-    const uint2 before = sums_before(own, sums);
-    u32 equal_before = before.y, at = before.x + (equal_before < wanted ? equal_before : wanted);
-    of_run([&](u32 i, u32 order) {
-        const bool is_selected = order > lowest || (order == lowest && equal_before < wanted);
-        equal_before += order == lowest;
-        if (is_selected) out[at++] = i;
-    });
+}
+
+// scores [row of the chunk][stride] as `index_scores` leaves them; selected (rows, top_k).
+KERNEL __launch_bounds__(THREADS) select(const float* scores, u32* selected, const u32* rows, const u32* lists, u32 first, u32 ratio,
+                                         u32 top_k, u32 stride) {
+    __shared__ __align__(16) u32 counts[ROUNDS][DIGITS];
+    __shared__ uint2 parts[WARPS];
+    const u32 row = first + blockIdx.x, t = threadIdx.x, complete = (Step{rows, lists}.position_ahead(row) + 1) / ratio;
+#pragma unroll
+    for (u32 i = 0; i < ROUNDS * DIGITS; i += THREADS) (&counts[0][0])[i + t] = 0;
+    __syncthreads();
+    after_earlier_work();
+    u32* out = selected + (u64)row * top_k;
+    if (complete <= top_k) {
+#pragma unroll 1
+        for (u32 i = t; i < complete; i += THREADS) out[i] = i;
+        return;
+    }
+    const float* score = scores + (u64)blockIdx.x * stride;
+    if (complete <= FEW) select_few(score, complete, top_k, out, counts, parts);
+    else select_many(score, complete, top_k, out, counts, parts);
 }
