@@ -12,7 +12,7 @@ fn kernel(body: &str) -> String {
 }
 
 /// Bodies with a fault, and what is said of it. Line 4 is the body's first.
-const FAULTS: [(&str, &[&str]); 23] = [
+const FAULTS: [(&str, &[&str]); 24] = [
     ("x[t] = 1.0f;", &["fault.cu:4", "thread (40, 0, 0)", "writes 4 bytes at byte 160 of memory of 160 bytes"]),
     ("float v = x[(int)t - 1]; if (v > 9e9f) x[0] = v;", &["thread (0, 0, 0)", "reads 4 bytes at byte -4 of memory"]),
     ("dynamic[t + 1] = 0.0f;", &["thread (63, 0, 0)", "byte 256 of 256 of shared memory"]),
@@ -29,6 +29,10 @@ const FAULTS: [(&str, &[&str]); 23] = [
     (
         "fixed[t] = 1.0f; __syncthreads(); float v = fixed[t ^ 1]; fixed[t] = v;",
         &["reads 4 bytes", "which thread 0 wrote"],
+    ),
+    (
+        "if (t < 1) fixed[0] = 0.0f; __syncthreads(); add_in_shared((u32*)fixed, 1);\nif (t == 40) x[0] = fixed[0];",
+        &["fault.cu:5", "thread (40, 0, 0)", "reads 4 bytes", "wrote"],
     ),
     ("x[0] = (float)t;", &["writes 4 bytes at byte 0 of memory", "which thread 0 touched in the same launch"]),
     ("if (t == 3) x[0] = (float)blockIdx.x;", &["thread (3, 0, 0) of block", "which thread 3 touched"]),
@@ -66,7 +70,7 @@ const FAULTS: [(&str, &[&str]); 23] = [
 
 /// Bodies without, and what becomes of number `i`.
 type Sound = (&'static str, fn(usize) -> f32);
-const SOUND: [Sound; 9] = [
+const SOUND: [Sound; 10] = [
     ("if (t < count && blockIdx.x == 0) x[t] = x[t] + 1.0f;", |i| i as f32 + 1.0),
     (
         "fixed[t] = (float)t; __syncthreads(); float v = fixed[63 - t]; __syncthreads(); fixed[t] = v; dynamic[t] = v;\n\
@@ -77,6 +81,12 @@ const SOUND: [Sound; 9] = [
         "float v = (float)lane; for (int w = 16; w > 0; w /= 2) v = v + __shfl_xor_sync(0xffffffffu, v, w);\n\
          u32 odd = __ballot_sync(0xffffffffu, lane & 1); if (t < count && blockIdx.x == 0) x[t] = v + (float)(odd >> 24);",
         |_| 496.0 + 170.0,
+    ),
+    // Threads that add to one place are no race.
+    (
+        "u32* sum = (u32*)fixed; if (t == 0) *sum = 5; __syncthreads(); add_in_shared(sum, t); __syncthreads();\n\
+         if (t < count && blockIdx.x == 0) x[t] = (float)*sum;",
+        |_| 5.0 + 63.0 * 32.0,
     ),
     // Shared memory is NaN before it is written, also for the next block.
     ("float v = fixed[t]; fixed[t] = 1.0f; if (t < count && blockIdx.x == 1) x[t] = v == v ? 0.0f : 5.0f;", |_| 5.0),
