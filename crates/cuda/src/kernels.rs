@@ -392,7 +392,8 @@ impl Module {
             }
             Module::Spans(..) => {
                 let attention = [STEP, PAGES, TILES, WEIGHTS, WEIGH_KEYS, PARTS, QUERY, SLABS, KV_CODES];
-                [&[COMMON, HOPPER, WGMMA][..], &attention, &[source!("attention/spans.cu")]].concat()
+                let own = [source!("attention/work.cuh"), source!("attention/spans.cu")];
+                [&[COMMON, HOPPER, WGMMA][..], &attention, &own].concat()
             }
             Module::Prompt(pages, _) => {
                 let wide = [SLABS, source!("attention/prompt_wide.cu")];

@@ -20,6 +20,8 @@ const HEAD_DIM_MAX: usize = attention::HEAD_DIM_MAX;
 /// Pages and rings of all entries.
 pub struct KvPages {
     entries: Vec<Entry>,
+    /// Where blocks of attention count the spans that they take (`kernels/attention/work.cuh`); 0 between launches.
+    pub(crate) drawn: Memory,
     /// Attended so whatever the width, to measure it.
     pub(crate) forced: Option<Way>,
 }
@@ -59,7 +61,9 @@ impl KvPages {
             }
         };
         let entries = layout.entries.iter().map(entry).collect::<Result<_, _>>()?;
-        Ok(KvPages { entries, forced: None })
+        let drawn = gpu.reserve(size_of::<u64>(), &what)?;
+        gpu.upload(&drawn, 0, &[0; size_of::<u64>()])?;
+        Ok(KvPages { entries, drawn, forced: None })
     }
 
     /// What an entry keeps.

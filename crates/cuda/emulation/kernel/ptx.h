@@ -113,11 +113,7 @@ EMULATED void after_earlier_work() {
 EMULATED void read_anew() { emulation_read_anew(); }
 EMULATED u32 load_anew(const u32* at, HERE) { return emulation_load_anew(at, here); }
 EMULATED void add_in_shared(u32* at, u32 more, HERE) { emulation_add_in_shared(at, more, here); }
-EMULATED u64 add_atomically(u64* at, u64 more) {
-    const u64 before = *at;
-    *at = before + more;
-    return before;
-}
+EMULATED u64 add_atomically(u64* at, u64 more) { return __atomic_fetch_add(at, more, __ATOMIC_SEQ_CST); }
 
 // Pairs of f16: each half is computed exactly, in f64, which holds a product and a sum of three f16, and is rounded once.
 EMULATED u16 rounded_half(double exact) {

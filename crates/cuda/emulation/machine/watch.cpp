@@ -187,6 +187,11 @@ extern "C" EXPORTED void __tsan_write_range(const void* at, unsigned long bytes)
     emulation::watch(at, static_cast<unsigned>(bytes), true, {__builtin_return_address(0)});
 }
 extern "C" EXPORTED void __tsan_init() {}
+// Blocks may run on several workers.
+extern "C" EXPORTED unsigned long __tsan_atomic64_fetch_add(unsigned long* at, unsigned long more, int) {
+    emulation::watch(at, sizeof(*at), true, {__builtin_return_address(0)});
+    return __atomic_fetch_add(at, more, __ATOMIC_SEQ_CST);
+}
 
 // What -fsanitize=alignment calls where an address is not a multiple of its type's alignment.
 extern "C" EXPORTED void __ubsan_handle_type_mismatch_v1(void*, void* pointer) {

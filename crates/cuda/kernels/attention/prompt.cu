@@ -82,7 +82,7 @@ KERNEL __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_
     after_earlier_work();
 
     const Step step = {rows, lists};
-    const Tile tile = tile_of(step, first, count, heads, kv_heads, blockIdx.z, run);
+    const Tile tile = tile_of(step, first, count, heads, kv_heads, blockIdx.z, run, blockIdx.x);
     if (tile.columns == 0) return;
     const Seen oldest = seen_by(step, tile.row, window), newest = seen_by(step, tile.row_of(tile.columns - 1), window);
     const u32 begin = oldest.begin, end = newest.end, low = begin / PAGE, high = (end + PAGE - 1) / PAGE;

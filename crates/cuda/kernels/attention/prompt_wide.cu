@@ -40,7 +40,7 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
     after_earlier_work();
 
     const Step step = {rows, lists};
-    const Tile tile = tile_of(step, first, count, heads, kv_heads, blockIdx.z, run);
+    const Tile tile = tile_of(step, first, count, heads, kv_heads, blockIdx.z, run, blockIdx.x);
     if (CLUSTER == 1 && tile.columns == 0) return;
     // Of a tile without columns nothing is seen; it copies for the other block.
     const u32 last_row = tile.columns ? tile.row_of(tile.columns - 1) : first + count - 1;

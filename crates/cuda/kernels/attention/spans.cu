@@ -1,9 +1,10 @@
 // Attention of few rows on Hopper: keys and values pass once, and the matrix units hide what is done with them.
 //
-// A block is a tile of columns (tiles.cuh), a head of keys and values, and a span of tokens. A page's scores are the product of its keys,
-// 64 rows of `wgmma`, by the columns' queries; weighed values are values, turned, by weights. So both kinds of slabs are operands as they
-// lie in memory, and slabs are on their way while others are multiplied. With two warpgroups each has a page's scores and half the numbers
-// of values: they take two pages at a time, and meet twice, for the highest scores and for weights.
+// A block takes a tile of columns (tiles.cuh), a head of keys and values, and a span of tokens; one that has a processor for itself takes
+// such spans until all are taken (work.cuh). A page's scores are the product of its keys, 64 rows of `wgmma`, by the columns' queries;
+// weighed values are values, turned, by weights. So both kinds of slabs are operands as they lie in memory, and slabs are on their way
+// while others are multiplied. With two warpgroups each has a page's scores and half the numbers of values: they take two pages at a
+// time, and meet twice, for the highest scores and for weights.
 //
 // What a column gets depends on no other: pages that it does not see add zero times its factor of one.
 
@@ -17,9 +18,13 @@
 #define WEIGHT_BYTES (GROUPS * COLUMNS * 128)
 // Wide tiles need more registers than a third of a processor's.
 #define SHARES_REGISTERS (GROUPS == 2 && RESIDENT == 1)
+#define CONSUMER_REGISTERS (OWN * SUMS < 128 ? 216 : FORMAT == 1 ? 232 : 224)
+#define BRINGER_REGISTERS (504 - 2 * CONSUMER_REGISTERS)
+// A block that has a processor for itself may go from span to span.
+#define GOES_ON (RESIDENT == 1)
 // Codes become f16 in operands of their own.
 #define EXPANDED_BYTES (FORMAT == 2 ? GROUPS * 2 * OPERAND_BYTES : 0)
-#define REST_BYTES (WARPS * COLUMNS * 8 + COLUMNS * 12 + STAGES * 16)
+#define REST_BYTES (WARPS * COLUMNS * 8 + COLUMNS * 16 + STAGES * 16 + 48)
 
 static_assert(STAGES % BRINGERS == 0, "each place of the ring has its warp");
 static_assert(THREADS == CONSUMERS + 128 && OWN * SUMS <= 128, "warpgroups that multiply, and one that copies");
@@ -85,10 +90,35 @@ struct Consumer {
     }
 };
 
+// How a block comes from span to span. `drawn` counts tickets that were drawn, from 0 to 0; without it a block has one span.
+struct Walk {
+    u64* drawn;
+    u32 tickets;
+    Tickets told;
+
+    DEVICE_MEMBER bool goes_on() const { return GOES_ON && drawn; }
+    // The ticket behind the block's span `turn`.
+    DEVICE_MEMBER u32 next(u32 turn) const { return goes_on() ? told.hear(turn) : NO_TICKET; }
+    DEVICE_MEMBER u32 draw() const { return goes_on() && threadIdx.x % 32 == 0 ? (u32)add_atomically(drawn, 1) : 0; }
+    // The same, of the warp that has drawn it.
+    DEVICE_MEMBER u32 tell(u32 turn, u32 draw) const {
+        if (!goes_on()) return NO_TICKET;
+        u32 ticket = 0;
+        if (threadIdx.x % 32 == 0) {
+            // Each block draws until there is none: as many draws as tickets, and the last of them is the last of all.
+            if (draw + 1 == tickets) *drawn = 0;
+            ticket = gridDim.x + draw < tickets ? gridDim.x + draw : NO_TICKET;
+            told.tell(turn, ticket);
+        }
+        return __shfl_sync(0xffffffffu, ticket, 0);
+    }
+};
+
 KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8* key_pages, const u8* value_pages, float* parts,
                                                   float2* stats, const float* sinks, float* y, const u32* rows, const u32* lists,
                                                   u32 first, u32 count, u32 heads, u32 kv_heads, u32 ring_pages, u32 window,
-                                                  u32 stride, u32 run, float scale, float cap) {
+                                                  u32 stride, u32 run, float scale, float cap, u64* drawn, u32 tiles, u32 mates,
+                                                  u32 across) {
     DYNAMIC_SHARED(u8, dynamic);
     u8* const shared = dynamic + ((1024 - (shared_address(dynamic) & 1023)) & 1023);
     u8* const weights = shared + QUERY_BYTES;
@@ -99,212 +129,263 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
     float* const factors = totals + WARPS * COLUMNS;
     u32* const begins = (u32*)factors + COLUMNS;
     u32* const ends = begins + COLUMNS;
-    const u32 barriers = shared_address(ends + COLUMNS);
+    u32* const places = ends + COLUMNS; // of a column's row and head, among all of the chunk
+    const u32 barriers = shared_address(places + COLUMNS), turns = barriers + 16 * STAGES;
     const SlabRing ring = {shared_address(slabs), barriers, barriers + 8 * STAGES};
-    if (threadIdx.x == 0) ring.begin(4);
+    const SpanList list = {{rows, lists}, first, count, heads, kv_heads, run, window, tiles, mates, across};
+    const Step& step = list.step;
+    u32* const kept = places + COLUMNS + 4 * STAGES + 8; // the row and head where the tile begins whose queries are here
+    const Walk walk = {drawn, list.tickets(), {kept + 2, turns, turns + 16}};
+    if (threadIdx.x == 0) {
+        kept[0] = NO_TICKET;
+        if (walk.goes_on()) walk.told.begin(WARPS + BRINGERS - 1);
+        ring.begin(4);
+    }
     __syncthreads();
     after_earlier_work();
 
-    const Step step = {rows, lists};
-    // Long spans come last, and begin first: those of all heads where a processor has one block, so that none waits for short ones.
-#if RESIDENT == 1
-    const u32 place = blockIdx.z * gridDim.y + blockIdx.y, kv_head = place % kv_heads, turn = place / kv_heads;
-#else
-    const u32 kv_head = blockIdx.z, turn = blockIdx.y;
-#endif
-    const Tile tile = tile_of(step, first, count, heads, kv_heads, kv_head, run);
-    if (tile.columns == 0) return;
-    const Seen oldest = seen_by(step, tile.row, window), newest = seen_by(step, tile.row_of(tile.columns - 1), window);
     const Cut cut(window);
-    const u32 last_span = cut.span_of(newest.end - 1), span = last_span - turn;
-    if (turn > last_span - cut.first(oldest)) return;
-    const u32 begin = max(oldest.begin, cut.begin_of(span)), end = min(newest.end, cut.begin_of(span + 1));
-    const u32 from_page = begin / PAGE, to_page = (end + PAGE - 1) / PAGE;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    auto span_of = [&](u32 ticket) {
+#if GOES_ON
+        return list.span(ticket);
+#else
+        return list.span(blockIdx.x, blockIdx.z, blockIdx.y);
+#endif
+    };
 
     if (warp >= WARPS) {
 #if SHARES_REGISTERS
-        give_registers<40>();
+        give_registers<BRINGER_REGISTERS>();
 #endif
-        const Source source = {step, tile.row, newest.end, kv_heads, kv_head, ring_pages};
+        Source source = {step, 0, 0, kv_heads, 0, ring_pages};
         SlabBringer bringer = {source, ring, slabs, 0, warp - WARPS};
-        // A lane looks up a page.
-        u32 known = GATHERED;
-        if (from_page + lane < to_page && source.is_plain(from_page + lane)) known = source.page_of((from_page + lane) * PAGE);
-        auto place = [&](u32 page) { return __shfl_sync(0xffffffffu, known, page - from_page); };
-        for (u32 i = from_page / GROUPS * GROUPS; i < to_page; i += GROUPS) {
-            const u32 low = max(i, from_page), high = min(i + GROUPS, to_page);
-            const u32 at_low = place(low), at_high = place(high - 1);
-            for (u32 s = 0; s < SLABS; s++)
-                for (u32 p = low; p < high; p++) bringer.bring(key_pages, p, p == low ? at_low : at_high, s);
-            for (u32 p = low; p < high; p++)
+        const bool draws = warp == WARPS;
+        u32 ticket = blockIdx.x;
+#pragma unroll 1
+        for (u32 turn = 0; ticket != NO_TICKET; turn++) {
+            const Span span = span_of(ticket);
+            const u32 from_page = span.begin / PAGE, to_page = (span.end + PAGE - 1) / PAGE;
+            source.row = span.tile.row;
+            source.end = span.newest.end;
+            source.kv_head = span.kv_head;
+            // A lane looks up a page.
+            u32 known = GATHERED;
+            if (from_page + lane < to_page && source.is_plain(from_page + lane)) known = source.page_of((from_page + lane) * PAGE);
+            auto place = [&](u32 page) { return __shfl_sync(0xffffffffu, known, page - from_page); };
+            u32 draw = 0;
+            for (u32 i = from_page / GROUPS * GROUPS; i < to_page; i += GROUPS) {
+                const u32 low = max(i, from_page), high = min(i + GROUPS, to_page);
+                const u32 at_low = place(low), at_high = place(high - 1);
+                if (draws && i + GROUPS >= to_page) draw = walk.draw();
                 for (u32 s = 0; s < SLABS; s++)
-                    bringer.bring(value_pages, p, p == low ? at_low : at_high, s % GROUPS * OWN + s / GROUPS);
+                    for (u32 p = low; p < high; p++) bringer.bring(key_pages, p, p == low ? at_low : at_high, s);
+                for (u32 p = low; p < high; p++)
+                    for (u32 s = 0; s < SLABS; s++)
+                        bringer.bring(value_pages, p, p == low ? at_low : at_high, s % GROUPS * OWN + s / GROUPS);
+            }
+            if (draws && !span.is_one()) draw = walk.draw();
+            ticket = draws ? walk.tell(turn, draw) : walk.next(turn);
         }
         return;
     }
 
 #if SHARES_REGISTERS
-    take_registers<232>();
+    take_registers<CONSUMER_REGISTERS>();
 #endif
-    auto query_of = [&](u32 c) {
-        return c < tile.columns ? queries + ((u64)tile.row_of(c) * heads + tile.head_of(c)) * HEAD_DIM : 0;
-    };
-    auto put = [&](u32 c, float down) { factors[c] = down * scale * (CAPPED ? 1.0f : LOG2_E); };
-    keep_queries<HEAD_DIM, COLUMNS, WARPS, 4>(shared, query_of, put);
-    if (threadIdx.x < COLUMNS) {
-        const bool is_one = threadIdx.x < tile.columns;
-        const Seen seen = seen_by(step, tile.row_of(is_one ? threadIdx.x : 0), window);
-        begins[threadIdx.x] = seen.begin;
-        ends[threadIdx.x] = is_one ? seen.end : 0;
-    }
-    writes_before_copies();
-    wait_for_threads(1, CONSUMERS);
-
     const u32 group = warp / 4, own_key = warp % 4 * 16 + lane / 4, column = lane % 4 * 2;
     Consumer consumer = {ring, slabs, group, shared_address(expanded), expanded, 0xffffffffu, 0};
     const u32 queries_at = shared_address(shared), weights_at = shared_address(weights);
-    float sums[OWN][SUMS] = {}, highest[SUMS / 2], total[SUMS / 2] = {};
-#pragma unroll
-    for (int i = 0; i < SUMS / 2; i++) highest[i] = minus_infinity();
-    u32 next = 0;
+    u32 next = 0, ticket = blockIdx.x;
 #pragma unroll 1
-    for (u32 i = from_page / GROUPS * GROUPS; i < to_page; i += GROUPS) {
-        const u32 low = max(i, from_page), high = min(i + GROUPS, to_page), present = high - low, page = i + group;
-        const bool is_here = page >= low && page < high;
-        // Whether all columns see all of a page.
-        auto is_whole = [&](u32 p) { return p * PAGE >= newest.begin && (p + 1) * PAGE <= oldest.end; };
-        float scores[SUMS];
-#pragma unroll
-        for (int j = 0; j < SUMS; j++) scores[j] = 0.0f;
-        if (is_here) {
-#pragma unroll
-            for (int s = 0; s < SLABS; s++) {
-                const u32 index = next + s * present + (page - low);
-                const u64 keys = operand_of(consumer.operand(index, true, 0, PAGE));
-                const u64 others = operand_of(queries_at + s * COLUMNS * 128);
-                products_begin();
-#pragma unroll
-                for (int k = 0; k < 4; k++) multiply_shared<COLUMNS>(scores, keys + k * 2, others + k * 2);
-                consumer.commit(index);
+    for (u32 turn = 0; ticket != NO_TICKET; ticket = walk.next(turn++)) {
+        const Span span = span_of(ticket);
+        if (!span.is_one()) continue;
+        const Tile& tile = span.tile;
+        const Seen &oldest = span.oldest, &newest = span.newest;
+        const u32 begin = span.begin, end = span.end, from_page = begin / PAGE, to_page = (end + PAGE - 1) / PAGE;
+        // Of the tile of the span before queries are there.
+        if (!GOES_ON || tile.row != kept[0] || tile.head != kept[1]) {
+            if (GOES_ON) wait_for_threads(1, CONSUMERS);
+            auto query_of = [&](u32 c) {
+                return c < tile.columns ? queries + ((u64)tile.row_of(c) * heads + tile.head_of(c)) * HEAD_DIM : 0;
+            };
+            auto put = [&](u32 c, float down) { factors[c] = down * scale * (CAPPED ? 1.0f : LOG2_E); };
+            keep_queries<HEAD_DIM, COLUMNS, WARPS, 4>(shared, query_of, put);
+            if (threadIdx.x < COLUMNS) {
+                const bool is_one = threadIdx.x < tile.columns;
+                const u32 c = is_one ? threadIdx.x : 0;
+                const Seen seen = seen_by(step, tile.row_of(c), window);
+                begins[threadIdx.x] = seen.begin;
+                ends[threadIdx.x] = is_one ? seen.end : 0;
+                places[threadIdx.x] = (tile.row_of(c) - first) * heads + tile.head_of(c);
+                if (threadIdx.x == 0) *(uint2*)kept = make_uint2(tile.row, tile.head);
             }
-            consumer.finish();
+            writes_before_copies();
+            wait_for_threads(1, CONSUMERS);
         }
-        next += SLABS * present;
 
-        if (!is_here || !is_whole(page)) {
-            // What is not seen is lower than all else, with any factor.
+        float sums[OWN][SUMS] = {}, highest[SUMS / 2], total[SUMS / 2] = {};
 #pragma unroll
-            for (int j = 0; j < SUMS; j++) {
-                const u32 position = page * PAGE + own_key + j / 2 % 2 * 8, c = j / 4 * 8 + column + j % 2;
-                if (!is_here || position < begins[c] || position >= ends[c]) scores[j] = minus_infinity();
-            }
-        }
-        float2 now[SUMS / 4];
+        for (int i = 0; i < SUMS / 2; i++) highest[i] = minus_infinity();
+#pragma unroll 1
+        for (u32 i = from_page / GROUPS * GROUPS; i < to_page; i += GROUPS) {
+            const u32 low = max(i, from_page), high = min(i + GROUPS, to_page), present = high - low, page = i + group;
+            const bool is_here = page >= low && page < high;
+            // Whether all columns see all of a page.
+            auto is_whole = [&](u32 p) { return p * PAGE >= newest.begin && (p + 1) * PAGE <= oldest.end; };
+            float scores[SUMS];
 #pragma unroll
-        for (int j = 0; j < COLUMNS / 8; j++) {
-            const float2 up = *(const float2*)&factors[j * 8 + column];
-            float top[2];
+            for (int j = 0; j < SUMS; j++) scores[j] = 0.0f;
+            if (is_here) {
 #pragma unroll
-            for (int e = 0; e < 2; e++) {
+                for (int s = 0; s < SLABS; s++) {
+                    const u32 index = next + s * present + (page - low);
+                    const u64 keys = operand_of(consumer.operand(index, true, 0, PAGE));
+                    const u64 others = operand_of(queries_at + s * COLUMNS * 128);
+                    products_begin();
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    float& score = scores[j * 4 + h * 2 + e];
-                    score = score * (e ? up.y : up.x);
-                    if (CAPPED) score = capped(score, cap);
+                    for (int k = 0; k < 4; k++) multiply_shared<COLUMNS>(scores, keys + k * 2, others + k * 2);
+                    consumer.commit(index);
                 }
-                top[e] = highest_of_keys(scores[j * 4 + e], scores[j * 4 + 2 + e]);
+                consumer.finish();
             }
-            now[j] = make_float2(top[0], top[1]);
-            if (lane < 4) tops[warp * (COLUMNS / 2) + j * 4 + lane] = now[j];
+            next += SLABS * present;
+
+            if (!is_here || !is_whole(page)) {
+                // What is not seen is lower than all else, with any factor.
+#pragma unroll
+                for (int j = 0; j < SUMS; j++) {
+                    const u32 position = page * PAGE + own_key + j / 2 % 2 * 8, c = j / 4 * 8 + column + j % 2;
+                    if (!is_here || position < begins[c] || position >= ends[c]) scores[j] = minus_infinity();
+                }
+            }
+            float2 now[SUMS / 4];
+#pragma unroll
+            for (int j = 0; j < COLUMNS / 8; j++) {
+                const float2 up = *(const float2*)&factors[j * 8 + column];
+                float top[2];
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        float& score = scores[j * 4 + h * 2 + e];
+                        score = score * (e ? up.y : up.x);
+                        if (CAPPED) score = capped(score, cap);
+                    }
+                    top[e] = highest_of_keys(scores[j * 4 + e], scores[j * 4 + 2 + e]);
+                }
+                now[j] = make_float2(top[0], top[1]);
+                if (lane < 4) tops[warp * (COLUMNS / 2) + j * 4 + lane] = now[j];
+            }
+            wait_for_threads(1, CONSUMERS);
+            bool is_moved = false;
+            float keep[SUMS / 2];
+#pragma unroll
+            for (int j = 0; j < COLUMNS / 8; j++) {
+#pragma unroll
+                for (int w = 0; w < WARPS; w++) {
+                    const float2 other = tops[w * (COLUMNS / 2) + j * 4 + lane % 4];
+                    now[j] = make_float2(larger(now[j].x, other.x), larger(now[j].y, other.y));
+                }
+                float base[2];
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    float& before = highest[j * 2 + e];
+                    const float top = larger(before, e ? now[j].y : now[j].x);
+                    base[e] = base_of(top);
+                    is_moved |= top != before;
+                    keep[j * 2 + e] = factor_of(before, top);
+                    before = top;
+                    total[j * 2 + e] = total[j * 2 + e] * keep[j * 2 + e];
+                }
+                u32 halves[2];
+                weigh_pairs(halves, scores + j * 4, base, total + j * 2);
+                // Of lanes 0 to 15, each names where eight keys of a column go.
+                const u32 to = j * 8 + lane % 8, part = warp % 4 * 2 + lane / 8 % 2;
+                store_turned(weights_at + (group * COLUMNS + to) * 128 + (part ^ (to % 8)) * 16, halves[0], halves[1]);
+            }
+            if (__any_sync(0xffffffffu, is_moved)) {
+#pragma unroll
+                for (int o = 0; o < OWN; o++)
+#pragma unroll
+                    for (int j = 0; j < SUMS; j++) sums[o][j] = sums[o][j] * keep[j / 4 * 2 + j % 2];
+            }
+            writes_before_copies();
+            wait_for_threads(1, CONSUMERS);
+
+#pragma unroll
+            for (int g = 0; g < GROUPS; g++) {
+                const u32 p = i + g;
+                if (p < low || p >= high) continue;
+                const u32 from = begin > p * PAGE ? begin - p * PAGE : 0, to = min(end - p * PAGE, (u32)PAGE);
+#pragma unroll
+                for (int o = 0; o < OWN; o++) {
+                    const u32 index = next + (p - low) * SLABS + o * GROUPS + group;
+                    const u64 values = turned_operand_of(consumer.operand(index, from == 0 && to == PAGE, from, to), OPERAND_BYTES);
+                    const u64 others = operand_of(weights_at + g * COLUMNS * 128);
+                    products_begin();
+#pragma unroll
+                    for (int k = 0; k < 4; k++) multiply_turned<COLUMNS>(sums[o], values + k * 128, others + k * 2);
+                    consumer.commit(index);
+                }
+                consumer.finish();
+            }
+            next += SLABS * present;
+        }
+
+        // Each warp has the weights of its keys.
+#pragma unroll
+        for (int i = 0; i < SUMS / 2; i++) {
+#pragma unroll
+            for (int width = 4; width < 32; width *= 2) total[i] = total[i] + __shfl_xor_sync(0xffffffffu, total[i], width);
+            if (lane < 4) totals[warp * COLUMNS + i / 2 * 8 + lane * 2 + i % 2] = total[i];
+        }
+        if (warp == 0 && lane < 4) {
+#pragma unroll
+            for (int j = 0; j < COLUMNS / 8; j++) tops[j * 4 + lane] = make_float2(highest[j * 2], highest[j * 2 + 1]);
         }
         wait_for_threads(1, CONSUMERS);
-        bool is_moved = false;
-        float keep[SUMS / 2];
+        // Where a column's numbers go, and their factor, is found by one thread. Nobody reads weights any more.
+        float** const targets = (float**)weights;
+        if (threadIdx.x < COLUMNS) {
+            const u32 c = threadIdx.x, own = places[c];
+            const Seen seen = {begins[c], ends[c]};
+            const Output out = {parts, stats, sinks, y, first, heads, stride};
+            float* to = nullptr;
+            // A tile's rows may begin, or end, a span apart.
+            const u32 spans = seen.end ? cut.count(seen) : 0, index = cut.span_of(begin) - cut.first(seen);
+            if (index < spans) {
+                const float top = ((float*)tops)[c];
+                float weight = 0.0f, factor = 1.0f;
 #pragma unroll
-        for (int j = 0; j < COLUMNS / 8; j++) {
-#pragma unroll
-            for (int w = 0; w < WARPS; w++) {
-                const float2 other = tops[w * (COLUMNS / 2) + j * 4 + lane % 4];
-                now[j] = make_float2(larger(now[j].x, other.x), larger(now[j].y, other.y));
+                for (int w = 0; w < WARPS; w++) weight = weight + totals[w * COLUMNS + c];
+                if (spans == 1) {
+                    factor = out.factor(own % heads, top, weight);
+                    to = y + ((u64)first * heads + own) * HEAD_DIM;
+                } else {
+                    const u64 part = (u64)own * stride + index;
+                    stats[part] = make_float2(top, weight);
+                    to = parts + part * HEAD_DIM;
+                }
+                totals[c] = factor;
             }
-            float base[2];
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                float& before = highest[j * 2 + e];
-                const float top = larger(before, e ? now[j].y : now[j].x);
-                base[e] = base_of(top);
-                is_moved |= top != before;
-                keep[j * 2 + e] = factor_of(before, top);
-                before = top;
-                total[j * 2 + e] = total[j * 2 + e] * keep[j * 2 + e];
-            }
-            u32 halves[2];
-            weigh_pairs(halves, scores + j * 4, base, total + j * 2);
-            // Of lanes 0 to 15, each names where eight keys of a column go.
-            const u32 to = j * 8 + lane % 8, part = warp % 4 * 2 + lane / 8 % 2;
-            store_turned(weights_at + (group * COLUMNS + to) * 128 + (part ^ (to % 8)) * 16, halves[0], halves[1]);
+            targets[c] = to;
         }
-        if (__any_sync(0xffffffffu, is_moved)) {
+        wait_for_threads(1, CONSUMERS);
+#pragma unroll
+        for (int i = 0; i < SUMS / 2; i++) {
+            const u32 c = i / 2 * 8 + column + i % 2;
+            float* const to = targets[c];
+            if (!to) continue;
+            const float factor = totals[c];
 #pragma unroll
             for (int o = 0; o < OWN; o++)
 #pragma unroll
-                for (int j = 0; j < SUMS; j++) sums[o][j] = sums[o][j] * keep[j / 4 * 2 + j % 2];
+                for (int h = 0; h < 2; h++) {
+                    const u32 d = (group * OWN + o) * 64 + own_key + h * 8;
+                    to[d] = sums[o][i / 2 * 4 + h * 2 + i % 2] * factor + 0.0f;
+                }
         }
-        writes_before_copies();
-        wait_for_threads(1, CONSUMERS);
-
-#pragma unroll
-        for (int g = 0; g < GROUPS; g++) {
-            const u32 p = i + g;
-            if (p < low || p >= high) continue;
-            const u32 from = begin > p * PAGE ? begin - p * PAGE : 0, to = min(end - p * PAGE, (u32)PAGE);
-#pragma unroll
-            for (int o = 0; o < OWN; o++) {
-                const u32 index = next + (p - low) * SLABS + o * GROUPS + group;
-                const u64 values = turned_operand_of(consumer.operand(index, from == 0 && to == PAGE, from, to), OPERAND_BYTES);
-                const u64 others = operand_of(weights_at + g * COLUMNS * 128);
-                products_begin();
-#pragma unroll
-                for (int k = 0; k < 4; k++) multiply_turned<COLUMNS>(sums[o], values + k * 128, others + k * 2);
-                consumer.commit(index);
-            }
-            consumer.finish();
-        }
-        next += SLABS * present;
-    }
-
-    // Each warp has the weights of its keys.
-#pragma unroll
-    for (int i = 0; i < SUMS / 2; i++) {
-#pragma unroll
-        for (int width = 4; width < 32; width *= 2) total[i] = total[i] + __shfl_xor_sync(0xffffffffu, total[i], width);
-        if (lane < 4) totals[warp * COLUMNS + i / 2 * 8 + lane * 2 + i % 2] = total[i];
-    }
-    wait_for_threads(1, CONSUMERS);
-    const Output out = {parts, stats, sinks, y, first, heads, stride};
-#pragma unroll
-    for (int i = 0; i < SUMS / 2; i++) {
-        const u32 c = i / 2 * 8 + column + i % 2;
-        if (c >= tile.columns) continue;
-        const u32 row = tile.row_of(c), head = tile.head_of(c);
-        const Seen seen = seen_by(step, row, window);
-        // A tile's rows may begin, or end, a span apart.
-        const u32 spans = cut.count(seen), index = span - cut.first(seen);
-        if (index >= spans) continue;
-        float weight = 0.0f;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) weight = weight + totals[w * COLUMNS + c];
-        const bool is_one = spans == 1;
-        const float factor = is_one ? out.factor(head, highest[i], weight) : 1.0f;
-        float* to = is_one ? y + ((u64)row * heads + head) * HEAD_DIM : parts + out.place(row, head, index) * HEAD_DIM;
-        if (!is_one && warp == 0 && lane < 4) stats[out.place(row, head, index)] = make_float2(highest[i], weight);
-#pragma unroll
-        for (int o = 0; o < OWN; o++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const u32 d = (group * OWN + o) * 64 + own_key + h * 8;
-                to[d] = sums[o][i / 2 * 4 + h * 2 + i % 2] * factor + 0.0f;
-            }
     }
 }

@@ -1,9 +1,9 @@
 // Which queries share a read of keys and values: the columns of a tile are rows of one run (rows of a sequence that follow each
 // other) times query heads of a group. COLUMNS of them are taken at once; no bit depends on how many.
 //
-// blockIdx.x names a tile of rows of the chunk (rows `first .. first + count` of the step) and a part of the group's heads. Where all runs
-// have `run` rows, tiles are counted run by run. Else (0) blockIdx.x names a row; the first of every few rows of a run makes a tile, and
-// blocks of its other rows have nothing to do.
+// A place names a tile of rows of the chunk (rows `first .. first + count` of the step) and a part of the group's heads. Where all runs
+// have `run` rows, tiles are counted run by run. Else (0) a place names a row; the first of every few rows of a run makes a tile, and
+// places of its other rows have nothing to do.
 
 struct Tile {
     u32 row;     // the first row
@@ -15,10 +15,11 @@ struct Tile {
     DEVICE_MEMBER u32 head_of(u32 column) const { return head + column % heads; }
 };
 
-DEVICE Tile tile_of(const Step& step, u32 first, u32 count, u32 heads, u32 kv_heads, u32 kv_head, u32 run) {
+DEVICE Tile tile_of(const Step& step, u32 first, u32 count, u32 heads, u32 kv_heads, u32 kv_head, u32 run,
+                    u32 place) {
     const u32 group = heads / kv_heads, parts = (group + COLUMNS - 1) / COLUMNS;
     const u32 rows = group < COLUMNS ? COLUMNS / group : 1;
-    const u32 index = blockIdx.x / parts, part = blockIdx.x % parts, tiles = (run + rows - 1) / rows;
+    const u32 index = place / parts, part = place % parts, tiles = (run + rows - 1) / rows;
     const u32 row = first + (run ? index / tiles * run + index % tiles * rows : index);
     const u32 left = group - part * COLUMNS, own = left < COLUMNS ? left : COLUMNS;
     // Behind the last tile.

@@ -42,7 +42,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) warps(const float* queries, const u8
     u32* const ends = begins + COLUMNS;
 
     const Step step = {rows, lists};
-    const Tile tile = tile_of(step, first, count, heads, kv_heads, blockIdx.z, run);
+    const Tile tile = tile_of(step, first, count, heads, kv_heads, blockIdx.z, run, blockIdx.x);
     if (tile.columns == 0) return;
     const Seen oldest = seen_by(step, tile.row, window), newest = seen_by(step, tile.row_of(tile.columns - 1), window);
     const Cut cut(window);

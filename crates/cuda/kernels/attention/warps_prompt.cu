@@ -23,7 +23,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) warps_prompt(const float* queries, c
     float* const downs = (float*)(ring + STAGES * STAGE_BYTES);
 
     const Step step = {rows, lists};
-    const Tile tile = tile_of(step, first, count, heads, kv_heads, blockIdx.z, run);
+    const Tile tile = tile_of(step, first, count, heads, kv_heads, blockIdx.z, run, blockIdx.x);
     if (tile.columns == 0) return;
     const Seen oldest = seen_by(step, tile.row, window), newest = seen_by(step, tile.row_of(tile.columns - 1), window);
     const u32 begin = oldest.begin, end = newest.end, from_page = begin / PAGE, to_page = (end + PAGE - 1) / PAGE;

@@ -56,6 +56,9 @@ const BRINGERS: usize = 4;
 /// Beyond this, more slabs on their way make nothing faster.
 const STAGES_MAX: usize = 20;
 
+/// Tickets of a block that goes from span to span, their barriers, and whose queries it has.
+const TICKET_BYTES: usize = 48;
+
 /// Columns whose blocks are two on a processor.
 const RESIDENT_COLUMNS: usize = 16;
 
@@ -133,7 +136,13 @@ impl SpansTile {
         let (queries, weights) = (form.slabs() * self.columns * 128, form.groups() * self.columns * 128);
         let expanded = if form.format == KvFormat::Q8_0 { form.groups() * 2 * OPERAND_BYTES } else { 0 };
         let ring = self.stages * (form.slab_bytes() + 16);
-        1024 + queries + weights + expanded + ring + form.groups() * 4 * self.columns * 8 + self.columns * 12
+        1024 + queries
+            + weights
+            + expanded
+            + ring
+            + form.groups() * 4 * self.columns * 8
+            + self.columns * 16
+            + TICKET_BYTES
     }
 
     /// Warpgroups that multiply, and one that copies.
@@ -338,6 +347,12 @@ impl Task<'_> {
         parts * tiles
     }
 
+    /// Of these, those that read the same keys and values: of one run, where all are alike.
+    fn mates(&self, columns: usize, run: usize) -> usize {
+        let (tile_rows, parts) = rows_and_parts(columns, self.spec.group());
+        parts * run.div_ceil(tile_rows).max(1)
+    }
+
     /// Rows that are taken at once, each cut into at most so many spans, or not at all.
     fn attend_chunk(&self, rows: &Range<usize>, way: Way, spans: Option<usize>) {
         let Task { gpu, layer, spec, .. } = *self;
@@ -364,9 +379,15 @@ impl Task<'_> {
         let grid = |columns| [self.tiles(columns, rows.len(), run), across, spec.kv_heads];
         match way {
             Way::Spans(tile) => {
-                args.extend([Arg::U32(run), scale, cap]);
-                let shared_bytes = tile.shared_bytes(form);
-                let launch = Launch { shared_bytes, ..blocks(grid(tile.columns), SpansTile::threads(form)) };
+                let (shared_bytes, grid) = (tile.shared_bytes(form), grid(tile.columns));
+                let ([tiles, across, _], all) = (grid, grid.iter().product::<usize>());
+                // Where processors have one block each, and there are more spans than these, blocks go on from span to span.
+                let goes_on = tile.resident == 1 && all > gpu.processors();
+                let drawn = if goes_on { Arg::Memory(&self.cache.drawn) } else { Arg::Null };
+                args.extend([Arg::U32(run), scale, cap, drawn]);
+                args.extend([tiles, self.mates(tile.columns, run), across].map(Arg::U32));
+                let grid = if tile.resident == 1 { [all.min(gpu.processors()), 1, 1] } else { grid };
+                let launch = Launch { shared_bytes, ..blocks(grid, SpansTile::threads(form)) };
                 gpu.launch(Module::Spans(form, tile), "spans", launch, &args);
             }
             Way::Warps(tile) => {
