@@ -5,6 +5,7 @@
 
 #define WARPS 8
 #define FEATURES 64
+#define SEVERAL 8
 
 // Numbers `feature` and the next; heads may be odd.
 DEVICE float2 pair_at(const float* at, u32 feature) {
@@ -34,23 +35,49 @@ KERNEL __launch_bounds__(WARPS * 32) merge(const float* parts, const float2* sta
         return;
     }
     const u64 at = (u64)blockIdx.x * stride;
+    const u32 feature = blockIdx.y * FEATURES + lane * 2;
+    const float* own = parts + at * HEAD_DIM + feature;
+    // Several spans are on their way at once, the first before it is known which is the highest.
+    float2 several[SEVERAL], values[SEVERAL];
+    auto load = [&](u32 from) {
+#pragma unroll
+        for (u32 k = 0; k < SEVERAL; k++) {
+            const u32 i = from + k * WARPS;
+            several[k] = values[k] = make_float2(0.0f, 0.0f);
+            if (i < count) several[k] = stats[at + i];
+            if (i < count) values[k] = pair_at(own + (u64)i * HEAD_DIM, feature);
+        }
+    };
+    load(warp);
     float highest = sinks ? sinks[head] * LOG2_E : minus_infinity();
-    for (u32 i = lane; i < count; i += 32) highest = larger(highest, stats[at + i].x);
+#pragma unroll 1
+    for (u32 from = 0; from < count; from += 4 * 32) {
+        float all[4];
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) {
+            const u32 i = from + k * 32 + lane;
+            all[k] = i < count ? stats[at + i].x : minus_infinity();
+        }
+#pragma unroll
+        for (u32 k = 0; k < 4; k++) highest = larger(highest, all[k]);
+    }
 #pragma unroll
     for (int width = 16; width > 0; width /= 2) highest = larger(highest, __shfl_xor_sync(0xffffffffu, highest, width));
 
-    const u32 feature = blockIdx.y * FEATURES + lane * 2;
-    const float* own = parts + at * HEAD_DIM + feature;
     float2 sum = {0.0f, 0.0f};
     float total = 0.0f;
-#pragma unroll 8
-    for (u32 i = warp; i < count; i += WARPS) {
-        const float2 part = stats[at + i];
-        const float factor = factor_of(part.x, highest);
-        total = fma(part.y, factor, total);
-        const float2 values = pair_at(own + (u64)i * HEAD_DIM, feature);
-        sum.x = fma(values.x, factor, sum.x);
-        sum.y = fma(values.y, factor, sum.y);
+#pragma unroll 1
+    for (u32 from = warp; from < count;) {
+#pragma unroll
+        for (u32 k = 0; k < SEVERAL; k++) {
+            if (from + k * WARPS >= count) continue;
+            const float factor = factor_of(several[k].x, highest);
+            total = fma(several[k].y, factor, total);
+            sum.x = fma(values[k].x, factor, sum.x);
+            sum.y = fma(values[k].y, factor, sum.y);
+        }
+        from += SEVERAL * WARPS;
+        load(from);
     }
     sums[warp][lane] = sum;
     if (lane == 0) totals[warp] = total;
