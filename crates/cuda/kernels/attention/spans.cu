@@ -146,13 +146,13 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
 
     const Cut cut(window);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    auto span_of = [&](u32 ticket) {
 #if GOES_ON
-        return list.span(ticket);
+    auto span_of = [&](u32 ticket) { return list.span(ticket); };
 #else
-        return list.span(blockIdx.x, blockIdx.z, blockIdx.y);
+    const Span own = list.span(blockIdx.x, blockIdx.z, blockIdx.y);
+    if (!own.is_one()) return;
+    auto span_of = [&](u32) -> const Span& { return own; };
 #endif
-    };
 
     if (warp >= WARPS) {
 #if SHARES_REGISTERS
@@ -200,7 +200,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
 #pragma unroll 1
     for (u32 turn = 0; ticket != NO_TICKET; ticket = walk.next(turn++)) {
         const Span span = span_of(ticket);
-        if (!span.is_one()) continue;
+        if (GOES_ON && !span.is_one()) continue;
         const Tile& tile = span.tile;
         const Seen &oldest = span.oldest, &newest = span.newest;
         const u32 begin = span.begin, end = span.end, from_page = begin / PAGE, to_page = (end + PAGE - 1) / PAGE;
