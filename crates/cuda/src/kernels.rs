@@ -402,8 +402,7 @@ impl Module {
                 [&[COMMON, HOPPER, WGMMA, STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY], own].concat()
             }
             Module::Warps(..) => {
-                let own = [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, KV_CODES, RING, source!("attention/warps.cu")];
-                [&[COMMON][..], &own].concat()
+                vec![COMMON, STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, KV_CODES, RING, source!("attention/warps.cu")]
             }
             Module::WarpsPrompt(..) => {
                 let shared = [STEP, PAGES, TILES, WEIGHTS, PARTS, QUERY, KV_CODES, RING];
