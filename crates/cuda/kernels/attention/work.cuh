@@ -69,7 +69,9 @@ struct Tickets {
         slots[turn % 2] = ticket;
         barrier_arrive(told + turn % 2 * 8);
     }
+    // Lanes that wait here keep none of their warp from what it does before.
     DEVICE_MEMBER u32 hear(u32 turn) const {
+        __syncwarp();
         barrier_wait(told + turn % 2 * 8, turn / 2 % 2);
         const u32 ticket = slots[turn % 2];
         __syncwarp();
