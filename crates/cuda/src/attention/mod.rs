@@ -127,9 +127,9 @@ impl SpansTile {
         SpansTile { stages: stages / BRINGERS * BRINGERS, ..none }
     }
 
-    /// The narrowest that takes so many columns at once, or the widest.
-    fn for_columns(form: Pages, columns: usize) -> Option<SpansTile> {
-        SpansTile::all(form).find(|t| t.columns >= columns).or(SpansTile::all(form).last())
+    /// The narrowest that is enough, or the widest.
+    fn narrowest(form: Pages, is_enough: impl Fn(&SpansTile) -> bool) -> Option<SpansTile> {
+        SpansTile::all(form).find(is_enough).or(SpansTile::all(form).last())
     }
 
     fn shared_bytes(self, form: Pages) -> usize {
@@ -293,7 +293,11 @@ impl Task<'_> {
         {
             return Way::WarpsPrompt(WarpsPromptTile { is_capped, ..tile });
         }
-        let spans = SpansTile::for_columns(form, columns).filter(|_| is_hopper);
+        // Narrower tiles read more, and are done sooner where there is a processor for each block.
+        let most = rows.clone().map(|row| self.spans(row)).max().unwrap_or(1) * self.spec.kv_heads;
+        let blocks = |t: &SpansTile| self.tiles(t.columns, rows.len(), of_all(&runs)) * most;
+        let is_enough = |t: &SpansTile| t.columns >= columns || blocks(t) <= self.gpu.processors();
+        let spans = SpansTile::narrowest(form, is_enough).filter(|_| is_hopper);
         let warps = || WarpsTile::for_columns(form, arch, columns);
         match spans.map(|tile| Way::Spans(SpansTile { is_capped, ..tile })) {
             Some(way) => way,
@@ -447,7 +451,8 @@ mod tests {
             }
         }
         let columns = |head_dim, columns| {
-            SpansTile::for_columns(Pages { head_dim, format: KvFormat::F16 }, columns).map(|t| t.columns)
+            let form = Pages { head_dim, format: KvFormat::F16 };
+            SpansTile::narrowest(form, |tile| tile.columns >= columns).map(|tile| tile.columns)
         };
         assert_eq!((columns(128, 3), columns(128, 9), columns(512, 99)), (Some(8), Some(16), Some(64)));
         assert_eq!((columns(80, 3), columns(320, 64)), (None, Some(32)));
