@@ -187,9 +187,9 @@ extern "C" EXPORTED void __tsan_write_range(const void* at, unsigned long bytes)
     emulation::watch(at, static_cast<unsigned>(bytes), true, {__builtin_return_address(0)});
 }
 extern "C" EXPORTED void __tsan_init() {}
-// Blocks may run on several workers.
+// Blocks may run on several workers. Atomic accesses race with none of their kind, so they are watched as reads.
 extern "C" EXPORTED unsigned long __tsan_atomic64_fetch_add(unsigned long* at, unsigned long more, int) {
-    emulation::watch(at, sizeof(*at), true, {__builtin_return_address(0)});
+    emulation::watch(at, sizeof(*at), false, {__builtin_return_address(0)});
     return __atomic_fetch_add(at, more, __ATOMIC_SEQ_CST);
 }
 

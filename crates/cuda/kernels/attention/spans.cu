@@ -106,7 +106,7 @@ struct Walk {
         u32 ticket = 0;
         if (threadIdx.x % 32 == 0) {
             // Each block draws until there is none: as many draws as tickets, and the last of them is the last of all.
-            if (draw + 1 == tickets) *drawn = 0;
+            if (draw + 1 == tickets) add_atomically(drawn, 0 - (u64)tickets);
             ticket = gridDim.x + draw < tickets ? gridDim.x + draw : NO_TICKET;
             told.tell(turn, ticket);
         }
