@@ -22,7 +22,7 @@ use crate::{
     kv::KvPages,
     latent::{self, Frequencies, Selection},
     matmul::{
-        Columns, Packed, PackedMatrix, project, project_fine, select,
+        Columns, Originals, Packed, PackedMatrix, project, project_fine, select,
         tile::FloatsTile,
         wide_tile::{Shape, Tile},
     },
@@ -38,6 +38,8 @@ pub struct CudaDevice {
     gpu: Arc<Gpu>,
     steps: Steps,
     frequencies: Frequencies,
+    /// What other matrices may be copies of.
+    originals: Originals,
     /// Where rows of embeddings are decoded.
     embedded: Mutex<Vec<f32>>,
     /// The role that all rows count as, whatever theirs is.
@@ -80,8 +82,8 @@ impl CudaDevice {
         let shared = [Module::Quantize, Module::Norm, Module::Rope, Module::Elementwise, Module::Route, Module::Best];
         let failed = |e: Error| OpenError::Driver { what: "load kernels", reason: e.to_string() };
         gpu.prepare(&shared).map_err(failed)?;
-        let (steps, frequencies, embedded) = Default::default();
-        Ok(CudaDevice { gpu, steps, frequencies, embedded, role: None })
+        let (steps, frequencies, originals, embedded) = Default::default();
+        Ok(CudaDevice { gpu, steps, frequencies, originals, embedded, role: None })
     }
 
     /// The same, prompt rows in the arithmetic of codes where `numerics` says so.
@@ -227,11 +229,11 @@ impl Device for CudaDevice {
     }
 
     fn load_matrix(&self, source: &MatrixSource) -> Result<PackedMatrix, Error> {
-        PackedMatrix::load(&self.gpu, source, 1)
+        PackedMatrix::load(&self.gpu, &self.originals, source, 1)
     }
 
     fn load_stack(&self, source: &MatrixSource, count: usize) -> Result<PackedMatrix, Error> {
-        PackedMatrix::load(&self.gpu, source, count)
+        PackedMatrix::load(&self.gpu, &self.originals, source, count)
     }
 
     fn load_embedding(&self, source: &MatrixSource) -> Result<Table, Error> {

@@ -385,6 +385,18 @@ impl Gpu {
         sent.unwrap_or_else(|e| self.fail("send numbers", words(e)));
     }
 
+    /// Copies all of a memory to another of the same length, behind all work so far.
+    pub(crate) fn copy(&self, from: &Memory, to: &Memory) {
+        assert_eq!(from.bytes, to.bytes, "what is copied fits");
+        if self.has_failed() {
+            return;
+        }
+        self.flush();
+        // SAFETY: both have as many bytes, and the stream is the one that all their users stand in.
+        let copied = unsafe { result::memcpy_dtod_async(to.pointer, from.pointer, from.bytes, self.stream) };
+        copied.unwrap_or_else(|e| self.fail("copy memory", words(e)));
+    }
+
     /// Copies bytes into memory from `at` on, and waits.
     pub(crate) fn upload(&self, memory: &Memory, at: usize, bytes: &[u8]) -> Result<(), Error> {
         assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= memory.bytes), "what is uploaded fits");

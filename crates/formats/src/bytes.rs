@@ -54,6 +54,24 @@ impl Bytes {
         }
     }
 
+    /// The same bytes, not made yet if they are to be: so what was made goes with `self`.
+    pub fn unread(&self) -> Bytes {
+        let owner = match &self.owner {
+            Owner::Produced(produce, _) => Owner::Produced(produce.clone(), OnceLock::new()),
+            held @ Owner::Held(_) => held.clone(),
+        };
+        Bytes { owner, range: self.range.clone() }
+    }
+
+    /// Whether both are known to be the same without a look at them: the same range of what one function makes.
+    pub fn are_made_alike(&self, other: &Bytes) -> bool {
+        let function = |owner: &Owner| match owner {
+            Owner::Produced(produce, _) => Some(Arc::as_ptr(produce).cast::<()>()),
+            Owner::Held(_) => None,
+        };
+        self.range == other.range && function(&self.owner).is_some_and(|own| function(&other.owner) == Some(own))
+    }
+
     /// A part of these bytes, or none where `range` reaches beyond them.
     pub fn slice(&self, range: Range<usize>) -> Option<Bytes> {
         if range.start > range.end || range.end > self.range.len() {
@@ -117,7 +135,12 @@ mod tests {
         assert_eq!((&*first, first[1]), (&[7u8, 8, 9][..], 8));
         assert_eq!(&*first.clone().slice(1..3).unwrap(), [8, 9]);
         assert_eq!(calls.load(Ordering::Relaxed), 1, "a clone of what is made shares it");
+        assert!(first.are_made_alike(&kept) && !first.are_made_alike(&kept.slice(0..2).unwrap()));
+        assert!(!first.are_made_alike(&Bytes::produced(3, || vec![7, 8, 9])) && !first.are_made_alike(&vec![7, 8, 9].into()));
+        assert_eq!(calls.load(Ordering::Relaxed), 1, "nobody had to look");
         assert_eq!(&*kept.slice(2..3).unwrap(), [9]);
         assert_eq!(calls.load(Ordering::Relaxed), 2, "and a clone of what is not, does not");
+        assert_eq!(&*first.unread(), [7, 8, 9]);
+        assert_eq!(calls.load(Ordering::Relaxed), 3, "nor does what is unread");
     }
 }

@@ -27,6 +27,8 @@ use crate::{
   format               of all matrices: F16, Q8_0, Q4_K, IQ3_S, … [default: Q4_K]
   head, embedding      the format of these alone; and of each matrix of the layers by its name: attn_v, ffn_down, …
   tied                 true or false: whether the embedding serves as the head
+  alike                true or false: whether all layers have the weights of the first of their kind; large models load in seconds
+                       on a card then, and take as long to run
   seed                 other weights
 
 The same model needs no file: synth:SPEC is a name wherever a command takes a MODEL, and the weights are the same.
@@ -36,7 +38,7 @@ Examples:
   tessera synth qwen3,layers=28,width=1024,heads=16,kv_heads=8,format=Q4_K,head=Q6_K model.gguf
   tessera run synth:gemma3,layers=12,format=Q4_0 \"Hello\" --max-tokens 16")]
 pub(crate) struct Synth {
-    /// The model: an architecture (llama, qwen2, qwen3, qwen3moe, gemma3, gemma4, gpt-oss, glm4moe), sizes and formats
+    /// The model: an architecture (llama, qwen2, qwen3, qwen3moe, gemma3, gemma4, gpt-oss, glm4moe, deepseek4), sizes and formats
     pub(crate) spec: String,
     /// The GGUF file to write
     pub(crate) output: PathBuf,

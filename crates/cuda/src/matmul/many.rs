@@ -70,7 +70,7 @@ pub(crate) fn multiply(
     let columns = share.columns();
     let tiles = tile.tiles((rows, columns), segments, share.places.is_some());
     let minima = &x.minima[usize::from(layout.sub == 16)];
-    let mut args = Args::of([&matrix.memory, &x.numbers, &x.scales, minima].map(Arg::Memory));
+    let mut args = Args::of([&*matrix.memory, &x.numbers, &x.scales, minima].map(Arg::Memory));
     args.extend([rows_of(y, &share.y), bias.into()]);
     args.extend(share.lists());
     args.extend([rows, depth, columns, segments, x.runs, y.width, segment_count(depth)].map(Arg::U32));

@@ -12,6 +12,7 @@ use tessera_ops::{Error, MatrixSource};
 
 use super::{
     layout::{Float, Layout, Scales},
+    originals::Originals,
     packing::{Packer, pack},
     prefill_tile::PrefillTile,
     select::{Packed, select},
@@ -32,7 +33,7 @@ pub struct PackedMatrix {
     pub(super) segments: usize,
     pub(super) rows: usize,
     pub(super) depth: usize,
-    pub(super) memory: Memory,
+    pub(super) memory: Arc<Memory>,
     /// The tiles of its layout, from the narrowest; of plain weights, none.
     tiles: Vec<Tile>,
     /// The tile of the last launch, and the shape that it was picked for: most steps are like the one before.
@@ -46,12 +47,17 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// Packs `segments` matrices that lie one after another, and compiles the kernels that multiply by them.
+    /// Packs `segments` matrices that lie one after another, or copies those that are the same, and compiles the kernels that multiply by them.
     ///
     /// # Errors
     /// Formats that hold no weights, shapes that do not fit, scales or weights that are not finite, no memory, a kernel that
     /// does not compile.
-    pub(crate) fn load(gpu: &Arc<Gpu>, source: &MatrixSource, segments: usize) -> Result<PackedMatrix, Error> {
+    pub(crate) fn load(
+        gpu: &Arc<Gpu>,
+        originals: &Originals,
+        source: &MatrixSource,
+        segments: usize,
+    ) -> Result<PackedMatrix, Error> {
         let rows = source.rows_each(segments)?;
         let form = select(source.dtype).ok_or_else(|| Error::Unsupported {
             device: gpu.name().to_owned(),
@@ -61,35 +67,20 @@ impl PackedMatrix {
         gpu.prepare(&form.modules(gpu, (rows, segments)))?;
         let prefill = Module::prefill(form).into_iter().filter(|m| m.runs_on(gpu.arch()));
         gpu.prepare(&prefill.collect::<Vec<_>>())?;
-        let (tile_rows, tile_bytes) = (form.tile_rows(), form.tile_bytes(source.depth));
-        let tiles = rows.div_ceil(tile_rows) * segments;
-        let what = format!("tensor {}", source.name);
-        let memory = gpu.reserve(tiles.saturating_mul(tile_bytes), &what)?;
-        let tiles_at_once = (PART_BYTES / tile_bytes.max(1)).max(1);
-        let mut largest = 0.0f32;
-        let packer = Packer::new(source.dtype, form);
-        thread::scope(|scope| {
-            // The next part is packed while one is sent, and takes the memory of the one before.
-            let (sender, parts) = sync_channel(0);
-            let (left, given_back) = channel();
-            scope.spawn(move || {
-                for first in (0..tiles).step_by(tiles_at_once) {
-                    let memory = given_back.try_recv().unwrap_or_default();
-                    let part = pack(source, &packer, rows, first, tiles_at_once.min(tiles - first), memory);
-                    if sender.send((first, part)).is_err() {
-                        return;
-                    }
-                }
-            });
-            for (first, part) in parts {
-                let part = part?;
-                gpu.upload(&memory, first * tile_bytes, &part.memory[..part.bytes])?;
-                largest = largest.max(part.largest);
-                // Behind the last part nobody wants it.
-                let _ = left.send(part.memory);
+        let tile_bytes = form.tile_bytes(source.depth);
+        let tiles = rows.div_ceil(form.tile_rows()) * segments;
+        let memory = Arc::new(gpu.reserve(tiles.saturating_mul(tile_bytes), &format!("tensor {}", source.name))?);
+        let largest = match originals.find(source, segments) {
+            Some((original, largest)) => {
+                gpu.copy(&original, &memory);
+                largest
             }
-            Ok::<(), Error>(())
-        })?;
+            None => {
+                let largest = fill(gpu, source, form, rows, &memory)?;
+                originals.add(source, segments, &memory, largest);
+                largest
+            }
+        };
         let up = form.up(largest);
         let tiles = form.tiles(gpu.arch());
         Ok(PackedMatrix {
@@ -105,6 +96,37 @@ impl PackedMatrix {
             up,
         })
     }
+}
+
+/// Packs matrices of `rows` rows each into the card's memory, part by part. Gives a bound of their weights.
+fn fill(gpu: &Gpu, source: &MatrixSource, form: Packed, rows: usize, memory: &Memory) -> Result<f32, Error> {
+    let (tile_bytes, segments) = (form.tile_bytes(source.depth), source.rows / rows.max(1));
+    let tiles = rows.div_ceil(form.tile_rows()) * segments;
+    let tiles_at_once = (PART_BYTES / tile_bytes.max(1)).max(1);
+    let mut largest = 0.0f32;
+    let packer = Packer::new(source.dtype, form);
+    thread::scope(|scope| {
+        // The next part is packed while one is sent, and takes the memory of the one before.
+        let (sender, parts) = sync_channel(0);
+        let (left, given_back) = channel();
+        scope.spawn(move || {
+            for first in (0..tiles).step_by(tiles_at_once) {
+                let memory = given_back.try_recv().unwrap_or_default();
+                let part = pack(source, &packer, rows, first, tiles_at_once.min(tiles - first), memory);
+                if sender.send((first, part)).is_err() {
+                    return;
+                }
+            }
+        });
+        for (first, part) in parts {
+            let part = part?;
+            gpu.upload(memory, first * tile_bytes, &part.memory[..part.bytes])?;
+            largest = largest.max(part.largest);
+            // Behind the last part nobody wants it.
+            let _ = left.send(part.memory);
+        }
+        Ok(largest)
+    })
 }
 
 impl PackedMatrix {

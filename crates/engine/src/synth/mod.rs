@@ -18,7 +18,7 @@ mod metadata;
 mod spec;
 mod tensors;
 
-use std::{io::Write, path::Path, thread};
+use std::{collections::HashMap, io::Write, path::Path, thread};
 
 pub use error::SynthError;
 pub use families::architectures;
@@ -40,14 +40,18 @@ const THREAD_BYTES: usize = 1 << 20;
 /// If what describes it cannot be read back.
 pub fn checkpoint(spec: &Spec, threads: usize) -> Result<Checkpoint, Error> {
     let name = spec.to_string();
+    // What is the same in several layers is made by one function, so that a device can know it.
+    let mut made: HashMap<_, Bytes> = HashMap::new();
     let tensors = spec.tensors().into_iter().map(|planned| {
         let (name, dtype, shape) = (planned.name.clone(), planned.dtype, planned.shape.clone());
-        let bytes = Bytes::produced(planned.bytes(), move || {
-            let mut out = vec![0; planned.bytes()];
-            make(&planned, 0, &mut out, threads);
-            out
+        let bytes = made.entry((planned.key, dtype, shape.clone())).or_insert_with(|| {
+            Bytes::produced(planned.bytes(), move || {
+                let mut out = vec![0; planned.bytes()];
+                make(&planned, 0, &mut out, threads);
+                out
+            })
         });
-        Tensor { name, dtype, shape, bytes }
+        Tensor { name, dtype, shape, bytes: bytes.clone() }
     });
     let gguf = Gguf::from_parts(&name, metadata::all(spec), tensors.collect())?;
     Ok(Checkpoint::from_gguf(&name, gguf))

@@ -19,6 +19,7 @@ const WEIGHT_BYTES_MAX: u64 = 1 << 40;
 const SHOWN_CHARS: usize = 40;
 
 const TIED: &str = "tied";
+const ALIKE: &str = "alike";
 const SEED: &str = "seed";
 const FORMAT: &str = "format";
 pub(super) const HEAD: &str = "head";
@@ -33,6 +34,8 @@ pub struct Spec {
     pub(super) sizes: Sizes,
     /// Whether the embedding serves as the output head.
     pub(super) tied: bool,
+    /// Whether all layers have the same weights.
+    pub(super) alike: bool,
     pub(super) seed: u64,
     pub(super) formats: Formats,
 }
@@ -76,6 +79,7 @@ impl Spec {
     /// | `table_layers` | deepseek4: first layers whose experts a table gives | 3 |
     /// | `draft_layers` | deepseek4: layers behind the last that draft further tokens | 0; 1 is the most |
     /// | `tied` | whether the embedding is the head as well | as the architecture |
+    /// | `alike` | whether all layers have the weights of the first of their kind, so that a card loads the others by copying it | false |
     /// | `format` | of all matrices | `Q4_K` |
     /// | `head`, `embedding`, `attn_v`, `ffn_down`, … | the format of these alone | `format` |
     /// | `seed` | other numbers | 0 |
@@ -173,6 +177,9 @@ impl fmt::Display for Spec {
         for (name, dtype) in &formats.parts {
             write!(f, ",{name}={dtype}")?;
         }
+        if self.alike {
+            write!(f, ",{ALIKE}=true")?;
+        }
         write!(f, ",{SEED}={}", self.seed)
     }
 }
@@ -182,6 +189,7 @@ impl fmt::Display for Spec {
 struct Given {
     sizes: Sizes,
     tied: Option<bool>,
+    alike: Option<bool>,
     seed: Option<u64>,
     /// Keys of formats: `format`, `head`, `embedding`, and matrices.
     formats: Vec<(&'static str, DType)>,
@@ -203,9 +211,10 @@ impl Given {
             self.sizes.set(size, number as usize);
         } else if key == SEED {
             once(key, self.seed.replace(number(key, value, 0, u64::MAX)?).is_none())?;
-        } else if key == TIED {
-            let flag = value.parse().map_err(|_| SynthError::Flag { key: TIED, found: short(value) })?;
-            once(key, self.tied.replace(flag).is_none())?;
+        } else if let Some(named) = [TIED, ALIKE].into_iter().find(|flag| *flag == key) {
+            let flag = value.parse().map_err(|_| SynthError::Flag { key: named, found: short(value) })?;
+            let given = if named == TIED { &mut self.tied } else { &mut self.alike };
+            once(key, given.replace(flag).is_none())?;
         } else {
             let known = || DType::all().map(DType::name).collect();
             let dtype = DType::from_name(value).filter(|dtype| dtype.is_weight());
@@ -251,7 +260,8 @@ impl Given {
         let parts = matrices(family).filter_map(|part| Some((part.name, self.format(part.name)?)));
         let parts = parts.filter(|(_, dtype)| *dtype != default).collect();
         let formats = Formats { default, head, embedding, parts };
-        Ok(Spec { family, sizes, tied, seed: self.seed.unwrap_or(0), formats })
+        let (alike, seed) = (self.alike.unwrap_or(false), self.seed.unwrap_or(0));
+        Ok(Spec { family, sizes, tied, alike, seed, formats })
     }
 }
 
@@ -266,7 +276,7 @@ fn matrices(family: &'static Family) -> impl Iterator<Item = &'static Part> {
 
 /// All keys that a line may have.
 fn keys(family: &'static Family) -> Vec<&'static str> {
-    let others = [TIED, FORMAT, HEAD, EMBEDDING].into_iter();
+    let others = [TIED, ALIKE, FORMAT, HEAD, EMBEDDING].into_iter();
     sizes(family).map(Size::key).chain(others).chain(matrices(family).map(|part| part.name)).chain([SEED]).collect()
 }
 

@@ -32,7 +32,9 @@ pub(super) struct Planned {
 }
 
 impl Planned {
-    fn new(spec: &Spec, name: String, kind: Kind, dtype: DType, shape: Vec<usize>) -> Planned {
+    /// One of the model, or of a layer, whose name begins with `prefix`.
+    fn new(spec: &Spec, prefix: &str, name: &str, kind: Kind, dtype: DType, shape: Vec<usize>) -> Planned {
+        let whole = format!("{prefix}{name}");
         let (dtype, deviation) = match kind {
             Kind::Matrix => (dtype, (shape[0] as f32).sqrt().recip()),
             Kind::Router => (DType::F32, (shape[0] as f32).sqrt().recip()),
@@ -40,7 +42,8 @@ impl Planned {
             Kind::Table => (DType::I32, 0.0),
             Kind::Norm | Kind::Scale | Kind::Bias | Kind::Sinks | Kind::RopeFactors => (DType::F32, VECTOR_DEVIATION),
         };
-        let (key, around_one) = (random::key(spec.seed, &name), matches!(kind, Kind::Norm | Kind::Scale));
+        let key = random::key(spec.seed, if spec.alike { name } else { &whole });
+        let (name, around_one) = (whole, matches!(kind, Kind::Norm | Kind::Scale));
         let experts = spec.sizes.or_zero(Size::Experts);
         Planned { name, dtype, shape, deviation, key, kind, experts, around_one }
     }
@@ -85,7 +88,7 @@ impl Spec {
         let width = self.sizes.get(Size::Width);
         let table = vec![width, self.sizes.get(Size::Vocabulary)];
         let embedding = self.formats.embedding;
-        let mut all = vec![Planned::new(self, "token_embd.weight".to_owned(), Kind::Matrix, embedding, table.clone())];
+        let mut all = vec![Planned::new(self, "", "token_embd.weight", Kind::Matrix, embedding, table.clone())];
         for layer in self.family.layers(&self.sizes) {
             let windowed = self.family.is_windowed(layer);
             let parts = self.family.parts().filter(|part| self.family.has(&self.sizes, layer, part.place));
@@ -93,7 +96,7 @@ impl Spec {
         }
         let parts = self.family.model.iter().filter(|part| part.place != Where::PerLayer || self.has_per_layer());
         all.extend(parts.map(|part| self.planned("", part, false)));
-        let mut norm = Planned::new(self, "output_norm.weight".to_owned(), Kind::Norm, DType::F32, vec![width]);
+        let mut norm = Planned::new(self, "", "output_norm.weight", Kind::Norm, DType::F32, vec![width]);
         if self.tied {
             // The residual stream still holds the last token's embedding, which would find itself in the head: every
             // reply would be that token for ever. Weights of both signs hide it.
@@ -101,7 +104,7 @@ impl Spec {
         }
         all.push(norm);
         if !self.tied {
-            all.push(Planned::new(self, "output.weight".to_owned(), Kind::Matrix, self.formats.head, table));
+            all.push(Planned::new(self, "", "output.weight", Kind::Matrix, self.formats.head, table));
         }
         all
     }
@@ -111,9 +114,9 @@ impl Spec {
     }
 
     fn planned(&self, prefix: &str, part: &Part, windowed: bool) -> Planned {
-        let name = format!("{prefix}{}.{}", part.name, part.kind.suffix());
+        let name = format!("{}.{}", part.name, part.kind.suffix());
         let shape = part.shape.iter().map(|dim| dim.of(&self.sizes, windowed)).collect();
-        Planned::new(self, name, part.kind, self.formats.of_part(part.name), shape)
+        Planned::new(self, prefix, &name, part.kind, self.formats.of_part(part.name), shape)
     }
 }
 
