@@ -17,18 +17,22 @@
 
 #define BESIDE 1
 
+// Another thing that the queue may tell: what a launch looks up first, the lists of its experts, was written by none that is still on its
+// way when it starts. Then it reads them before its turn, and weights are asked for while the launch before it ends.
+#define LISTED 2
+
 // The first line of a kernel that can be either. At every end of the kernel stands its end. The fence comes first, where no load is on its
 // way that it would wait for.
 struct Turn {
     u32 beside;
 
     DEVICE_MEMBER explicit Turn(u32 beside) : beside(beside) {
-        if (!(beside & BESIDE)) return;
-        let_next_start();
-        read_anew();
+        if (beside & BESIDE) let_next_start();
+        if (beside) read_anew();
     }
+    // A block that found nothing to do has not waited yet.
     DEVICE_MEMBER ~Turn() {
-        if (beside & BESIDE) after_earlier_work();
+        if (beside) after_earlier_work();
     }
 };
 

@@ -353,7 +353,8 @@ impl Gpu {
         let grid = launch.grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         let (threads, shared_bytes) = (launch.threads as u32, launch.shared_bytes as u32);
         let touch = |(arg, declared): (&Arg<'_>, &Parameter)| {
-            arg.bytes().map(|bytes| Touch { bytes, writes: *declared == Parameter::Written })
+            let (writes, is_list) = (*declared == Parameter::Written, *declared == Parameter::Listed);
+            arg.bytes().map(|bytes| Touch { bytes, writes, is_list })
         };
         let mut touched = Vec::with_capacity(args.iter().filter(|arg| arg.bytes().is_some()).count());
         touched.extend(args.iter().zip(&function.declared).filter_map(touch));

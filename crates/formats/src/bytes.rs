@@ -136,7 +136,10 @@ mod tests {
         assert_eq!(&*first.clone().slice(1..3).unwrap(), [8, 9]);
         assert_eq!(calls.load(Ordering::Relaxed), 1, "a clone of what is made shares it");
         assert!(first.are_made_alike(&kept) && !first.are_made_alike(&kept.slice(0..2).unwrap()));
-        assert!(!first.are_made_alike(&Bytes::produced(3, || vec![7, 8, 9])) && !first.are_made_alike(&vec![7, 8, 9].into()));
+        assert!(
+            !first.are_made_alike(&Bytes::produced(3, || vec![7, 8, 9]))
+                && !first.are_made_alike(&vec![7, 8, 9].into())
+        );
         assert_eq!(calls.load(Ordering::Relaxed), 1, "nobody had to look");
         assert_eq!(&*kept.slice(2..3).unwrap(), [9]);
         assert_eq!(calls.load(Ordering::Relaxed), 2, "and a clone of what is not, does not");

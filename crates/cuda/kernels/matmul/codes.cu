@@ -257,9 +257,10 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
     } else if (block >= from1) {
         weights = weights1, y = y1, bias = bias1, rows = rows1, block -= from1;
     }
-    // Routed columns are earlier work's result. Others wait only where they are read: weights are on their way by then.
-    const bool is_routed = starts || chosen;
-    if (is_routed) after_earlier_work(turn);
+    // Routed columns are earlier work's result, seldom of the launch before. Where they are not, the wait comes where the input is read:
+    // weights are on their way by then.
+    bool is_in_turn = (starts || chosen) && !(beside & LISTED);
+    if (is_in_turn) after_earlier_work(turn);
     const Work work = work_of_block(starts, order, chosen, width, blockIdx.y);
     const u32 matrix = work.matrix;
     if (matrix == 0xffffffffu) return;
@@ -346,7 +347,8 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
         };
 #pragma unroll 1
         for (int i = 0; i < STAGES; i++) bring_next();
-        if (!is_routed) after_earlier_work(turn);
+        if (!is_in_turn) after_earlier_work(turn);
+        is_in_turn = true;
 #pragma unroll 1
         for (u32 item = 0; item < items; item++) {
             u32 at = first;

@@ -170,8 +170,8 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
     } else if (block >= from1) {
         weights = weights1, y = y1, bias = bias1, rows = rows1, block -= from1;
     }
-    const bool is_routed = starts || chosen;
-    if (is_routed) after_earlier_work(turn);
+    bool is_in_turn = (starts || chosen) && !(beside & LISTED);
+    if (is_in_turn) after_earlier_work(turn);
     const Work work = work_of_block(starts, order, chosen, WIDTH, index % gridDim.y);
     const u32 matrix = work.matrix;
     if (matrix == 0xffffffffu) return;
@@ -248,7 +248,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
         codes_feed.next();
         scales_feed.next();
     };
-    if (!is_routed) after_earlier_work(turn);
+    if (!is_in_turn) after_earlier_work(turn);
 #pragma unroll 1
     for (u32 s = 0; s < STAGES - 1; s++) {
         activations_of(s, ring + s * STAGE_BYTES);

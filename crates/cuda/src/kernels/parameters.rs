@@ -5,11 +5,16 @@ use super::Module;
 /// The parameter that tells a kernel who runs beside it; the last (`kernels/turn.cuh`).
 const BESIDE: &str = "u32 beside";
 
+/// Parameters with the lists of experts.
+const LISTS: [&str; 3] = ["starts", "order", "chosen"];
+
 /// What a kernel does with a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parameter {
     /// A number, or memory that it reads.
     Read,
+    /// Memory where it looks up what its blocks are for, before all else.
+    Listed,
     /// Memory that it writes, and may read.
     Written,
     /// It tells who runs beside it.
@@ -38,6 +43,7 @@ fn parameter(declared: &str) -> Parameter {
     match declared {
         BESIDE => Parameter::Beside,
         _ if declared.contains('*') && !declared.starts_with("const ") => Parameter::Written,
+        _ if declared.rsplit(' ').next().is_some_and(|name| LISTS.contains(&name)) => Parameter::Listed,
         _ => Parameter::Read,
     }
 }
@@ -48,7 +54,7 @@ mod tests {
 
     #[test]
     fn sources_say_what_kernels_write() {
-        use Parameter::{Beside, Read, Written};
+        use Parameter::{Beside, Listed, Read, Written};
         let expected = [vec![Read; 2], vec![Written; 4], vec![Read; 6], vec![Beside]].concat();
         let gate = Module::Elementwise.parameters("gate");
         assert_eq!(gate, expected);
@@ -59,6 +65,9 @@ mod tests {
         let arrive = Module::Arrive.parameters("arrive");
         assert_eq!((arrive.len(), arrive.iter().filter(|p| **p == Written).count()), (56, 10));
         for module in Module::all() {
+            let is_product = matches!(module, Module::Codes(..) | Module::Wide(..));
+            let lists = module.parameters(module.entries()[0]).iter().filter(|p| **p == Listed).count();
+            assert!(!is_product || lists == 3, "{module}");
             for entry in module.entries() {
                 let parameters = module.parameters(entry);
                 let beside = parameters.iter().position(|p| *p == Beside);

@@ -75,12 +75,9 @@ impl PackedMatrix {
                 gpu.copy(&original, &memory);
                 largest
             }
-            None => {
-                let largest = fill(gpu, source, form, rows, &memory)?;
-                originals.add(source, segments, &memory, largest);
-                largest
-            }
+            None => fill(gpu, source, form, rows, &memory)?,
         };
+        originals.add(source, segments, &memory, largest);
         let up = form.up(largest);
         let tiles = form.tiles(gpu.arch());
         Ok(PackedMatrix {

@@ -6,12 +6,15 @@
 //! is all that is reordered, and no bit changes. Memory of steps is given out again: what is new in a place waits for what was there.
 
 use super::Call;
+use crate::kernels::Module;
 
 /// Launches that another is looked for among, to run beside one.
 const AHEAD_MAX: usize = 8;
 
 /// The parameter of a launch that runs beside the one before it, as `kernels/turn.cuh` has it; else 0.
 const BESIDE: u64 = 1;
+/// That of one whose lists are complete when it starts.
+const LISTED: u64 = 2;
 
 /// A run of the card's memory that a launch reads or writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +22,8 @@ pub(crate) struct Touch {
     /// Its first byte, and the one behind its last.
     pub(crate) bytes: [u64; 2],
     pub(crate) writes: bool,
+    /// Whether it is looked up before all else.
+    pub(crate) is_list: bool,
 }
 
 impl Touch {
@@ -56,7 +61,31 @@ pub(super) fn paired(mut calls: Vec<Call>) -> Vec<Call> {
         calls[at + 1].args[place] = BESIDE;
         at += 2;
     }
+    tell_of_lists(&mut calls);
     calls
+}
+
+/// Tells products whose lists are complete when they start. A launch starts when the one before it has its turn, so when all before that
+/// are complete; behind one that lets it start at once, when that one may.
+fn tell_of_lists(calls: &mut [Call]) {
+    // How many of the run are complete when a launch starts; with the first of them is all that was sent before.
+    let mut complete = 0;
+    for i in 1..calls.len() {
+        let (before, rest) = calls.split_at_mut(i);
+        let (last, call) = (&before[i - 1], &mut rest[0]);
+        if !(last.module.starts_next() || last.is_beside()) {
+            complete = i - 1;
+        }
+        let Some(place) = call.beside.filter(|_| matches!(call.module, Module::Codes(..) | Module::Wide(..))) else {
+            continue;
+        };
+        let is_written =
+            |list: &Touch| before[complete..].iter().any(|c| c.touched.iter().any(|t| t.writes && t.meets(list)));
+        let mut lists = call.touched.iter().filter(|t| t.is_list).peekable();
+        if call.args[place] == 0 && complete > 0 && lists.peek().is_some() && !lists.any(is_written) {
+            call.args[place] = LISTED;
+        }
+    }
 }
 
 /// The next launch that can go before all others but the first, and run beside that.
@@ -74,14 +103,13 @@ fn work(call: &Call) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::{super::ARGS_MAX, *};
-    use crate::kernels::Module;
 
     /// The place of the word of these launches.
     const WORD: usize = 3;
 
     /// A launch of so many blocks that reads and writes hundreds of bytes, by number.
     fn call(entry: &'static str, blocks: u32, reads: &[u64], writes: &[u64]) -> Call {
-        let touch = |writes: bool| move |i: &u64| Touch { bytes: [100 * i, 100 * i + 100], writes };
+        let touch = |writes: bool| move |i: &u64| Touch { bytes: [100 * i, 100 * i + 100], writes, is_list: false };
         Call {
             module: Module::Quantize,
             entry,
@@ -149,7 +177,36 @@ mod tests {
         assert_eq!(order(4), ["first", "second", "between"]);
         assert_eq!(order(1), ["first", "between", "second"]);
         assert_eq!(order(3), ["first", "between", "second"]);
-        let partly = Touch { bytes: [250, 251], writes: true };
+        let partly = Touch { bytes: [250, 251], writes: true, is_list: false };
         assert!(!are_apart(&first(), &Call { touched: vec![partly], ..first() }), "a byte of what is written");
+    }
+    /// What products are told of a run in which `lists` are written and then looked up.
+    #[test]
+    fn lists_that_are_complete_are_read_early() {
+        let product = Module::all().into_iter().find(|m| matches!(m, Module::Codes(..))).expect("there are products");
+        let list = |i: u64| Touch { bytes: [100 * i, 100 * i + 100], writes: false, is_list: true };
+        let first = || Call { beside: None, ..call("first", 1, &[1], &[2]) };
+        let route = || Call { beside: None, ..call("route", 1, &[2], &[6]) };
+        let experts = |from: u64, to: u64| {
+            let mut call = Call { module: product, ..call("experts", 50, &[from], &[to]) };
+            call.touched.push(list(6));
+            call
+        };
+        let words = |calls: Vec<Call>| paired(calls).iter().map(|c| c.args[WORD]).collect::<Vec<_>>();
+        // Of the launch before, and of two before that; a product without lists has nothing to look up.
+        assert_eq!(words(vec![first(), route(), experts(1, 7), experts(7, 8)]), [0, 0, 0, LISTED]);
+        let dense = Call { module: product, ..call("dense", 50, &[7], &[8]) };
+        assert_eq!(words(vec![first(), route(), experts(1, 7), dense]), [0; 4]);
+        // The launch before lets the next start at once: then it starts when that one may.
+        let norm = || Call { module: Module::Norm, beside: None, ..call("norm", 1, &[2], &[9]) };
+        assert_eq!(words(vec![first(), route(), norm(), experts(9, 7)]), [0; 4]);
+        assert_eq!(words(vec![first(), route(), first(), norm(), experts(9, 7)]), [0, 0, 0, 0, LISTED]);
+        // So it is behind one that runs beside another: beside the one that writes the lists, and not beside one that begins later.
+        let pair = |reads: u64, writes: u64| [call("a", 1, &[reads], &[writes]), call("b", 2, &[1], &[4])];
+        assert_eq!(words([vec![first()], pair(2, 6).to_vec(), vec![experts(4, 7)]].concat()), [0, 0, BESIDE, 0]);
+        let behind = [vec![first(), route()], pair(6, 3).to_vec(), vec![experts(4, 7)]].concat();
+        assert_eq!(words(behind), [0, 0, 0, BESIDE, LISTED]);
+        // What was sent before the run may still be on its way when the second of it starts.
+        assert_eq!(words(vec![experts(1, 7), experts(7, 8), experts(8, 7)]), [0, 0, LISTED]);
     }
 }

@@ -1,6 +1,7 @@
 //! Tests from the outside.
 
 mod again;
+mod alike;
 mod arrived;
 mod beside;
 mod best;
