@@ -439,14 +439,6 @@ impl Module {
         !matches!(self, Module::Prefill(..) | Module::PrefillWarps(_) | Module::Halves(_) | Module::Many(..))
     }
 
-    /// Whether a kernel of it lets the next launch start before it waits for earlier work.
-    pub(crate) fn starts_next(self) -> bool {
-        matches!(
-            self,
-            Module::Norm | Module::Merge(..) | Module::Connect(..) | Module::LatentDecode(..) | Module::Arrive
-        )
-    }
-
     /// The whole text.
     pub(crate) fn source(self) -> String {
         [PTX, TURN, TIMELINE]
@@ -492,14 +484,6 @@ mod tests {
                     "{module}: {entry}"
                 );
             }
-        }
-    }
-
-    #[test]
-    fn sources_say_who_lets_the_next_start_at_once() {
-        for module in Module::all() {
-            let says = module.parts().iter().any(|(_, text)| text.contains("let_next_start();"));
-            assert_eq!(module.starts_next(), says, "{module}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! What a kernel's source says of its parameters.
+//! What a kernel's source says of its parameters, and of who starts behind it.
 
 use super::Module;
 
@@ -30,6 +30,14 @@ impl Module {
         let Some((_, list)) = own else { return vec![] };
         let list: String = list.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code)).collect();
         list.trim_end().trim_end_matches(')').split(',').map(parameter).collect()
+    }
+
+    /// Whether a kernel of it lets the next launch start before it waits for earlier work.
+    pub(crate) fn starts_next(self) -> bool {
+        matches!(
+            self,
+            Module::Norm | Module::Merge(..) | Module::Connect(..) | Module::LatentDecode(..) | Module::Arrive
+        )
     }
 }
 
@@ -75,6 +83,13 @@ mod tests {
                 // All but what holds the card up write something.
                 assert!(parameters.contains(&Written) || *entry == "spin", "{module}: {entry}");
             }
+        }
+    }
+    #[test]
+    fn sources_say_who_lets_the_next_start_at_once() {
+        for module in Module::all() {
+            let says = module.parts().iter().any(|(_, text)| text.contains("let_next_start();"));
+            assert_eq!(module.starts_next(), says, "{module}");
         }
     }
 }

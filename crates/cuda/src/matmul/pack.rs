@@ -47,7 +47,8 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// Packs `segments` matrices that lie one after another, or copies those that are the same, and compiles the kernels that multiply by them.
+    /// Packs `segments` matrices that lie one after another, or copies those that are the same, and compiles the kernels that multiply by
+    /// them.
     ///
     /// # Errors
     /// Formats that hold no weights, shapes that do not fit, scales or weights that are not finite, no memory, a kernel that
