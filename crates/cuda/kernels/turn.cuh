@@ -30,9 +30,8 @@ struct Turn {
         if (beside & BESIDE) let_next_start();
         if (beside) read_anew();
     }
-    // A block that found nothing to do has not waited yet.
     DEVICE_MEMBER ~Turn() {
-        if (beside) after_earlier_work();
+        if (beside & BESIDE) after_earlier_work();
     }
 };
 

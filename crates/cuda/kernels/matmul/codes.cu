@@ -263,7 +263,10 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
     if (is_in_turn) after_earlier_work(turn);
     const Work work = work_of_block(starts, order, chosen, width, blockIdx.y);
     const u32 matrix = work.matrix;
-    if (matrix == 0xffffffffu) return;
+    if (matrix == 0xffffffffu) {
+        if (!is_in_turn) after_earlier_work(turn);
+        return;
+    }
     const bool is_single = chosen && !starts;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     const u32 warps_each = warps / groups, group = warp / warps_each, part = warp % warps_each;
@@ -311,7 +314,10 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
     for (u32 column_tile = work.tile;; column_tile += gridDim.y) {
         const Columns columns = is_single ? column_of_place(blockIdx.z, slots)
                                           : columns_of_tile(matrix, starts, order, tokens, slots, width, column_tile);
-        if (columns.first >= columns.count) return;
+        if (columns.first >= columns.count) {
+            if (!is_in_turn) after_earlier_work(turn);
+            return;
+        }
         const u8* base[ROW_TILES];
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++)

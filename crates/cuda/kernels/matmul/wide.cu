@@ -174,10 +174,16 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
     if (is_in_turn) after_earlier_work(turn);
     const Work work = work_of_block(starts, order, chosen, WIDTH, index % gridDim.y);
     const u32 matrix = work.matrix;
-    if (matrix == 0xffffffffu) return;
+    if (matrix == 0xffffffffu) {
+        if (!is_in_turn) after_earlier_work(turn);
+        return;
+    }
     const Columns columns = chosen && !starts ? column_of_place(blockIdx.z, slots)
                                               : columns_of_tile(matrix, starts, order, tokens, slots, WIDTH, work.tile);
-    if (columns.first >= columns.count) return;
+    if (columns.first >= columns.count) {
+        if (!is_in_turn) after_earlier_work(turn);
+        return;
+    }
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, part = warp / TEAMS, team = warp % TEAMS;
     const u32 tiles = (rows + 15) / 16, tile = (block * TEAMS + team) * ROW_TILES;
     const u64 tile_bytes = (u64)(depth / (32 * UNITS)) * CHUNK;
