@@ -2,7 +2,8 @@
 //!
 //! A model is described by a line such as `synth:llama,layers=4,width=512,format=Q4_K,head=Q8_0,seed=7`. What the line
 //! leaves out has a default ([`Spec`]). From it follow the tensors, the metadata and a tokenizer, and from seed and
-//! name of a tensor every one of its bits: whichever thread makes it, in whatever order, in memory or in a file.
+//! name of a tensor (within its layer, where layers are to be alike) every one of its bits: whichever thread makes it,
+//! in whatever order, in memory or in a file.
 //!
 //! Weights are random blocks (see [`tessera_formats::codec::random`]), not rounded numbers, because only that works
 //! for formats without an encoder and is fast enough for large models. They have mean zero and the deviation

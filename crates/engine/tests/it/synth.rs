@@ -118,6 +118,33 @@ fn memory_and_file_agree_to_the_bit_on_any_threads() {
 }
 
 #[test]
+fn layers_can_be_alike() {
+    for architecture in synth::architectures() {
+        let of_three = |more: &str| {
+            let line = tiny(architecture, more).to_string();
+            Spec::parse(&line.replacen(",layers=1,", ",layers=3,", 1)).unwrap()
+        };
+        let (alike, apart) = (memory(&of_three("alike=true")), memory(&of_three("")));
+        let names =
+            |all: &Checkpoint| all.tensors().iter().map(|t| (t.name.clone(), t.shape.clone())).collect::<Vec<_>>();
+        assert_eq!(names(&alike), names(&apart), "{architecture}: the same tensors");
+        // Parts of a layer, by name, format and shape: the first of each kind.
+        let mut kinds = std::collections::HashMap::new();
+        let mut copies = 0;
+        for t in alike.tensors() {
+            let Some((_, part)) = t.name.strip_prefix("blk.").and_then(|name| name.split_once('.')) else { continue };
+            let first = kinds.entry((part, t.dtype, t.shape.clone())).or_insert(t);
+            assert!(*first.bytes == *t.bytes && first.bytes.are_made_alike(&t.bytes), "{architecture}: {}", t.name);
+            copies += usize::from(first.name != t.name);
+        }
+        assert!(copies > 0 && kinds.len() > 1, "{architecture} has several layers");
+        let first = kinds.values().next().unwrap();
+        let other = kinds.values().find(|t| t.name != first.name && t.bytes.len() == first.bytes.len());
+        assert!(other.is_none_or(|other| *other.bytes != *first.bytes), "{architecture}: parts differ");
+    }
+}
+
+#[test]
 fn the_seed_and_the_name_decide_the_bits() {
     let bytes = |line: &str| {
         let all = memory(&tiny("qwen2", line));
