@@ -5,9 +5,11 @@ pub mod choice;
 pub mod latent_rows;
 pub mod prompt;
 
+use std::ops::Range;
+
 use tessera_formats::{DType, codec::RandomBlocks};
 use tessera_ops::{
-    Device, Error, Linear, LinearStack, MatrixSource, Router, Routing, Score,
+    Batch, Device, Error, Linear, LinearStack, MatrixSource, PAGE_TOKENS, Role, Router, Routing, Score,
     reference::{self, float64::Tensor64},
 };
 
@@ -48,6 +50,14 @@ fn median(gpu: &Gpu, samples: usize, launches: usize, launch: &dyn Fn(usize)) ->
 /// Numbers from -1 to 1 that look random.
 fn numbers(count: usize, seed: usize) -> Vec<f32> {
     (0..count).map(|i| (((i + seed) * 7919 + 13) % 2003) as f32 / 1001.0 - 1.0).collect()
+}
+
+/// Decoded rows at these positions of a sequence that has the pages of so many tokens, the first ones of a cache.
+fn batch(positions: Range<usize>, tokens: usize) -> Batch {
+    let table: Vec<u32> = (0..tokens.div_ceil(PAGE_TOKENS) as u32).collect();
+    let mut batch = Batch::default();
+    batch.push(&vec![0; positions.len()], positions.start, &table, Role::Decode, 0);
+    batch
 }
 
 /// Rows as float64 has them.

@@ -76,7 +76,7 @@ impl PackedMatrix {
                 gpu.copy(&original, &memory);
                 largest
             }
-            None => fill(gpu, source, form, rows, &memory)?,
+            None => fill(gpu, source, form, (rows, tiles), &memory)?,
         };
         originals.add(source, segments, &memory, largest);
         let up = form.up(largest);
@@ -96,10 +96,15 @@ impl PackedMatrix {
     }
 }
 
-/// Packs matrices of `rows` rows each into the card's memory, part by part. Gives a bound of their weights.
-fn fill(gpu: &Gpu, source: &MatrixSource, form: Packed, rows: usize, memory: &Memory) -> Result<f32, Error> {
-    let (tile_bytes, segments) = (form.tile_bytes(source.depth), source.rows / rows.max(1));
-    let tiles = rows.div_ceil(form.tile_rows()) * segments;
+/// Packs matrices of `rows` rows each into the card's memory, part by part: so many tiles in all. Gives a bound of their weights.
+fn fill(
+    gpu: &Gpu,
+    source: &MatrixSource,
+    form: Packed,
+    (rows, tiles): (usize, usize),
+    memory: &Memory,
+) -> Result<f32, Error> {
+    let tile_bytes = form.tile_bytes(source.depth);
     let tiles_at_once = (PART_BYTES / tile_bytes.max(1)).max(1);
     let mut largest = 0.0f32;
     let packer = Packer::new(source.dtype, form);

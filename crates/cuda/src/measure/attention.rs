@@ -1,10 +1,10 @@
 //! Measurements of attention on the card, held to float64 and to what rows have alone in the same run.
 
 use tessera_ops::{
-    Attention, Batch, Device, Error, KvEntry, KvFormat, KvLayout, PAGE_TOKENS, Role, reference::float64::Float64Device,
+    Attention, Device, Error, KvEntry, KvFormat, KvLayout, PAGE_TOKENS, Role, reference::float64::Float64Device,
 };
 
-use super::{distance, in_float64, median, numbers};
+use super::{batch, distance, in_float64, median, numbers};
 use crate::{
     CudaDevice, KvPages,
     attention::{SpansTile, Way, warps::WarpsTile, warps_prompt::WarpsPromptTile},
@@ -55,14 +55,6 @@ pub struct MeasuredAttention {
     pub rows_differ: usize,
 }
 
-/// The rows at the end of one sequence of `tokens`.
-fn batch(tokens: usize, rows: usize) -> Batch {
-    let table: Vec<u32> = (0..tokens.div_ceil(PAGE_TOKENS) as u32).collect();
-    let mut batch = Batch::default();
-    batch.push(&vec![0; rows], tokens - rows, &table, Role::Decode, 0);
-    batch
-}
-
 fn fill<D: Device>(
     device: &D,
     tensor: &dyn Fn(usize, &[f32]) -> D::Tensor,
@@ -77,7 +69,7 @@ fn fill<D: Device>(
         let keys = tensor(rows, &numbers(rows * width, first * width));
         let values = tensor(rows, &numbers(rows * width, first * width + 1_000_003));
         for layer in 0..layers {
-            device.store_kv(&mut cache, layer, &keys, &values, &batch(first + rows, rows));
+            device.store_kv(&mut cache, layer, &keys, &values, &batch(first..first + rows, first + rows));
         }
     }
     Ok(cache)
@@ -147,7 +139,7 @@ impl<'a> AttentionSubject<'a> {
     pub fn measure(&self, tokens: usize, rows: usize, role: Role) -> Result<MeasuredAttention, Error> {
         let error = self.error(tokens.min(CHECKED_TOKENS), rows.min(CHECKED_TOKENS / 2), role)?;
         let rows_differ = self.rows_differ(tokens, rows, role)?;
-        let (device, batch) = (self.device, batch(tokens, rows));
+        let (device, batch) = (self.device, batch(tokens - rows..tokens, tokens));
         let queries = self.queries(rows, 0, role);
         let attend = |turn: usize| {
             let spec = Attention { layer: turn % self.layers, ..self.spec };
@@ -179,7 +171,7 @@ impl<'a> AttentionSubject<'a> {
         let (spec, width) = (Attention { layer: 0, ..self.spec }, self.spec.heads * self.spec.head_dim);
         let bits = |tokens: usize, rows: usize, first: usize| {
             let queries = self.queries(rows, first, role);
-            let y = self.device.attention(&queries, &self.cache, &spec, None, &batch(tokens, rows));
+            let y = self.device.attention(&queries, &self.cache, &spec, None, &batch(tokens - rows..tokens, tokens));
             let mut got = vec![];
             self.device.read(&y, &mut got).map(|()| got.iter().map(|v| v.to_bits()).collect::<Vec<u32>>())
         };
@@ -194,7 +186,7 @@ impl<'a> AttentionSubject<'a> {
 
     /// Distance from float64.
     fn error(&self, tokens: usize, rows: usize, role: Role) -> Result<f64, Error> {
-        let (spec, batch) = (Attention { layer: 0, ..self.spec }, batch(tokens, rows));
+        let (spec, batch) = (Attention { layer: 0, ..self.spec }, batch(tokens - rows..tokens, tokens));
         let width = spec.heads * spec.head_dim;
         let y = self.device.attention(&self.queries(rows, 0, role), &self.cache, &spec, None, &batch);
         let mut got = vec![];

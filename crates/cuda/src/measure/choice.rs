@@ -1,8 +1,9 @@
 //! Measurements of the choice of compressed rows on the card, held to the definition's choice in the same run.
 
+use std::ops::Range;
+
 use tessera_ops::{
-    Batch, Compressor, Device, Error, KvEntry, KvFormat, KvLayout, PAGE_TOKENS, Role, Rope, RopeLayout, Rounding,
-    Selector,
+    Batch, Compressor, Device, Error, KvEntry, KvFormat, KvLayout, PAGE_TOKENS, Rope, RopeLayout, Rounding, Selector,
     latent::complete_rows,
     reference::{self, ReferenceDevice},
 };
@@ -50,10 +51,9 @@ pub struct MeasuredChoice {
     pub rows_differ: usize,
 }
 
-fn batch(from: usize, end: usize, tokens: usize) -> Batch {
-    let table: Vec<u32> = (0..tokens.div_ceil(PAGE_TOKENS) as u32).collect();
-    let mut batch = Batch::default();
-    batch.push(&vec![0; end - from], from, &table, Role::Decode, 0);
+/// Rows of the sequence, in its ring.
+fn batch(positions: Range<usize>, tokens: usize) -> Batch {
+    let mut batch = super::batch(positions, tokens);
     batch.in_ring(0);
     batch
 }
@@ -85,7 +85,7 @@ fn fill<D: Device>(
     });
     let compressors = compressors.collect::<Result<Vec<Compressor<D>>, Error>>()?;
     for first in (0..tokens).step_by(PAGE_TOKENS) {
-        let batch = batch(first, tokens.min(first + PAGE_TOKENS), tokens);
+        let batch = batch(first..tokens.min(first + PAGE_TOKENS), tokens);
         let inputs = rows(batch.len(), &numbers(batch.len() * width, first * width));
         device.store_rows(&mut cache, INPUTS, &inputs, &batch);
         compressors.iter().for_each(|compressor| device.compress(&mut cache, compressor, &batch));
@@ -140,7 +140,7 @@ impl<'a> ChoiceSubject<'a> {
     /// # Errors
     /// If the card fails.
     pub fn compare(&self, rows: usize) -> Result<MeasuredChoice, Error> {
-        let (selector, batch) = (self.selector(0), batch(self.tokens - rows, self.tokens, self.tokens));
+        let (selector, batch) = (self.selector(0), batch(self.tokens - rows..self.tokens, self.tokens));
         let [queries, weights] = self.inputs(&ReferenceDevice, &reference_rows, rows);
         let chosen = ReferenceDevice.select(&queries, &weights, &self.reference, &selector, &batch);
         let mut wanted = vec![];
@@ -171,7 +171,7 @@ impl<'a> ChoiceSubject<'a> {
     /// If the card fails.
     pub fn measure(&self, rows: usize) -> Result<MeasuredChoice, Error> {
         let compared = self.compare(rows)?;
-        let batch = batch(self.tokens - rows, self.tokens, self.tokens);
+        let batch = batch(self.tokens - rows..self.tokens, self.tokens);
         let (gpu, step) = (self.device.gpu(), self.device.step(&batch));
         let [queries, weights] = self.card_inputs(rows);
         let inputs = (&queries, &weights);

@@ -1,11 +1,10 @@
 //! Measurements of attention over latent rows on the card, held to float64 and to what rows have alone in the same run.
 
 use tessera_ops::{
-    Batch, Device, Error, KvEntry, KvFormat, KvLayout, LatentAttention, PAGE_TOKENS, Role,
-    reference::float64::Float64Device,
+    Device, Error, KvEntry, KvFormat, KvLayout, LatentAttention, PAGE_TOKENS, Role, reference::float64::Float64Device,
 };
 
-use super::{distance, in_float64, median, numbers};
+use super::{batch, distance, in_float64, median, numbers};
 use crate::{CudaDevice, KvPages, roles::Roles, tensor::Tensor};
 
 /// Layers that are gone through in turn.
@@ -37,18 +36,10 @@ pub struct MeasuredLatent {
     pub rows_differ: usize,
 }
 
-/// Rows `from ..` of the sequence up to `end`.
-fn batch(from: usize, end: usize) -> Batch {
-    let table: Vec<u32> = (0..TOKENS.div_ceil(PAGE_TOKENS) as u32).collect();
-    let mut batch = Batch::default();
-    batch.push(&vec![0; end - from], from, &table, Role::Decode, 0);
-    batch
-}
-
 fn fill<D: Device>(device: &D, rows: &D::Tensor, head_dim: usize, layers: usize) -> Result<D::KvCache, Error> {
     let layout = KvLayout::new(vec![KvEntry::latent(head_dim, None); layers], KvFormat::F16);
     let mut cache = device.kv_cache(&layout, TOKENS.div_ceil(PAGE_TOKENS), 0)?;
-    (0..layers).for_each(|layer| device.store_rows(&mut cache, layer, rows, &batch(0, TOKENS)));
+    (0..layers).for_each(|layer| device.store_rows(&mut cache, layer, rows, &batch(0..TOKENS, TOKENS)));
     Ok(cache)
 }
 
@@ -77,7 +68,7 @@ impl<'a> LatentSubject<'a> {
 
     fn bits(&self, window: usize, (from, end): (usize, usize), role: Role) -> Result<Vec<f32>, Error> {
         let (queries, spec) = (self.queries(from, end, role), self.spec(0, window));
-        let y = self.device.attend_latent(&queries, &self.cache, &spec, None, &self.sinks, &batch(from, end));
+        let y = self.device.attend_latent(&queries, &self.cache, &spec, None, &self.sinks, &batch(from..end, TOKENS));
         let mut got = vec![];
         self.device.read(&y, &mut got)?;
         Ok(got)
@@ -99,7 +90,7 @@ impl<'a> LatentSubject<'a> {
         let cache = fill(&Float64Device, &in_float64(TOKENS, &numbers(TOKENS * self.head_dim, 1)), self.head_dim, 1)?;
         let (queries, spec) = (in_float64(rows, &numbers(rows * width, 5 + from * width)), self.spec(0, window));
         let sinks = Float64Device.load_vector(&numbers(self.heads, 3))?;
-        let want = Float64Device.attend_latent(&queries, &cache, &spec, None, &sinks, &batch(from, TOKENS));
+        let want = Float64Device.attend_latent(&queries, &cache, &spec, None, &sinks, &batch(from..TOKENS, TOKENS));
         let error = distance(&all, &want);
         Ok(MeasuredLatent { us: 0.0, error, rows_differ })
     }
@@ -110,7 +101,7 @@ impl<'a> LatentSubject<'a> {
     /// If the card fails.
     pub fn measure(&self, window: usize, rows: usize, role: Role) -> Result<MeasuredLatent, Error> {
         let (from, compared) = (TOKENS - rows, self.compare(window, rows, role)?);
-        let (queries, batch) = (self.queries(from, TOKENS, role), batch(from, TOKENS));
+        let (queries, batch) = (self.queries(from, TOKENS, role), batch(from..TOKENS, TOKENS));
         let attend = |turn: usize| {
             let spec = self.spec(turn % LAYERS, window);
             drop(self.device.attend_latent(&queries, &self.cache, &spec, None, &self.sinks, &batch));

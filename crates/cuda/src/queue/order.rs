@@ -180,7 +180,8 @@ mod tests {
         let partly = Touch { bytes: [250, 251], writes: true, is_list: false };
         assert!(!are_apart(&first(), &Call { touched: vec![partly], ..first() }), "a byte of what is written");
     }
-    /// What products are told of a run in which `lists` are written and then looked up.
+
+    /// What products are told of a run in which lists are written, and then looked up.
     #[test]
     fn lists_that_are_complete_are_read_early() {
         let product = Module::all().into_iter().find(|m| matches!(m, Module::Codes(..))).expect("there are products");
