@@ -9,6 +9,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "launch.h"
 #include "memory.h"
 #include "settings.h"
 #include "worker.h"
@@ -133,7 +134,10 @@ ENTRY cuCtxGetCurrent(void** context) {
     return Success;
 }
 
-ENTRY cuCtxSynchronize() { return lost(); }
+ENTRY cuCtxSynchronize() {
+    complete_launches();
+    return lost();
+}
 
 ENTRY cuStreamCreate(void** stream, unsigned) {
     *stream = new char;
@@ -145,7 +149,10 @@ ENTRY cuStreamDestroy_v2(void* stream) {
     return Success;
 }
 
-ENTRY cuStreamSynchronize(void*) { return lost(); }
+ENTRY cuStreamSynchronize(void*) {
+    complete_launches();
+    return lost();
+}
 
 using Moment = std::chrono::steady_clock::time_point;
 

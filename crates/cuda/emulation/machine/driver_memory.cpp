@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "driver.h"
+#include "launch.h"
 #include "memory.h"
 #include "module.h"
 #include "settings.h"
@@ -34,7 +35,10 @@ ENTRY cuMemsetD8_v2(uintptr_t at, unsigned char value, size_t bytes) {
     return Success;
 }
 
-ENTRY cuMemsetD8Async(uintptr_t at, unsigned char value, size_t bytes, void*) { return cuMemsetD8_v2(at, value, bytes); }
+ENTRY cuMemsetD8Async(uintptr_t at, unsigned char value, size_t bytes, void*) {
+    complete_launches();
+    return cuMemsetD8_v2(at, value, bytes);
+}
 
 ENTRY cuMemcpyHtoD_v2(uintptr_t to, const void* from, size_t bytes) {
     if (Result before = lost()) return before;
@@ -50,6 +54,7 @@ static void tell(const char* what, size_t bytes) {
 
 ENTRY cuMemcpyHtoDAsync_v2(uintptr_t to, const void* from, size_t bytes, void*) {
     tell("send", bytes);
+    complete_launches();
     return cuMemcpyHtoD_v2(to, from, bytes);
 }
 
@@ -62,6 +67,7 @@ ENTRY cuMemcpyDtoH_v2(void* to, uintptr_t from, size_t bytes) {
 
 ENTRY cuMemcpyDtoHAsync_v2(void* to, uintptr_t from, size_t bytes, void*) {
     tell("read", bytes);
+    complete_launches();
     return cuMemcpyDtoH_v2(to, from, bytes);
 }
 
@@ -69,6 +75,7 @@ ENTRY cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, void*) {
     if (Result before = lost()) return before;
     if (!Memory::get().has(to, bytes)) return outside("a copy on the card", to, bytes);
     if (!Memory::get().has(from, bytes)) return outside("a copy on the card", from, bytes);
+    complete_launches();
     memmove(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), bytes);
     return Success;
 }

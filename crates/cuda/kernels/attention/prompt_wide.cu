@@ -39,8 +39,11 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
     if (CLUSTER > 1) wait_for_cluster();
     after_earlier_work();
 
+    // Tiles that see most come first: blocks of the next launch that wait where others have ended are those that take longest.
+    const u32 clusters = gridDim.x / CLUSTER, cluster = (blockIdx.z * gridDim.x + blockIdx.x) / CLUSTER;
+    const u32 kv_head = cluster % kv_heads, start = (clusters - 1 - cluster / kv_heads) * CLUSTER;
     const Step step = {rows, lists};
-    const Tile tile = tile_of(step, first, count, heads, kv_heads, blockIdx.z, run, blockIdx.x);
+    const Tile tile = tile_of(step, first, count, heads, kv_heads, kv_head, run, start + blockIdx.x % CLUSTER);
     if (CLUSTER == 1 && tile.columns == 0) return;
     // Of a tile without columns nothing is seen; it copies for the other block.
     const u32 last_row = tile.columns ? tile.row_of(tile.columns - 1) : first + count - 1;
@@ -50,7 +53,7 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
     u32 all_begin = begin, all_end = end;
     if (CLUSTER > 1) {
         const u32 tile_rows = heads / kv_heads < COLUMNS ? COLUMNS / (heads / kv_heads) : 1;
-        const u32 parts = (heads / kv_heads + COLUMNS - 1) / COLUMNS, start = blockIdx.x / CLUSTER * CLUSTER;
+        const u32 parts = (heads / kv_heads + COLUMNS - 1) / COLUMNS;
         const u32 from_row = first + start / parts * tile_rows, to_row = first + ((start + CLUSTER - 1) / parts + 1) * tile_rows - 1;
         all_begin = seen_by(step, min(from_row, first + count - 1), window).begin;
         all_end = seen_by(step, min(to_row, first + count - 1), window).end;
@@ -59,7 +62,7 @@ __launch_bounds__(THREADS, 1) prompt(const float* queries, const u8* key_pages, 
 
     if (warp >= CONSUMERS / 32) {
         give_registers<40>();
-        const Source source = {step, tile.row, end, kv_heads, blockIdx.z, ring_pages};
+        const Source source = {step, tile.row, end, kv_heads, kv_head, ring_pages};
         SlabBringer bringer = {source, ring, slabs, 0, warp - CONSUMERS / 32};
         const u32 lowest = low / 2 * 2;
         for (u32 i = lowest; i < high; i += 2) {

@@ -142,15 +142,15 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
         ring.begin(4);
     }
     __syncthreads();
-    after_earlier_work();
 
+    // A block's first span is looked up ahead of its turn (ahead.cuh).
     const Cut cut(window);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #if GOES_ON
     auto span_of = [&](u32 ticket) { return list.span(ticket); };
 #else
     const Span own = list.span(blockIdx.x, blockIdx.z, blockIdx.y);
-    if (!own.is_one()) return;
+    if (!own.is_one()) return after_earlier_work();
     auto span_of = [&](u32) -> const Span& { return own; };
 #endif
 
@@ -173,6 +173,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
             u32 known = GATHERED;
             if (from_page + lane < to_page && source.is_plain(from_page + lane)) known = source.page_of((from_page + lane) * PAGE);
             auto place = [&](u32 page) { return __shfl_sync(0xffffffffu, known, page - from_page); };
+            if (turn == 0) after_earlier_work();
             u32 draw = 0;
             for (u32 i = from_page / GROUPS * GROUPS; i < to_page; i += GROUPS) {
                 const u32 low = max(i, from_page), high = min(i + GROUPS, to_page);
@@ -200,7 +201,10 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
 #pragma unroll 1
     for (u32 turn = 0; ticket != NO_TICKET; ticket = walk.next(turn++)) {
         const Span span = span_of(ticket);
-        if (GOES_ON && !span.is_one()) continue;
+        if (GOES_ON && !span.is_one()) {
+            if (turn == 0) after_earlier_work();
+            continue;
+        }
         const Tile& tile = span.tile;
         const Seen &oldest = span.oldest, &newest = span.newest;
         const u32 begin = span.begin, end = span.end, from_page = begin / PAGE, to_page = (end + PAGE - 1) / PAGE;
@@ -211,7 +215,6 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
                 return c < tile.columns ? queries + ((u64)tile.row_of(c) * heads + tile.head_of(c)) * HEAD_DIM : 0;
             };
             auto put = [&](u32 c, float down) { factors[c] = down * scale * (CAPPED ? 1.0f : LOG2_E); };
-            keep_queries<HEAD_DIM, COLUMNS, WARPS, 4>(shared, query_of, put);
             if (threadIdx.x < COLUMNS) {
                 const bool is_one = threadIdx.x < tile.columns;
                 const u32 c = is_one ? threadIdx.x : 0;
@@ -221,6 +224,8 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
                 places[threadIdx.x] = (tile.row_of(c) - first) * heads + tile.head_of(c);
                 if (threadIdx.x == 0) *(uint2*)kept = make_uint2(tile.row, tile.head);
             }
+            if (turn == 0) after_earlier_work();
+            keep_queries<HEAD_DIM, COLUMNS, WARPS, 4>(shared, query_of, put);
             writes_before_copies();
             wait_for_threads(1, CONSUMERS);
         }

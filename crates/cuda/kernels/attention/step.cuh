@@ -3,19 +3,26 @@
 #define PAGE 64
 #define ROW_NUMBERS 7
 
+// A word of what the host has sent.
+#ifndef STEP_WORD
+#define STEP_WORD(at) (*(at))
+#endif
+
 // Where a row finds what it sees.
 struct RowOfStep {
     const u32* lists;
     u32 position, pages, committed, places, run_start, own_ring;
 
     // The place where what the row sees at a position is kept; mask.rs, `place`.
-    DEVICE_MEMBER u32 place(u32 position) const { return position < committed ? position : lists[places + position - committed]; }
+    DEVICE_MEMBER u32 place(u32 position) const {
+        return position < committed ? position : STEP_WORD(lists + (places + position - committed));
+    }
     // Where the page of a place is listed, of rows that are in no ring.
     DEVICE_MEMBER const u32* listed(u32 place) const { return lists + (pages + place / PAGE); }
     // The page of a place.
     DEVICE_MEMBER u32 page(u32 place, u32 ring) const {
         const u32 index = place / PAGE;
-        return ring ? own_ring * ring + index % ring : *listed(place);
+        return ring ? own_ring * ring + index % ring : STEP_WORD(listed(place));
     }
 };
 
@@ -26,15 +33,16 @@ struct Step {
     const u32* rows;
     const u32* lists;
 
-    DEVICE_MEMBER u32 position(u32 row) const { return rows[row * ROW_NUMBERS]; }
-    DEVICE_MEMBER u32 run_start(u32 row) const { return rows[row * ROW_NUMBERS + 4]; }
-    DEVICE_MEMBER u32 run_end(u32 row) const { return rows[row * ROW_NUMBERS + 5]; }
+    DEVICE_MEMBER u32 position(u32 row) const { return STEP_WORD(rows + row * ROW_NUMBERS); }
+    DEVICE_MEMBER u32 run_start(u32 row) const { return STEP_WORD(rows + row * ROW_NUMBERS + 4); }
+    DEVICE_MEMBER u32 run_end(u32 row) const { return STEP_WORD(rows + row * ROW_NUMBERS + 5); }
     // Whether all positions below `end` stand where they are counted.
-    DEVICE_MEMBER bool is_plain(u32 row, u32 end) const { return end <= rows[row * ROW_NUMBERS + 2]; }
+    DEVICE_MEMBER bool is_plain(u32 row, u32 end) const { return end <= STEP_WORD(rows + row * ROW_NUMBERS + 2); }
     // All that finds what the row sees, read at once.
     DEVICE_MEMBER RowOfStep of(u32 row) const {
         const u32* own = rows + row * ROW_NUMBERS;
-        return {lists, own[0], own[1], own[2], own[3], own[4], own[6]};
+        return {lists, STEP_WORD(own), STEP_WORD(own + 1), STEP_WORD(own + 2), STEP_WORD(own + 3),
+                STEP_WORD(own + 4), STEP_WORD(own + 6)};
     }
     // The same, whatever branches come before a number is needed.
     DEVICE_MEMBER RowOfStep all_of(u32 row) const {
