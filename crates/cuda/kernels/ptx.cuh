@@ -155,6 +155,15 @@ DEVICE void end_of_copies() { asm volatile("cp.async.commit_group;" : : : "memor
 // Waits until at most so many groups of this thread are on their way.
 template <int GROUPS> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" : : "n"(GROUPS) : "memory"); }
 
+// A pair of f16 that both are the low one of a pair, or the high one. Instructions on pairs take such an operand as it lies, if the
+// compiler can see that it is one: it does not in `__byte_perm`.
+template <int HALF> DEVICE u32 both_halves(u32 pair) {
+    u32 both;
+    if constexpr (HALF == 0) asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; mov.b32 %0, {low, low}; }" : "=r"(both) : "r"(pair));
+    else asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; mov.b32 %0, {high, high}; }" : "=r"(both) : "r"(pair));
+    return both;
+}
+
 // Pairs of f16, each half by itself; one rounding each.
 DEVICE u32 add_halves(u32 a, u32 b) {
     u32 sum;

@@ -115,6 +115,8 @@ EMULATED u32 load_anew(const u32* at, HERE) { return emulation_load_anew(at, her
 EMULATED void add_in_shared(u32* at, u32 more, HERE) { emulation_add_in_shared(at, more, here); }
 EMULATED u64 add_atomically(u64* at, u64 more) { return __atomic_fetch_add(at, more, __ATOMIC_SEQ_CST); }
 
+template <int HALF> EMULATED u32 both_halves(u32 pair) { return (pair >> (16 * HALF) & 0xffffu) * 0x00010001u; }
+
 // Pairs of f16: each half is computed exactly, in f64, which holds a product and a sum of three f16, and is rounded once.
 EMULATED u16 rounded_half(double exact) {
     float near = (float)exact;

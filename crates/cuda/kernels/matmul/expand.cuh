@@ -25,19 +25,22 @@ template <int N> struct HalfOf {
 #ifdef CHUNK
 
 // Two codes, less the offset, from BITS bits at SHIFT of both halves of a word. 1024 + 2^SHIFT code is an f16; what is left of 1024 goes.
-template <int SHIFT, int BITS> DEVICE u32 field(u32 word) {
-    u32 biased = (word & ALL_OF(((1u << BITS) - 1) << SHIFT)) | ALL_OF(0x6400u);
+// An `and` and an `or` written out are two instructions, since one takes one constant alone; `select_bits` is one, and keeps the other
+// constant in a register: where those are short, there are TWO.
+template <int SHIFT, int BITS, bool TWO> DEVICE u32 field(u32 word) {
+    constexpr u32 mask = ALL_OF(((1u << BITS) - 1) << SHIFT), one = ALL_OF(0x6400u);
+    u32 biased = TWO ? (word & mask) | one : select_bits(mask, word, one);
     if constexpr (SHIFT == 0) return add_halves(biased, ALL_OF(0x8000u | HalfOf<1024 + OFFSET>::bits));
     else return fma_halves(biased, ALL_OF((15u - SHIFT) << 10), ALL_OF(0x8000u | HalfOf<(1024 >> SHIFT) + OFFSET>::bits));
 }
 
 // Exact codes of half I / 2, row g + 8 (I % 2): even features, then odd ones.
-template <int I> DEVICE void exact_codes(const Raw& raw, u32& even, u32& odd) {
+template <int I, bool TWO = false> DEVICE void exact_codes(const Raw& raw, u32& even, u32& odd) {
     if constexpr (HIGH == 0 && LOW < 8 && TABLE == 0) {
         constexpr int shift = LOW == 4 ? I % 2 * 4 : I * 2;
         u32 word = raw.low[LOW == 4 ? I / 2 : 0];
-        even = field<shift, LOW>(word);
-        odd = field<shift, LOW>(word >> 8);
+        even = field<shift, LOW, TWO>(word);
+        odd = field<shift, LOW, TWO>(word >> 8);
     } else {
         u32 codes = raw.bytes(I), offset = ALL_OF(0x8000u | HalfOf<1024 + OFFSET>::bits);
         even = add_halves(__byte_perm(codes, 0x64646464u, 0x4240), offset);
@@ -47,7 +50,7 @@ template <int I> DEVICE void exact_codes(const Raw& raw, u32& even, u32& odd) {
 
 // Two factors, 128 more than they are, in the low bytes of a pair, times the pair of units.
 DEVICE u32 times_unit(u32 factors, u32 units) {
-    u32 biased = (factors & 0x00ff00ffu) | ALL_OF(0x6400u);
+    u32 biased = select_bits(ALL_OF(0x00ffu), factors, ALL_OF(0x6400u));
     return multiply_halves(add_halves(biased, ALL_OF(0x8000u | HalfOf<1024 + 128>::bits)), units);
 }
 
@@ -67,10 +70,10 @@ DEVICE u32 scale_pair(const u8* part, u32 g, u32 sub, float up, u32 up_pair) {
 
 template <int I> DEVICE void expand_row(const Raw& raw, u32 scales, u32 minima, Operands& out) {
     constexpr int half = I / 2, row = I % 2;
-    u32 even, odd, scale = __byte_perm(scales, 0, row ? 0x3232 : 0x1010);
+    u32 even, odd, scale = both_halves<row>(scales);
     exact_codes<I>(raw, even, odd);
 #if HAS_MIN
-    u32 minimum = __byte_perm(minima, 0, row ? 0x3232 : 0x1010);
+    u32 minimum = both_halves<row>(minima);
     out.half[half][row] = fma_halves(even, scale, minimum);
     out.half[half][2 + row] = fma_halves(odd, scale, minimum);
 #else

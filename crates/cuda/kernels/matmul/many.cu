@@ -79,10 +79,10 @@ struct Consumer {
         if (SCALES != SUPER_SCALES || unit % 4 == 0) raw_scales.load(chunk + SCALES_AT, unit, lane / 4);
     }
     DEVICE_MEMBER void expand(ScaledUnit& to, u32 at) const {
-        exact_codes<0>(raw, to.codes.half[0][0], to.codes.half[0][2]);
-        exact_codes<1>(raw, to.codes.half[0][1], to.codes.half[0][3]);
-        exact_codes<2>(raw, to.codes.half[1][0], to.codes.half[1][2]);
-        exact_codes<3>(raw, to.codes.half[1][1], to.codes.half[1][3]);
+        exact_codes<0, true>(raw, to.codes.half[0][0], to.codes.half[0][2]);
+        exact_codes<1, true>(raw, to.codes.half[0][1], to.codes.half[0][3]);
+        exact_codes<2, true>(raw, to.codes.half[1][0], to.codes.half[1][2]);
+        exact_codes<3, true>(raw, to.codes.half[1][1], to.codes.half[1][3]);
 #pragma unroll
         for (int i = 0; i < (1 + HAS_MIN) * SUBS_PER_UNIT * 2; i++) {
             const int m = i / 2 / SUBS_PER_UNIT, sub = i / 2 % SUBS_PER_UNIT;
