@@ -1,7 +1,8 @@
 // The driver's entry points for launches, one by one and as graphs of what was captured from a stream.
 #include <cstdio>
 #include <cstring>
-#include <memory>
+#include <map>
+#include <mutex>
 
 #include "driver.h"
 #include "launch.h"
@@ -47,8 +48,9 @@ struct Call {
 
 using Graph = std::vector<Call>;
 
-// Where launches go instead of the card; none: to the card.
-std::unique_ptr<Graph> captured;
+// Where launches of a stream go instead of the card, for each that is captured. Others' threads have streams of their own.
+std::map<void*, Graph> captured;
+std::mutex capturing;
 
 // Whether a card would take it.
 Result check(const Launch& launch) {
@@ -78,23 +80,28 @@ void run_now(const Launch& launch) {
     if (!failure.empty()) lose(failure);
 }
 
-Result take(const Launch& launch) {
+// Whether a launch has gone into the graph that is made of its stream.
+bool is_captured(const Launch& launch, void* stream) {
+    std::lock_guard lock(capturing);
+    auto found = captured.find(stream);
+    if (found == captured.end()) return false;
+    found->second.emplace_back(launch);
+    return true;
+}
+
+Result take(const Launch& launch, void* stream) {
     if (Result before = lost()) return before;
     if (Result wrong = check(launch)) return wrong;
-    if (captured) {
-        captured->emplace_back(launch);
-    } else {
-        run_now(launch);
-    }
+    if (!is_captured(launch, stream)) run_now(launch);
     return Success;
 }
 
 } // namespace
 
 ENTRY cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
-                     void*, void** values, void**) {
+                     void* stream, void** values, void**) {
     auto* f = static_cast<Function*>(function);
-    return take({f, {gx, gy, gz}, {bx, by, bz}, shared, values, 0, false, 0, nullptr, f->kernel->cluster});
+    return take({f, {gx, gy, gz}, {bx, by, bz}, shared, values, 0, false, 0, nullptr, f->kernel->cluster}, stream);
 }
 
 ENTRY cuLaunchKernelEx(const LaunchConfig* config, void* function, void** values, void**) {
@@ -114,18 +121,22 @@ ENTRY cuLaunchKernelEx(const LaunchConfig* config, void* function, void** values
             return failed(InvalidValue, "the emulated card knows no attribute " + std::to_string(attribute.id) + " of launches");
         }
     }
-    return take(launch);
+    return take(launch, config->stream);
 }
 
-ENTRY cuStreamBeginCapture_v2(void*, int) {
-    if (captured) return failed(InvalidValue, "the stream is captured already");
-    captured = std::make_unique<Graph>();
+ENTRY cuStreamBeginCapture_v2(void* stream, int) {
+    std::lock_guard lock(capturing);
+    return captured.try_emplace(stream).second ? Success : failed(InvalidValue, "the stream is captured already");
+}
+
+ENTRY cuStreamEndCapture(void* stream, void** graph) {
+    std::lock_guard lock(capturing);
+    auto found = captured.find(stream);
+    *graph = nullptr;
+    if (found == captured.end()) return failed(InvalidValue, "the stream is not captured");
+    *graph = new Graph(std::move(found->second));
+    captured.erase(found);
     return Success;
-}
-
-ENTRY cuStreamEndCapture(void*, void** graph) {
-    *graph = captured.release();
-    return *graph ? Success : failed(InvalidValue, "the stream is not captured");
 }
 
 ENTRY cuGraphInstantiateWithFlags(void** executable, void* graph, unsigned long long) {
