@@ -116,7 +116,7 @@ impl CudaDevice {
                 };
                 format!("cuda/{name}/{}", tile.columns())
             }
-            Packed::Float(_) => format!("cuda/floats/{}", FloatsTile::for_columns(tokens).columns),
+            Packed::Float(_) => format!("cuda/floats/{}", FloatsTile::of(rows, tokens).columns),
         })
     }
 

@@ -1,6 +1,6 @@
-// Chains of products with plain weights; numerics.rs, `dot_plain`. A lane has a chain of a row: a warp has some rows and as many
-// neighbouring chains of each as make it full, whole parts. Chains allow no pause, so a lane's weights of a step are in registers before it
-// begins, and what comes next takes their place one by one.
+// Chains of products with plain weights; numerics.rs, `dot_plain`. A lane has a chain of a row, or of several: a warp has some rows and as
+// many neighbouring chains of each as make it full, whole parts. Chains allow no pause, so a lane's weights of a step are in registers
+// before it begins, and what comes next takes their place one by one.
 //
 // Weights lie [row tiles][depth / RUN][32][RUN].
 
@@ -10,37 +10,47 @@ static_assert(PART_DEPTH == 4 * CHAIN_DEPTH && CHAIN_DEPTH % STEP_FEATURES == 0,
 // Numbers from one chain's step to the next in shared memory: apart by as much as spreads neighbours over the banks.
 #define STEP_STRIDE (STEP_FEATURES + 4)
 
-// A step of a lane's weights.
-struct Weights {
-    uint4 held[STEP_PIECES];
+// A step of the weights of a lane's ROWS rows, which are `apart` from each other in a tile.
+template <int ROWS> struct Weights {
+    uint4 held[ROWS][STEP_PIECES];
 
-    // From feature `first` of a row at `row`, as far as there are any.
-    DEVICE_MEMBER void bring(int piece, const uint4* row, u32 first, u32 end) {
-        if (first + piece * RUN < end) held[piece] = load_once(row + (u64)(first / RUN + piece) * 32);
-    }
-    DEVICE_MEMBER void bring_all(const uint4* row, u32 first, u32 end) {
+    // From feature `first` of the rows from `row` on, as far as there are any.
+    DEVICE_MEMBER void bring(int piece, const uint4* row, u32 apart, u32 first, u32 end) {
+        if (first + piece * RUN >= end) return;
 #pragma unroll
-        for (int i = 0; i < STEP_PIECES; i++) bring(i, row, first, end);
+        for (int r = 0; r < ROWS; r++) held[r][piece] = load_once(row + (u64)(first / RUN + piece) * 32 + r * apart);
+    }
+    DEVICE_MEMBER void bring_all(const uint4* row, u32 apart, u32 first, u32 end) {
+#pragma unroll
+        for (int i = 0; i < STEP_PIECES; i++) bring(i, row, apart, first, end);
     }
 
     // Goes on with the chains of `COLUMNS_HERE` inputs, `stride` numbers apart, from feature `first`; meanwhile the step from `next` comes.
     template <int COLUMNS_HERE>
-    DEVICE_MEMBER void go_on(float (&acc)[COLUMNS_HERE], const float* x, u32 stride, const uint4* row, u32 first, u32 next, u32 end) {
+    DEVICE_MEMBER void go_on(float (&acc)[ROWS][COLUMNS_HERE], const float* x, u32 stride, const uint4* row, u32 apart, u32 first,
+                             u32 next, u32 end) {
         if (first + STEP_FEATURES <= end) {
 #pragma unroll
             for (int i = 0; i < STEP_PIECES; i++) {
-                const uint4 piece = held[i];
-                bring(i, row, next, end);
+                uint4 pieces[ROWS];
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) pieces[r] = held[r][i];
+                bring(i, row, apart, next, end);
 #pragma unroll
                 for (int v = 0; v < RUN; v += 4) {
-                    const float w[4] = {value_of(piece, v), value_of(piece, v + 1), value_of(piece, v + 2), value_of(piece, v + 3)};
+                    float w[ROWS][4];
+#pragma unroll
+                    for (int k = 0; k < ROWS * 4; k++) w[k / 4][k % 4] = value_of(pieces[k / 4], v + k % 4);
 #pragma unroll
                     for (int c = 0; c < COLUMNS_HERE; c++) {
                         const float4 in = *(const float4*)(x + c * stride + i * RUN + v);
-                        acc[c] = fma(w[0], in.x, acc[c]);
-                        acc[c] = fma(w[1], in.y, acc[c]);
-                        acc[c] = fma(w[2], in.z, acc[c]);
-                        acc[c] = fma(w[3], in.w, acc[c]);
+#pragma unroll
+                        for (int r = 0; r < ROWS; r++) {
+                            acc[r][c] = fma(w[r][0], in.x, acc[r][c]);
+                            acc[r][c] = fma(w[r][1], in.y, acc[r][c]);
+                            acc[r][c] = fma(w[r][2], in.z, acc[r][c]);
+                            acc[r][c] = fma(w[r][3], in.w, acc[r][c]);
+                        }
                     }
                 }
             }
@@ -50,7 +60,10 @@ struct Weights {
             for (int k = 0; k < STEP_FEATURES; k++)
                 if (first + k < end)
 #pragma unroll
-                    for (int c = 0; c < COLUMNS_HERE; c++) acc[c] = fma(value_of(held[k / RUN], k % RUN), x[c * stride + k], acc[c]);
+                    for (int i = 0; i < ROWS * COLUMNS_HERE; i++) {
+                        float& sum = acc[i / COLUMNS_HERE][i % COLUMNS_HERE];
+                        sum = fma(value_of(held[i / COLUMNS_HERE][k / RUN], k % RUN), x[i % COLUMNS_HERE * stride + k], sum);
+                    }
         }
     }
 };

@@ -1,13 +1,14 @@
 // Plain weights (F32, F16, BF16) times unquantized activations, in short chains of fused multiply-adds (chains.cuh).
 //
-// A warp has 4 or 8 rows and the chains of two parts or of one; the warps of a block have 1, 2 or 4 such groups of rows, and
-// share the parts of each. Where a depth has more parts, they go through it in passes, a pass in steps: of each step, activations of all
-// chains come to shared memory meanwhile.
+// A lane has LANE_ROWS rows: a number that it reads from shared memory meets as many weights, since to read one takes longer than to
+// multiply it. A warp has 4 or 8 times as many rows, and the chains of two parts or of one; the warps of a block have 1, 2 or 4 such groups
+// of rows, and share the parts of each. Where a depth has more parts, they go through it in passes, a pass in steps: of each step,
+// activations of all chains come to shared memory meanwhile.
 //
 // A launch may have several matrices of one input: each has blocks of its own, one behind the other.
 
 #define WARPS (THREADS / 32)
-// Chains of a pass of a block with a single group of four rows.
+// Chains of a pass of a block with a single group of four lanes of rows.
 #define CHAIN_BITS_MAX 5
 #define CHAINS_MAX (1 << CHAIN_BITS_MAX)
 #define STEPS (CHAIN_DEPTH / STEP_FEATURES)
@@ -22,7 +23,7 @@ struct Matrix {
     u32 first_block;
 };
 
-// As `codes` in codes.cu; `x_width` is the length of a row of x, 2^row_bits rows a warp has, 2^group_bits groups a block.
+// As `codes` in codes.cu; `x_width` is the length of a row of x, 2^row_bits lanes of rows a warp has, 2^group_bits groups a block.
 // Matrix m of the launch begins with block from_m. Shared memory has [2][COLUMNS][chains of a pass][STEP_STRIDE] numbers.
 KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const u8* weights_1, const u8* weights_2, const u8* weights_3, const float* x,
                                          float* y, float* y_1, float* y_2, float* y_3, const float* bias, const float* bias_1,
@@ -34,18 +35,18 @@ KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const u8* weights_1,
     DYNAMIC_SHARED(float, shared);
     __shared__ u64 inputs[COLUMNS];
     // Sums of parts of a pass, and of the one before; then of all parts before.
-    __shared__ float sums[2][CHAINS_MAX * COLUMNS], totals[8 * WARPS * COLUMNS];
+    __shared__ float sums[2][CHAINS_MAX * LANE_ROWS * COLUMNS], totals[8 * WARPS * LANE_ROWS * COLUMNS];
     Matrix m = {(const uint4*)weights, y, bias, rows, 0};
     if (blockIdx.x >= from_1) m = {(const uint4*)weights_1, y_1, bias_1, rows_1, from_1};
     if (blockIdx.x >= from_2) m = {(const uint4*)weights_2, y_2, bias_2, rows_2, from_2};
     if (blockIdx.x >= from_3) m = {(const uint4*)weights_3, y_3, bias_3, rows_3, from_3};
 
-    // All but the depth are powers of two.
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows_each = 1 << row_bits;
+    // All but the depth are powers of two. The rows of a lane are `apart`.
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, apart = 1 << row_bits;
     const u32 chain_bits = CHAIN_BITS_MAX + 2 - row_bits - group_bits, chains = 1 << chain_bits, parts_of_pass = chains / 4;
-    const u32 rows_of_block = 1 << (row_bits + group_bits), first_row = (blockIdx.x - m.first_block) * rows_of_block;
+    const u32 rows_of_block = LANE_ROWS << (row_bits + group_bits), first_row = (blockIdx.x - m.first_block) * rows_of_block;
     const u32 of_warp = warp << (5 - row_bits) | lane >> row_bits, chain = of_warp & (chains - 1);
-    const u32 row_of_block = of_warp >> chain_bits << row_bits | lane & (rows_each - 1), row = first_row + row_of_block;
+    const u32 row_of_block = (of_warp >> chain_bits) * LANE_ROWS << row_bits | lane & (apart - 1), row = first_row + row_of_block;
     const u32 parts = (depth + PART_DEPTH - 1) / PART_DEPTH, passes = max((parts + parts_of_pass - 1) / parts_of_pass, 1u);
     const u32 tiles = (m.rows + 31) / 32, runs = (depth + RUN - 1) / RUN, pass_features = parts_of_pass * PART_DEPTH;
     // Lanes without a row have no weights, and so no features.
@@ -74,14 +75,14 @@ KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const u8* weights_1,
 
     // Weights do not wait for earlier work; lists of places do.
     const bool is_listed = starts != 0;
-    Weights mine;
-    if (!is_listed) mine.bring_all(base, first_of(0), end);
+    Weights<LANE_ROWS> mine;
+    if (!is_listed) mine.bring_all(base, apart, first_of(0), end);
     after_earlier_work(turn);
     const Columns columns = columns_of_tile(blockIdx.z, starts, order, tokens, slots, COLUMNS, blockIdx.y);
     if (columns.first >= columns.count) return;
     const u32 slice = sliced ? blockIdx.z : 0;
     if (threadIdx.x < COLUMNS) inputs[threadIdx.x] = (u64)columns.row(threadIdx.x) * x_width + slice * depth;
-    if (is_listed) mine.bring_all(base, first_of(0), end);
+    if (is_listed) mine.bring_all(base, apart, first_of(0), end);
     __syncthreads();
     copy_x(0);
     end_of_copies();
@@ -95,13 +96,13 @@ KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const u8* weights_1,
             if (pass > 0) of_cell[0] = totals[cell] + of_cell[0];
             float sum = sum_in_order(of_cell, cells, count);
             totals[cell] = sum;
-            const u32 of_matrix = first_row + (cell & (rows_of_block - 1)), c = cell >> (row_bits + group_bits);
+            const u32 of_matrix = first_row + cell % rows_of_block, c = cell / rows_of_block;
             if (pass + 1 < passes || of_matrix >= m.rows || !columns.has(c)) continue;
             if (m.bias) sum = sum + m.bias[blockIdx.z * m.rows + of_matrix];
             m.y[(u64)columns.place(c) * y_stride + slice * m.rows + of_matrix] = sum;
         }
     };
-    float acc[COLUMNS] = {};
+    float acc[LANE_ROWS][COLUMNS] = {};
     for (u32 step = 0; step < passes * STEPS; step++) {
         wait_for_copies<0>();
         __syncthreads();
@@ -109,15 +110,16 @@ KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const u8* weights_1,
         end_of_copies();
         if (step > 0 && step % STEPS == 0) add_parts(step / STEPS - 1);
         const float* x_here = shared + step % STAGES * stage + chain * STEP_STRIDE;
-        mine.go_on(acc, x_here, chains * STEP_STRIDE, base, first_of(step), first_of(step + 1), end);
+        mine.go_on(acc, x_here, chains * STEP_STRIDE, base, apart, first_of(step), first_of(step + 1), end);
         if (step % STEPS + 1 < STEPS) continue;
         const u32 pass = step / STEPS, begin = pass * pass_features + chain / 4 * PART_DEPTH;
 #pragma unroll
-        for (u32 c = 0; c < COLUMNS; c++) {
-            const float sum = part_of_chains(acc[c], rows_each, depth - begin);
-            acc[c] = 0.0f;
+        for (u32 i = 0; i < LANE_ROWS * COLUMNS; i++) {
+            const u32 r = i / COLUMNS, c = i % COLUMNS;
+            const float sum = part_of_chains(acc[r][c], apart, depth - begin);
+            acc[r][c] = 0.0f;
             if (chain % 4 != 0 || begin >= depth && begin > 0) continue;
-            sums[pass % 2][(chain / 4 * COLUMNS + c) * rows_of_block + row_of_block] = sum;
+            sums[pass % 2][(chain / 4 * COLUMNS + c) * rows_of_block + row_of_block + r * apart] = sum;
         }
     }
     __syncthreads();

@@ -59,8 +59,8 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
         const u32 part = part_of(item);
         return part / own_parts * width + first + part % own_parts * PART_DEPTH + lane / ROWS_EACH * CHAIN_DEPTH;
     };
-    Weights mine;
-    if (warp < items) mine.bring_all(of_row + warp % row_groups * ROWS_EACH, first_of(warp), depth);
+    Weights<1> mine;
+    if (warp < items) mine.bring_all(of_row + warp % row_groups * ROWS_EACH, 0, first_of(warp), depth);
     if (t < gates_width) gate_base[t] = base[t];
     if (t < SCALES_MAX && (rounds || t == 0)) gate_scale[t] = scale[t];
     float last_weight = t < each ? norm_weight[first + t] : 0.0f;
@@ -118,16 +118,16 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS) connect(
     for (u32 item = warp; item < items; item += THREADS / 32) {
         const u32 part = part_of(item), begin = first_of(item), stream = part / own_parts, of_stream = part % own_parts;
         const u32 first_row = item % row_groups * ROWS_EACH;
-        if (item != warp) mine.bring_all(of_row + first_row, begin, depth);
+        if (item != warp) mine.bring_all(of_row + first_row, 0, begin, depth);
         const float* in = own_normed + place(stream, of_stream * PART_DEPTH + lane / ROWS_EACH * CHAIN_DEPTH);
-        float acc[1] = {};
+        float acc[1][1] = {};
 #pragma unroll
         for (u32 k = 0; k < CHAIN_DEPTH; k += STEP_FEATURES) {
             // Behind the chain's last step comes nothing.
             const u32 next = k + STEP_FEATURES < CHAIN_DEPTH ? begin + k + STEP_FEATURES : depth;
-            mine.go_on(acc, in + k, 0, of_row + first_row, begin + k, next, depth);
+            mine.go_on(acc, in + k, 0, of_row + first_row, 0, begin + k, next, depth);
         }
-        const float sum = part_of_chains(acc[0], ROWS_EACH, PART_DEPTH);
+        const float sum = part_of_chains(acc[0][0], ROWS_EACH, PART_DEPTH);
         const float of_lane = __shfl_sync(0xffffffffu, sum, lane % ROWS_EACH);
         float* to = products + (stream * all_parts + first_part + of_stream) * GATES_MAX + first_row + lane % ROWS_EACH;
 #pragma unroll 1

@@ -221,7 +221,10 @@ impl Packed {
                 let numbers = tiles.iter().any(|tile| matches!(tile, Tile::Many(_))).then_some(Module::Numbers);
                 tiles.into_iter().map(|tile| Module::product(layout, tile)).chain(numbers).collect()
             }
-            Packed::Float(float) => FloatsTile::ALL.map(|tile| Module::Floats(float, tile)).to_vec(),
+            Packed::Float(float) => {
+                let tiles = FloatsTile::of_matrix(shape.0 * shape.1);
+                tiles.into_iter().map(|tile| Module::Floats(float, tile)).collect()
+            }
         }
     }
 }

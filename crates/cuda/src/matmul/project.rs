@@ -380,10 +380,10 @@ fn multiply(
             (Module::product(*layout, tile), launch, codes.codes.blocks)
         }
         Input::Floats(x) => {
-            let (tile, Packed::Float(float)) = (FloatsTile::for_columns(columns_max), form) else {
-                unreachable!("plain inputs meet plain weights")
-            };
-            (Module::Floats(float, tile), tile.launch(float, (rows, columns_max), segments, depth), x.width)
+            let Packed::Float(float) = form else { unreachable!("plain inputs meet plain weights") };
+            let tile = FloatsTile::of(tile_rows * segments, columns_max);
+            let shape = FloatsTile::shape(tile_rows * segments, depth);
+            (Module::Floats(float, tile), tile.launch(float, (rows, columns_max), segments, shape), x.width)
         }
     };
     let (y_rows, weights) = (rows_of(y, &share.y), Arg::Memory(&matrix.memory));
@@ -410,9 +410,9 @@ fn multiply(
             args.extend(none.into_iter().chain([bias.into()]).chain(none));
             args.extend(share.lists());
             args.extend([rows, 0, 0, 0, NO_BLOCK, NO_BLOCK, NO_BLOCK].map(Arg::U32));
-            let (row_bits, group_bits) = FloatsTile::shape(rows * segments, depth);
-            let shape = [depth, share.x.len(), share.places_each(), row_length, row_bits, group_bits, is_sliced];
-            args.extend(shape.map(Arg::U32));
+            let (row_bits, group_bits) = FloatsTile::shape(tile_rows * segments, depth);
+            let of_all = [depth, share.x.len(), share.places_each(), row_length, row_bits, group_bits, is_sliced];
+            args.extend(of_all.map(Arg::U32));
         }
     }
     gpu.launch(module, module.entries()[0], launch, &args);

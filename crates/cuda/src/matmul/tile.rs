@@ -1,5 +1,7 @@
 //! The one definition of a tile: grid, block, shared memory and the kernel's constants are all derived from it.
 
+use std::collections::HashSet;
+
 use tessera_ops::numerics::{CHAIN_DEPTH, PART_DEPTH, SEGMENTS_MAX, SQUARE_LANES, part_count};
 
 use super::layout::{Float, Layout};
@@ -250,13 +252,23 @@ impl CodesTile {
 /// What a block of `floats.cu` holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FloatsTile {
-    /// Columns of a thread.
+    /// Columns of a lane.
     pub columns: usize,
+    /// Its rows: a power of two.
+    pub lane_rows: usize,
 }
 
 impl FloatsTile {
-    /// Every tile.
-    pub const ALL: [FloatsTile; 3] = [FloatsTile { columns: 1 }, FloatsTile { columns: 4 }, FloatsTile { columns: 8 }];
+    /// Every tile. More rows share activations; fewer meet more processors.
+    pub const ALL: [FloatsTile; 7] = [
+        FloatsTile { columns: 1, lane_rows: 1 },
+        FloatsTile { columns: 4, lane_rows: 1 },
+        FloatsTile { columns: 4, lane_rows: 2 },
+        FloatsTile { columns: 4, lane_rows: 4 },
+        FloatsTile { columns: 8, lane_rows: 1 },
+        FloatsTile { columns: 8, lane_rows: 2 },
+        FloatsTile { columns: 8, lane_rows: 4 },
+    ];
 
     /// Rows that are packed together.
     pub const ROWS: usize = WARP;
@@ -270,40 +282,68 @@ impl FloatsTile {
     /// Pieces of 16 bytes of a lane's weights that are on their way, at most.
     const PIECES_MAX: usize = 16;
 
-    /// Matrices of so many rows fill the card with blocks of more rows, which share activations.
+    /// Matrices of so many rows fill the card with warps of more of them.
     const ROWS_MANY: usize = 4096;
 
-    /// The narrowest tile that takes so many columns at once, or the widest.
-    pub fn for_columns(columns: usize) -> FloatsTile {
-        let [.., widest] = FloatsTile::ALL;
-        FloatsTile::ALL.into_iter().find(|t| t.columns >= columns).unwrap_or(widest)
+    /// Blocks that a tile shall have, where one of fewer rows has them.
+    const BLOCKS_WANTED: usize = 128;
+
+    /// The tile of matrices of so many rows in all and columns: of those that fill the card the one of the most rows, or the one with
+    /// the most blocks. To read weights twice costs less than sums that take registers, so eight columns go four by four.
+    pub fn of(rows: usize, columns: usize) -> FloatsTile {
+        let wanted = match columns {
+            0 | 1 => 1,
+            2..=8 => 4,
+            _ => 8,
+        };
+        // How many blocks there are if all warps share a row.
+        let blocks =
+            |t: &FloatsTile| rows.div_ceil(t.lane_rows << FloatsTile::row_bits(rows)) * columns.div_ceil(t.columns);
+        let fits = FloatsTile::ALL.into_iter().filter(|t| t.columns == wanted);
+        let full = fits.clone().rfind(|t| blocks(t) >= FloatsTile::BLOCKS_WANTED);
+        full.or_else(|| fits.max_by_key(blocks)).expect("there are tiles of all widths")
+    }
+
+    /// The tiles of matrices of so many rows in all, at all usual widths.
+    pub fn of_matrix(rows: usize) -> HashSet<FloatsTile> {
+        [1, 4, 8, 16, 64].into_iter().map(|columns| FloatsTile::of(rows, columns)).collect()
     }
 
     /// Features of each chain that a step takes: its weights are in registers, activations of all columns in shared memory.
     pub(crate) const fn step_features(self, float: Float) -> usize {
-        let held = FloatsTile::PIECES_MAX * float.run();
+        let held = FloatsTile::PIECES_MAX * float.run() / self.lane_rows;
         let most = CHAIN_DEPTH / if self.columns <= 2 { 1 } else { self.columns / 2 };
         if held < most { held } else { most }
     }
 
-    /// The rows of a warp, and groups of so many rows of a block, as powers of two, for matrices of a depth: warps of a group share its
-    /// parts.
+    /// Lanes of a warp that have different rows, as a power of two, for matrices of so many rows in all.
+    const fn row_bits(rows: usize) -> usize {
+        if rows >= FloatsTile::ROWS_MANY { 3 } else { 2 }
+    }
+
+    /// These, and the groups of a block that have different rows, as powers of two, for matrices of so many rows in all and a depth: the
+    /// warps of a group share its parts.
     pub(crate) fn shape(rows: usize, depth: usize) -> (usize, usize) {
-        let row_bits = if rows >= FloatsTile::ROWS_MANY { 3 } else { 2 };
+        let row_bits = FloatsTile::row_bits(rows);
         let parts_of_warp = (WARP >> row_bits) / CHAINS_OF_PART;
         let sharing = part_count(depth).max(1).div_ceil(parts_of_warp).next_power_of_two().min(FloatsTile::WARPS);
         (row_bits, (FloatsTile::WARPS / sharing).ilog2() as usize)
     }
 
-    /// As [`CodesTile::launch`], for matrices of a depth.
-    pub fn launch(self, float: Float, (rows, columns): (usize, usize), segments: usize, depth: usize) -> Launch {
-        let (row_bits, group_bits) = FloatsTile::shape(rows * segments, depth);
+    /// As [`CodesTile::launch`], in blocks of a shape.
+    pub fn launch(
+        self,
+        float: Float,
+        (rows, columns): (usize, usize),
+        segments: usize,
+        (row_bits, group_bits): (usize, usize),
+    ) -> Launch {
         let threads = FloatsTile::WARPS * WARP;
         let (groups, chains) = (1 << group_bits, threads >> (row_bits + group_bits));
         // Between chains lie four numbers, which spread them over the banks.
         let stage = self.columns * chains * (self.step_features(float) + 4) * size_of::<f32>();
         Launch {
-            grid: [rows.div_ceil(groups << row_bits), columns.div_ceil(self.columns), segments],
+            grid: [rows.div_ceil((self.lane_rows * groups) << row_bits), columns.div_ceil(self.columns), segments],
             threads,
             shared_bytes: FloatsTile::STAGES * stage,
             groups,
@@ -313,7 +353,8 @@ impl FloatsTile {
     pub(crate) fn constants(self, float: Float) -> Vec<(&'static str, usize)> {
         let threads = ("THREADS", FloatsTile::WARPS * WARP);
         let step = ("STEP_FEATURES", self.step_features(float));
-        vec![("COLUMNS", self.columns), threads, ("STAGES", FloatsTile::STAGES), step]
+        let rows = ("LANE_ROWS", self.lane_rows);
+        vec![("COLUMNS", self.columns), rows, threads, ("STAGES", FloatsTile::STAGES), step]
     }
 }
 
@@ -367,10 +408,12 @@ mod tests {
                 prop_assert!(launch.shared_bytes <= SHARED_BYTES_MAX);
             }
             for float in Float::ALL {
-                let tile = FloatsTile::for_columns(columns);
-                let launch = tile.launch(float, (rows, columns), 1, depth);
+                let tile = FloatsTile::of(rows, columns);
                 let (row_bits, group_bits) = FloatsTile::shape(rows, depth);
-                let height = 1 << (row_bits + group_bits);
+                let launch = tile.launch(float, (rows, columns), 1, (row_bits, group_bits));
+                let height = tile.lane_rows << (row_bits + group_bits);
+                // The rows of a lane are in one run of packed rows.
+                prop_assert!(FloatsTile::ROWS.is_multiple_of(tile.lane_rows << row_bits));
                 prop_assert!(launch.grid[0] * height >= rows && (launch.grid[0] - 1) * height < rows);
                 prop_assert!(launch.grid[1] * tile.columns >= columns && (launch.grid[1] - 1) * tile.columns < columns);
                 prop_assert!(launch.shared_bytes <= SHARED_BYTES_MAX);
