@@ -393,7 +393,7 @@ impl Module {
             Module::Spans(..) => {
                 let attention = [STEP, PAGES, TILES, WEIGHTS, WEIGH_KEYS, PARTS, QUERY, SLABS, KV_CODES];
                 let own = [source!("attention/work.cuh"), source!("attention/spans.cu")];
-                [&[COMMON, HOPPER, WGMMA, source!("attention/ahead.cuh")][..], &attention, &own].concat()
+                [&[COMMON, HOPPER, WGMMA][..], &attention, &own].concat()
             }
             Module::Prompt(pages, _) => {
                 let wide = [SLABS, source!("attention/prompt_wide.cu")];

@@ -17,13 +17,13 @@ KERNEL __launch_bounds__(WARPS * 32) merge(const float* parts, const float2* sta
                                            const u32* lists, u32 first, u32 heads, u32 window, u32 stride, u8* codes,
                                            uint2* scales, float4* minima) {
     let_next_start();
-    after_earlier_work();
     __shared__ float2 sums[WARPS][FEATURES / 2];
     __shared__ float totals[WARPS];
     __shared__ __align__(8) float result[FEATURES];
-    const Step step = {rows, lists};
+    const Step step = {rows, lists, true};
     const u32 row = blockIdx.x / heads, head = blockIdx.x % heads, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 count = Cut(window).count(seen_by(step, first + row, window));
+    after_earlier_work();
     const CodesOut coded = {codes, scales, minima};
     auto code = [&](float v) {
         const u64 block = (head * HEAD_DIM + blockIdx.y * FEATURES) / 32 + warp;
@@ -37,17 +37,22 @@ KERNEL __launch_bounds__(WARPS * 32) merge(const float* parts, const float2* sta
     const u64 at = (u64)blockIdx.x * stride;
     const u32 feature = blockIdx.y * FEATURES + lane * 2;
     const float* own = parts + at * HEAD_DIM + feature;
-    // Several spans are on their way at once, the first before it is known which is the highest.
-    float2 several[SEVERAL], values[SEVERAL];
+    // Several spans are on their way at once, the first before it is known which is the highest. What is known of the warp's spans a lane
+    // has of one in 32.
+    float2 values[SEVERAL];
     auto load = [&](u32 from) {
 #pragma unroll
         for (u32 k = 0; k < SEVERAL; k++) {
             const u32 i = from + k * WARPS;
-            several[k] = values[k] = make_float2(0.0f, 0.0f);
-            if (i < count) several[k] = stats[at + i];
+            values[k] = make_float2(0.0f, 0.0f);
             if (i < count) values[k] = pair_at(own + (u64)i * HEAD_DIM, feature);
         }
     };
+    auto stat_of = [&](u32 from) {
+        const u32 i = from + lane * WARPS;
+        return i < count ? stats[at + i] : make_float2(minus_infinity(), 0.0f);
+    };
+    float2 stat = stat_of(warp);
     load(warp);
     float highest = sinks ? sinks[head] * LOG2_E : minus_infinity();
 #pragma unroll 1
@@ -67,17 +72,21 @@ KERNEL __launch_bounds__(WARPS * 32) merge(const float* parts, const float2* sta
     float2 sum = {0.0f, 0.0f};
     float total = 0.0f;
 #pragma unroll 1
-    for (u32 from = warp; from < count;) {
+    for (u32 base = warp; base < count; base += 32 * WARPS) {
+        if (base > warp) stat = stat_of(base);
+        stat.x = factor_of(stat.x, highest);
+#pragma unroll 1
+        for (u32 n = 0; n < 32 && base + n * WARPS < count; n += SEVERAL) {
 #pragma unroll
-        for (u32 k = 0; k < SEVERAL; k++) {
-            if (from + k * WARPS >= count) continue;
-            const float factor = factor_of(several[k].x, highest);
-            total = fma(several[k].y, factor, total);
-            sum.x = fma(values[k].x, factor, sum.x);
-            sum.y = fma(values[k].y, factor, sum.y);
+            for (u32 k = 0; k < SEVERAL; k++) {
+                const float factor = __shfl_sync(0xffffffffu, stat.x, n + k), weight = __shfl_sync(0xffffffffu, stat.y, n + k);
+                if (base + (n + k) * WARPS >= count) continue;
+                total = fma(weight, factor, total);
+                sum.x = fma(values[k].x, factor, sum.x);
+                sum.y = fma(values[k].y, factor, sum.y);
+            }
+            load(base + (n + SEVERAL) * WARPS);
         }
-        from += SEVERAL * WARPS;
-        load(from);
     }
     sums[warp][lane] = sum;
     if (lane == 0) totals[warp] = total;

@@ -132,8 +132,9 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
     u32* const places = ends + COLUMNS; // of a column's row and head, among all of the chunk
     const u32 barriers = shared_address(places + COLUMNS), turns = barriers + 16 * STAGES;
     const SlabRing ring = {shared_address(slabs), barriers, barriers + 8 * STAGES};
-    const SpanList list = {{rows, lists}, first, count, heads, kv_heads, run, window, tiles, mates, across};
-    const Step& step = list.step;
+    // A block looks its first span up ahead of its turn.
+    Step step = {rows, lists, true};
+    const SpanList list = {step, first, count, heads, kv_heads, run, window, tiles, mates, across};
     u32* const kept = places + COLUMNS + 4 * STAGES + 8; // the row and head where the tile begins whose queries are here
     const Walk walk = {drawn, list.tickets(), {kept + 2, turns, turns + 16}};
     if (threadIdx.x == 0) {
@@ -143,7 +144,6 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
     }
     __syncthreads();
 
-    // A block's first span is looked up ahead of its turn (ahead.cuh).
     const Cut cut(window);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #if GOES_ON
@@ -174,6 +174,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
             if (from_page + lane < to_page && source.is_plain(from_page + lane)) known = source.page_of((from_page + lane) * PAGE);
             auto place = [&](u32 page) { return __shfl_sync(0xffffffffu, known, page - from_page); };
             if (turn == 0) after_earlier_work();
+            step.is_ahead = false;
             u32 draw = 0;
             for (u32 i = from_page / GROUPS * GROUPS; i < to_page; i += GROUPS) {
                 const u32 low = max(i, from_page), high = min(i + GROUPS, to_page);
@@ -203,6 +204,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
         const Span span = span_of(ticket);
         if (GOES_ON && !span.is_one()) {
             if (turn == 0) after_earlier_work();
+            step.is_ahead = false;
             continue;
         }
         const Tile& tile = span.tile;
@@ -225,6 +227,7 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
                 if (threadIdx.x == 0) *(uint2*)kept = make_uint2(tile.row, tile.head);
             }
             if (turn == 0) after_earlier_work();
+            step.is_ahead = false;
             keep_queries<HEAD_DIM, COLUMNS, WARPS, 4>(shared, query_of, put);
             writes_before_copies();
             wait_for_threads(1, CONSUMERS);

@@ -3,26 +3,26 @@
 #define PAGE 64
 #define ROW_NUMBERS 7
 
-// A word of what the host has sent.
-#ifndef STEP_WORD
-#define STEP_WORD(at) (*(at))
-#endif
+// A word of a step. The host sends a step before its first launch, so it may be read ahead of a launch's turn, but around L1: there may be
+// what an earlier launch had read in the same place.
+DEVICE u32 word_of_step(const u32* at, bool is_ahead) { return is_ahead ? load_anew(at) : *at; }
 
 // Where a row finds what it sees.
 struct RowOfStep {
     const u32* lists;
     u32 position, pages, committed, places, run_start, own_ring;
+    bool is_ahead = false;
 
     // The place where what the row sees at a position is kept; mask.rs, `place`.
     DEVICE_MEMBER u32 place(u32 position) const {
-        return position < committed ? position : STEP_WORD(lists + (places + position - committed));
+        return position < committed ? position : word_of_step(lists + (places + position - committed), is_ahead);
     }
     // Where the page of a place is listed, of rows that are in no ring.
     DEVICE_MEMBER const u32* listed(u32 place) const { return lists + (pages + place / PAGE); }
     // The page of a place.
     DEVICE_MEMBER u32 page(u32 place, u32 ring) const {
         const u32 index = place / PAGE;
-        return ring ? own_ring * ring + index % ring : STEP_WORD(listed(place));
+        return ring ? own_ring * ring + index % ring : word_of_step(listed(place), is_ahead);
     }
 };
 
@@ -32,17 +32,20 @@ struct RowOfStep {
 struct Step {
     const u32* rows;
     const u32* lists;
+    // Whether all is read ahead of the turn.
+    bool is_ahead = false;
 
-    DEVICE_MEMBER u32 position(u32 row) const { return STEP_WORD(rows + row * ROW_NUMBERS); }
-    DEVICE_MEMBER u32 run_start(u32 row) const { return STEP_WORD(rows + row * ROW_NUMBERS + 4); }
-    DEVICE_MEMBER u32 run_end(u32 row) const { return STEP_WORD(rows + row * ROW_NUMBERS + 5); }
+    DEVICE_MEMBER u32 word(u32 row, u32 index) const { return word_of_step(rows + row * ROW_NUMBERS + index, is_ahead); }
+    DEVICE_MEMBER u32 position(u32 row) const { return word(row, 0); }
+    DEVICE_MEMBER u32 run_start(u32 row) const { return word(row, 4); }
+    DEVICE_MEMBER u32 run_end(u32 row) const { return word(row, 5); }
     // Whether all positions below `end` stand where they are counted.
-    DEVICE_MEMBER bool is_plain(u32 row, u32 end) const { return end <= STEP_WORD(rows + row * ROW_NUMBERS + 2); }
+    DEVICE_MEMBER bool is_plain(u32 row, u32 end) const { return end <= word(row, 2); }
     // All that finds what the row sees, read at once.
     DEVICE_MEMBER RowOfStep of(u32 row) const {
         const u32* own = rows + row * ROW_NUMBERS;
-        return {lists, STEP_WORD(own), STEP_WORD(own + 1), STEP_WORD(own + 2), STEP_WORD(own + 3),
-                STEP_WORD(own + 4), STEP_WORD(own + 6)};
+        auto word = [&](u32 index) { return word_of_step(own + index, is_ahead); };
+        return {lists, word(0), word(1), word(2), word(3), word(4), word(6), is_ahead};
     }
     // The same, whatever branches come before a number is needed.
     DEVICE_MEMBER RowOfStep all_of(u32 row) const {
