@@ -89,6 +89,7 @@ emulation::u32 emulation_shared_address(const void* at);
 void emulation_after_earlier_work();
 void emulation_let_next_start();
 void emulation_read_anew();
+void emulation_write_out();
 // Reads a word around what the processor has read before.
 emulation::u32 emulation_load_anew(const emulation::u32* at, emulation::Site site);
 // Adds to a word of shared memory, in any order with others that do.

@@ -215,10 +215,15 @@ DEVICE void let_next_start() {
     asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
-DEVICE void after_earlier_work() {
+// The wait alone: the next one starts when all blocks have ended. What they have written by `write_out` lies in L2 then.
+DEVICE void wait_for_earlier_work() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" : : : "memory");
 #endif
+}
+DEVICE void write_out() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); }
+DEVICE void after_earlier_work() {
+    wait_for_earlier_work();
     let_next_start();
 }
 // What this thread reads from here on is what lies in L2 by now, or later.

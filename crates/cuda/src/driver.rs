@@ -35,13 +35,16 @@ use crate::{
 
 mod args;
 mod memory;
+mod pinned;
 mod sending;
 mod timeline;
 mod timing;
+mod transfers;
 
 pub(crate) use args::{Arg, Args};
 use memory::Free;
 pub(crate) use memory::Memory;
+use pinned::{Inbox, Outbox};
 pub use sending::Counts;
 pub(crate) use sending::Launching;
 use sending::Sent;
@@ -72,6 +75,9 @@ pub(crate) struct Gpu {
     /// Whether the card has kernels that wait by themselves started before those ahead of them have ended.
     can_start_early: bool,
     sent: Sent,
+    /// What is sent to steps, and what they answer, where the card reads and writes the host's memory.
+    outbox: Option<Mutex<Outbox>>,
+    inbox: Option<Inbox>,
     /// Stages that are timed, while any are.
     timing: Mutex<Option<Timing>>,
     /// Where kernels note their turns, if they do.
@@ -177,6 +183,8 @@ impl Gpu {
             launching,
             can_start_early: is_hopper,
             sent,
+            outbox: Outbox::take().map(Mutex::new),
+            inbox: Inbox::take(),
             timing,
             timeline,
         };
@@ -373,65 +381,6 @@ impl Gpu {
             beside,
         })
     }
-
-    /// Copies numbers to memory of a step. They have been read when this returns.
-    pub(crate) fn send<T: Plain>(&self, memory: &Memory, values: &[T]) {
-        if self.has_failed() || values.is_empty() {
-            return;
-        }
-        assert!(size_of_val(values) <= memory.bytes, "what is sent fits");
-        self.flush();
-        // SAFETY: the memory has room; the driver has copied pageable memory when the call returns, so `values` may go.
-        let sent = unsafe { result::memcpy_htod_async(memory.pointer, values, self.stream) };
-        sent.unwrap_or_else(|e| self.fail("send numbers", words(e)));
-    }
-
-    /// Copies all of a memory to another of the same length, behind all work so far.
-    pub(crate) fn copy(&self, from: &Memory, to: &Memory) {
-        assert_eq!(from.bytes, to.bytes, "what is copied fits");
-        if self.has_failed() {
-            return;
-        }
-        self.flush();
-        // SAFETY: both have as many bytes, and the stream is the one that all their users stand in.
-        let copied = unsafe { result::memcpy_dtod_async(to.pointer, from.pointer, from.bytes, self.stream) };
-        copied.unwrap_or_else(|e| self.fail("copy memory", words(e)));
-    }
-
-    /// Copies bytes into memory from `at` on, and waits.
-    pub(crate) fn upload(&self, memory: &Memory, at: usize, bytes: &[u8]) -> Result<(), Error> {
-        assert!(at.checked_add(bytes.len()).is_some_and(|end| end <= memory.bytes), "what is uploaded fits");
-        self.flush();
-        // SAFETY: the memory has room, and `bytes` live until the stream has been waited for.
-        let sent = unsafe { result::memcpy_htod_async(memory.pointer + at as u64, bytes, self.stream) };
-        sent.map_err(|e| self.lost(words(e)))?;
-        self.wait()
-    }
-
-    /// Copies memory from byte `at` on to `out`, behind all work so far, and waits.
-    pub(crate) fn download<T: Plain>(&self, memory: &Memory, at: usize, out: &mut [T]) -> Result<(), Error> {
-        assert!(at.checked_add(size_of_val(out)).is_some_and(|end| end <= memory.bytes), "what is read is there");
-        self.flush();
-        self.note_end();
-        if !out.is_empty() && !self.has_failed() {
-            // SAFETY: the memory has as many bytes, any bits are a `T`, and `out` lives until the stream has been waited for.
-            let got = unsafe { result::memcpy_dtoh_async(out, memory.pointer + at as u64, self.stream) };
-            got.unwrap_or_else(|e| self.fail("run the step", words(e)));
-        }
-        self.wait()
-    }
-
-    /// Waits for all work.
-    pub(crate) fn wait(&self) -> Result<(), Error> {
-        self.flush();
-        // SAFETY: the stream lives as long as this.
-        if let Err(error) = unsafe { result::stream::synchronize(self.stream) } {
-            self.fail("run the step", words(error));
-        }
-        lock(&self.queue).waited();
-        self.wake_pool();
-        self.failure.get().map_or(Ok(()), |reason| Err(self.lost(reason.clone())))
-    }
 }
 
 impl Drop for Gpu {
@@ -450,17 +399,12 @@ impl Drop for Gpu {
             if let Some(timeline) = self.timeline.take() {
                 timeline.free();
             }
+            drop((self.outbox.take(), self.inbox.take()));
             let _ = result::stream::destroy(self.stream);
             let _ = result::primary_ctx::release(self.device);
         }
     }
 }
-
-/// Numbers that are all of their bits.
-pub(crate) trait Plain: Copy {}
-impl Plain for u8 {}
-impl Plain for u32 {}
-impl Plain for f32 {}
 
 fn parameters(function: sys::CUfunction) -> Vec<usize> {
     let (mut sizes, mut at, mut size) = (vec![], 0, 0);

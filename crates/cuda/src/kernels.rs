@@ -20,7 +20,7 @@ use crate::{
         wide_tile::{Tile, WideTile},
     },
     routes::{FEW_TOKENS, LIST_THREADS},
-    rowwise::{NORM_THREADS_MAX, ROUNDED_MAX},
+    rowwise::{ELEMENTWISE, NORM_THREADS_MAX, ROUNDED_MAX},
     sample,
 };
 
@@ -311,9 +311,7 @@ impl Module {
             Module::Rounding => &["round_fp8", "round_hadamard_fp4"],
             Module::Streams => &["copies", "stream_gates", "collapse_streams", "spread_streams"],
             Module::Connect(..) => &["connect"],
-            Module::Elementwise => {
-                &["gate", "columns", "scale", "add", "soft_cap", "gather_rows", "add_fine", "combine", "spin"]
-            }
+            Module::Elementwise => ELEMENTWISE,
             Module::Route => &["route", "route_few", "list_places"],
             Module::Best => &["best"],
             Module::Store(_) => &["store"],

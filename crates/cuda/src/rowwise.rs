@@ -19,6 +19,10 @@ use crate::{
     tensor::{Tensor, blocks, each},
 };
 
+/// The kernels of `kernels/elementwise/elementwise.cu`.
+pub(crate) const ELEMENTWISE: &[&str] =
+    &["gate", "columns", "scale", "add", "soft_cap", "gather_rows", "add_fine", "combine", "receive", "spin"];
+
 /// Threads of a block that norms, at most.
 pub(crate) const NORM_THREADS_MAX: usize = 1024;
 

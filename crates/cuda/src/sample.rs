@@ -32,7 +32,7 @@ pub(crate) fn best(gpu: &Arc<Gpu>, logits: &Tensor, count: usize, out: &mut Vec<
     if rows * count == 0 {
         return Ok(());
     }
-    let found = gpu.take(rows * count * 2 * size_of::<u32>());
+    let found = gpu.take_answer(rows * count * 2);
     let (mut before, mut width): (Option<Memory>, usize) = (None, vocabulary);
     loop {
         let parts = width.div_ceil(ENTRIES);

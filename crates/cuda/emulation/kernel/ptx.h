@@ -106,8 +106,10 @@ EMULATED u64 clock_nanoseconds() { return __builtin_ia32_rdtsc() << 12; }
 
 // Kernels of a stream that start early: the machine holds them to what they may touch before they wait.
 EMULATED void let_next_start() { emulation_let_next_start(); }
+EMULATED void wait_for_earlier_work() { emulation_after_earlier_work(); }
+EMULATED void write_out() { emulation_write_out(); }
 EMULATED void after_earlier_work() {
-    emulation_after_earlier_work();
+    wait_for_earlier_work();
     let_next_start();
 }
 EMULATED void read_anew() { emulation_read_anew(); }

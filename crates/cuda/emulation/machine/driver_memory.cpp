@@ -28,6 +28,22 @@ ENTRY cuMemFree_v2(uintptr_t pointer) {
     return lost();
 }
 
+// Memory of the host's that the card reads and writes is of the card's range, so that kernels are held to it too.
+ENTRY cuMemHostAlloc(void** host, size_t bytes, unsigned) {
+    if (settings().has_no_pinned) return failed(OutOfMemory, "the emulated card sees no memory of the host");
+    uintptr_t pointer = 0;
+    const int result = cuMemAlloc_v2(&pointer, bytes);
+    *host = reinterpret_cast<void*>(pointer);
+    return result;
+}
+
+ENTRY cuMemHostGetDevicePointer_v2(uintptr_t* pointer, void* host, unsigned) {
+    *pointer = reinterpret_cast<uintptr_t>(host);
+    return Memory::get().has(*pointer, 1) ? Success : failed(InvalidValue, "no memory that the card sees");
+}
+
+ENTRY cuMemFreeHost(void* host) { return cuMemFree_v2(reinterpret_cast<uintptr_t>(host)); }
+
 ENTRY cuMemsetD8_v2(uintptr_t at, unsigned char value, size_t bytes) {
     if (Result before = lost()) return before;
     if (!Memory::get().has(at, bytes)) return outside("a fill", at, bytes);

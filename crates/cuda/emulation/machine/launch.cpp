@@ -93,17 +93,18 @@ void complete_launches() { are_complete = true; }
 
 std::string run(Launch launch) {
     static std::mutex one_at_a_time;
-    // Of the launch before: what was complete when it started, and whether it let the next start before it had waited for the rest.
+    // Of the launch before: what was complete when it started, and when it let the next one start.
     static u32 serial = 0, complete = 0;
-    static std::atomic<bool> lets_early{false};
+    static Start next;
     std::lock_guard lock(one_at_a_time);
     // Who starts behind a wait of the one before it starts when all before that are complete.
-    launch.complete = are_complete || !launch.starts_early ? serial : lets_early ? complete : serial - 1;
+    const bool is_behind_all = are_complete || !launch.starts_early || (!next.is_let && next.is_written_out);
+    launch.complete = is_behind_all ? serial : next.is_early ? complete : serial - 1;
     are_complete = false;
     launch.serial = ++serial;
     complete = launch.complete;
-    launch.lets_early = &lets_early;
-    lets_early = false;
+    launch.next = &next;
+    next.is_early = next.is_let = next.is_written_out = false;
     u64 blocks = u64{launch.grid.x} * launch.grid.y * launch.grid.z;
     Work work{launch, blocks / launch.cluster, {}, {}, {}, {}};
     u64 threads = blocks * launch.block.x * launch.block.y * launch.block.z;

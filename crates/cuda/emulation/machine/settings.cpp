@@ -24,6 +24,8 @@ static Settings read() {
         } else if (name == "trace") {
             all.trace = value == "all" || value == "only";
             all.idle = value == "only";
+        } else if (name == "pinned") {
+            all.has_no_pinned = value == "none";
         } else if (name == "workers") {
             all.workers = static_cast<unsigned>(std::stoul(value));
         } else {

@@ -244,8 +244,11 @@ void Worker::read_anew() {
 void Worker::let_next_start() {
     if (block().lets_next_start) return;
     block().lets_next_start = true;
-    if (!is_in_turn()) *launch->lets_early = true;
+    launch->next->is_let = true;
+    if (!is_in_turn()) launch->next->is_early = true;
 }
+
+void Worker::write_out() { launch->next->is_written_out = true; }
 
 bool Worker::is_shared(const void* at) const { return shared_address(at) != 0; }
 
@@ -323,6 +326,7 @@ extern "C" emulation::u32 emulation_shared_address(const void* at) { return work
 extern "C" void emulation_after_earlier_work() { worker->wait_for_earlier_work(); }
 extern "C" void emulation_let_next_start() { worker->let_next_start(); }
 extern "C" void emulation_read_anew() { worker->read_anew(); }
+extern "C" void emulation_write_out() { worker->write_out(); }
 
 extern "C" void emulation_sync_block(emulation::Site site) { worker->sync_block(site); }
 

@@ -19,6 +19,14 @@ namespace emulation {
 inline constexpr unsigned threads_max = 1024, lanes = 32, cluster_max = 8;
 inline constexpr size_t dynamic_shared_most = 227 << 10;
 
+// When the launch behind one may start.
+struct Start {
+    // Whether some block lets it start before it has waited for earlier work itself; and before it has ended, at all.
+    std::atomic<bool> is_early{false}, is_let{true};
+    // Whether all that was written is in its place when all blocks have ended.
+    std::atomic<bool> is_written_out{false};
+};
+
 struct Launch {
     Function* function;
     Index grid, block;
@@ -29,8 +37,7 @@ struct Launch {
     bool starts_early;
     // The last launch that is complete when this one starts, and all before it are.
     u32 complete;
-    // Whether some block lets the next start, or ends, before it waits for earlier work.
-    std::atomic<bool>* lets_early;
+    Start* next;
     // Blocks that run together.
     unsigned cluster;
 };
@@ -163,6 +170,7 @@ public:
     void wait_for_earlier_work();
     void let_next_start();
     void read_anew();
+    void write_out();
     Block& block_of_cluster(u32 rank, Site site);
     u32 rank() const { return running / stride; }
     // Whether a thread of a block of the cluster has left: then the block may be gone.

@@ -65,6 +65,39 @@ KERNEL combine(const float* parts, const float* weights, float* y, u32 rows, u32
     y[at] = added ? sum + added[at] : sum;
 }
 
+// What the host has sent, to memory of a step: so many numbers each, which lie one behind the other in the host's memory, from multiples of
+// 16 bytes on. A thread takes as much of them.
+//
+// Whoever comes next may look at them ahead of its turn. So it starts when all of this has ended.
+KERNEL receive(u32* to_0, u32* to_1, u32* to_2, u32* to_3, u32* to_4, u32* to_5, u32* to_6, u32* to_7, const uint4* from, u32 count_0,
+               u32 count_1, u32 count_2, u32 count_3, u32 count_4, u32 count_5, u32 count_6, u32 count_7) {
+    u32* const to[8] = {to_0, to_1, to_2, to_3, to_4, to_5, to_6, to_7};
+    const u32 counts[8] = {count_0, count_1, count_2, count_3, count_4, count_5, count_6, count_7};
+    const u64 at = index();
+    u32 left = (u32)at, count = 0;
+    u32* own = nullptr;
+#pragma unroll
+    for (u32 i = 0; i < 8; i++) {
+        const u32 pieces = (counts[i] + 3) / 4;
+        if (!own && left < pieces) {
+            own = to[i] + 4 * left;
+            count = counts[i] - 4 * left;
+        }
+        left -= pieces;
+    }
+    wait_for_earlier_work();
+    if (!own) return;
+    const uint4 piece = from[at];
+    if (count >= 4) {
+        *(uint4*)own = piece;
+    } else {
+        own[0] = piece.x;
+        if (count > 1) own[1] = piece.y;
+        if (count > 2) own[2] = piece.z;
+    }
+    write_out();
+}
+
 // Holds the card up for a while.
 KERNEL spin(u64 nanoseconds) {
     after_earlier_work();

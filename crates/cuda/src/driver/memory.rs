@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use cudarc::driver::{result, sys};
 use tessera_ops::Error;
 
-use super::{Gpu, lock, words};
+use super::{Gpu, Inbox, lock, words};
 
 /// Memory is taken in multiples of this.
 const GRAIN: usize = 512;
@@ -23,8 +23,18 @@ pub(crate) struct Memory {
     pub(super) gpu: Arc<Gpu>,
     pub(super) pointer: sys::CUdeviceptr,
     pub(super) bytes: usize,
-    /// Whether it goes back to the pool of steps.
-    is_pooled: bool,
+    home: Home,
+}
+
+/// Where memory goes back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Home {
+    /// The pool of steps.
+    Pool,
+    /// The driver.
+    Driver,
+    /// What the host reads by itself.
+    Inbox,
 }
 
 /// Memory of steps that nobody has.
@@ -50,11 +60,24 @@ impl Gpu {
             self.fail("take memory of a step", reason);
             0
         });
-        let memory = Memory { gpu: self.clone(), pointer, bytes, is_pooled: true };
+        let memory = Memory { gpu: self.clone(), pointer, bytes, home: Home::Pool };
         if self.is_audited {
             self.fill(&memory, POISON);
         }
         memory
+    }
+
+    /// Memory for so many numbers of 32 bits that kernels write and the host reads, and nobody else: the host's, where the card can write
+    /// that, so that nothing has to be copied. Its contents are as those of [`Gpu::take`].
+    pub(crate) fn take_answer(self: &Arc<Gpu>, numbers: usize) -> Memory {
+        let bytes = numbers * size_of::<u32>();
+        let Some((inbox, pointer)) = self.inbox.as_ref().and_then(|inbox| Some((inbox, inbox.room(bytes)?))) else {
+            return self.take(bytes);
+        };
+        if self.is_audited {
+            inbox.fill(pointer, POISON);
+        }
+        Memory { gpu: self.clone(), pointer, bytes, home: Home::Inbox }
     }
 
     /// Memory of the pool: of what has rested, the first in the card's memory. So a step that comes again has the same, whatever lay free
@@ -80,7 +103,7 @@ impl Gpu {
         let full = || Error::OutOfMemory { device: self.name.clone(), what: what.to_owned(), bytes };
         let bytes = bytes.max(1).checked_next_multiple_of(self.grain()).ok_or_else(full)?;
         let pointer = self.allocate(bytes).map_err(|e| if is_full(e) { full() } else { self.lost(words(e)) })?;
-        let memory = Memory { gpu: self.clone(), pointer, bytes, is_pooled: false };
+        let memory = Memory { gpu: self.clone(), pointer, bytes, home: Home::Driver };
         self.fill(&memory, if self.is_audited { POISON } else { 0 });
         Ok(memory)
     }
@@ -120,18 +143,30 @@ impl Gpu {
     }
 }
 
+impl Memory {
+    /// Whether the host reads it by itself.
+    pub(super) fn is_answer(&self) -> bool {
+        self.home == Home::Inbox
+    }
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
         if self.pointer == 0 {
             return;
         }
-        if self.is_pooled {
-            let free = Free { pointer: self.pointer, since: self.gpu.launches.load(Ordering::Relaxed) };
-            return lock(&self.gpu.free).entry(self.bytes).or_default().push(free);
+        match self.home {
+            Home::Pool => {
+                let free = Free { pointer: self.pointer, since: self.gpu.launches.load(Ordering::Relaxed) };
+                lock(&self.gpu.free).entry(self.bytes).or_default().push(free);
+            }
+            Home::Driver => {
+                self.gpu.flush();
+                // SAFETY: this owns the memory, and the driver waits for work that uses it.
+                let _ = unsafe { result::free_sync(self.pointer) };
+            }
+            Home::Inbox => self.gpu.inbox.iter().for_each(Inbox::give_back),
         }
-        self.gpu.flush();
-        // SAFETY: this owns the memory, and the driver waits for work that uses it.
-        let _ = unsafe { result::free_sync(self.pointer) };
     }
 }
 

@@ -7,7 +7,7 @@ use cudarc::driver::{result, sys};
 use super::{Gpu, lock, words};
 use crate::{
     error::OpenError,
-    queue::{ARGS_MAX, Call, Queue, Sending},
+    queue::{ARGS_MAX, Call, Queue, Sending, ops},
 };
 
 /// The variable that says how kernels are launched: `graphs`, `apart`, `single` or `serial`.
@@ -57,7 +57,7 @@ pub(super) struct Sent {
 /// Launches of kernels so far, and graphs that some of them were sent in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Kernels.
+    /// Kernels, but for those that fetch what the host has sent.
     pub launches: u64,
     /// Those of them that ran beside another.
     pub beside: u64,
@@ -84,19 +84,19 @@ impl Gpu {
         self.bind();
         if let Some(timing) = &mut *lock(&self.timing) {
             let (calls, marks) = queue.take_marked(but_last);
-            self.sent.count(calls.len(), 0, 0);
+            self.sent.count(ops(&calls), 0, 0);
             return self.send_timed(&calls, &marks, timing);
         }
         let beside = |calls: &[Call]| calls.iter().filter(|call| call.is_beside()).count();
         match queue.take(self.launching.has_graphs(), self.has_pairs(), but_last) {
             Sending::Nothing => {}
             Sending::Calls(calls) => {
-                self.sent.count(calls.len(), beside(&calls), 0);
+                self.sent.count(ops(&calls), beside(&calls), 0);
                 calls.iter().for_each(|call| self.enqueue(call, self.can_start_early));
             }
             Sending::New(key, calls) => {
                 if let Some(graph) = self.captured(&calls) {
-                    self.sent.count(calls.len(), beside(&calls), 1);
+                    self.sent.count(ops(&calls), beside(&calls), 1);
                     self.run_graph(graph);
                     queue.keep(key, graph, beside(&calls));
                 }

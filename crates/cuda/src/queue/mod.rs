@@ -16,14 +16,18 @@ mod followed;
 mod heads;
 mod latent;
 mod order;
+mod received;
 mod streams;
 
 pub(crate) use order::Touch;
+pub(crate) use received::RECEIVED_MAX;
 
-/// Launches that are held back at most, right after the host waited for the card, which has nothing to do then; and at most at all.
-/// In between the number doubles with each sending.
-const HELD_FIRST: usize = 8;
-const HELD_MAX: usize = 64;
+/// Launches that are held back at most, right after the host waited for the card, which has nothing to do then: the one that fetches
+/// what was sent, and eight; and at most at all.
+/// In between the number grows by half with each sending: where kernels are small the host takes two thirds of their time for a launch, so
+/// that with twice as many the card would wait for them.
+const HELD_FIRST: usize = 9;
+const HELD_MAX: usize = 256;
 
 /// Runs shorter than this are not worth a graph.
 const GRAPH_CALLS_MIN: usize = 6;
@@ -162,7 +166,7 @@ impl Queue {
         let calls = self.sent(but_last);
         let (marks, later) = std::mem::take(&mut self.marks).into_iter().partition(|mark| *mark <= calls.len());
         self.marks = Vec::into_iter(later).map(|mark| mark - calls.len()).collect();
-        self.held_max = (2 * self.held_max).min(HELD_MAX);
+        self.hold_more();
         (calls, marks)
     }
 
@@ -174,14 +178,14 @@ impl Queue {
         if calls.is_empty() {
             return Sending::Nothing;
         }
-        self.held_max = (2 * self.held_max).min(HELD_MAX);
+        self.hold_more();
         if calls.len() < GRAPH_CALLS_MIN || !with_graphs {
             return Sending::Calls(arranged(calls));
         }
         let key = calls.iter().fold(0, |hash, call| call.hash(hash));
         match self.graphs.get(&key) {
             Some(Known { calls: known, graph }) if *known == calls => match graph {
-                Some((graph, beside)) => Sending::Graph(*graph, calls.len(), *beside),
+                Some((graph, beside)) => Sending::Graph(*graph, ops(&calls), *beside),
                 None => Sending::New(key, arranged(calls)),
             },
             _ => {
@@ -193,6 +197,10 @@ impl Queue {
                 Sending::Calls(arranged(calls))
             }
         }
+    }
+
+    fn hold_more(&mut self) {
+        self.held_max = (self.held_max * 3 / 2).min(HELD_MAX);
     }
 
     /// Keeps the graph of a run, of whose launches so many run beside others.
@@ -223,6 +231,11 @@ impl Call {
     }
 }
 
+/// How many of them do more than fetch what was sent.
+pub(crate) fn ops(calls: &[Call]) -> usize {
+    calls.iter().filter(|call| !received::fetches(call)).count()
+}
+
 /// All that launches touch.
 fn touched_by<'a>(calls: impl IntoIterator<Item = &'a Call>) -> Vec<Touch> {
     let mut all: Vec<Touch> = Vec::with_capacity(TOUCHED_MOST);
@@ -241,6 +254,7 @@ fn joined(last: &Call, next: &Call) -> Option<Call> {
             joined_products(last, next, &CODES)
         }
         (Module::Floats(..), Module::Floats(..)) => joined_products(last, next, &FLOATS),
+        (Module::Elementwise, Module::Elementwise) if received::fetches(last) => received::joined(last, next),
         (Module::Elementwise, Module::Norm) if last.entry == "add" => joined_norm(last, next),
         (Module::Elementwise, Module::Halves(_)) if last.entry == "gate" => gated_halves(last, next),
         _ => heads::joined(last, next).or_else(|| streams::joined(last, next)),

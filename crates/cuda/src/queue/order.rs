@@ -40,7 +40,7 @@ impl Call {
 }
 
 /// Whether neither writes what the other touches.
-fn are_apart(a: &Call, b: &Call) -> bool {
+pub(super) fn are_apart(a: &Call, b: &Call) -> bool {
     !a.touched.iter().any(|t| b.touched.iter().any(|other| t.meets(other)))
 }
 

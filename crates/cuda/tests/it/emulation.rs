@@ -219,6 +219,27 @@ fn launches_run_beside_each_other() {
     assert_eq!(turned[16], 6.0);
 }
 
+/// What a launch writes out that lets nobody start before its end, the next may read ahead of its turn.
+#[test]
+fn what_is_written_out_is_read_early() {
+    let told = |writes: &str| {
+        let body = format!(
+            "if (launch == 0) after_earlier_work();\nif (launch == 1) {{ {writes} }}\n\
+             if (launch == 2) {{ read_anew(); float v = t < 8 ? x[t] : 0.0f; after_earlier_work(); if (t < 8) x[8 + t] = v; }}"
+        );
+        run(&kernel(&body), 1, Way::EarlyBehind(2))
+    };
+    let own = "if (t < 8) x[t] = 5.0f;";
+    assert_eq!(told(&format!("wait_for_earlier_work(); {own} write_out();")).unwrap()[15], 5.0);
+    for (writes, why) in [
+        (format!("wait_for_earlier_work(); {own}"), "it may not be there when its blocks have ended"),
+        (format!("after_earlier_work(); {own} write_out();"), "the next starts before"),
+    ] {
+        let words = told(&writes).expect_err(why);
+        assert!(words.contains("which earlier work may still use"), "{why}: {words}");
+    }
+}
+
 #[test]
 fn a_graph_runs_what_was_captured() {
     let twice = run(&kernel("if (t < count) x[t] = x[t] + 3.0f;"), 1, Way::Graph);

@@ -18,6 +18,7 @@ mod packed;
 mod packing;
 mod products;
 mod prompt;
+mod sent;
 mod spans;
 mod stand_in;
 

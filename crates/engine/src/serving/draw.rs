@@ -101,13 +101,16 @@ pub(super) fn all(live: &mut [Active], plan: &[Planned], of_step: Rows<'_>, draw
     // Taking the highest is no work; a distribution is.
     let is_work = |w: &&Work<'_>| w.active.sampler.params().temperature > 0.0;
     let drawn_from: usize = work.iter().filter(is_work).map(|w| w.rows.len()).sum();
-    let threads = thread::available_parallelism().map_or(1, |n| n.get()).min(work.len());
+    let is_shared = work.len() > 1 && drawn_from >= draws.logits_min;
+    // To ask the system for their number takes it tens of microseconds.
+    let most = if is_shared { thread::available_parallelism().map_or(1, |n| n.get()) } else { 1 };
+    let threads = most.min(work.len());
     let mut harvests: Vec<Harvest> = plan.iter().map(|_| Harvest::default()).collect();
     let run = |work: &mut [Work<'_>]| -> Vec<(usize, Harvest)> {
         work.iter_mut().map(|w| (w.part, one(w.active, w.planned, &mut w.rows, draws))).collect()
     };
     let mut done = Vec::with_capacity(plan.len());
-    if threads < 2 || drawn_from < draws.logits_min {
+    if threads < 2 {
         done = run(&mut work);
     } else {
         let size = work.len().div_ceil(threads);
