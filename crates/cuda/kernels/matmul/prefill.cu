@@ -32,9 +32,7 @@ DEVICE u32 width_of(u32 left) {
 // What a warpgroup that multiplies goes through: its rows of the rings.
 struct Consumer {
     const u8* ring;
-    // The lower half of what names the first stage of activations.
-    u32 x_operands;
-    u32 lane, own_row;
+    u32 x_stages, lane, own_row;
     Barriers barriers;
     float up;
     u32 up_pair;
@@ -79,7 +77,7 @@ struct Consumer {
 #pragma unroll(SPAN > 2 ? SPAN : 1)
             for (u32 u = 0; u < SPAN; u++) {
                 if (u > 0 && CHUNK_FEATURES < SPAN * BLOCK && b + u >= end) break;
-                const u64 operand = operand_at(x_operands + x_at.stage * (X_BYTES / 16));
+                const u64 operand = operand_of(x_stages + x_at.stage * X_BYTES);
                 barrier_wait(barriers.x_full + 8 * x_at.stage, x_at.parity);
                 products(first, operand);
                 unit.load(rows(), 2 * u + 1, lane, up, up_pair);
@@ -102,47 +100,37 @@ struct Consumer {
         products_wait<0>();
         give_x(stage_before);
     }
-    // The same of more warpgroups, which take turns: each with the operands of a block, for more there are no registers. Products and
-    // other instructions share the time of a processor, so each that is left out counts.
+    // The same of more warpgroups, which take turns: each with the operands of a block, for more there are no registers.
     template <int WIDTH> DEVICE_MEMBER void multiply_in_blocks(float (&sums)[SUMS], u32 start, u32 end) {
         Operands a[2];
+        Unit units[2];
+        auto expand = [&] {
+            units[0].expand(a[0], up);
+            units[1].expand(a[1], up);
+        };
         barrier_wait(barriers.weights_full + 8 * w_at.stage, w_at.parity);
-        {
-            Unit units[2];
-            load_block(units, rows(), 0, lane, up, up_pair);
-            units[0].expand(a[0], up);
-            units[1].expand(a[1], up);
-        }
-        u32 b = start;
-        barrier_wait(barriers.x_full + 8 * x_at.stage, x_at.parity);
-        for (; b + SPAN < end; b += SPAN) multiply_span<WIDTH, false>(sums, a, SPAN);
-        multiply_span<WIDTH, true>(sums, a, end - b);
-    }
-    // A stage of weights, of whose last one `count` blocks are there. Operands are those of its first block, and then of the next stage's.
-    template <int WIDTH, bool IS_LAST> DEVICE_MEMBER void multiply_span(float (&sums)[SUMS], Operands (&a)[2], u32 count) {
+        load_block(units, rows(), 0, lane, up, up_pair);
+        expand();
+        for (u32 b = start; b < end; b += SPAN) {
 #pragma unroll
-        for (u32 u = 0; u < SPAN; u++) {
-            const bool is_end = IS_LAST && (u == SPAN - 1 || (CHUNK_FEATURES < SPAN * BLOCK && u + 1 >= count));
-            const u64 operand = operand_at(x_operands + x_at.stage * (X_BYTES / 16));
-            products_begin();
+            for (int u = 0; u < SPAN; u++) {
+                if (u > 0 && CHUNK_FEATURES < SPAN * BLOCK && b + u >= end) break;
+                const u64 operand = operand_of(x_stages + x_at.stage * X_BYTES);
+                barrier_wait(barriers.x_full + 8 * x_at.stage, x_at.parity);
+                products_begin();
 #pragma unroll
-            for (int h = 0; h < 4; h++) multiply_add<WIDTH>(sums, a[h / 2].half[h % 2], operand + h * 2);
-            products_commit();
-            const u32 stage = x_at.stage;
-            x_at.next();
-            // Ahead of the weights: the assembler would put what they wait for between products.
-            if (!is_end) barrier_wait(barriers.x_full + 8 * x_at.stage, x_at.parity);
-            if (u == SPAN - 1 || is_end) give_weights();
-            Unit units[2];
-            if (!is_end) {
-                if (u == SPAN - 1) barrier_wait(barriers.weights_full + 8 * w_at.stage, w_at.parity);
-                load_block(units, rows(), u == SPAN - 1 ? 0 : u + 1, lane, up, up_pair);
+                for (int h = 0; h < 4; h++) multiply_add<WIDTH>(sums, a[h / 2].half[h % 2], operand + h * 2);
+                products_commit();
+                if (u == SPAN - 1 || b + u + 1 >= end) give_weights();
+                if (b + u + 1 < end) {
+                    if (u == SPAN - 1) barrier_wait(barriers.weights_full + 8 * w_at.stage, w_at.parity);
+                    load_block(units, rows(), u == SPAN - 1 ? 0 : u + 1, lane, up, up_pair);
+                }
+                products_wait<0>();
+                give_x(x_at.stage);
+                x_at.next();
+                if (b + u + 1 < end) expand();
             }
-            products_wait<0>();
-            give_x(stage);
-            if (is_end) break;
-            units[0].expand(a[0], up);
-            units[1].expand(a[1], up);
         }
     }
     template <int WIDTH> DEVICE_MEMBER void multiply(float (&sums)[SUMS], u32 start, u32 end) {
@@ -238,7 +226,7 @@ __launch_bounds__(THREADS, 1) prefill(const u8* weights, const u8* x, const floa
         take_registers<TAKEN_REGISTERS>();
         // The first row, of the tile, that this warp multiplies.
         const u32 own_row = warp * 16;
-        Consumer consumer = {ring, operand_low(x_stages), lane, own_row, barriers, up, pair_of_halves(up, up)};
+        Consumer consumer = {ring, x_stages, lane, own_row, barriers, up, pair_of_halves(up, up)};
         for (u32 t = blockIdx.x / CLUSTER; t < count; t += step) {
             Tile tile(p, t, segment);
             const u32 column_count = p.columns(tile.segment);
