@@ -23,6 +23,8 @@ DEVICE u32 take_first(u32* orders, u32 count, u32 lane) {
     }
     const u32 highest = __reduce_max_sync(0xffffffffu, best);
     id = __reduce_min_sync(0xffffffffu, best == highest ? id : 0xffffffffu);
+    // A reduction does not order what lanes read before it.
+    __syncwarp();
     if (lane == 0) orders[id] = 0;
     __syncwarp();
     return id;
@@ -41,6 +43,7 @@ DEVICE void softmax(float* values, u32 count, u32 lane) {
     __syncwarp();
     float sum = lane < 16 && lane < count ? sum_from_zero(values + lane, 16, (count - lane + 15) / 16) : 0.0f;
     sum = __shfl_sync(0xffffffffu, add_lanes(sum), 0);
+    __syncwarp();
     for (u32 i = lane; i < count; i += 32) values[i] = values[i] / sum;
     __syncwarp();
 }
