@@ -9,7 +9,7 @@ const WIDTH: usize = 64;
 /// before, and be sent one by one, which the host is too slow for.
 #[test]
 fn memory_given_back_in_any_order_makes_the_same_step() {
-    let Some((card, _alone)) = crate::opened_card() else { return };
+    let Some((_alone, card)) = crate::opened_card() else { return };
     let numbers = |count: usize| (0..count).map(|i| (i * 7 % 64) as f32 / 32.0 - 1.0).collect::<Vec<_>>();
     let bytes: Vec<u8> = numbers(WIDTH).into_iter().flat_map(f32::to_le_bytes).collect();
     let table =

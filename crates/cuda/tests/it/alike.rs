@@ -13,7 +13,7 @@ const DEPTH: usize = 64;
 
 #[test]
 fn what_is_made_alike_is_packed_once() {
-    let Some((card, _alone)) = crate::opened_card() else { return };
+    let Some((_alone, card)) = crate::opened_card() else { return };
     let numbers = |count: usize| (0..count).map(|i| (i * 7 % 64) as f32 / 32.0 - 1.0);
     let made = Arc::new(AtomicUsize::new(0));
     let counted = made.clone();

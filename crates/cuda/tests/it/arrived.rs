@@ -143,7 +143,7 @@ fn computed<D: Device>(device: &D, layer: Layer, after: &dyn Fn()) -> Vec<Vec<f3
 
 #[test]
 fn what_comes_before_attention_is_made_at_once() {
-    let Some((card, _alone)) = crate::opened_card() else { return };
+    let Some((_alone, card)) = crate::opened_card() else { return };
     let (fp8, fp4) = (Some(Rounding::Fp8 { features: 48 }), Some(Rounding::HadamardFp4));
     let four = Layer {
         compressed: &[

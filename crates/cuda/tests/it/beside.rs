@@ -98,7 +98,7 @@ fn layers<D: Device>(device: &D) -> Vec<Layer<D>> {
 
 #[test]
 fn shared_experts_run_beside_others() {
-    let Some((card, _alone)) = crate::opened_card() else { return };
+    let Some((_alone, card)) = crate::opened_card() else { return };
     let starts_early = crate::starts_early(&card);
     let (on_card, on_reference) = (layers(&card), layers(&ReferenceDevice));
     for rows in [1, 2, 5] {

@@ -63,7 +63,7 @@ fn computed<D: Device>(device: &D, work: &Work, after: &dyn Fn()) -> Vec<u32> {
 
 #[test]
 fn heads_of_many_rows_have_the_reference_s_bits() {
-    let Some((card, _alone)) = crate::opened_card() else { return };
+    let Some((_alone, card)) = crate::opened_card() else { return };
     let (halves, neighbours) = (RopeLayout::Halves, RopeLayout::Interleaved);
     let normed = |rows, heads, head_dim, pairs, layout| {
         let (is_inverse, what, saved) = (false, What::Norm, 1);

@@ -36,10 +36,11 @@ fn without_stand_in() -> RwLockReadGuard<'static, ()> {
     CARD.read().unwrap_or_else(|e| e.into_inner())
 }
 
-/// The card, or the emulated one if the tests run on it, for as long as the guard lives.
-fn opened_card() -> Option<(CudaDevice, RwLockReadGuard<'static, ()>)> {
+/// The card, or the emulated one if the tests run on it, for as long as the guard lives: it comes first, so that it goes last. What a card
+/// waits for when it goes would let what `stand_in` launches pass for complete.
+fn opened_card() -> Option<(RwLockReadGuard<'static, ()>, CudaDevice)> {
     let alone = without_stand_in();
-    Some((CudaDevice::open(0, Cache::default()).ok()?, alone))
+    Some((alone, CudaDevice::open(0, Cache::default()).ok()?))
 }
 
 /// Whether the card starts kernels before those ahead of them have ended. Memory of a step rests there before it is given out again.

@@ -28,7 +28,7 @@ const CASES: [Case; 7] = [
 #[test]
 fn every_tile_of_codes_gives_the_reference_s_bits() {
     // What is missing where there is no card, the test of the audit tells.
-    let Some((device, _alone)) = crate::opened_card() else { return };
+    let Some((_alone, device)) = crate::opened_card() else { return };
     let name = tessera_ops::Device::name(&device);
     let arch = ["sm_90a", "sm_80"].into_iter().find(|arch| name.contains(arch));
     for (dtype, form, shape, widths) in CASES {
@@ -59,7 +59,7 @@ const CROWDED: [(DType, &[usize]); 3] = [(DType::IQ2_XXS, &[3, 9]), (DType::Q2_K
 
 #[test]
 fn crowded_experts_give_the_reference_s_bits() {
-    let Some((device, _alone)) = crate::opened_card() else { return };
+    let Some((_alone, device)) = crate::opened_card() else { return };
     for (dtype, widths) in CROWDED {
         let Some(Packed::Codes(layout)) = select(dtype) else { panic!("{dtype} has codes") };
         let form = Form::Experts { count: 20, slots: 2 };
@@ -93,7 +93,7 @@ const MANY: [Case; 8] = [
 
 #[test]
 fn many_columns_give_the_reference_s_bits() {
-    let Some((device, _alone)) = crate::opened_card() else { return };
+    let Some((_alone, device)) = crate::opened_card() else { return };
     let name = tessera_ops::Device::name(&device);
     let arch = if name.contains("sm_90a") { "sm_90a" } else { return };
     for (dtype, form, shape, widths) in MANY {
@@ -125,7 +125,7 @@ const PLAIN: [Case; 10] = [
 
 #[test]
 fn plain_weights_give_the_reference_s_bits() {
-    let Some((device, _alone)) = crate::opened_card() else { return };
+    let Some((_alone, device)) = crate::opened_card() else { return };
     for (dtype, form, shape, widths) in PLAIN {
         for &tokens in widths {
             let subject = Subject::single(&device, dtype, form, shape).unwrap();

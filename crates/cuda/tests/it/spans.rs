@@ -74,7 +74,7 @@ fn attend(card: &CudaDevice, cache: &<CudaDevice as Device>::KvCache, batch: &Ba
 
 #[test]
 fn rows_of_wide_tiles_have_the_bits_that_they_have_alone() {
-    let Some((card, _alone)) = crate::opened_card() else { return };
+    let Some((_alone, card)) = crate::opened_card() else { return };
     for format in [KvFormat::F16, KvFormat::Q8_0] {
         let cache = cache(&card, format);
         // Tiles of 32 and of 64 columns; some rows are a span ahead of others.
@@ -93,7 +93,7 @@ fn rows_of_wide_tiles_have_the_bits_that_they_have_alone() {
 /// There are more spans than blocks, of tiles of one sequence and of several, and some of them are none.
 #[test]
 fn blocks_that_go_from_span_to_span_give_each_row_its_bits() {
-    let Some((card, _alone)) = crate::opened_card() else { return };
+    let Some((_alone, card)) = crate::opened_card() else { return };
     for format in [KvFormat::F16, KvFormat::Q8_0] {
         let cache = cache(&card, format);
         let mut alone = std::collections::HashMap::new();
