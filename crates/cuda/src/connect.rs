@@ -32,7 +32,7 @@ const SHARED_BYTES_MAX: usize = 227 << 10;
 
 /// What the kernel for so many streams is compiled with.
 pub(crate) fn constants(float: Float, streams: u8) -> Vec<(&'static str, usize)> {
-    let step = FloatsTile::ALL[0].step_features(float);
+    let step = FloatsTile::SINGLE.step_features(float);
     let sizes = [("BLOCKS", BLOCKS), ("THREADS", THREADS), ("STEP_FEATURES", step), ("FIXED_NUMBERS", FIXED_NUMBERS)];
     [("STREAMS_MAX", streams.into())].into_iter().chain(sizes).collect()
 }

@@ -1,17 +1,13 @@
 //! Rows of the table of tokens. It stays where the model file lies: a step sends the few rows that it needs.
 
-use std::{num::NonZero, sync::OnceLock, thread};
+use std::thread;
 
 use tessera_ops::Table;
 
+use crate::threads;
+
 /// Rows that are worth a thread of their own.
 const THREAD_ROWS: usize = 32;
-
-/// Threads that the system has for us, asked once: it reads files to tell, for tens of microseconds.
-fn threads_most() -> usize {
-    static THREADS: OnceLock<usize> = OnceLock::new();
-    *THREADS.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get))
-}
 
 /// Writes the rows of tokens (tokens, width), multiplied by `scale`, into `values`, whose memory is used again: to take that of many rows
 /// from the system takes longer than to decode them. Many are decoded by several threads.
@@ -19,7 +15,7 @@ pub(crate) fn rows<'a>(table: &Table, tokens: &[u32], scale: f32, values: &'a mu
     let width = table.width();
     values.resize(values.len().max(tokens.len() * width), 0.0);
     let values = &mut values[..tokens.len() * width];
-    let threads = threads_most().min(tokens.len() / THREAD_ROWS).max(1);
+    let threads = threads::most().min(tokens.len() / THREAD_ROWS).max(1);
     let rows_each = tokens.len().div_ceil(threads).max(1);
     let decode = |values: &mut [f32], tokens: &[u32]| {
         let rows = values.chunks_exact_mut(width.max(1)).zip(tokens);

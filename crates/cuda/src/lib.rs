@@ -32,6 +32,7 @@ mod rowwise;
 mod sample;
 mod steps;
 mod tensor;
+mod threads;
 
 pub use cache::Cache;
 pub use device::CudaDevice;

@@ -96,7 +96,7 @@ KERNEL __launch_bounds__(THREADS) floats(const u8* weights, const u8* weights_1,
             if (pass > 0) of_cell[0] = totals[cell] + of_cell[0];
             float sum = sum_in_order(of_cell, cells, count);
             totals[cell] = sum;
-            const u32 of_matrix = first_row + cell % rows_of_block, c = cell / rows_of_block;
+            const u32 of_matrix = first_row + (cell & (rows_of_block - 1)), c = (cell >> (row_bits + group_bits)) / LANE_ROWS;
             if (pass + 1 < passes || of_matrix >= m.rows || !columns.has(c)) continue;
             if (m.bias) sum = sum + m.bias[blockIdx.z * m.rows + of_matrix];
             m.y[(u64)columns.place(c) * y_stride + slice * m.rows + of_matrix] = sum;

@@ -95,12 +95,10 @@ impl Gpu {
 
     /// Waits for all work.
     pub(crate) fn wait(&self) -> Result<(), Error> {
-        let sent = self.outbox.as_ref().map(|outbox| {
-            let outbox = lock(outbox);
-            self.flush();
-            outbox.sent()
-        });
+        let outbox = self.outbox.as_ref().map(lock);
         self.flush();
+        // Nobody may send between both, or it would pass for read.
+        let sent = outbox.map(|outbox| outbox.sent());
         // SAFETY: the stream lives as long as this.
         if let Err(error) = unsafe { result::stream::synchronize(self.stream) } {
             self.fail("run the step", words(error));

@@ -18,6 +18,7 @@ use super::{
     select::{Packed, units_at},
     tile::FloatsTile,
 };
+use crate::threads;
 
 /// Tiles, packed.
 pub(super) struct Part {
@@ -64,8 +65,7 @@ pub(super) fn pack(
             };
         }
     };
-    let threads = thread::available_parallelism().map_or(1, usize::from);
-    let share = count.div_ceil(threads).max(1);
+    let share = count.div_ceil(threads::most()).max(1);
     thread::scope(|scope| {
         for (t, part) in packed.chunks_mut((share * tile_bytes).max(1)).enumerate() {
             let pack_tile = &pack_tile;

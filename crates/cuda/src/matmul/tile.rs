@@ -259,9 +259,12 @@ pub struct FloatsTile {
 }
 
 impl FloatsTile {
+    /// A row a lane, and a column: as `connect.cu` has it, too.
+    pub const SINGLE: FloatsTile = FloatsTile { columns: 1, lane_rows: 1 };
+
     /// Every tile. More rows share activations; fewer meet more processors.
     pub const ALL: [FloatsTile; 7] = [
-        FloatsTile { columns: 1, lane_rows: 1 },
+        FloatsTile::SINGLE,
         FloatsTile { columns: 4, lane_rows: 1 },
         FloatsTile { columns: 4, lane_rows: 2 },
         FloatsTile { columns: 4, lane_rows: 4 },

@@ -163,7 +163,7 @@ fn plain_weights_of_an_input_become_one() {
         (args[floats::WEIGHTS], args[floats::X], args[floats::Y]) = (weights, 7, 20 + weights);
         (args[floats::STARTS], args[floats::ROWS]) = (list, 100 * weights);
         args[floats::FROM..][..3].fill(NO_BLOCK as u64);
-        call(Module::Floats(Float::F16, FloatsTile::ALL[0]), "floats", weights as u32, &args)
+        call(Module::Floats(Float::F16, FloatsTile::SINGLE), "floats", weights as u32, &args)
     };
     let held = left((1..=5).map(|weights| product(weights, 0)).collect::<Vec<_>>());
     let [four, one] = &held[..] else { panic!("four become one, and the fifth begins anew") };
@@ -317,7 +317,7 @@ fn what_turns_is_coded_at_once() {
 
 /// Launches of a connection of one row, four streams of 512 numbers: what experts gave, a sum, and the rest.
 fn connection() -> Vec<Call> {
-    let float = Module::Floats(Float::F16, FloatsTile::ALL[0]);
+    let float = Module::Floats(Float::F16, FloatsTile::SINGLE);
     vec![
         call(Module::Elementwise, "combine", 1, &[90, 91, 2, 1, 512, 6, 0]),
         call(Module::Elementwise, "add", 1, &[2, 92, 512]),
