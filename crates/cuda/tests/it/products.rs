@@ -110,7 +110,7 @@ fn many_columns_give_the_reference_s_bits() {
 
 /// Plain weights: groups of rows that share no part, two and all; depths of one pass and of several, with parts, chains and runs that are not
 /// whole; matrices of many rows; each tile; weights that wait for lists.
-const PLAIN: [Case; 10] = [
+const PLAIN: [Case; 12] = [
     (DType::F16, Form::Dense, (40, 2144), &[1, 3, 9]),
     (DType::BF16, Form::Dense, (37, 4100), &[1, 5]),
     (DType::F32, Form::Dense, (9, 8712), &[1, 7]),
@@ -118,9 +118,11 @@ const PLAIN: [Case; 10] = [
     (DType::F16, Form::Dense, (4100, 1030), &[1]),
     (DType::F16, Form::Dense, (1030, 2060), &[3, 9]),
     (DType::F32, Form::Dense, (2060, 1030), &[4, 9]),
-    (DType::BF16, Form::Dense, (4100, 130), &[5]),
+    (DType::BF16, Form::Dense, (4100, 130), &[5, 9]),
     (DType::F16, Form::Grouped(3), (20, 700), &[1, 5]),
+    (DType::F16, Form::Grouped(3), (700, 520), &[5]),
     (DType::F16, Form::Experts { count: 5, slots: 2 }, (40, 1100), &[1, 6]),
+    (DType::BF16, Form::Experts { count: 5, slots: 2 }, (420, 300), &[3, 9]),
 ];
 
 #[test]
