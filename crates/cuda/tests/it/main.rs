@@ -21,6 +21,7 @@ mod prompt;
 mod sent;
 mod spans;
 mod stand_in;
+mod summed;
 
 use std::sync::{RwLock, RwLockReadGuard};
 
