@@ -22,8 +22,6 @@
 #define SETS (ROW_TILES / FOLD)
 // Columns of a row tile among the eight of an instruction.
 #define FOLD_COLUMNS (8 / FOLD)
-// Whether results can be added to others: tiles that are for experts alone do not.
-#define IS_SUMMED (FOLD < 4)
 // Units that are taken in one go.
 #define STEP_CHUNKS (UNITS >= 4 ? 1 : 4 / UNITS)
 
@@ -237,15 +235,14 @@ struct Sums {
 // many tiles a block takes at once, each by an equal part of its warps, and `turns` how many times it does so, one after another; more than
 // once only where rows are whole blocks and the tile GOES_ON. Up to three matrices share an input: blocks `from1 ..` are the
 // second's, `from2 ..` the third's. With an epilogue blocks are in clusters, where they must be, rows are whole blocks of codes, and
-// matrices are one, or two that take turns. Where there is `summed`, results of one matrix for all columns are added to it, too; a block
-// takes one item then.
+// matrices are one, or two that take turns.
 KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* weights1, const u8* weights2, const u8* x_codes,
                                                 const uint2* x_scales, const float4* x_minima, float* y, float* y1, float* y2,
                                                 const float* bias, const float* bias1, const float* bias2, const u32* starts,
                                                 const u32* order, u32 rows, u32 rows1, u32 rows2, u32 from1, u32 from2, u32 depth,
                                                 u32 tokens, u32 slots, u32 row_blocks, u32 split, u32 groups, u32 turns, u32 sliced,
                                                 const u32* chosen, u8* coded, uint2* coded_scales, float4* coded_minima, float* gated,
-                                                u32 gate_kind, float gate_limit, float* summed, u32 beside) {
+                                                u32 gate_kind, float gate_limit, u32 beside) {
     DYNAMIC_SHARED(uint4, dynamic);
     const Turn turn(beside);
     constexpr u32 width = COLUMN_TILES * FOLD_COLUMNS, height = ROW_TILES * 16;
@@ -393,14 +390,6 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
                 if (!ONE_SEGMENT) write_sums(sums, segment);
             }
 
-            // What this thread's first result is added to is asked for ahead of what it waits for now.
-            float before = 0.0f;
-            if (IS_SUMMED && summed) {
-                const u32 row = (first_item * groups + threadIdx.x / (height * width)) * height + threadIdx.x % height;
-                const u32 column = threadIdx.x / height % width;
-                if (threadIdx.x < groups * height * width && row < rows && columns.has(column))
-                    before = summed[(u64)columns.place(column) * rows + row];
-            }
             __syncthreads();
             if (ONE_SEGMENT) {
                 write_sums(sums, part);
@@ -416,10 +405,8 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
                 float sum = in[0];
                 for (u32 s = 1; s < split; s++) sum = sum + in[s * height * (width + 1)];
                 if (bias) sum = sum + bias[matrix * rows + row];
-                const u64 at = (u64)columns.place(column) * stride + slice * rows + row;
                 if (coded) in[0] = sum;
-                else y[at] = sum;
-                if (IS_SUMMED && summed) summed[at] = (cell == threadIdx.x ? before : summed[at]) + sum;
+                else y[(u64)columns.place(column) * stride + slice * rows + row] = sum;
             }
             if (coded) {
                 const Epilogue epilogue = {{coded, coded_scales, coded_minima}, gated, gate_kind, gate_limit};

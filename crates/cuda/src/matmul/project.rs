@@ -342,10 +342,8 @@ enum Input<'a> {
     Floats(&'a Tensor),
 }
 
-/// Places of `codes.cu` for what the queue lets follow: codes of the result, what is gated, the gate and its limit; and what results are
-/// added to.
-const NOTHING_FOLLOWS: [Arg<'static>; 7] =
-    [Arg::Null, Arg::Null, Arg::Null, Arg::Null, Arg::U32(0), Arg::F32(0.0), Arg::Null];
+/// Places of `codes.cu` for what the queue lets follow: codes of the result, what is gated, the gate and its limit.
+const NOTHING_FOLLOWS: [Arg<'static>; 6] = [Arg::Null, Arg::Null, Arg::Null, Arg::Null, Arg::U32(0), Arg::F32(0.0)];
 
 /// Multiplies rows in the arithmetic of codes, or of plain weights; in the tile of a matrix of `tile_rows` rows.
 fn multiply(

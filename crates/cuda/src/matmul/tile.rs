@@ -99,11 +99,6 @@ impl CodesTile {
         tiles.into_iter()
     }
 
-    /// Whether results can be added to others.
-    pub(crate) const fn adds(self) -> bool {
-        self.fold < 4
-    }
-
     /// Whether it is for matrices of some shapes alone.
     pub const fn is_for_some(self) -> bool {
         self.block_warps < SEGMENTS_MAX || self.is_short()

@@ -1,5 +1,5 @@
 //! What follows a product of codes where its results are summed (`kernels/matmul/epilogue.cuh`): codes of them, or a gate of two matrices'
-//! and codes of what that gives; or the sum of them and what was there before.
+//! and codes of what that gives.
 //!
 //! All is recognised by what launches read and write alone; no bit changes, and every tensor holds at the end what it would have held.
 
@@ -16,7 +16,6 @@ pub(super) mod codes {
     /// Results of the first matrix, and of the second.
     pub(in crate::queue) const Y: usize = 6;
     pub(in crate::queue) const UP: usize = 7;
-    pub(in crate::queue) const LISTS: [usize; 2] = [12, 13];
     /// Rows of both.
     pub(in crate::queue) const ROWS: [usize; 2] = [14, 15];
     /// Where blocks of further matrices begin.
@@ -33,15 +32,10 @@ pub(super) mod codes {
     pub(in crate::queue) const GATED: usize = 31;
     /// The kind of gate, and its limit.
     pub(in crate::queue) const GATE: [usize; 2] = [32, 33];
-    /// What results are added to.
-    pub(in crate::queue) const SUMMED: usize = 34;
 }
 
 /// A product, and what follows it.
 pub(super) fn joined(last: &Call, next: &Call, has_clusters: bool) -> Option<Call> {
-    if next.entry == "add" {
-        return summed(last, next);
-    }
     let cluster = cluster(last).filter(|blocks| *blocks == 1 || has_clusters)?;
     match next.entry {
         "gate" => gated(last, next, cluster),
@@ -59,7 +53,7 @@ fn cluster(product: &Call) -> Option<u32> {
     let has_half = a[codes::GROUPS] * (tile.rows() as u64) < ACTIVATION_BLOCK as u64;
     let blocks: usize = product.grid.iter().map(|n| *n as usize).product();
     let can = a[codes::FROM[1]] == NO_BLOCK as u64
-        && (a[codes::CODES[0]], a[codes::SUMMED]) == (0, 0)
+        && a[codes::CODES[0]] == 0
         // Where blocks come in rounds, each round would wait for what follows: measured, that costs more than a launch.
         && tile.fits_at_once(blocks)
         && a[codes::ROWS[0]].is_multiple_of(ACTIVATION_BLOCK as u64)
@@ -108,23 +102,6 @@ fn coded(product: &Call, next: &Call, cluster: u32) -> Option<Call> {
         && are_codes_of(next, a[codes::Y], rows_of_results(product), slices * a[codes::ROWS[0]], &[])
         && are_apart(product, &out);
     can.then(|| with_codes(product, out, cluster))
-}
-
-/// One matrix, and the sum of what was there and its results, by blocks that have one item each.
-fn summed(product: &Call, add: &Call) -> Option<Call> {
-    let Module::Codes(_, tile) = product.module else { return None };
-    let (a, [x, added, count, ..]) = (&product.args, add.args);
-    let of_one = [codes::CODES[0], codes::SUMMED, codes::SLICED, codes::CHOSEN, codes::LISTS[0], codes::LISTS[1]];
-    let can = tile.adds()
-        && of_one.iter().all(|at| a[*at] == 0)
-        && (a[codes::FROM[0]], a[codes::TURNS], product.grid[2]) == (NO_BLOCK as u64, 1, 1)
-        && (added, count) == (a[codes::Y], rows_of_results(product) * a[codes::ROWS[0]])
-        && are_apart(product, &[x]);
-    can.then(|| {
-        let mut both = product.clone();
-        both.args[codes::SUMMED] = x;
-        both
-    })
 }
 
 fn with_codes(product: &Call, out: [u64; 3], cluster: u32) -> Call {

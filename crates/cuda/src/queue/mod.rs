@@ -272,7 +272,7 @@ struct Places {
 }
 
 /// Of `kernels/matmul/codes.cu` and `wide.cu`.
-const CODES: Places = Places { of_matrix: [0, 6, 9, 14], from: &[17, 18], shared: [3..6, 12..14, 19..35] };
+const CODES: Places = Places { of_matrix: [0, 6, 9, 14], from: &[17, 18], shared: [3..6, 12..14, 19..34] };
 /// Of `kernels/matmul/floats.cu`.
 const FLOATS: Places = Places { of_matrix: [0, 5, 9, 15], from: &[19, 20, 21], shared: [4..5, 13..15, 22..29] };
 

@@ -157,40 +157,6 @@ fn codes_follow_their_product() {
 }
 
 #[test]
-fn a_sum_follows_its_product() {
-    let add = |x, y, count| call(Module::Elementwise, "add", 1, &[x, y, count]);
-    let product = || product_of_two(1, 21, 96, tile_of(32));
-    let with = |at: usize, value| {
-        let mut call = product();
-        call.args[at] = value;
-        call
-    };
-    let [all] = &left([product(), add(30, 21, 192)])[..] else { panic!("one launch") };
-    assert_eq!((all.entry, all.args[codes::SUMMED], all.args[codes::Y], all.cluster), ("codes", 30, 21, 1));
-    let summed = with(codes::SUMMED, 31);
-    let for_experts = CodesTile { fold: 4, row_tiles: 4, ..tile_of(32) };
-    for (product, add, why) in [
-        (product(), add(30, 22, 192), "of something else"),
-        (product(), add(30, 21, 96), "of some rows"),
-        (product(), add(7, 21, 192), "to the input"),
-        (product(), add(21, 21, 192), "to itself"),
-        (with(codes::SLICED, 1), add(30, 21, 192), "in slices"),
-        (with(codes::CHOSEN, 70), add(30, 21, 192), "of experts"),
-        (with(codes::TURNS, 2), add(30, 21, 192), "in turns"),
-        (with(codes::FROM[0], 3), add(30, 21, 192), "of two matrices"),
-        (with(codes::CODES[0], 40), add(30, 21, 192), "of what is coded"),
-        (summed.clone(), add(30, 21, 192), "a second time"),
-        (product_of_two(1, 21, 96, for_experts), add(30, 21, 192), "in a tile for experts"),
-    ] {
-        assert_eq!(left([product, add]).len(), 2, "{why}");
-    }
-    // What is added to is no matrix's result alone.
-    assert_eq!(left([summed.clone(), product_of_two(2, 22, 96, tile_of(32))]).len(), 2);
-    let quantize = call(Module::Quantize, "quantize", 9, &[21, 40, 41, 42, 2, 3, 0]);
-    assert_eq!(left([summed, quantize]).len(), 2, "codes behind a sum");
-}
-
-#[test]
 fn plain_weights_of_an_input_become_one() {
     let product = |weights: u64, list: u64| {
         let mut args = [0u64; 29];

@@ -21,7 +21,6 @@ mod prompt;
 mod sent;
 mod spans;
 mod stand_in;
-mod summed;
 
 use std::sync::{RwLock, RwLockReadGuard};
 
