@@ -322,10 +322,22 @@ impl Gpu {
     /// Kernels are this crate's own code, as its intrinsics are a CPU crate's: what each reads and writes is a function of its
     /// parameters, stated in its source, and whoever launches it holds the shapes to each other before.
     pub(crate) fn launch(&self, module: Module, entry: &str, launch: Launch, args: &[Arg<'_>]) {
+        self.launch_clusters(module, entry, (launch, 1), args);
+    }
+
+    /// The same in clusters of so many blocks along rows; one where the kernel says it itself.
+    pub(crate) fn launch_clusters(
+        &self,
+        module: Module,
+        entry: &str,
+        (launch, cluster): (Launch, usize),
+        args: &[Arg<'_>],
+    ) {
         if launch.grid.contains(&0) || self.has_failed() {
             return;
         }
         let Some(call) = self.call(module, entry, launch, args) else { return };
+        let call = Call { cluster: cluster as u32, ..call };
         self.launches.fetch_add(1, Ordering::Relaxed);
         let mut queue = lock(&self.queue);
         let find = |module: Module| {

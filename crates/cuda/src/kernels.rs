@@ -242,7 +242,7 @@ impl Module {
             for head_dim in HEADS {
                 let pages = Pages { head_dim, format };
                 all.extend([Module::Store(pages), Module::Plain(pages), Module::Merge(pages)]);
-                all.extend(SpansTile::all(pages).map(|tile| Module::Spans(pages, tile)));
+                all.extend(SpansTile::variants(pages).map(|tile| Module::Spans(pages, tile)));
                 all.extend(latent::modules(RowForm { width: head_dim, format: RowFormat::Plain(format) }));
                 all.extend(PromptTile::all(pages).into_iter().map(|tile| Module::Prompt(pages, tile)));
                 let warps = CARDS.iter().flat_map(|arch| WarpsTile::all(pages, arch));
@@ -390,8 +390,9 @@ impl Module {
             }
             Module::Spans(..) => {
                 let attention = [STEP, PAGES, TILES, WEIGHTS, WEIGH_KEYS, PARTS, QUERY, SLABS, KV_CODES];
-                let own = [source!("attention/work.cuh"), source!("attention/spans.cu")];
-                [&[COMMON, HOPPER, WGMMA][..], &attention, &own].concat()
+                let own =
+                    [source!("attention/merged.cuh"), source!("attention/work.cuh"), source!("attention/spans.cu")];
+                [&[COMMON, BLOCK, CODES, HOPPER, WGMMA][..], &attention, &own].concat()
             }
             Module::Prompt(pages, _) => {
                 let wide = [SLABS, source!("attention/prompt_wide.cu")];

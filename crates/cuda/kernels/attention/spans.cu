@@ -7,6 +7,8 @@
 // time, and meet twice, for the highest scores and for weights.
 //
 // What a column gets depends on no other: pages that it does not see add zero times its factor of one.
+//
+// Where a tile's spans are few (CLUSTERED) its blocks are a cluster, which merges them (merged.cuh).
 
 #define GROUPS (SLABS % 2 == 0 ? 2 : 1)
 #define OWN (SLABS / GROUPS)
@@ -28,6 +30,7 @@
 
 static_assert(STAGES % BRINGERS == 0, "each place of the ring has its warp");
 static_assert(THREADS == CONSUMERS + 128 && OWN * SUMS <= 128, "warpgroups that multiply, and one that copies");
+static_assert(!CLUSTERED || (!GOES_ON && COLUMNS * HEAD_DIM * 4 <= STAGES * SLAB_BYTES), "sums fit where slabs were");
 static_assert(SHARED_BYTES == 1024 + QUERY_BYTES + WEIGHT_BYTES + EXPANDED_BYTES + STAGES * SLAB_BYTES + REST_BYTES, "as the host reckons");
 
 // A warpgroup at its slabs.
@@ -118,14 +121,14 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
                                                   float2* stats, const float* sinks, float* y, const u32* rows, const u32* lists,
                                                   u32 first, u32 count, u32 heads, u32 kv_heads, u32 ring_pages, u32 window,
                                                   u32 stride, u32 run, float scale, float cap, u64* drawn, u32 tiles, u32 mates,
-                                                  u32 across) {
+                                                  u32 across, u8* codes, uint2* scales, float4* minima) {
     DYNAMIC_SHARED(u8, dynamic);
     u8* const shared = dynamic + ((1024 - (shared_address(dynamic) & 1023)) & 1023);
     u8* const weights = shared + QUERY_BYTES;
     u8* const expanded = weights + WEIGHT_BYTES;
     u8* const slabs = expanded + EXPANDED_BYTES;
     float2* const tops = (float2*)(slabs + STAGES * SLAB_BYTES); // [WARPS][COLUMNS / 2]
-    float* const totals = (float*)tops + WARPS * COLUMNS;       // [WARPS][COLUMNS]
+    float* const totals = (float*)tops + WARPS * COLUMNS;       // [WARPS][COLUMNS]; [COLUMNS][WARPS] where blocks of a cluster read them
     float* const factors = totals + WARPS * COLUMNS;
     u32* const begins = (u32*)factors + COLUMNS;
     u32* const ends = begins + COLUMNS;
@@ -149,8 +152,9 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
 #if GOES_ON
     auto span_of = [&](u32 ticket) { return list.span(ticket); };
 #else
-    const Span own = list.span(blockIdx.x, blockIdx.z, blockIdx.y);
-    if (!own.is_one()) return after_earlier_work();
+    // Blocks of a cluster have a tile, and stay together, also those that have no span of it.
+    const Span own = CLUSTERED ? list.span(blockIdx.y, blockIdx.z, blockIdx.x) : list.span(blockIdx.x, blockIdx.z, blockIdx.y);
+    if (CLUSTERED ? own.tile.columns == 0 : !own.is_one()) return after_earlier_work();
     auto span_of = [&](u32) -> const Span& { return own; };
 #endif
 
@@ -189,6 +193,12 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
             if (draws && !span.is_one()) draw = walk.draw();
             ticket = draws ? walk.tell(turn, draw) : walk.next(turn);
         }
+#if CLUSTERED
+        arrive_alone();
+        cluster_arrived();
+        arrive_alone();
+        cluster_arrived();
+#endif
         return;
     }
 
@@ -347,13 +357,41 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
         for (int i = 0; i < SUMS / 2; i++) {
 #pragma unroll
             for (int width = 4; width < 32; width *= 2) total[i] = total[i] + __shfl_xor_sync(0xffffffffu, total[i], width);
-            if (lane < 4) totals[warp * COLUMNS + i / 2 * 8 + lane * 2 + i % 2] = total[i];
+            const u32 c = i / 2 * 8 + lane * 2 + i % 2;
+            if (lane < 4) totals[CLUSTERED ? c * WARPS + warp : warp * COLUMNS + c] = total[i];
         }
         if (warp == 0 && lane < 4) {
 #pragma unroll
             for (int j = 0; j < COLUMNS / 8; j++) tops[j * 4 + lane] = make_float2(highest[j * 2], highest[j * 2 + 1]);
         }
         wait_for_threads(1, CONSUMERS);
+#if CLUSTERED
+        // Nobody reads slabs any more.
+        float* const held = (float*)slabs;
+#pragma unroll
+        for (int i = 0; i < SUMS / 2; i++) {
+            const u32 c = i / 2 * 8 + column + i % 2;
+            if (c >= tile.columns) continue;
+#pragma unroll
+            for (int o = 0; o < OWN; o++)
+#pragma unroll
+                for (int h = 0; h < 2; h++)
+                    held[place_of_sum(c, (group * OWN + o) * 64 + own_key + h * 8)] = sums[o][i / 2 * 4 + h * 2 + i % 2];
+        }
+        arrive_with_shared();
+        cluster_arrived();
+        const Output out = {parts, stats, sinks, y, first, heads, stride};
+        const Merging<WARPS> merging = {cut, out, {codes, scales, minima}, shared_address(held), shared_address(totals), shared_address(tops)};
+        const u32 last = cut.span_of(newest.end - 1), units = tile.columns * UNITS;
+#pragma unroll 1
+        for (u32 unit = blockIdx.x * WARPS + warp; unit < units; unit += across * WARPS) {
+            const u32 c = unit / UNITS;
+            merging.merge(c, unit % UNITS, tile.row_of(c), tile.head_of(c), {begins[c], ends[c]}, last);
+        }
+        // What others have is read; nobody leaves while another block may still read here.
+        arrive_alone();
+        cluster_arrived();
+#else
         // Where a column's numbers go, and their factor, is found by one thread. Nobody reads weights any more.
         float** const targets = (float**)weights;
         if (threadIdx.x < COLUMNS) {
@@ -395,5 +433,6 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
                     to[d] = sums[o][i / 2 * 4 + h * 2 + i % 2] * factor + 0.0f;
                 }
         }
+#endif
     }
 }

@@ -62,6 +62,13 @@ const TICKET_BYTES: usize = 48;
 /// Columns whose blocks are two on a processor.
 const RESIDENT_COLUMNS: usize = 16;
 
+/// Spans of a tile up to which its blocks are a cluster: as many as one has on every card that has clusters.
+const CLUSTER_MAX: usize = 8;
+
+/// A cluster lies in one part of the card. Such a part has so many processors, at least and at most: an H200 has eight, which hold fifteen
+/// clusters of eight processors.
+const PART_PROCESSORS: (usize, usize) = (14, 18);
+
 /// The variable that names a card as whose attention is computed, for measurements: Hopper runs what the others do.
 const ATTENTION_VARIABLE: &str = "TESSERA_CUDA_ATTENTION";
 
@@ -83,6 +90,8 @@ pub struct SpansTile {
     pub stages: usize,
     /// Whether scores are capped.
     pub is_capped: bool,
+    /// Whether the blocks of a tile are a cluster, which merges their spans.
+    pub is_clustered: bool,
 }
 
 impl Pages {
@@ -119,9 +128,28 @@ impl SpansTile {
         })
     }
 
+    /// All of them, and the same in clusters where processors have several blocks.
+    pub fn variants(form: Pages) -> impl Iterator<Item = SpansTile> {
+        let clustered = SpansTile::all(form).filter(|tile| tile.resident > 1).map(SpansTile::clustered);
+        SpansTile::all(form).chain(clustered)
+    }
+
+    fn clustered(self) -> SpansTile {
+        SpansTile { is_clustered: true, ..self }
+    }
+
+    /// Clusters of so many blocks that are on a card at once, with room to spare; none where blocks have a processor each.
+    fn clusters(self, processors: usize, blocks: usize) -> usize {
+        let (least, most) = PART_PROCESSORS;
+        if self.resident == 1 || blocks > CLUSTER_MAX {
+            return 0;
+        }
+        processors.div_ceil(most) * (processors.min(least) * self.resident / blocks)
+    }
+
     /// With as many slabs as there is room for.
     pub fn with_ring(form: Pages, columns: usize, resident: usize) -> SpansTile {
-        let none = SpansTile { columns, resident, stages: 0, is_capped: false };
+        let none = SpansTile { columns, resident, stages: 0, is_capped: false, is_clustered: false };
         let left = PROCESSOR_SHARED_BYTES / resident - none.shared_bytes(form);
         let stages = (left / (form.slab_bytes() + 16)).min(STAGES_MAX);
         SpansTile { stages: stages / BRINGERS * BRINGERS, ..none }
@@ -153,6 +181,7 @@ impl SpansTile {
     pub(crate) fn constants(self, form: Pages) -> Vec<(&'static str, usize)> {
         vec![
             ("CAPPED", self.is_capped.into()),
+            ("CLUSTERED", self.is_clustered.into()),
             ("COLUMNS", self.columns),
             ("RESIDENT", self.resident),
             ("STAGES", self.stages),
@@ -174,7 +203,7 @@ fn of_all(runs: &[usize]) -> usize {
 
 /// All kernels over pages of a form, on a card.
 pub(crate) fn modules(form: Pages, arch: &str) -> Vec<Module> {
-    let own = SpansTile::all(form).map(|tile| Module::Spans(form, tile));
+    let own = SpansTile::variants(form).map(|tile| Module::Spans(form, tile));
     let own = own.chain(PromptTile::all(form).into_iter().map(|tile| Module::Prompt(form, tile)));
     let mut all: Vec<Module> = own.filter(|m| m.runs_on(arch)).collect();
     if all.is_empty() {
@@ -361,7 +390,12 @@ impl Task<'_> {
     fn attend_chunk(&self, rows: &Range<usize>, way: Way, spans: Option<usize>) {
         let Task { gpu, layer, spec, .. } = *self;
         let (form, stride) = (layer.form, spans.unwrap_or(1));
-        let cells = rows.len() * spec.heads * if stride > 1 { stride } else { 0 };
+        // A tile's rows may begin a span apart, and see one more together.
+        let across = if spans.is_some() && spec.window.is_some() { stride + 1 } else { stride };
+        let run = of_all(&self.runs(rows));
+        let way = self.clustered(way, (rows.len(), run), across);
+        let is_merged = stride == 1 || matches!(way, Way::Spans(tile) if tile.is_clustered);
+        let cells = rows.len() * spec.heads * if is_merged { 0 } else { stride };
         // Not as long as the codes of what comes of them, which shall lie elsewhere (`queue/heads.rs`).
         let parts = gpu.take((cells * spec.head_dim + PARTS_REST) * size_of::<f32>());
         let stats = gpu.take(cells * 2 * size_of::<f32>());
@@ -372,14 +406,11 @@ impl Task<'_> {
             Args::of([Arg::Memory(&self.queries.memory), Arg::Memory(&layer.keys), Arg::Memory(&layer.values)]);
         args.extend([Arg::Memory(&parts), Arg::Memory(&stats), self.sinks.into(), Arg::Memory(&self.y.memory)]);
         args.extend([step_rows, lists, first]);
-        let run = of_all(&self.runs(rows));
         if !matches!(way, Way::Plain) {
             args.push(Arg::U32(rows.len()));
         }
         args.extend([heads, Arg::U32(spec.kv_heads), ring, window, strides]);
         let (scale, cap) = (Arg::F32(spec.scale), Arg::F32(spec.soft_cap.unwrap_or(1.0)));
-        // A tile's rows may begin a span apart, and see one more together.
-        let across = if spans.is_some() && spec.window.is_some() { stride + 1 } else { stride };
         let grid = |columns| [self.tiles(columns, rows.len(), run), across, spec.kv_heads];
         match way {
             Way::Spans(tile) => {
@@ -390,9 +421,15 @@ impl Task<'_> {
                 let drawn = if goes_on { Arg::Memory(&self.cache.drawn) } else { Arg::Null };
                 args.extend([Arg::U32(run), scale, cap, drawn]);
                 args.extend([tiles, self.mates(tile.columns, run), across].map(Arg::U32));
-                let grid = if tile.resident == 1 { [all.min(gpu.processors()), 1, 1] } else { grid };
+                // And places for codes, which the queue joins with it.
+                args.extend([Arg::Null; 3]);
+                let (grid, cluster) = match tile {
+                    SpansTile { is_clustered: true, .. } => ([across, tiles, spec.kv_heads], across),
+                    SpansTile { resident: 1, .. } => ([all.min(gpu.processors()), 1, 1], 1),
+                    _ => (grid, 1),
+                };
                 let launch = Launch { shared_bytes, ..blocks(grid, SpansTile::threads(form)) };
-                gpu.launch(Module::Spans(form, tile), "spans", launch, &args);
+                gpu.launch_clusters(Module::Spans(form, tile), "spans", (launch, cluster), &args);
             }
             Way::Warps(tile) => {
                 args.extend([Arg::U32(run), scale, cap, Arg::U32(spans.is_some().into())]);
@@ -406,7 +443,7 @@ impl Task<'_> {
                 gpu.launch(Module::Plain(form), "plain", launch, &args);
             }
         }
-        if stride > 1 {
+        if !is_merged {
             let mut args =
                 Args::of([Arg::Memory(&parts), Arg::Memory(&stats), self.sinks.into(), Arg::Memory(&self.y.memory)]);
             args.extend([step_rows, lists, first, heads, window, strides]);
@@ -414,6 +451,17 @@ impl Task<'_> {
             args.extend([Arg::Null; 3]);
             let grid = [rows.len() * spec.heads, spec.head_dim.div_ceil(MERGE_FEATURES), 1];
             gpu.launch(Module::Merge(form), "merge", blocks(grid, MERGE_THREADS), &args);
+        }
+    }
+
+    /// The same way in clusters, a tile each, where all of them are on the card at once: they merge its spans themselves.
+    fn clustered(&self, way: Way, (rows, run): (usize, usize), across: usize) -> Way {
+        let clusters = |columns| self.tiles(columns, rows, run) * self.spec.kv_heads;
+        match way {
+            Way::Spans(tile) if clusters(tile.columns) <= tile.clusters(self.gpu.processors(), across) => {
+                Way::Spans(tile.clustered())
+            }
+            _ => way,
         }
     }
 

@@ -90,6 +90,9 @@ pub(super) fn joined(last: &Call, next: &Call) -> Option<Call> {
         (Module::Rope, Module::Quantize) => turned_and_coded(last, next),
         (Module::Rope, Module::Rounding) if next.entry == "round_hadamard_fp4" => turned_and_rounded(last, next),
         (Module::Merge(pages), Module::Quantize) => merged_and_coded(last, next, pages.head_dim),
+        (Module::Spans(pages, tile), Module::Quantize) if tile.is_clustered => {
+            spans_and_codes(last, next, pages.head_dim)
+        }
         (Module::LatentDecode(form, _), Module::Rope) => latent_and_turned(last, next, form.width),
         (Module::LatentDecode(form, _), Module::Quantize) => latent_and_coded(last, next, form.width),
         (Module::Norm | Module::Rope, Module::Store(pages)) => Kind::of(last, pages.head_dim)?.stored(next),
@@ -157,6 +160,17 @@ mod merge {
     pub(super) const CODES: [usize; 3] = [10, 11, 12];
 }
 
+/// Parameters of `kernels/attention/spans.cu`.
+mod spans {
+    pub(super) const QUERIES: usize = 0;
+    pub(super) const Y: usize = 6;
+    pub(super) const FIRST: usize = 9;
+    pub(super) const ROWS: usize = 10;
+    pub(super) const HEADS: usize = 11;
+    /// Codes, scales and minima of the result.
+    pub(super) const CODES: [usize; 3] = [23, 24, 25];
+}
+
 /// Parameters of `kernels/latent/decode.cu`.
 mod latent {
     pub(super) const QUERIES: usize = 0;
@@ -194,6 +208,14 @@ fn merged_and_coded(last: &Call, quantize: &Call, head_dim: usize) -> Option<Cal
         && head_dim.is_multiple_of(2 * ACTIVATION_BLOCK)
         && are_codes_of(quantize, a[merge::Y], rows, a[merge::HEADS] * head_dim as u64, &read);
     can.then(|| with_codes(last, quantize, merge::CODES))
+}
+
+/// Attention of clusters, and codes of what it gives.
+fn spans_and_codes(last: &Call, quantize: &Call, head_dim: usize) -> Option<Call> {
+    let a = &last.args;
+    let can = (a[spans::FIRST], a[spans::CODES[0]]) == (0, 0)
+        && are_codes_of(quantize, a[spans::Y], a[spans::ROWS], a[spans::HEADS] * head_dim as u64, &[a[spans::QUERIES]]);
+    can.then(|| with_codes(last, quantize, spans::CODES))
 }
 
 /// Attention over latent rows, and the rotation of what it gives.

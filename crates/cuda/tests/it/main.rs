@@ -6,6 +6,7 @@ mod arrived;
 mod beside;
 mod best;
 mod card;
+mod clusters;
 mod connected;
 mod emulation;
 mod followed;
