@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tessera_ops::{KvFormat, PAGE_TOKENS, kv::RowFormat, streams::STREAMS_MAX};
 
 use crate::{
-    attention::{self, SpansTile, prompt::PromptTile, warps::WarpsTile, warps_prompt::WarpsPromptTile},
+    attention::{self, prompt::PromptTile, spans_tile::SpansTile, warps::WarpsTile, warps_prompt::WarpsPromptTile},
     connect,
     latent::{self, DecodeTile, IndexTile},
     matmul::{

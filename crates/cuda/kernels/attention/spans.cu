@@ -381,7 +381,8 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
         arrive_with_shared();
         cluster_arrived();
         const Output out = {parts, stats, sinks, y, first, heads, stride};
-        const Merging<WARPS> merging = {cut, out, {codes, scales, minima}, shared_address(held), shared_address(totals), shared_address(tops)};
+        const CodesOut coded = {codes, scales, minima};
+        const Merging<WARPS> merging = {cut, out, coded, shared_address(held), shared_address(totals), shared_address(tops)};
         const u32 last = cut.span_of(newest.end - 1), units = tile.columns * UNITS;
 #pragma unroll 1
         for (u32 unit = blockIdx.x * WARPS + warp; unit < units; unit += across * WARPS) {

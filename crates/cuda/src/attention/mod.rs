@@ -1,9 +1,10 @@
 //! Attention over pages. A row's tokens are cut into spans at fixed positions; blocks take a span each, and a second launch merges the
-//! spans of rows that have several (`kernels/attention/parts.cuh`). Which kernel takes a row follows from the card, the form of pages and
-//! the row's role.
+//! spans of rows that have several (`kernels/attention/parts.cuh`), or where they are few the blocks themselves, as clusters. Which kernel
+//! takes a row follows from the card, the form of pages and the row's role.
 
 pub mod prompt;
 pub(crate) mod spans;
+pub mod spans_tile;
 pub mod warps;
 pub mod warps_prompt;
 
@@ -11,7 +12,7 @@ use std::{ops::Range, sync::Arc};
 
 use tessera_ops::{Attention, Batch, KvFormat, PAGE_TOKENS, Role, mask::check_ring};
 
-use self::{prompt::PromptTile, warps::WarpsTile, warps_prompt::WarpsPromptTile};
+use self::{prompt::PromptTile, spans_tile::SpansTile, warps::WarpsTile, warps_prompt::WarpsPromptTile};
 use crate::{
     driver::{Arg, Args, Gpu, Memory},
     error::OpenError,
@@ -44,9 +45,6 @@ const OPERAND_BYTES: usize = PAGE_TOKENS * SLAB_FEATURES * 2;
 /// The widest head of slabs whose sums fit into registers.
 const SLAB_HEAD_DIM_MAX: usize = 512;
 
-/// Sums of values that a thread holds, at most.
-const HELD_SUMS_MAX: usize = 128;
-
 /// Shared memory of a processor of Hopper's, less what the machine takes for each block.
 const PROCESSOR_SHARED_BYTES: usize = 226 << 10;
 
@@ -56,19 +54,6 @@ const BRINGERS: usize = 4;
 /// Beyond this, more slabs on their way make nothing faster.
 const STAGES_MAX: usize = 20;
 
-/// Tickets of a block that goes from span to span, their barriers, and whose queries it has.
-const TICKET_BYTES: usize = 48;
-
-/// Columns whose blocks are two on a processor.
-const RESIDENT_COLUMNS: usize = 16;
-
-/// Spans of a tile up to which its blocks are a cluster: as many as one has on every card that has clusters.
-const CLUSTER_MAX: usize = 8;
-
-/// A cluster lies in one part of the card. Such a part has so many processors, at least and at most: an H200 has eight, which hold fifteen
-/// clusters of eight processors.
-const PART_PROCESSORS: (usize, usize) = (14, 18);
-
 /// The variable that names a card as whose attention is computed, for measurements: Hopper runs what the others do.
 const ATTENTION_VARIABLE: &str = "TESSERA_CUDA_ATTENTION";
 
@@ -77,21 +62,6 @@ pub(crate) fn arch_from_environment(own: &str) -> Result<String, OpenError> {
     let Ok(value) = std::env::var(ATTENTION_VARIABLE) else { return Ok(own.to_owned()) };
     let is_known = value == own || value != HOPPER_ARCH && CARDS.contains(&value.as_str());
     if is_known { Ok(value) } else { Err(OpenError::Attention { value, cards: CARDS.join(", ") }) }
-}
-
-/// How a block of `spans.cu` takes columns, which are rows times heads of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct SpansTile {
-    /// Columns that share a read of keys and values.
-    pub columns: usize,
-    /// Blocks that a processor shall hold.
-    pub resident: usize,
-    /// Slabs in a block's ring.
-    pub stages: usize,
-    /// Whether scores are capped.
-    pub is_capped: bool,
-    /// Whether the blocks of a tile are a cluster, which merges their spans.
-    pub is_clustered: bool,
 }
 
 impl Pages {
@@ -114,80 +84,6 @@ impl Pages {
     /// Warpgroups that share a page.
     fn groups(self) -> usize {
         if self.slabs().is_multiple_of(2) { 2 } else { 1 }
-    }
-}
-
-impl SpansTile {
-    /// From the narrowest to the widest, none where pages are not of slabs.
-    pub fn all(form: Pages) -> impl Iterator<Item = SpansTile> {
-        let widths = if form.has_slabs() { &[8, 16, 32, 64][..] } else { &[] };
-        let fits = move |columns: &usize| form.slabs() / form.groups() * columns / 2 <= HELD_SUMS_MAX;
-        widths.iter().copied().filter(fits).map(move |columns| {
-            let resident = if columns <= RESIDENT_COLUMNS { 2 } else { 1 };
-            SpansTile::with_ring(form, columns, resident)
-        })
-    }
-
-    /// All of them, and the same in clusters where processors have several blocks.
-    pub fn variants(form: Pages) -> impl Iterator<Item = SpansTile> {
-        let clustered = SpansTile::all(form).filter(|tile| tile.resident > 1).map(SpansTile::clustered);
-        SpansTile::all(form).chain(clustered)
-    }
-
-    fn clustered(self) -> SpansTile {
-        SpansTile { is_clustered: true, ..self }
-    }
-
-    /// Clusters of so many blocks that are on a card at once, with room to spare; none where blocks have a processor each.
-    fn clusters(self, processors: usize, blocks: usize) -> usize {
-        let (least, most) = PART_PROCESSORS;
-        if self.resident == 1 || blocks > CLUSTER_MAX {
-            return 0;
-        }
-        processors.div_ceil(most) * (processors.min(least) * self.resident / blocks)
-    }
-
-    /// With as many slabs as there is room for.
-    pub fn with_ring(form: Pages, columns: usize, resident: usize) -> SpansTile {
-        let none = SpansTile { columns, resident, stages: 0, is_capped: false, is_clustered: false };
-        let left = PROCESSOR_SHARED_BYTES / resident - none.shared_bytes(form);
-        let stages = (left / (form.slab_bytes() + 16)).min(STAGES_MAX);
-        SpansTile { stages: stages / BRINGERS * BRINGERS, ..none }
-    }
-
-    /// The narrowest that is enough, or the widest.
-    fn narrowest(form: Pages, is_enough: impl Fn(&SpansTile) -> bool) -> Option<SpansTile> {
-        SpansTile::all(form).find(is_enough).or(SpansTile::all(form).last())
-    }
-
-    fn shared_bytes(self, form: Pages) -> usize {
-        let (queries, weights) = (form.slabs() * self.columns * 128, form.groups() * self.columns * 128);
-        let expanded = if form.format == KvFormat::Q8_0 { form.groups() * 2 * OPERAND_BYTES } else { 0 };
-        let ring = self.stages * (form.slab_bytes() + 16);
-        1024 + queries
-            + weights
-            + expanded
-            + ring
-            + form.groups() * 4 * self.columns * 8
-            + self.columns * 16
-            + TICKET_BYTES
-    }
-
-    /// Warpgroups that multiply, and one that copies.
-    fn threads(form: Pages) -> usize {
-        (form.groups() + 1) * 4 * WARP
-    }
-
-    pub(crate) fn constants(self, form: Pages) -> Vec<(&'static str, usize)> {
-        vec![
-            ("CAPPED", self.is_capped.into()),
-            ("CLUSTERED", self.is_clustered.into()),
-            ("COLUMNS", self.columns),
-            ("RESIDENT", self.resident),
-            ("STAGES", self.stages),
-            ("THREADS", SpansTile::threads(form)),
-            ("SHARED_BYTES", self.shared_bytes(form)),
-        ]
     }
 }
 
@@ -458,7 +354,10 @@ impl Task<'_> {
     fn clustered(&self, way: Way, (rows, run): (usize, usize), across: usize) -> Way {
         let clusters = |columns| self.tiles(columns, rows, run) * self.spec.kv_heads;
         match way {
-            Way::Spans(tile) if clusters(tile.columns) <= tile.clusters(self.gpu.processors(), across) => {
+            Way::Spans(tile)
+                if self.cache.forced.is_none()
+                    && clusters(tile.columns) <= tile.clusters(self.gpu.processors(), across) =>
+            {
                 Way::Spans(tile.clustered())
             }
             _ => way,
@@ -472,23 +371,7 @@ impl Task<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn forms() -> impl Iterator<Item = Pages> {
-        let heads = (1..=HEAD_DIM_MAX / 16).map(|n| n * 16);
-        KvFormat::ALL.into_iter().flat_map(move |format| heads.clone().map(move |head_dim| Pages { head_dim, format }))
-    }
-
-    /// Enough slabs for a page of each warpgroup to be multiplied while others come, in no more than a processor has.
-    #[test]
-    fn rings_fit_into_shared_memory() {
-        for form in forms() {
-            for tile in SpansTile::all(form) {
-                assert!(tile.shared_bytes(form) * tile.resident <= PROCESSOR_SHARED_BYTES, "{form:?} {tile:?}");
-                assert!(tile.stages >= 8 && tile.stages.is_multiple_of(BRINGERS), "{form:?} {tile:?}");
-            }
-        }
-    }
+    use super::{spans_tile::tests::forms, *};
 
     #[test]
     fn tiles_take_all_heads_of_a_group() {

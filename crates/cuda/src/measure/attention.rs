@@ -7,7 +7,7 @@ use tessera_ops::{
 use super::{batch, distance, in_float64, median, numbers};
 use crate::{
     CudaDevice, KvPages,
-    attention::{SpansTile, Way, warps::WarpsTile, warps_prompt::WarpsPromptTile},
+    attention::{Way, spans_tile::SpansTile, warps::WarpsTile, warps_prompt::WarpsPromptTile},
     kernels::{Module, Pages},
     roles::Roles,
     tensor::Tensor,
