@@ -93,6 +93,12 @@ DEVICE int dot_pair(u32 pair, int factors, int sum) {
     asm("dp2a.lo.s32.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(pair), "r"(factors), "r"(sum));
     return result;
 }
+// The same by the two highest.
+DEVICE int dot_pair_high(u32 pair, int factors, int sum) {
+    int result;
+    asm("dp2a.hi.s32.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(pair), "r"(factors), "r"(sum));
+    return result;
+}
 // An address as instructions of shared memory take it.
 DEVICE u32 shared_address(const void* at) { return (u32)__cvta_generic_to_shared(at); }
 // Four 8 x 8 matrices of 16-bit numbers in shared memory, rows of 16 bytes, lane i naming row i % 8 of matrix i / 8: as operands, where a

@@ -177,6 +177,7 @@ const HOPPER: (&str, &str) = source!("hopper/ptx.cuh");
 const WGMMA: (&str, &str) = source!("hopper/wgmma.cuh");
 const HOPPER_RING: (&str, &str) = source!("hopper/ring.cuh");
 const RAW: (&str, &str) = source!("matmul/raw.cuh");
+const FOLDED: (&str, &str) = source!("matmul/folded.cuh");
 const CODES_WEIGHTS: (&str, &str) = source!("matmul/codes_weights.cuh");
 const WIDE_WEIGHTS: (&str, &str) = source!("matmul/wide_weights.cuh");
 const RUNS: (&str, &str) = source!("matmul/runs.cuh");
@@ -211,6 +212,7 @@ const CODES_PARTS: &[(&str, &str)] = &[
     GATED,
     source!("matmul/epilogue.cuh"),
     RAW,
+    FOLDED,
     CODES_WEIGHTS,
     source!("matmul/codes.cu"),
 ];
@@ -367,10 +369,10 @@ impl Module {
             Module::Quantize => vec![COMMON, BLOCK, CODES, source!("quantize/quantize.cu")],
             Module::Codes(..) => CODES_PARTS.to_vec(),
             Module::Wide(..) => {
-                vec![COMMON, COLUMNS, SEGMENTS, RAW, UNIT_SCALES, WIDE_WEIGHTS, source!("matmul/wide.cu")]
+                vec![COMMON, COLUMNS, SEGMENTS, RAW, FOLDED, UNIT_SCALES, WIDE_WEIGHTS, source!("matmul/wide.cu")]
             }
             Module::Numbers => vec![COMMON, RUNS, source!("quantize/numbers.cu")],
-            Module::Many(..) => [WALK_PARTS, &[SEGMENTS, UNIT_SCALES, source!("matmul/many.cu")]].concat(),
+            Module::Many(..) => [WALK_PARTS, &[SEGMENTS, FOLDED, UNIT_SCALES, source!("matmul/many.cu")]].concat(),
             Module::Floats(..) => vec![COMMON, COLUMNS, VALUES, CHAINS, source!("matmul/floats.cu")],
             Module::Halves(_) => vec![COMMON, GATED, source!("quantize/halves.cu")],
             Module::Prefill(..) => [WALK_PARTS, &[source!("matmul/prefill.cu")]].concat(),

@@ -204,6 +204,12 @@ impl DType {
         self.row().has_min
     }
 
+    /// Whether scales and minima are whole numbers of a block's two units, the scales so small that a code times one of them is a
+    /// code again: [`crate::codec::factors`] gives them, and kernels fold the scales into the codes.
+    pub fn is_folded(self) -> bool {
+        self == DType::Q2_K
+    }
+
     /// Bytes of a row of `len` weights, or none where `len` does not divide into blocks or overflows.
     pub fn row_bytes(self, len: usize) -> Option<usize> {
         (len.is_multiple_of(self.block_len())).then(|| (len / self.block_len()).checked_mul(self.block_bytes()))?

@@ -10,7 +10,7 @@
 //! A block whose amax is not finite gets `dx = NaN` and codes 0, so the row ends in NaN and is reported.
 //!
 //! A product with a quantized weight row (`weight = scale * (code - offset) + min`, [`tessera_formats::DType`]) cuts the
-//! depth into [`segments`]. Inside a segment, sub-blocks (16 or 32 features) are taken in order:
+//! depth into [`segments`]. Inside a segment, sub-blocks (16 or 32 features) are taken in order, unless the format folds them:
 //!
 //! ```text
 //! acc = 0
@@ -19,6 +19,15 @@
 //! ```
 //!
 //! and the segments are added in order: `y = ((acc_0 + acc_1) + acc_2) + …`. |I_b| < 2^24, so its conversion is exact.
+//!
+//! Where a format folds ([`tessera_formats::DType::is_folded`]), the scales of a block of 32 are whole numbers c_h of a unit `d` that many
+//! blocks share, the minima whole numbers m_h of a unit `n`. The scales go into the codes, and a block has two exact integers:
+//!
+//! ```text
+//! acc = 0
+//! for each block b:  t = fma(n, f32(M_b), fma(d, f32(I_b), 0))       I_b = sum c_h * code * q,  M_b = sum over both halves of m_h * S_h
+//!                    acc = fma(t, dx_b, acc)                         S_h = sum q over the half
+//! ```
 //!
 //! A product with a plain floating-point weight row (F32, F16, BF16) multiplies unquantized activations. The depth is cut every
 //! [`PART_DEPTH`] features into [`parts`], and these every [`CHAIN_DEPTH`] features into chains: short ones, since a GPU

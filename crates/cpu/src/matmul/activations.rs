@@ -332,10 +332,10 @@ mod tests {
                 assert_eq!(bits(numbers.read()), bits(want.scale));
                 assert_eq!(bits(numbers.add(c).read()), bits(want.scale * (sums[0] + sums[1]) as f32));
                 assert_eq!(numbers.add(2 * c).cast::<i32>().read(), sums[0] + sums[1]);
-                let halves = panels.halves(index).add(block * halves_bytes(c)).cast::<f32>().add(token);
+                let halves = panels.halves(index).add(block * halves_bytes(c)).cast::<i32>().add(token);
                 for (h, sum) in sums.iter().enumerate() {
-                    assert_eq!(bits(halves.add(h * c).read()), bits(want.scale * *sum as f32));
-                    assert_eq!(halves.add((2 + h) * c).cast::<i32>().read(), *sum);
+                    assert_eq!(i32::from((halves.read() >> (16 * h)) as i16), *sum);
+                    assert_eq!(halves.add((1 + h) * c).read(), *sum);
                 }
             }
         }

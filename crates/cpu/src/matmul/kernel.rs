@@ -325,6 +325,7 @@ impl<L: Layout> Chain for Codes<L> {
 
     #[inline(always)]
     unsafe fn segment<S: Simd, const C: usize>(simd: S, from: &Operands, features: Range<usize>) -> [S::F32; C] {
+        const { assert!(!L::HAS_MIN || L::SUB_BLOCK == BLOCK || L::FOLDED, "minima are of blocks") };
         let mut acc = [simd.splat(0.0); C];
         let blocks = from.depth / BLOCK;
         let mut wait = from.prefetch.blocks_to_wait(features.start / BLOCK);
@@ -345,14 +346,17 @@ impl<L: Layout> Chain for Codes<L> {
             // SAFETY: the panel and its halves hold a record for each block.
             unsafe {
                 let record = from.panel.add(index * record_bytes(C));
-                if const { L::SUB_BLOCK == BLOCK } {
+                if const { L::FOLDED } {
+                    let halves = from.halves.add(index * halves_bytes(C)).cast::<i32>();
+                    folded_block::<S, L, C>(simd, at, record, halves, &mut acc);
+                } else if const { L::SUB_BLOCK == BLOCK } {
                     let numbers = record.add(C * BLOCK).cast::<f32>();
                     let sums = Sums { scaled: numbers.add(C), plain: numbers.add(2 * C).cast() };
                     sub_block::<S, L, C>(simd, at, record, sums, 0, &mut acc);
                 } else {
-                    let halves = from.halves.add(index * halves_bytes(C)).cast::<f32>();
+                    let halves = from.halves.add(index * halves_bytes(C)).cast::<i32>();
                     unroll!(2, half, {
-                        let sums = Sums { scaled: halves.add(half * C), plain: halves.add((2 + half) * C).cast() };
+                        let sums = Sums { scaled: std::ptr::null(), plain: halves.add((1 + half) * C) };
                         sub_block::<S, L, C>(simd, at, record, sums, half, &mut acc);
                     });
                 }
@@ -365,7 +369,7 @@ impl<L: Layout> Chain for Codes<L> {
 /// Sums of the activation codes of a sub-block, for each token.
 #[derive(Clone, Copy)]
 struct Sums {
-    /// Times the scale.
+    /// Times the scale, where there are minima.
     scaled: *const f32,
     plain: *const i32,
 }
@@ -426,6 +430,50 @@ unsafe fn sub_block<S: Simd, L: Layout, const C: usize>(
                     if const { L::HAS_MIN } {
                         acc[c] = simd.fma(mins, simd.splat(sums.scaled.add(c).read()), acc[c]);
                     }
+                }
+            });
+        });
+    }
+}
+
+/// Adds one block whose scales are folded to the accumulators.
+///
+/// # Safety
+/// `at` is a block of a packed group; `record` and `halves` belong to the same block of a panel of C tokens.
+#[inline(always)]
+unsafe fn folded_block<S: Simd, L: Layout, const C: usize>(
+    simd: S,
+    at: super::layout::BlockAt,
+    record: *const u8,
+    halves: *const i32,
+    acc: &mut [S::F32; C],
+) {
+    // SAFETY: the caller's promises; a record holds 32 codes a token and then a scale a token, and halves a pair of sums a token.
+    unsafe {
+        let (unit, min_unit, factors) = (L::scales(simd, at, 0), L::mins(simd, at, 0), L::factors(simd, at));
+        let scales = [simd.nibbles(factors, 0, 0), simd.nibbles(factors, 4, 4)];
+        let mins = simd.nibbles(factors, 8, 12);
+        unroll!(3, run, {
+            let mut sum = [simd.splat_i32(0); COLUMN_RUN];
+            unroll!(8, quad, {
+                if const { run * COLUMN_RUN < C } {
+                    let codes = simd.times(L::codes(simd, at, quad), scales[quad * QUAD / L::SUB_BLOCK]);
+                    unroll!(4, i, {
+                        const c: usize = run * COLUMN_RUN + i;
+                        if const { c < C } {
+                            let x = record.add(c * BLOCK + quad * QUAD).cast::<i32>().read_unaligned();
+                            sum[i] = simd.dot_small(sum[i], codes, x);
+                        }
+                    });
+                }
+            });
+            unroll!(4, i, {
+                const c: usize = run * COLUMN_RUN + i;
+                if const { c < C } {
+                    let dx = simd.splat(record.add(C * BLOCK).cast::<f32>().add(c).read());
+                    let least = simd.to_f32(simd.dot_pairs(mins, halves.add(c).read()));
+                    let scaled = simd.fma(unit, simd.to_f32(sum[i]), simd.splat(0.0));
+                    acc[c] = simd.fma(simd.fma(min_unit, least, scaled), dx, acc[c]);
                 }
             });
         });

@@ -126,7 +126,7 @@ impl Lane {
     #[inline(always)]
     unsafe fn put(&self, index: usize, scale: f32, sums: [i32; 2]) {
         let (tokens, sum) = (self.tokens, sums[0] + sums[1]);
-        // SAFETY: the record has three numbers a token behind its codes, that of the halves four.
+        // SAFETY: the record has three numbers a token behind its codes, that of the halves as many.
         unsafe {
             let record = self.panel.add(index * record_bytes(tokens) + tokens * BLOCK);
             let numbers = record.cast::<f32>().add(self.token);
@@ -134,11 +134,10 @@ impl Lane {
             numbers.add(tokens).write(scale * sum as f32);
             numbers.add(2 * tokens).cast::<i32>().write(sum);
             if let Some(halves) = self.halves {
-                let numbers = halves.add(index * halves_bytes(tokens)).cast::<f32>().add(self.token);
-                numbers.write(scale * sums[0] as f32);
-                numbers.add(tokens).write(scale * sums[1] as f32);
-                numbers.add(2 * tokens).cast::<i32>().write(sums[0]);
-                numbers.add(3 * tokens).cast::<i32>().write(sums[1]);
+                let numbers = halves.add(index * halves_bytes(tokens)).cast::<i32>().add(self.token);
+                numbers.write(sums[0] & 0xffff | sums[1] << 16);
+                numbers.add(tokens).write(sums[0]);
+                numbers.add(2 * tokens).write(sums[1]);
             }
         }
     }

@@ -3,7 +3,7 @@
 use tessera_formats::DType;
 
 use super::{
-    layout::{Layout, blocks, supers},
+    layout::{Layout, blocks, folded, supers},
     tile::BLOCK,
 };
 
@@ -106,7 +106,7 @@ impl Packed {
             Packed::BlocksOf8Wide => visitor.visit::<blocks::BlocksOf8Wide>(),
             Packed::BlocksOf8WideMin => visitor.visit::<blocks::BlocksOf8WideMin>(),
             Packed::BlocksOf8Halves => visitor.visit::<blocks::BlocksOf8Halves>(),
-            Packed::SupersOf2 => visitor.visit::<supers::SupersOf2>(),
+            Packed::SupersOf2 => visitor.visit::<folded::SupersOf2>(),
             Packed::SupersOf3 => visitor.visit::<supers::SupersOf3>(),
             Packed::SupersOf4 => visitor.visit::<supers::SupersOf4>(),
             Packed::SupersOf5 => visitor.visit::<supers::SupersOf5>(),
@@ -171,7 +171,7 @@ mod tests {
         fn visit<L: Layout>(self) {
             let dtype = self.0;
             assert_eq!(L::SUB_BLOCK, dtype.sub_block_len(), "{dtype}");
-            assert_eq!(L::HAS_MIN, dtype.has_min(), "{dtype}");
+            assert_eq!((L::HAS_MIN, L::FOLDED), (dtype.has_min(), dtype.is_folded()), "{dtype}");
             // Minima come with plain codes; without them codes may be shifted to the layout's offset.
             assert!(!L::HAS_MIN || L::CODE_OFFSET == 0 && dtype.code_offset() == 0, "{dtype}");
         }

@@ -25,9 +25,9 @@ pub const fn record_bytes(tokens: usize) -> usize {
     tokens * (BLOCK + 3 * 4)
 }
 
-/// Bytes of the same block's halves: two scaled sums and two sums.
+/// Bytes of the same block's halves: both sums in 16 bits each, and two sums.
 pub const fn halves_bytes(tokens: usize) -> usize {
-    tokens * 4 * 4
+    tokens * 3 * 4
 }
 
 /// Repeats a block with a constant index, so that arrays of registers stay in registers. The index is a `const`: what stands

@@ -152,22 +152,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_nibbles_at(self, from: *const u8) -> (Self::F32, Self::F32) {
-        // SAFETY: the caller vouches for 16 bytes.
-        let v = unsafe { _mm_loadu_si128(from.cast()) };
-        proven!({
-            let (first, second) = (_mm256_cvtepu8_epi32(v), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(v)));
-            let mask = _mm256_set1_epi32(15);
-            let low = (_mm256_and_si256(first, mask), _mm256_and_si256(second, mask));
-            let high = (_mm256_srli_epi32::<4>(first), _mm256_srli_epi32::<4>(second));
-            (
-                (_mm256_cvtepi32_ps(low.0), _mm256_cvtepi32_ps(low.1)),
-                (_mm256_cvtepi32_ps(high.0), _mm256_cvtepi32_ps(high.1)),
-            )
-        })
-    }
-
-    #[inline(always)]
     fn store_f16(self, to: &mut [f16; LANES], v: Self::F32) {
         let to = to.as_mut_ptr();
         // SAFETY: the reference is valid for 16 f16; `self` vouches for the instructions.
@@ -347,6 +331,41 @@ impl Simd for Avx2 {
         // SAFETY: the reference is valid for 16 bytes; `self` vouches for the instructions.
         let table = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())) };
         proven!((_mm256_shuffle_epi8(table, v.0), _mm256_shuffle_epi8(table, v.1)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_u16_at(self, from: *const u16) -> Self::I32 {
+        // SAFETY: the caller vouches for 32 bytes; `self` for the instructions.
+        unsafe {
+            (
+                _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())),
+                _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast())),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, v: Self::I32, low: u32, high: u32) -> Self::I32 {
+        proven!({
+            let (down, up) = (_mm_cvtsi32_si128(low as i32), _mm_cvtsi32_si128(16 - high as i32));
+            let mask = _mm256_set1_epi32(0x000f_000f);
+            let first = _mm256_or_si256(_mm256_srl_epi32(v.0, down), _mm256_sll_epi32(v.0, up));
+            let second = _mm256_or_si256(_mm256_srl_epi32(v.1, down), _mm256_sll_epi32(v.1, up));
+            (_mm256_and_si256(first, mask), _mm256_and_si256(second, mask))
+        })
+    }
+
+    #[inline(always)]
+    fn times(self, codes: Self::U8, factors: Self::I32) -> Self::U8 {
+        proven!((_mm256_mullo_epi16(codes.0, factors.0), _mm256_mullo_epi16(codes.1, factors.1)))
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, pairs: Self::I32, x: i32) -> Self::I32 {
+        proven!({
+            let x = _mm256_set1_epi32(x);
+            (_mm256_madd_epi16(pairs.0, x), _mm256_madd_epi16(pairs.1, x))
+        })
     }
 
     #[inline(always)]

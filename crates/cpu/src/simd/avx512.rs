@@ -108,16 +108,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_nibbles_at(self, from: *const u8) -> (__m512, __m512) {
-        // SAFETY: the caller vouches for 16 bytes; `self` for the instructions.
-        let v = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) };
-        proven!((
-            _mm512_cvtepi32_ps(_mm512_and_si512(v, _mm512_set1_epi32(15))),
-            _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(v))
-        ))
-    }
-
-    #[inline(always)]
     fn store_f16(self, to: &mut [f16; LANES], v: __m512) {
         // SAFETY: the reference is valid for 16 f16; `self` vouches for the instructions.
         unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
@@ -277,6 +267,31 @@ impl Simd for Avx512 {
     fn look_up(self, table: &[u8; 16], v: __m512i) -> __m512i {
         // SAFETY: the reference is valid for 16 bytes; `self` vouches for the instructions.
         unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_u16_at(self, from: *const u16) -> __m512i {
+        // SAFETY: the caller vouches for 32 bytes; `self` for the instructions.
+        unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())) }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, v: __m512i, low: u32, high: u32) -> __m512i {
+        proven!({
+            let low = _mm512_srl_epi32(v, _mm_cvtsi32_si128(low as i32));
+            let high = _mm512_sll_epi32(v, _mm_cvtsi32_si128(16 - high as i32));
+            _mm512_and_si512(_mm512_or_si512(low, high), _mm512_set1_epi32(0x000f_000f))
+        })
+    }
+
+    #[inline(always)]
+    fn times(self, codes: __m512i, factors: __m512i) -> __m512i {
+        proven!(_mm512_mullo_epi16(codes, factors))
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, pairs: __m512i, x: i32) -> __m512i {
+        proven!(_mm512_madd_epi16(pairs, _mm512_set1_epi32(x)))
     }
 
     #[inline(always)]

@@ -80,11 +80,6 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// # Safety
     /// `from` is valid for reading 16 bytes.
     unsafe fn load_i8_at(self, from: *const i8) -> Self::F32;
-    /// Loads 16 bytes and converts their low, and their high, four bits to f32.
-    ///
-    /// # Safety
-    /// `from` is valid for reading 16 bytes.
-    unsafe fn load_nibbles_at(self, from: *const u8) -> (Self::F32, Self::F32);
     /// Rounds to f16 (to nearest, ties to even) and stores.
     fn store_f16(self, to: &mut [f16; LANES], v: Self::F32);
     /// a + b
@@ -143,6 +138,17 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     fn or(self, a: Self::U8, b: Self::U8) -> Self::U8;
     /// `table[byte]` for each byte, which must be below 16.
     fn look_up(self, table: &[u8; 16], v: Self::U8) -> Self::U8;
+    /// Loads 16 u16, as whole numbers.
+    ///
+    /// # Safety
+    /// `from` is valid for reading 16 u16 (of any alignment).
+    unsafe fn load_u16_at(self, from: *const u16) -> Self::I32;
+    /// Of lanes below 2^16, four bits from bit `low` and four from bit `high` on, as pairs of 16-bit numbers.
+    fn nibbles(self, v: Self::I32, low: u32, high: u32) -> Self::I32;
+    /// 16 bits of codes times 16 bits of factors: each code of a lane times its factor, where no product is above 255.
+    fn times(self, codes: Self::U8, factors: Self::I32) -> Self::U8;
+    /// The sum of both products of pairs of 16-bit numbers.
+    fn dot_pairs(self, pairs: Self::I32, x: i32) -> Self::I32;
     /// `acc[l] += sum over i in 0..4 of codes[4 l + i] * x[i]`, for codes up to 127; `x` is four i8, lowest byte first.
     fn dot_small(self, acc: Self::I32, codes: Self::U8, x: i32) -> Self::I32;
     /// `acc[l] += sum over i in 0..4 of (codes[4 l + i] - BYTE_OFFSET) * x[i]`, for all codes and x within ±127.

@@ -72,13 +72,6 @@ impl Simd for Portable {
         unsafe { from.cast::<[i8; LANES]>().read() }.map(f32::from)
     }
 
-    #[inline(never)]
-    unsafe fn load_nibbles_at(self, from: *const u8) -> (Self::F32, Self::F32) {
-        // SAFETY: the caller vouches for 16 bytes.
-        let bytes = unsafe { from.cast::<[u8; LANES]>().read() };
-        (bytes.map(|v| f32::from(v & 15)), bytes.map(|v| f32::from(v >> 4)))
-    }
-
     #[inline(always)]
     fn store_f16(self, to: &mut [f16; LANES], v: Self::F32) {
         *to = v.map(f16::from_f32);
@@ -209,6 +202,29 @@ impl Simd for Portable {
     #[inline(never)]
     fn look_up(self, table: &[u8; 16], v: Self::U8) -> Self::U8 {
         v.map(|v| table[usize::from(v & 15)])
+    }
+
+    #[inline(always)]
+    unsafe fn load_u16_at(self, from: *const u16) -> Self::I32 {
+        // SAFETY: the caller vouches for 16 numbers.
+        unsafe { from.cast::<[u16; LANES]>().read_unaligned() }.map(i32::from)
+    }
+
+    #[inline(never)]
+    fn nibbles(self, v: Self::I32, low: u32, high: u32) -> Self::I32 {
+        v.map(|v| v >> low & 15 | (v >> high & 15) << 16)
+    }
+
+    #[inline(never)]
+    fn times(self, codes: Self::U8, factors: Self::I32) -> Self::U8 {
+        from_fn(|i| codes[i].wrapping_mul((factors[i / 4] >> (i % 4 / 2 * 16)) as u8))
+    }
+
+    #[inline(never)]
+    fn dot_pairs(self, pairs: Self::I32, x: i32) -> Self::I32 {
+        let halves = |v: i32| [i32::from(v as i16), v >> 16];
+        let [low, high] = halves(x);
+        pairs.map(|pair| halves(pair)[0] * low + halves(pair)[1] * high)
     }
 
     #[inline(always)]

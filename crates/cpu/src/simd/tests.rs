@@ -10,6 +10,9 @@ use crate::isa::{Isa, Kernel};
 /// Something to look up.
 const TABLE: [u8; 16] = [3, 1, 4, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 0, 127];
 
+/// What codes times factors are multiplied by.
+const TIMES: [i8; 4] = [53, -127, 3, 127];
+
 /// All operations on some vectors; bits of all results.
 struct Everything<'a> {
     a: &'a [f32; LANES],
@@ -52,9 +55,21 @@ impl Kernel for Everything<'_> {
             keep("bf16", s.load_bf16_at(words.as_ptr()));
             keep("u8", s.load_u8_at(self.codes.as_ptr()));
             keep("i8", s.load_i8_at(self.codes.as_ptr().cast()));
-            let (low, high) = s.load_nibbles_at(self.codes.as_ptr());
-            keep("low nibbles", low);
-            keep("high nibbles", high);
+            let whole = s.load_u16_at(words.as_ptr());
+            keep("u16", s.to_f32(whole));
+            let pairs = s.nibbles(whole, 0, 4);
+            keep("nibbles", s.to_f32(pairs));
+            keep("high nibbles", s.to_f32(s.nibbles(whole, 8, 12)));
+            keep("pairs", s.to_f32(s.dot_pairs(pairs, -2032 & 0xffff | 1777 << 16)));
+            let few = s.field(s.load_codes(self.codes.as_ptr()), 0, 3);
+            keep(
+                "times",
+                s.to_f32(s.dot_small(
+                    s.splat_i32(5),
+                    s.times(few, s.nibbles(whole, 4, 4)),
+                    i32::from_le_bytes(TIMES.map(|v| v as u8)),
+                )),
+            );
         }
         // SAFETY: 64 bytes are there.
         let codes = unsafe { s.load_codes(self.codes.as_ptr()) };
@@ -173,8 +188,17 @@ proptest! {
             prop_assert_eq!(of("bytes"), dot(&|w| w, 0));
             let bytes = |f: &dyn Fn(u8) -> f32| codes[..LANES].iter().map(|b| f(*b).to_bits()).collect::<Vec<_>>();
             prop_assert_eq!(of("i8"), bytes(&|b| f32::from(b as i8)));
-            prop_assert_eq!(of("low nibbles"), bytes(&|b| f32::from(b & 15)));
-            prop_assert_eq!(of("high nibbles"), bytes(&|b| f32::from(b >> 4)));
+            let words = |f: &dyn Fn(i32) -> i32| -> Vec<u32> {
+                let words = codes.as_chunks::<2>().0[..LANES].iter().map(|b| i32::from(u16::from_le_bytes(*b)));
+                words.map(|w| (f(w) as f32).to_bits()).collect()
+            };
+            prop_assert_eq!(of("u16"), words(&|w| w));
+            prop_assert_eq!(of("nibbles"), words(&|w| w & 15 | (w >> 4 & 15) << 16));
+            prop_assert_eq!(of("high nibbles"), words(&|w| w >> 8 & 15 | (w >> 12) << 16));
+            prop_assert_eq!(of("pairs"), words(&|w| (w & 15) * -2032 + (w >> 4 & 15) * 1777));
+            let factor = |lane: usize| i32::from(codes[2 * lane] >> 4);
+            let times = |lane: usize| (0..4).map(|i| i32::from(codes[4 * lane + i] & 3) * i32::from(TIMES[i])).sum::<i32>() * factor(lane);
+            prop_assert_eq!(of("times"), (0..LANES).map(|l| ((5 + times(l)) as f32).to_bits()).collect::<Vec<_>>());
         }
     }
 }

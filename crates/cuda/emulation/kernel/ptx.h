@@ -57,6 +57,7 @@ EMULATED void multiply_half_signed(int (&c)[4], u32 a0, u32 a1, u32 b, const int
 EMULATED int dot_pair(u32 pair, int factors, int sum) {
     return sum + (short)pair * (signed char)factors + (short)(pair >> 16) * (signed char)(factors >> 8);
 }
+EMULATED int dot_pair_high(u32 pair, int factors, int sum) { return dot_pair(pair, factors >> 16, sum); }
 
 EMULATED void multiply_numbers(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, HERE) {
     const u32 registers[2] = {b0, b1};

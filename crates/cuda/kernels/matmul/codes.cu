@@ -16,7 +16,7 @@
 //   codes    [UNITS][lane] planes of LOW and HIGH bits: for each lane the four operand registers of the instruction,
 //            (row g, half 0), (row g + 8, half 0), (row g, half 1), (row g + 8, half 1), with g = lane / 4, shifted together
 //   scales   by SCALES: [8][subs][2] f16 or f32 (and minima in the same form); or [8][2] f16 for 256 features and
-//            [8][2][subs] bytes, 128 more than the sub-block's factor (the minima's in the same form)
+//            [8][2][subs] bytes, 128 more than the sub-block's factor (the minima's in the same form); or as many nibbles (folded.cuh)
 
 // Sets of sums: of FOLD row tiles each.
 #define SETS (ROW_TILES / FOLD)
@@ -31,27 +31,24 @@ static_assert(FOLD == 1 || FOLD == 2 || FOLD == 4, "a thread's two columns are o
 // What the sums of this thread's two columns need of a block of activations, beside its codes.
 struct ColumnScales {
     float dx[2];
-    // Scales times sums of codes, for each sub-block of the unit.
-    float weighed[2][SUBS_PER_UNIT];
+    // With minima: the scale times the sum of all codes.
+    float weighed[2];
+    // Sums of both halves' codes, in 16 bits each, where scales are folded.
+    u32 halves[2];
     // Sums of codes, for each sub-block of the unit.
     int sums[2][SUBS_PER_UNIT];
 
     DEVICE_MEMBER void load(const uint2* scales, const float4* minima, int i) {
-        if (HAS_MIN) {
-            if (SUB == 32) {
-                const float2 v = __ldg((const float2*)minima);
-                dx[i] = v.x;
-                weighed[i][0] = v.y;
-            } else {
-                const float4 v = __ldg(minima);
-                dx[i] = v.x;
-                weighed[i][0] = v.z;
-                weighed[i][SUBS_PER_UNIT - 1] = v.w;
-            }
+        if (HAS_MIN && !IS_FOLDED) {
+            static_assert(!HAS_MIN || IS_FOLDED || SUB == 32, "minima are of blocks");
+            const float2 v = __ldg((const float2*)minima);
+            dx[i] = v.x;
+            weighed[i] = v.y;
         }
-        if (OFFSET > 0 || !HAS_MIN) {
+        if (OFFSET > 0 || !HAS_MIN || IS_FOLDED) {
             const uint2 v = __ldg(scales);
             dx[i] = __uint_as_float(v.x);
+            halves[i] = v.y;
             const int first = (int)(short)v.y, second = (int)v.y >> 16;
             sums[i][0] = SUB == 32 ? first + second : first;
             if (SUB == 16) sums[i][SUBS_PER_UNIT - 1] = second;
@@ -62,6 +59,7 @@ struct ColumnScales {
 #define MAGIC_BITS_OF(shift) (MAGIC_BITS - ((shift) << 23))
 #define MAGIC_OF(shift) (MAGIC / (float)(1 << (shift)))
 
+#if !IS_FOLDED
 // Integer sums start at the magic number of their row's shift, less the offset's share, so that they end as `code - offset` would
 // give them; as floats they are then a subtraction away from the sums themselves.
 DEVICE void start_sums(int (&start)[4], const int (&magic)[4], const ColumnScales& columns, int half) {
@@ -76,7 +74,7 @@ DEVICE void accumulate(float (&acc)[4], const int (&sums)[4], const RowScales& r
         const float sum = __int_as_float(sums[i]) - MAGIC_OF(shift_of(i / 2, half));
         acc[i] = fma(sum, rows.scale[i / 2] * columns.dx[i % 2], acc[i]);
 #if HAS_MIN
-        acc[i] = fma(rows.minimum[i / 2], columns.weighed[i % 2][half], acc[i]);
+        acc[i] = fma(rows.minimum[i / 2], columns.weighed[i % 2], acc[i]);
 #endif
     }
 }
@@ -101,6 +99,7 @@ DEVICE void take_unit(float (&acc)[4], const u32 (*a)[4], const RowScales (&rows
 #pragma unroll
     for (int h = 0; h < SUBS_PER_UNIT; h++) accumulate(acc, sums[h], rows[h], columns, h);
 }
+#endif
 
 // Where the blocks of a run of eight columns begin: that of the operand, and those of this thread's two results. Fewer than 2^32
 // blocks; the blocks of eight rows lie together (quantize.cu).
@@ -142,7 +141,7 @@ struct Activations {
 template <int CHUNKS> struct Inputs {
     static constexpr bool IS_AHEAD = COLUMN_TILES == 1 && (SETS == 1 || CHUNKS * UNITS < 8);
     // Registers are few: scales come ahead where sums of codes do not stand beside them, or a step is short.
-    static constexpr int SCALE_NUMBERS = 1 + (HAS_MIN || (OFFSET > 0 && TABLE == 0) ? SUBS_PER_UNIT : 0);
+    static constexpr int SCALE_NUMBERS = 1 + (HAS_MIN || (OFFSET > 0 && TABLE == 0) ? SUMS_PER_UNIT : 0);
     static constexpr bool ARE_SCALES_AHEAD = IS_AHEAD && CHUNKS * UNITS * SCALE_NUMBERS <= 8;
     const u8* codes[COLUMN_TILES];
     const uint2* scales[COLUMN_TILES][2];
@@ -200,7 +199,7 @@ template <int CHUNKS> struct Weights {
 // The sums of a warp, and what all steps take.
 struct Sums {
     float acc[SETS][COLUMN_TILES][4];
-    int magic[SUBS_PER_UNIT][4];
+    int magic[SUMS_PER_UNIT][4];
     // Of the row tiles that share columns: a one for that whose columns this thread brings, and the one whose sums it scales.
     u32 brought[FOLD];
     u32 scaled;
@@ -213,18 +212,32 @@ struct Sums {
             u32 a[ROW_TILES][4];
 #pragma unroll
             for (int r = 0; r < ROW_TILES; r++) weights.codes[k][r].registers(u, a[r], kept);
+#if IS_FOLDED
+            FoldedRows rows[SETS];
+#pragma unroll
+            for (int s = 0; s < SETS; s++) {
+                rows[s] = weights.scales[k][s].factors.of(u);
+                if (FOLDS_CODES) fold_into_codes(a[s], rows[s], u);
+            }
+#else
             RowScales rows[SETS][SUBS_PER_UNIT];
 #pragma unroll
             for (int i = 0; i < SETS * SUBS_PER_UNIT; i++) {
                 const int s = i / SUBS_PER_UNIT, h = i % SUBS_PER_UNIT;
                 rows[s][h] = weights.scales[k][s].of(u * SUBS_PER_UNIT + h, kept);
             }
+#endif
 #pragma unroll
             for (int c = 0; c < COLUMN_TILES; c++) {
                 const uint2 b = inputs.operand(c, unit);
                 const ColumnScales columns = inputs.columns(c, unit);
 #pragma unroll
-                for (int s = 0; s < SETS; s++) take_unit(acc[s][c], a + s * FOLD, rows[s], b, columns, magic, brought);
+                for (int s = 0; s < SETS; s++)
+#if IS_FOLDED
+                    take_folded(acc[s][c], a + s * FOLD, rows[s], weights.scales[k][s].units, u, b, columns.dx, columns.halves, magic[0], brought);
+#else
+                    take_unit(acc[s][c], a + s * FOLD, rows[s], b, columns, magic, brought);
+#endif
             }
         }
     }
@@ -298,7 +311,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
     for (u32 p = 0; p < FOLD; p++) sums.brought[p] = opaque(lane / 4 / FOLD_COLUMNS == p);
     sums.scaled = lane % 4 * 2 / FOLD_COLUMNS;
 #pragma unroll
-    for (int i = 0; i < 4 * SUBS_PER_UNIT; i++) sums.magic[i / 4][i % 4] = opaque(MAGIC_BITS_OF(shift_of(i % 4 / 2, i / 4)));
+    for (int i = 0; i < 4 * SUMS_PER_UNIT; i++) sums.magic[i / 4][i % 4] = opaque(MAGIC_BITS_OF(shift_of(i % 4 / 2, i / 4)));
 
     const u32 first_segment = split * part / warps_each, segments_end = tile < tiles ? split * (part + 1) / warps_each : first_segment;
     // Segments of a warp follow each other, and so do its row tiles: its ring runs on through all of them.

@@ -27,7 +27,7 @@ template <int BYTES> struct Plane {
 
 // Codes are taken as they lie, without shifting them down, where that saves an instruction: how many bits too far up they are.
 DEVICE constexpr int shift_of(int row, int half) {
-    return HIGH > 0 || LOW == 8 || TABLE > 0 ? 0 : LOW == 4 ? row * 4 : SUB == 16 ? half * 4 + row * 2 : row * 2;
+    return HIGH > 0 || LOW == 8 || TABLE > 0 ? 0 : LOW == 4 ? row * 4 : SUM_SUB == 16 ? half * 4 + row * 2 : row * 2;
 }
 
 // Registers of unit `u` from a plane of BITS bits a code, shifted down.
@@ -81,7 +81,7 @@ struct Codes {
 #elif LOW == 4
 #pragma unroll
         for (int i = 0; i < 4; i++) a[i] = low.words[2 * u + i / 2] & (0x0f0f0f0fu << (i % 2 * 4));
-#elif SUB == 16
+#elif SUM_SUB == 16
 #pragma unroll
         for (int i = 0; i < 4; i++) a[i] = low.words[u] & (0x03030303u << (i * 2));
 #else
@@ -101,7 +101,14 @@ struct RowScales {
 
 // Scales, and minima, of this thread's rows in a chunk of one row tile.
 struct Scales {
-#if SCALES == SUPER_SCALES
+#if IS_FOLDED
+    FoldedUnits units;
+    FoldedFactors<2> factors;
+    DEVICE_MEMBER void load(const u8* at, u32 g) {
+        units.load(at, g);
+        factors.load(at, 0, g);
+    }
+#elif SCALES == SUPER_SCALES
     // What 2^15 and the bias of a factor make of a unit, to be taken off.
     float units[1 + HAS_MIN][2];
     float excess[1 + HAS_MIN][2];
@@ -155,6 +162,7 @@ struct Scales {
 #endif
     }
 #endif
+#if !IS_FOLDED
     DEVICE_MEMBER RowScales of(int sub, const Kept& kept) const {
 #if HAS_MIN
         return {{get(0, 0, sub, kept), get(0, 1, sub, kept)}, {get(1, 0, sub, kept), get(1, 1, sub, kept)}};
@@ -162,4 +170,5 @@ struct Scales {
         return {{get(0, 0, sub, kept), get(0, 1, sub, kept)}};
 #endif
     }
+#endif
 };

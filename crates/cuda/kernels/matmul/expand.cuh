@@ -48,10 +48,10 @@ template <int I, bool TWO = false> DEVICE void exact_codes(const Raw& raw, u32& 
     }
 }
 
-// Two factors, 128 more than they are, in the low bytes of a pair, times the pair of units.
+// Two factors, in the low bytes of a pair (128 more than they are, unless they are folded), times the pair of units.
 DEVICE u32 times_unit(u32 factors, u32 units) {
     u32 biased = select_bits(ALL_OF(0x00ffu), factors, ALL_OF(0x6400u));
-    return multiply_halves(add_halves(biased, ALL_OF(0x8000u | HalfOf<1024 + 128>::bits)), units);
+    return multiply_halves(add_halves(biased, ALL_OF(0x8000u | HalfOf<IS_FOLDED ? 1024 : 1024 + 128>::bits)), units);
 }
 
 // Scales (or minima) of rows g and g + 8, as a pair, times `up`.
@@ -62,9 +62,15 @@ DEVICE u32 scale_pair(const u8* part, u32 g, u32 sub, float up, u32 up_pair) {
     float2 v = *(const float2*)(part + (g * SUBS + sub) * 8);
     return pair_of_halves(v.x * up, v.y * up);
 #else
-    const u8* factors = part + 32 + g * 2 * SUBS + sub;
     u32 unit = multiply_halves(*(const u32*)(part + g * 4), up_pair);
+#if IS_FOLDED
+    const u8* factors = part + 32 + g * SUBS + sub / 8 * 4 + sub % 4;
+    const u32 two = (u32)factors[0] | (u32)factors[SUBS / 2] << 16;
+    return times_unit(two >> (sub / 4 % 2 * 4) & ALL_OF(0x000fu), unit);
+#else
+    const u8* factors = part + 32 + g * 2 * SUBS + sub;
     return times_unit((u32)factors[0] | (u32)factors[SUBS] << 16, unit);
+#endif
 #endif
 }
 
@@ -146,9 +152,12 @@ DEVICE void load_block(Unit (&units)[2], const u8* chunks, u32 block, u32 lane, 
 #endif
     const u8* part = chunk + PLANE_BYTES(LOW) + PLANE_BYTES(HIGH);
     auto scales = [&](const u8* part, auto put) {
-        const u8* factors = part + 32 + g * 2 * SUBS + unit * SUBS_PER_UNIT;
+        const u8* factors = part + 32 + (IS_FOLDED ? g * SUBS + unit / 4 * 4 : g * 2 * SUBS + unit * SUBS_PER_UNIT);
         u32 own, other, of_units = multiply_halves(*(const u32*)(part + g * 4), up_pair);
-        if constexpr (SUBS_PER_UNIT == 2) {
+        if constexpr (IS_FOLDED) {
+            own = *(const u32*)factors >> (unit / 2 % 2 * 4) & 0x0f0f0f0fu;
+            other = *(const u32*)(factors + SUBS / 2) >> (unit / 2 % 2 * 4) & 0x0f0f0f0fu;
+        } else if constexpr (SUBS_PER_UNIT == 2) {
             own = *(const u32*)factors;
             other = *(const u32*)(factors + SUBS);
         } else {

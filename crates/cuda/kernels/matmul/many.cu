@@ -8,7 +8,7 @@
 // Blocks, rings and copies are those of prefill.cu (walk.cuh). Sums of segments that are done wait in shared memory.
 //
 // x is what quantize/numbers.cu leaves: [slices][depth / 64][runs of columns][16][64] f16, swizzled, and [slices][depth / 64][runs][2
-// units][16] scales and minima. No run holds two segments' columns.
+// units][16] scales and minima (or the sums of both halves, where scales are folded: folded.cuh). No run holds two segments' columns.
 
 #define SUMS (TOKENS / 2)
 #define X_BYTES (TOKENS * BLOCK * 2)
@@ -19,7 +19,7 @@
 #define TOTALS_BYTES (CONSUMERS * 128 * SUMS * 4)
 
 // Blocks of two units that are taken without a jump. A second plane of codes in chunks of a block leaves no registers for two.
-#define UNROLLED (UNITS == 2 && SUB == 32 && HIGH > 0 ? 1 : 2)
+#define UNROLLED (UNITS == 2 && SUM_SUB == 32 && HIGH > 0 ? 1 : 2)
 
 static_assert(STAGES * (X_BYTES + SCALES_BYTES) + WEIGHT_STAGES * WEIGHT_BYTES + TOTALS_BYTES == SHARED_BYTES,
               "rings are as the host reckons them");
@@ -32,8 +32,19 @@ DEVICE u32 width_of(u32 left) { return HAS_HALF && left <= TOKENS / 2 ? TOKENS /
 // A unit of a lane's two rows as the tensor cores take it, and its scales (and minima).
 struct ScaledUnit {
     Operands codes;
+#if IS_FOLDED
+    // Factors are in the codes. Of minima by halves, and rows.
+    float units[2][2];
+    float minima[2][2];
+#else
     float scales[1 + HAS_MIN][SUBS_PER_UNIT][2];
+#endif
 };
+
+#if IS_FOLDED
+// Byte `at` of a word as a pair of f16 that are alike.
+DEVICE u32 pair_of_byte(u32 word, int at) { return add_halves(named_bytes(word, 0x64u, 0x4040 | at << 8 | at), ALL_OF(0xe400u)); }
+#endif
 
 // What a warpgroup that multiplies goes through: its rows of the rings.
 struct Consumer {
@@ -76,18 +87,31 @@ struct Consumer {
         const u32 unit = at % UNITS;
         raw.load(chunk, unit, lane);
         if (unit == 0) scale_units.load(chunk + SCALES_AT, lane / 4);
-        if (SCALES != SUPER_SCALES || unit % 4 == 0) raw_scales.load(chunk + SCALES_AT, unit, lane / 4);
+        if (SCALES != SUPER_SCALES && !IS_FOLDED || unit % 4 == 0) raw_scales.load(chunk + SCALES_AT, unit, lane / 4);
     }
     DEVICE_MEMBER void expand(ScaledUnit& to, u32 at) const {
         exact_codes<0, true>(raw, to.codes.half[0][0], to.codes.half[0][2]);
         exact_codes<1, true>(raw, to.codes.half[0][1], to.codes.half[0][3]);
         exact_codes<2, true>(raw, to.codes.half[1][0], to.codes.half[1][2]);
         exact_codes<3, true>(raw, to.codes.half[1][1], to.codes.half[1][3]);
+#if IS_FOLDED
+        const FoldedRows rows = raw_scales.of(at % 4);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int half = i / 2, row = i % 2, byte = at % 2 * 2 + half;
+            const u32 factor = pair_of_byte(rows.scales[row], byte);
+            to.codes.half[half][row] = multiply_halves(to.codes.half[half][row], factor);
+            to.codes.half[half][2 + row] = multiply_halves(to.codes.half[half][2 + row], factor);
+            to.minima[half][row] = half_to_float(pair_of_byte(rows.minima[row], byte));
+            to.units[half][row] = half ? scale_units.minimum[row] : scale_units.scale[row];
+        }
+#else
 #pragma unroll
         for (int i = 0; i < (1 + HAS_MIN) * SUBS_PER_UNIT * 2; i++) {
             const int m = i / 2 / SUBS_PER_UNIT, sub = i / 2 % SUBS_PER_UNIT;
             to.scales[m][sub][i % 2] = scale_units.get(raw_scales, m, i % 2, sub, at % UNITS, kept);
         }
+#endif
     }
 
     // Starts the product of a sub-block by a piece's columns.
@@ -95,7 +119,7 @@ struct Consumer {
                                                   int piece) const {
         const u32 operand = x_operands + stage * (X_BYTES / 16) + piece * WIDTH * 8 + u * 4;
         products_begin();
-#if SUB == 32
+#if SUM_SUB == 32
         multiply_first<WIDTH>(sums, unit.codes.half[0], operand_at(operand));
         multiply_add<WIDTH>(sums, unit.codes.half[1], operand_at(operand + 2));
 #else
@@ -121,7 +145,15 @@ struct Consumer {
 #pragma unroll
         for (int r = 0; r < WIDTH / COLUMN_RUN; r++) {
             const float own[4] = {columns[r].x, columns[r].y, columns[r].z, columns[r].w};
-#if HAS_MIN
+#if IS_FOLDED
+            float halves[2][4];
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int run = piece * (WIDTH / COLUMN_RUN) + r;
+                const float4 of_half = *(const float4*)(minima + ((run * 2 + u) * 2 + h) * COLUMN_RUN * 4);
+                halves[h][0] = of_half.x; halves[h][1] = of_half.y; halves[h][2] = of_half.z; halves[h][3] = of_half.w;
+            }
+#elif HAS_MIN
             const int run = piece * (WIDTH / COLUMN_RUN) + r;
             const float4 m = *(const float4*)(minima + ((run * 2 + u) * SUBS_PER_UNIT + sub) * COLUMN_RUN * 4);
             const float weighed[4] = {m.x, m.y, m.z, m.w};
@@ -131,8 +163,15 @@ struct Consumer {
                 // Cell i is row 8 (i / 2 % 2), column i % 2 of eight i / 4.
                 const int column = i / 4 * 2 + i % 2, row = i / 2 % 2;
                 float& sum = to[piece * (WIDTH / 2) + r * 8 + i];
+#if IS_FOLDED
+                // Whole numbers below 2^24.
+                const float least = fma(unit.minima[1][row], halves[1][column], unit.minima[0][row] * halves[0][column]);
+                const float scaled = fma(unit.units[0][row], sums[r * 8 + i], 0.0f);
+                sum = fma(fma(unit.units[1][row], least, scaled), own[column], sum);
+#else
                 sum = fma(sums[r * 8 + i], unit.scales[0][sub][row] * own[column], sum);
-#if HAS_MIN
+#endif
+#if HAS_MIN && !IS_FOLDED
                 sum = fma(unit.scales[1][sub][row], weighed[column], sum);
 #endif
             }
@@ -152,7 +191,7 @@ struct Consumer {
 
     // Sums of all segments, for PIECES x WIDTH columns.
     template <int WIDTH> DEVICE_MEMBER void multiply(float (&to)[SUMS], u32 depth, u32 split) {
-        constexpr int UNIT_STEPS = SUBS_PER_UNIT * PIECES, STEPS = 2 * UNIT_STEPS;
+        constexpr int UNIT_STEPS = SUMS_PER_UNIT * PIECES, STEPS = 2 * UNIT_STEPS;
         ScaledUnit own[2];
         float sums[2][WIDTH / 2];
         float4 columns[2][WIDTH / COLUMN_RUN];
@@ -174,7 +213,7 @@ struct Consumer {
                 next.next();
 #pragma unroll
                 for (int n = 0; n < STEPS; n++) {
-                    const int u = n / UNIT_STEPS, sub = n / PIECES % SUBS_PER_UNIT, piece = n % PIECES, unit = 2 * i + u;
+                    const int u = n / UNIT_STEPS, sub = n / PIECES % SUMS_PER_UNIT, piece = n % PIECES, unit = 2 * i + u;
                     if (n == UNIT_STEPS && CHUNK_FEATURES < BLOCK && 2 * b + unit >= units) break;
                     products_wait<0>();
                     products_made(sums[n % 2]);
@@ -182,7 +221,7 @@ struct Consumer {
                     const int at = (n + 1) % STEPS;
                     if (at == 0 && b + i + 1 < blocks) barrier_wait(barriers.x_full + 8 * next.stage, next.parity);
                     const u32 later_stage = at > 0 || b + i + 1 >= blocks ? x_at.stage : next.stage;
-                    start<WIDTH>(sums[at % 2], own[at / UNIT_STEPS], later_stage, at / UNIT_STEPS, at / PIECES % SUBS_PER_UNIT,
+                    start<WIDTH>(sums[at % 2], own[at / UNIT_STEPS], later_stage, at / UNIT_STEPS, at / PIECES % SUMS_PER_UNIT,
                                  at % PIECES);
                     fetch_columns<WIDTH>(columns[at % 2], later_stage, at / UNIT_STEPS, at % PIECES);
                     const int later = (unit + 1) % (2 * SPAN);

@@ -10,8 +10,13 @@
 #define F16_SCALES 0
 #define F32_SCALES 1
 #define SUPER_SCALES 2
+#define FOLDED_SCALES 3
+#define IS_FOLDED (SCALES == FOLDED_SCALES)
+// Features of an exact sum, and how many of these a unit has.
+#define SUM_SUB (IS_FOLDED ? 32 : SUB)
+#define SUMS_PER_UNIT (32 / SUM_SUB)
 #define PLANE_BYTES(bits) (UNITS * (bits) * 64)
-#define SCALE_PART (SCALES == SUPER_SCALES ? 32 + 16 * SUBS : 16 * SUBS * (SCALES == F32_SCALES ? 4 : 2))
+#define SCALE_PART (SCALES == SUPER_SCALES ? 32 + 16 * SUBS : IS_FOLDED ? 32 + 8 * SUBS : 16 * SUBS * (SCALES == F32_SCALES ? 4 : 2))
 #define CHUNK_FEATURES (UNITS * 32)
 
 static_assert(CHUNK == PLANE_BYTES(LOW) + PLANE_BYTES(HIGH) + SCALE_PART * (1 + HAS_MIN), "the packed layout and the kernel disagree");

@@ -1,6 +1,12 @@
-// Scales of packed weights by units, in f32 and exact.
+// Scales of packed weights by units, in f32 and exact; folded ones as whole numbers (folded.cuh).
 
 #define SCALES_AT (PLANE_BYTES(LOW) + PLANE_BYTES(HIGH))
+
+#if IS_FOLDED
+// Whole numbers of four units.
+typedef FoldedFactors<1> RawScales;
+typedef FoldedUnits ScaleUnits;
+#else
 
 // Scales (and minima) of rows g and g + 8 in a unit, as they lie.
 struct RawScales {
@@ -64,3 +70,5 @@ struct ScaleUnits {
 #endif
     }
 };
+
+#endif

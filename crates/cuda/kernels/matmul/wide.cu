@@ -11,21 +11,15 @@
 // What sums of this thread's two columns need of a block of activations.
 struct ColumnScales {
     float dx[2];
-    // With minima: scales times sums of codes, for each sub-block.
-    float weighed[2][SUBS_PER_UNIT];
+    // With minima: the scale times the sum of all codes.
+    float weighed[2];
     // Sums of the codes of both halves, in 16 bits each.
     u32 sums[2];
     DEVICE_MEMBER void load(const u8* at) {
-#if HAS_MIN && SUB == 32
+#if HAS_WEIGHED
         const float4 v = *(const float4*)at;
-        dx[0] = v.x; weighed[0][0] = v.y; dx[1] = v.z; weighed[1][0] = v.w;
-#elif HAS_MIN
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const float4 v = ((const float4*)at)[i];
-            dx[i] = v.x; weighed[i][0] = v.z; weighed[i][SUBS_PER_UNIT - 1] = v.w;
-        }
-#elif IS_CORRECTED
+        dx[0] = v.x; weighed[0] = v.y; dx[1] = v.z; weighed[1] = v.w;
+#elif IS_CORRECTED || IS_FOLDED
         const uint4 v = *(const uint4*)at;
         dx[0] = __uint_as_float(v.x); sums[0] = v.y; dx[1] = __uint_as_float(v.z); sums[1] = v.w;
 #else
@@ -55,11 +49,29 @@ struct Sums {
     // Adds a unit. `codes` and `scales` are of this thread in the unit's first run of columns; `brought` has a one for the tile of a set
     // whose columns it brings, else zeros: a product with it takes a unit that has less to do than the one that selects.
     DEVICE_MEMBER void take(const UnitWeights& weights, const ScaleUnits (&units)[SETS], const u8* codes, const u8* scales,
-                            const int (&magic)[SUBS_PER_UNIT][4], const u32 (&brought)[FOLD], u32 unit, const Kept& kept) {
+                            const int (&magic)[SUMS_PER_UNIT][4], const u32 (&brought)[FOLD], u32 unit, const Kept& kept) {
         u32 a[ROW_TILES][4];
+#if !IS_FOLDED
         float scale[SETS][1 + HAS_MIN][SUBS_PER_UNIT][2];
+#endif
 #pragma unroll
         for (int i = 0; i < ROW_TILES * 4; i++) a[i / 4][i % 4] = placed(weights.raw(i / 4, unit % AT_ONCE), i % 4, kept);
+#if IS_FOLDED
+        FoldedRows rows[SETS];
+#pragma unroll
+        for (int s = 0; s < SETS; s++) {
+            rows[s] = weights.scales[s].of(unit % 4);
+            if (FOLDS_CODES) fold_into_codes(a[s], rows[s], unit);
+        }
+#pragma unroll
+        for (int c = 0; c < COLUMN_TILES; c++) {
+            const uint2 b = *(const uint2*)(codes + c * 256);
+            ColumnScales columns;
+            columns.load(scales + c * 8 * COLUMN_BYTES);
+#pragma unroll
+            for (int s = 0; s < SETS; s++) take_folded(acc[s][c], a + s * FOLD, rows[s], units[s], unit, b, columns.dx, columns.sums, magic[0], brought);
+        }
+#else
 #pragma unroll
         for (int i = 0; i < SETS * (1 + HAS_MIN) * SUBS_PER_UNIT * 2; i++) {
             const int s = i / (2 * SUBS_PER_UNIT * (1 + HAS_MIN)), m = i / (2 * SUBS_PER_UNIT) % (1 + HAS_MIN);
@@ -96,9 +108,11 @@ struct Sums {
                 }
             }
         }
+#endif
     }
 
 private:
+#if !IS_FOLDED
     DEVICE_MEMBER void accumulate(float (&to)[4], const int (&sums)[4], const float (&scale)[1 + HAS_MIN][SUBS_PER_UNIT][2],
                                   const ColumnScales& columns, int h) {
 #pragma unroll
@@ -106,10 +120,11 @@ private:
             const float sum = __int_as_float(sums[i]) - MAGIC_OF(shift_of(i / 2, h));
             to[i] = fma(sum, scale[0][h][i / 2] * columns.dx[i % 2], to[i]);
 #if HAS_MIN
-            to[i] = fma(scale[1][h][i / 2], columns.weighed[i % 2][h], to[i]);
+            to[i] = fma(scale[1][h][i / 2], columns.weighed[i % 2], to[i]);
 #endif
         }
     }
+#endif
 };
 
 // Pieces of activations that a thread of a part copies, EACH of BYTES a unit for all columns; in memory a unit is STRIDE further.
@@ -239,8 +254,8 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
     const u32 own_thread = team * 32 + lane;
     auto block_of = [&](u32 column) { return (u64)first_blocks[column] + start * 8; };
     Feed<WIDTH * 2, 16, 256> codes_feed(own_thread, [&](u32 i) { return x_codes + block_of(i / 2) * 32 + i % 2 * 16; });
-    Feed<WIDTH, COLUMN_BYTES, HAS_MIN ? 128 : 64> scales_feed(
-        own_thread, [&](u32 i) { return HAS_MIN ? x_minima + block_of(i) * 16 : x_scales + block_of(i) * 8; });
+    Feed<WIDTH, COLUMN_BYTES, HAS_WEIGHED ? 128 : 64> scales_feed(
+        own_thread, [&](u32 i) { return HAS_WEIGHED ? x_minima + block_of(i) * 16 : x_scales + block_of(i) * 8; });
     auto activations_of = [&](u32 step, u8* stage) {
         const u32 count = units_of(step);
         u8* to = stage + part * PART_BYTES + WEIGHT_BYTES;
@@ -267,9 +282,9 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
     float kept[SETS][COLUMN_TILES][4];
 #pragma unroll
     for (int i = 0; i < SETS * COLUMN_TILES * 4; i++) kept[i / 4 / COLUMN_TILES][i / 4 % COLUMN_TILES][i % 4] = -0.0f;
-    int magic[SUBS_PER_UNIT][4];
+    int magic[SUMS_PER_UNIT][4];
 #pragma unroll
-    for (int i = 0; i < 4 * SUBS_PER_UNIT; i++) magic[i / 4][i % 4] = opaque(MAGIC_BITS_OF(shift_of(i % 4 / 2, i / 4)));
+    for (int i = 0; i < 4 * SUMS_PER_UNIT; i++) magic[i / 4][i % 4] = opaque(MAGIC_BITS_OF(shift_of(i % 4 / 2, i / 4)));
     const u32 scaled = lane % 4 * 2 / FOLD_COLUMNS;
     u32 brought[FOLD];
 #pragma unroll
@@ -307,7 +322,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) wide(const u8* weights, const u8* weig
             at = next;
         };
         if (UNITS >= 4 || count == STEP_UNITS) {
-#pragma unroll(COLUMN_TILES > 4 ? 1 : AT_ONCE > 1 || COLUMN_TILES > 2 ? 2 : 4)
+#pragma unroll(COLUMN_TILES > 4 && !IS_FOLDED ? 1 : AT_ONCE > 1 || COLUMN_TILES > 2 ? 2 : 4)
             for (u32 u = 0; u < STEP_UNITS; u += AT_ONCE) take(u, STEP_UNITS - 1);
         } else {
 #pragma unroll 1

@@ -13,7 +13,9 @@
 #define IS_SIGNED (TABLE > 0 || (LOW == 8 && OFFSET == 128))
 #define IS_CORRECTED (OFFSET > 0 && !IS_SIGNED)
 // What sums need of a block of activations: its scale; and the sums of its codes, or these times the scale.
-#define COLUMN_BYTES (HAS_MIN ? (SUB == 32 ? 8 : 16) : IS_CORRECTED ? 8 : 4)
+#define COLUMN_BYTES (HAS_MIN || IS_CORRECTED ? 8 : 4)
+// Scales times sums of a block's codes.
+#define HAS_WEIGHED (HAS_MIN && !IS_FOLDED)
 #define WEIGHT_BYTES (TEAMS * ROW_TILES * STEP_BYTES)
 #define PART_BYTES (WEIGHT_BYTES + STEP_UNITS * WIDTH * (32 + COLUMN_BYTES))
 
@@ -21,6 +23,7 @@ static_assert(PARTS * PART_BYTES == STAGE_BYTES && STAGES >= 2, "the ring is as 
 static_assert(THREADS == PARTS * PART_THREADS && THREADS >= WIDTH, "a thread looks up a column");
 static_assert(PARTS == 1 || PARTS >= 4, "a part keeps the sums of two segments at most");
 static_assert(ROW_TILES % FOLD == 0 && (FOLD == 1 || COLUMN_TILES == 1 && FOLD <= 4), "a thread's two columns are of one row tile");
+static_assert(!HAS_MIN || IS_FOLDED || SUB == 32, "minima are of blocks");
 static_assert(!(HAS_MIN && OFFSET > 0), "minima take the place of an offset");
 
 #define MAGIC_BITS_OF(shift) (MAGIC_BITS - ((shift) << 23))
@@ -28,7 +31,7 @@ static_assert(!(HAS_MIN && OFFSET > 0), "minima take the place of an offset");
 
 // How many bits too far up the codes of a register are multiplied: they are masked where they lie.
 DEVICE constexpr int shift_of(int row, int half) {
-    return HIGH > 0 || LOW == 8 || TABLE > 0 ? 0 : LOW == 4 ? row * 4 : SUB == 16 ? half * 4 + row * 2 : row * 2;
+    return HIGH > 0 || LOW == 8 || TABLE > 0 ? 0 : LOW == 4 ? row * 4 : SUM_SUB == 16 ? half * 4 + row * 2 : row * 2;
 }
 
 // The codes of register `i`: row g + 8 (i % 2), half i / 2.
@@ -41,7 +44,7 @@ DEVICE u32 placed(const Raw& raw, int i, const Kept& kept) {
     return raw.bytes(i) ^ 0x80808080u;
 #elif LOW == 4
     return raw.low[i / 2] & (0x0f0f0f0fu << (i % 2 * 4));
-#elif SUB == 16
+#elif SUM_SUB == 16
     return raw.low[0] & (0x03030303u << (i * 2));
 #else
     return (raw.low[0] >> (i / 2 * 4)) & (0x03030303u << (i % 2 * 2));
@@ -93,7 +96,7 @@ struct UnitWeights {
         }
 #pragma unroll
         for (int s = 0; s < SETS; s++)
-            if (AT_ONCE > 1 || SCALES != SUPER_SCALES || unit % 4 == 0)
+            if (AT_ONCE > 1 || SCALES != SUPER_SCALES && !IS_FOLDED || unit % 4 == 0)
                 scales[s].load(chunk + (s * FOLD + scaled) * STEP_BYTES + SCALES_AT, unit % UNITS, lane / 4);
     }
     // Row tile `r` of unit `v` of these.

@@ -1,7 +1,7 @@
 // Codes of activations (blocks.cuh) as f16 numbers, in the order of the columns that they become: what matmul/many.cu multiplies.
 //
 // Numbers lie as halves.cu leaves its own, [slices][depth / 64][runs of columns][16][64]; each unit's scales, and for weights with minima
-// scales times sums, of a run of columns as a thread of the product wants them: 4 t + 2 g + e is column 8 g + 2 t + e.
+// scales times sums (or the sums of both halves), of a run of columns as a thread of the product wants them: 4 t + 2 g + e is column 8 g + 2 t + e.
 
 static_assert(COLUMN_RUN == 16, "a thread has four columns of a run");
 
@@ -12,9 +12,9 @@ DEVICE u32 pair_of_codes(u32 codes, u32 odd) {
     return add_halves(biased, 0xe480e480u);
 }
 
-// Eight threads have a column, 16 bytes of each block of 64 features. `minima` are (scale * sum) of units, `halves` of each half of one.
+// Eight threads have a column, 16 bytes of each block of 64 features. `out_minima` are (scale * sum) of units, `out_halves` the sums of each half of one.
 // Columns are rows of codes, or what `order` names for each of `segments`, a row for `places` of them.
-KERNEL numbers(const u8* codes, const float4* minima, u8* out, float* out_scales, float* out_minima, float* out_halves,
+KERNEL numbers(const u8* codes, const uint2* scales, const float4* minima, u8* out, float* out_scales, float* out_minima, float* out_halves,
                const u32* starts, const u32* order, u32 columns, u32 segments, u32 row_blocks, u32 slices, u32 depth, u32 runs,
                u32 places) {
     after_earlier_work();
@@ -50,11 +50,12 @@ KERNEL numbers(const u8* codes, const float4* minima, u8* out, float* out_scales
         if (part % 4 != 0) continue;
         float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (is_there) four = minima[at];
+        const u32 sums = is_there ? scales[at].y : 0;
         const u64 to = run * 2 + unit;
         const u32 place = own % 8 / 2 * 4 + own / 8 * 2 + own % 2;
         out_scales[to * COLUMN_RUN + place] = four.x;
         out_minima[to * COLUMN_RUN + place] = four.y;
-        out_halves[to * 2 * COLUMN_RUN + place] = four.z;
-        out_halves[to * 2 * COLUMN_RUN + COLUMN_RUN + place] = four.w;
+        out_halves[to * 2 * COLUMN_RUN + place] = (float)(short)sums;
+        out_halves[to * 2 * COLUMN_RUN + COLUMN_RUN + place] = (float)((int)sums >> 16);
     }
 }

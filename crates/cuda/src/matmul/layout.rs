@@ -24,6 +24,8 @@ pub enum Scales {
     F32,
     /// One f16 for a chunk of 256 features, and a small integer a sub-block.
     Super,
+    /// The same, four bits a sub-block: whole numbers that kernels fold into the codes, or into their sums.
+    Folded,
 }
 
 /// The levels that codes name, where they are no numbers themselves.
@@ -117,6 +119,7 @@ impl Layout {
                 Scales::F16 => 2 * self.subs(),
                 Scales::F32 => 4 * self.subs(),
                 Scales::Super => 2 + self.subs(),
+                Scales::Folded => 2 + self.subs() / 2,
             }
     }
 
@@ -137,6 +140,7 @@ impl Layout {
             Scales::F16 => 0,
             Scales::F32 => 1,
             Scales::Super => 2,
+            Scales::Folded => 3,
         };
         let table = levels.table();
         let word = |i: usize| {
@@ -191,6 +195,12 @@ impl Layout {
                 put_at(part, (group * 2 + half) * 2, unit.to_le_bytes());
                 part[2 * MMA_ROWS + (group * 2 + half) * self.subs() + sub] = (factor as u8) ^ 0x80;
             }
+            // Four sub-blocks in the low nibbles of a word, the next four in the high ones.
+            Scale::Folded { unit, factor } => {
+                put_at(part, (group * 2 + half) * 2, unit.to_le_bytes());
+                let byte = 2 * MMA_ROWS + (group * 2 + half) * self.subs() / 2 + sub / 8 * 4 + sub % 4;
+                part[byte] |= factor << (sub / 4 % 2 * 4);
+            }
         }
     }
 }
@@ -211,6 +221,11 @@ pub(super) enum Scale {
     Super {
         unit: u16,
         factor: i8,
+    },
+    /// The same of four bits.
+    Folded {
+        unit: u16,
+        factor: u8,
     },
 }
 
@@ -258,7 +273,7 @@ mod tests {
     fn chunks_are_aligned_for_wide_loads() {
         for layout in Layout::all() {
             assert_eq!(layout.chunk_bytes() % 16, 0, "{layout:?}");
-            assert!(layout.scales != Scales::Super || layout.units == 8, "{layout:?}");
+            assert!(!matches!(layout.scales, Scales::Super | Scales::Folded) || layout.units == 8, "{layout:?}");
         }
     }
 }

@@ -31,7 +31,7 @@ pub(crate) struct Numbers {
     runs: usize,
     numbers: Memory,
     scales: Memory,
-    /// Scales times sums of units, and of halves of them.
+    /// Scales times sums of units, and the sums of halves of them.
     minima: [Memory; 2],
 }
 
@@ -45,9 +45,9 @@ impl Numbers {
         let units = BLOCK / 32 * size_of::<f32>();
         let minima = [take(units), take(2 * units)];
         let numbers = Numbers { runs, numbers: take(BLOCK * 2), scales: take(units), minima };
-        let [codes_in, _, minima_in] = codes.args();
+        let codes_in = codes.args();
         let [minima, halves] = &numbers.minima;
-        let mut args = Args::of([codes_in, minima_in]);
+        let mut args = Args::of(codes_in);
         args.extend([&numbers.numbers, &numbers.scales, minima, halves].map(Arg::Memory));
         args.extend(share.lists());
         args.extend([columns, segments, codes.blocks(), slices, depth, runs, share.places_each()].map(Arg::U32));

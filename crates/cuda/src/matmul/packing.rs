@@ -150,12 +150,20 @@ impl CodesPacker {
             if layout.levels != Levels::None {
                 codes.iter_mut().for_each(|code| *code = self.code_of[usize::from(*code)]);
             }
+            let factors = self.dtype.is_folded().then(|| codec::factors(self.dtype, raw));
             let of_chunks = scales.chunks_exact(layout.subs()).zip(mins.chunks_exact(layout.subs()));
             for (codes, (scales, mins)) in codes.chunks_exact(layout.chunk_features()).zip(of_chunks) {
                 let chunk = chunks.next()?;
                 self.places.put(chunk, row, codes);
                 for (sub, (scale, min)) in scales.iter().zip(mins).enumerate() {
                     bound = bound.max(scale.abs() * self.code_max + if layout.has_min { min.abs() } else { 0.0 });
+                    if let Some(factors) = &factors {
+                        let own = [(factors.units[0], factors.scales[sub]), (factors.units[1], factors.mins[sub])];
+                        let [scale, min] = own.map(|(unit, factor)| Scale::Folded { unit: unit.to_bits(), factor });
+                        layout.put_scale(chunk, false, row, sub, scale);
+                        layout.put_scale(chunk, true, row, sub, min);
+                        continue;
+                    }
                     layout.put_scale(chunk, false, row, sub, kept(layout.scales, *scale, units.map(|u| u[0]))?);
                     if layout.has_min {
                         layout.put_scale(chunk, true, row, sub, kept(layout.scales, *min, units.map(|u| u[1]))?);
@@ -203,7 +211,7 @@ fn kept(scales: Scales, value: f32, unit: Option<Unit>) -> Option<Scale> {
             let fits = (-128..=127).contains(&factor) && (value == 0.0 || unit.value * factor as f32 == value);
             fits.then_some(Scale::Super { unit: unit.bits.to_bits(), factor: factor as i8 })
         }
-        (Scales::Super, None) => None,
+        (Scales::Super | Scales::Folded, _) => None,
     }
 }
 
@@ -263,6 +271,10 @@ mod tests {
         match layout.scales {
             Scales::F16 => half_at((group * subs + sub) * 2 + half),
             Scales::F32 => f32::from_le_bytes(*part[((group * subs + sub) * 2 + half) * 4..].first_chunk().unwrap()),
+            Scales::Folded => {
+                let byte = part[32 + group * subs + half * subs / 2 + sub / 8 * 4 + sub % 4];
+                half_at(group * 2 + half) * f32::from(byte >> (sub / 4 % 2 * 4) & 15)
+            }
             Scales::Super => {
                 let biased = part[32 + group * 2 * subs + half * subs + sub];
                 half_at(group * 2 + half) * 0.5f32.powi(layout.halvings as i32) * (f32::from(biased) - 128.0)

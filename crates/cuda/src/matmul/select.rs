@@ -38,7 +38,7 @@ pub fn select(dtype: DType) -> Option<Packed> {
         DType::Q8_0 => form(8, 0, 1, Scales::F16),
         DType::IQ4_NL => form(4, 0, 1, Scales::F16),
         DType::TQ1_0 | DType::TQ2_0 | DType::Q1_0 => form(2, 0, 4, Scales::F16),
-        DType::Q2_K => form(2, 0, 8, Scales::Super),
+        DType::Q2_K => form(2, 0, 8, Scales::Folded),
         DType::Q3_K => form(2, 1, 8, Scales::Super),
         DType::Q4_K => form(4, 0, 8, Scales::Super),
         DType::Q5_K => form(4, 1, 8, Scales::Super),
@@ -66,7 +66,6 @@ pub fn select(dtype: DType) -> Option<Packed> {
 /// Where a format of [`Scales::Super`] keeps its units.
 pub(super) fn units_at(dtype: DType) -> Option<UnitsAt> {
     let (scale, min) = match dtype {
-        DType::Q2_K => (80, 82),
         DType::Q3_K => (108, 108),
         DType::Q4_K | DType::Q5_K => (0, 2),
         DType::Q6_K => (208, 208),
@@ -88,6 +87,7 @@ mod tests {
                 Some(Packed::Codes(layout)) => {
                     assert!(!dtype.is_float(), "{dtype}");
                     assert_eq!(layout.scales == Scales::Super, units_at(dtype).is_some(), "{dtype}");
+                    assert_eq!(layout.scales == Scales::Folded, dtype.is_folded(), "{dtype}");
                     // A chunk is within a block, or a block is whole chunks.
                     assert_eq!(dtype.block_len() % layout.chunk_features(), 0, "{dtype}");
                 }

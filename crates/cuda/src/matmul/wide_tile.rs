@@ -3,7 +3,7 @@
 use tessera_ops::numerics::SEGMENTS_MAX;
 
 use super::{
-    layout::{Layout, Levels, UNIT},
+    layout::{Layout, Levels, Scales, UNIT},
     many_tile::ManyTile,
     prefill_tile::SEGMENTS_MAX as SEGMENTS_COUNTED_MAX,
     tile::{CodesTile, Launch, MMA_COLUMNS, MMA_ROWS, WARP},
@@ -35,7 +35,7 @@ const STAGES_MAX: usize = 6;
 /// are limited by memory, many by the scales of columns, which a narrow tile reads for 16 rows.
 const NARROW_COSTS: [(usize, f64); 3] = [(8, 1.03), (16, 1.2), (usize::MAX, 2.2)];
 
-/// The same in a wide tile that has a processor to itself.
+/// The same in a wide tile that has a processor to itself, unless four row tiles share columns.
 const ALONE_COST: f64 = 1.29;
 
 /// The same of a tile for many columns, by the blocks of a cluster: of Q4_K in single blocks, of Q8_0 in pairs, with 2,048 columns on an
@@ -60,17 +60,23 @@ const BLOCK_OWN_BYTES: usize = 1 << 10;
 impl WideTile {
     /// Every tile of a layout on a card. Measured on an H200, of 88 shapes: two row tiles of
     /// a warp, four warps and two blocks a processor are the fastest at every width for matrices that fill the card. Small ones are faster
-    /// in narrow tiles than with parts of the depth.
+    /// in narrow tiles than with parts of the depth. Folded scales take few registers: of few columns four row tiles share them, or four
+    /// blocks a processor.
     pub fn all(layout: Layout, arch: &str) -> Vec<WideTile> {
         let room = shared_bytes_max(arch);
-        let shapes = [(1, 2), (1, 1), (2, 1), (4, 1), (8, 1)].into_iter().filter_map(|(column_tiles, fold)| {
+        let is_folded = layout.scales == Scales::Folded;
+        let runs = [(4, 1, 4), (2, 1, 2), (2, 1, 1), (2, 2, 1), (2, 4, 1), (2, 8, 1)];
+        let runs = runs.into_iter().filter(|(_, _, fold)| is_folded || *fold < 4);
+        let shapes = runs.filter_map(|(row_tiles, column_tiles, fold)| {
             let shape = |teams, blocks| {
-                let tile = WideTile { row_tiles: 2, column_tiles, fold, teams, parts: 1, blocks, stages: 0 };
+                let tile = WideTile { row_tiles, column_tiles, fold, teams, parts: 1, blocks, stages: 0 };
                 tile.with_ring(layout, room)
             };
-            [shape(4, 2), shape(8, 1), shape(4, 1)].into_iter().find(|t| t.is_sound(layout, room))
+            let blocks = if is_folded && row_tiles == 2 && column_tiles == 1 { 4 } else { 2 };
+            let shapes = [shape(4, blocks), shape(4, 2), shape(8, 1), shape(4, 1)];
+            shapes.into_iter().find(|t| t.is_sound(layout, room))
         });
-        shapes.filter(|tile| tile.is_in_registers(layout, arch)).collect()
+        shapes.collect()
     }
 
     /// With as many stages as fit.
@@ -98,12 +104,6 @@ impl WideTile {
             && self.shared_bytes(layout) <= room
     }
 
-    /// Whether a card's compiler keeps it in registers, but for a few that cost nothing. Sixteen minima of a unit beside sums of 64 columns
-    /// are too many before Hopper: more are spilled than `check_kernels` allows.
-    fn is_in_registers(self, layout: Layout, arch: &str) -> bool {
-        self.column_tiles < 8 || !(layout.has_min && layout.sub == 16) || arch == "sm_90a"
-    }
-
     /// Weight rows of a block.
     pub const fn rows(self) -> usize {
         self.teams * self.row_tiles * MMA_ROWS
@@ -124,11 +124,7 @@ impl WideTile {
         let weights = self.teams * self.row_tiles * (units / layout.units) * layout.chunk_bytes();
         let is_signed = layout.low == 8 && layout.offset == 128 || !matches!(layout.levels, Levels::None);
         let is_corrected = layout.offset > 0 && !is_signed;
-        let scales = match (layout.has_min, layout.sub) {
-            (true, 32) => 8,
-            (true, _) => 16,
-            (false, _) => 4 << is_corrected as usize,
-        };
+        let scales = 4 << (layout.has_min || is_corrected) as usize;
         self.parts * (weights + units * self.columns() * (UNIT + scales))
     }
 
@@ -262,7 +258,7 @@ impl Tile {
             let rounds = launched.div_ceil(processors / cluster);
             let each = match tile {
                 Tile::Narrow(_) => narrow_cost,
-                Tile::Wide(_) if rounds == 1 => ALONE_COST,
+                Tile::Wide(tile) if rounds == 1 && tile.fold < 4 => ALONE_COST,
                 Tile::Wide(_) => 1.0,
                 Tile::Many(tile) => MANY_COSTS[tile.cluster - 1],
             };
@@ -291,6 +287,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Folded scales: of a large matrix's one column four row tiles share columns, though each block has a processor to itself.
+    #[test]
+    fn few_columns_of_folded_scales_are_shared_by_four() {
+        let layout = Layout::all().into_iter().find(|l| l.scales == Scales::Folded).expect("Q2_K");
+        let tiles = Tile::all(layout, "sm_90a");
+        for (columns, shape) in [(1, (4, 4, 2)), (2, (4, 4, 2)), (4, (2, 2, 4)), (8, (2, 1, 4))] {
+            let tile = Tile::select(&tiles, 132, Shape { rows: 32_768, segments: 1, columns });
+            let Tile::Wide(WideTile { row_tiles, fold, blocks, .. }) = tile else {
+                panic!("{columns} columns: {tile:?}")
+            };
+            assert_eq!((row_tiles, fold, blocks), shape, "{columns} columns");
+        }
+    }
 
     /// A matrix as large as the card gets wide tiles, and those for many columns beyond; a small one narrow ones.
     #[test]

@@ -9,9 +9,9 @@ fn growth_max(dtype: DType) -> f64 {
         DType::Q8_0 | DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 | DType::F32 | DType::F16 | DType::BF16 => {
             1.0
         }
-        DType::IQ4_NL => 1.0,
+        DType::IQ4_NL | DType::Q2_K => 1.0,
         DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K | DType::IQ4_XS => 1.06,
-        DType::Q2_K | DType::MXFP4 => 1.2,
+        DType::MXFP4 => 1.2,
         DType::NVFP4 | DType::IQ3_S => 1.35,
         DType::MLX4_G32 | DType::MLX4_G64 | DType::MLX4_G128 | DType::MLX8_G32 | DType::MLX8_G64 | DType::MLX8_G128 => {
             1.4

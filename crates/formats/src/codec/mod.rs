@@ -46,6 +46,8 @@ pub use encode::{ENCODABLE, EncodeError, can_encode, encode};
 pub use finite::first_non_finite_block;
 pub use random::RandomBlocks;
 
+use half::f16;
+
 use crate::DType;
 
 /// The most weights in a block of any quantized format.
@@ -128,6 +130,27 @@ pub fn integers(dtype: DType, block: &[u8], out: Integers<'_>) {
         out.mins.fill(0.0);
     }
     unpacker(dtype)(block, out);
+}
+
+/// The whole numbers of a block whose format folds them ([`DType::is_folded`]): of sub-block h the scale is `units[0] * scales[h]`
+/// and the minimum `units[1] * mins[h]`, products that f32 holds exactly.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Factors {
+    /// What scales count, and what minima count, which is mostly negative.
+    pub units: [f16; 2],
+    /// One a sub-block, below 16.
+    pub scales: [u8; MAX_SUB_BLOCKS],
+    /// Likewise.
+    pub mins: [u8; MAX_SUB_BLOCKS],
+}
+
+/// The factors of one block of a folded format.
+///
+/// # Panics
+/// If `dtype` is not folded or the length does not fit.
+pub fn factors(dtype: DType, block: &[u8]) -> Factors {
+    assert_eq!((dtype.is_folded(), block.len()), (true, dtype.block_bytes()), "{dtype}: factors of a block");
+    q2_k::factors(block)
 }
 
 /// The function that fills a format's integer view. It need not touch `mins` where the format has none.

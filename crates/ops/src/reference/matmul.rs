@@ -19,6 +19,7 @@ enum Weights {
     /// (rows, depth)
     Float(Vec<f32>),
     Quantized(Quantized),
+    Folded(Folded),
 }
 
 #[derive(Clone, Debug)]
@@ -33,12 +34,27 @@ struct Quantized {
     mins: Vec<f32>,
 }
 
+/// Of a format that folds scales into its codes.
+#[derive(Clone, Debug)]
+struct Folded {
+    sub_block_len: usize,
+    block_len: usize,
+    /// (rows, depth): code times the scale's whole number
+    codes: Vec<i16>,
+    /// (rows, depth / sub_block_len): whole numbers of the second unit
+    mins: Vec<u8>,
+    /// (rows, depth / block_len): what codes and minima count
+    units: Vec<[f32; 2]>,
+}
+
 impl Matrix {
     /// Reads a matrix; a scale, minimum or weight that is not finite is refused.
     pub(super) fn load(source: &MatrixSource) -> Result<Matrix, Error> {
         source.row_bytes()?;
         let weights = if source.dtype.is_float() {
             Weights::Float(embed::decode_all(source)?)
+        } else if source.dtype.is_folded() {
+            Weights::Folded(folded(source)?)
         } else {
             Weights::Quantized(quantized(source)?)
         };
@@ -72,6 +88,22 @@ fn quantized(source: &MatrixSource) -> Result<Quantized, Error> {
     Ok(q)
 }
 
+fn folded(source: &MatrixSource) -> Result<Folded, Error> {
+    let Quantized { sub_block_len, codes, .. } = quantized(source)?;
+    let block_len = source.dtype.block_len();
+    let mut f = Folded { sub_block_len, block_len, codes, mins: vec![], units: vec![] };
+    let blocks = source.bytes.chunks_exact(source.dtype.block_bytes());
+    for (block, codes) in blocks.zip(f.codes.chunks_exact_mut(block_len)) {
+        let factors = codec::factors(source.dtype, block);
+        for (codes, factor) in codes.chunks_exact_mut(sub_block_len).zip(factors.scales) {
+            codes.iter_mut().for_each(|code| *code *= i16::from(factor));
+        }
+        f.mins.extend(&factors.mins[..block_len / sub_block_len]);
+        f.units.push(factors.units.map(f32::from));
+    }
+    Ok(f)
+}
+
 pub(super) fn project(x: &Tensor, matrix: &Matrix, bias: Option<&[f32]>) -> Tensor {
     assert_eq!(x.width, matrix.depth, "a row of activations is as long as a row of weights");
     let mut y = Tensor::zeros(x.rows, matrix.rows);
@@ -81,6 +113,7 @@ pub(super) fn project(x: &Tensor, matrix: &Matrix, bias: Option<&[f32]>) -> Tens
             let sum = match &matrix.weights {
                 Weights::Float(w) => dot_plain(&w[feature * matrix.depth..][..matrix.depth], x.row(row)),
                 Weights::Quantized(q) => dot_quantized(q, feature, matrix.depth, &activations),
+                Weights::Folded(f) => dot_folded(f, feature, matrix.depth, &activations),
             };
             *out = bias.map_or(sum, |b| sum + b[feature]);
         }
@@ -122,6 +155,26 @@ fn dot_quantized(q: &Quantized, feature: usize, depth: usize, activations: &[Act
                 let sum: i32 = a.iter().map(|a| i32::from(*a)).sum();
                 acc = q.mins[at].mul_add(block.scale * sum as f32, acc);
             }
+        }
+        acc
+    });
+    parts.reduce(|a, b| a + b).unwrap_or(0.0)
+}
+
+fn dot_folded(f: &Folded, feature: usize, depth: usize, activations: &[ActivationBlock]) -> f32 {
+    let parts = segments(depth).map(|segment| {
+        let mut acc = 0.0f32;
+        for (block, first) in
+            segment.step_by(ACTIVATION_BLOCK).map(|first| (&activations[first / ACTIVATION_BLOCK], first))
+        {
+            let at = feature * depth + first;
+            let whole = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>();
+            let product: i32 = f.codes[at..].iter().zip(block.codes).map(|(w, q)| i32::from(*w) * i32::from(q)).sum();
+            let halves = block.codes.chunks(f.sub_block_len).zip(&f.mins[at / f.sub_block_len..]);
+            let least: i32 = halves.map(|(q, min)| i32::from(*min) * whole(q)).sum();
+            let [unit, min_unit] = f.units[at / f.block_len];
+            let t = min_unit.mul_add(least as f32, unit.mul_add(product as f32, 0.0));
+            acc = t.mul_add(block.scale, acc);
         }
         acc
     });

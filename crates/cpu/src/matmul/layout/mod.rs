@@ -6,6 +6,7 @@
 
 pub(in crate::matmul) mod blocks;
 pub(in crate::matmul) mod floats;
+pub(in crate::matmul) mod folded;
 pub(in crate::matmul) mod forms;
 pub(in crate::matmul) mod supers;
 
@@ -46,6 +47,10 @@ pub(in crate::matmul) trait Layout: Copy + Send + Sync + 'static {
     /// Whether codes stay below 128, which some instruction sets multiply faster.
     const SMALL_CODES: bool;
 
+    /// Whether scales and minima are whole numbers of units, which are folded into the codes and sums: [`Layout::scales`] and
+    /// [`Layout::mins`] are the units then.
+    const FOLDED: bool = false;
+
     /// Bytes of a block of 16 rows, its scales and its part of what blocks share included.
     const BLOCK_BYTES: usize;
 
@@ -72,6 +77,15 @@ pub(in crate::matmul) trait Layout: Copy + Send + Sync + 'static {
     /// # Safety
     /// As [`Layout::codes`].
     unsafe fn mins<S: Simd>(simd: S, at: BlockAt, half: usize) -> S::F32;
+
+    /// The whole numbers of 16 rows: those of both scales from bits 0 and 4 on, of both minima from bits 8 and 12 on; only with
+    /// [`Layout::FOLDED`].
+    ///
+    /// # Safety
+    /// As [`Layout::codes`].
+    unsafe fn factors<S: Simd>(_simd: S, _at: BlockAt) -> S::I32 {
+        unreachable!("a layout whose scales are no whole numbers has no factors")
+    }
 
     /// Writes one row's block of the file, of `weights.codes.len()` blocks of 32, into lane `row` of a group. `first` is
     /// the index of its first block of 32.

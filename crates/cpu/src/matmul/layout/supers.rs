@@ -1,9 +1,8 @@
-//! Super-blocks of 256 features, as the K formats and IQ4_XS have them: one f16 factor (or two, with minima) for all,
+//! Super-blocks of 256 features, as most K formats and IQ4_XS have them: one f16 factor (or two, with minima) for all,
 //! and small whole numbers by which it is multiplied, one a sub-block.
 //!
 //! A super-block of 16 rows is `d (f16) [| -dmin (f16)] | sub-scales of 8 blocks | padding to a cache line | 8 x codes`.
-//! Sub-scales keep to bytes: one i8 without minima; with minima two u8, or two nibbles of one where sub-blocks have 16
-//! weights. The product of an f16 and a byte has at most 19 bits, so it is exact, and the scale is the file's to the bit.
+//! Sub-scales keep to bytes: one i8 without minima; with minima two u8. The product of an f16 and a byte has at most 19 bits, so it is exact, and the scale is the file's to the bit.
 
 use std::marker::PhantomData;
 
@@ -11,7 +10,7 @@ use half::f16;
 
 use super::{
     BlockAt, Layout, RowBlock,
-    forms::{Chosen, Fives, Form, Nibbles, Pairs, Sixes, Threes, Uneven},
+    forms::{Chosen, Fives, Form, Nibbles, Sixes, Threes, Uneven},
 };
 use crate::{
     matmul::tile::{BLOCK, ROWS},
@@ -25,9 +24,7 @@ pub(in crate::matmul) struct Supers<F, const SUB: usize, const MIN: bool, const 
     PhantomData<F>,
 );
 
-/// Q2_K: 10.5 bytes for 32 weights, as in the file.
-pub(in crate::matmul) type SupersOf2 = Supers<Pairs, 16, true, 0, 80>;
-/// Q3_K: 14.5 bytes; the file has 13.75.
+/// Q3_K: 14.5 bytes for 32 weights; the file has 13.75.
 pub(in crate::matmul) type SupersOf3 = Supers<Threes, 16, false, 4, 108>;
 /// Q4_K: 18.5 bytes; the file has 18.
 pub(in crate::matmul) type SupersOf4 = Supers<Nibbles, 32, true, 0, 0>;
@@ -48,12 +45,10 @@ impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: u
 {
     /// Sub-blocks of a block.
     const HALVES: usize = BLOCK / SUB;
-    /// Whether a sub-scale and a sub-minimum share a byte.
-    const SHARED: bool = MIN && SUB == 16;
     /// Bytes of the factors.
     const FACTORS: usize = if MIN { 2 * FACTOR } else { FACTOR };
     /// Bytes of a sub-block's sub-scales, and sub-minima.
-    const SUBS: usize = if MIN && !Self::SHARED { 2 * ROWS } else { ROWS };
+    const SUBS: usize = if MIN { 2 * ROWS } else { ROWS };
     /// Bytes before the codes.
     const HEAD: usize = (Self::FACTORS + BLOCKS * Self::HALVES * Self::SUBS).next_multiple_of(CODE_BYTES);
     /// Bytes of a super-block.
@@ -97,22 +92,17 @@ impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: u
         // SAFETY: the super-block starts with 16 f16, and a sub-block has at least 16 bytes.
         unsafe {
             let from = at.scales.add(half * Self::SUBS);
-            let subs = match (MIN, Self::SHARED) {
-                (false, _) => simd.load_i8_at(from.cast()),
-                (true, false) => simd.load_u8_at(from),
-                (true, true) => simd.load_nibbles_at(from).0,
-            };
+            let subs = if MIN { simd.load_u8_at(from) } else { simd.load_i8_at(from.cast()) };
             simd.mul(simd.load_f16_at(at.head.cast()), subs)
         }
     }
 
     #[inline(always)]
     unsafe fn mins<S: Simd>(simd: S, at: BlockAt, half: usize) -> S::F32 {
-        // SAFETY: with minima there are a second factor, and 16 more bytes a sub-block unless they are shared.
+        // SAFETY: with minima there are a second factor, and 16 more bytes a sub-block.
         unsafe {
             let from = at.scales.add(half * Self::SUBS);
-            let subs = if Self::SHARED { simd.load_nibbles_at(from).1 } else { simd.load_u8_at(from.add(ROWS)) };
-            simd.mul(simd.load_f16_at(at.head.add(FACTOR).cast()), subs)
+            simd.mul(simd.load_f16_at(at.head.add(FACTOR).cast()), simd.load_u8_at(from.add(ROWS)))
         }
     }
 
@@ -130,10 +120,10 @@ impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: u
                 let (lane, sub) = (subs + half * Self::SUBS + row, i * Self::HALVES + half);
                 let scale = multiple(d, weights.scales[sub]);
                 let min = if MIN { multiple(minus_dmin, weights.mins[sub]) } else { 0 };
-                match (MIN, Self::SHARED) {
-                    (false, _) => group[lane] = signed(scale),
-                    (true, false) => (group[lane], group[lane + ROWS]) = (unsigned(scale), unsigned(min)),
-                    (true, true) => group[lane] = nibble(scale) | nibble(min) << 4,
+                if MIN {
+                    (group[lane], group[lane + ROWS]) = (unsigned(scale), unsigned(min));
+                } else {
+                    group[lane] = signed(scale);
                 }
             }
             F::put(&mut group[at..at + F::BYTES], row, codes);
@@ -164,12 +154,6 @@ fn signed(n: i32) -> u8 {
 
 fn unsigned(n: i32) -> u8 {
     u8::try_from(n).expect(NO_FIT)
-}
-
-fn nibble(n: i32) -> u8 {
-    let n = unsigned(n);
-    assert!(n < 16, "{NO_FIT}");
-    n
 }
 
 #[cfg(test)]
