@@ -234,7 +234,8 @@ struct Sums {
 #pragma unroll
                 for (int s = 0; s < SETS; s++)
 #if IS_FOLDED
-                    take_folded(acc[s][c], a + s * FOLD, rows[s], weights.scales[k][s].units, u, b, columns.dx, columns.halves, magic[0], brought);
+                    take_folded(acc[s][c], a + s * FOLD, rows[s], weights.scales[k][s].units, u, b, columns.dx, columns.halves, magic[0],
+                                brought);
 #else
                     take_unit(acc[s][c], a + s * FOLD, rows[s], b, columns, magic, brought);
 #endif

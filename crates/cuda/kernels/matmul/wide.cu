@@ -69,7 +69,8 @@ struct Sums {
             ColumnScales columns;
             columns.load(scales + c * 8 * COLUMN_BYTES);
 #pragma unroll
-            for (int s = 0; s < SETS; s++) take_folded(acc[s][c], a + s * FOLD, rows[s], units[s], unit, b, columns.dx, columns.sums, magic[0], brought);
+            for (int s = 0; s < SETS; s++)
+                take_folded(acc[s][c], a + s * FOLD, rows[s], units[s], unit, b, columns.dx, columns.sums, magic[0], brought);
         }
 #else
 #pragma unroll

@@ -1,7 +1,8 @@
 // Codes of activations (blocks.cuh) as f16 numbers, in the order of the columns that they become: what matmul/many.cu multiplies.
 //
 // Numbers lie as halves.cu leaves its own, [slices][depth / 64][runs of columns][16][64]; each unit's scales, and for weights with minima
-// scales times sums (or the sums of both halves), of a run of columns as a thread of the product wants them: 4 t + 2 g + e is column 8 g + 2 t + e.
+// scales times sums (or the sums of both halves), of a run of columns as a thread of the product wants them: 4 t + 2 g + e is column
+// 8 g + 2 t + e.
 
 static_assert(COLUMN_RUN == 16, "a thread has four columns of a run");
 
@@ -12,7 +13,8 @@ DEVICE u32 pair_of_codes(u32 codes, u32 odd) {
     return add_halves(biased, 0xe480e480u);
 }
 
-// Eight threads have a column, 16 bytes of each block of 64 features. `out_minima` are (scale * sum) of units, `out_halves` the sums of each half of one.
+// Eight threads have a column, 16 bytes of each block of 64 features. `out_minima` are (scale * sum) of units, `out_halves` the
+// sums of each half of one.
 // Columns are rows of codes, or what `order` names for each of `segments`, a row for `places` of them.
 KERNEL numbers(const u8* codes, const uint2* scales, const float4* minima, u8* out, float* out_scales, float* out_minima, float* out_halves,
                const u32* starts, const u32* order, u32 columns, u32 segments, u32 row_blocks, u32 slices, u32 depth, u32 runs,

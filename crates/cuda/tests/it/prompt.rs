@@ -9,10 +9,11 @@ const ERROR_MAX: f64 = 1.5e-3;
 
 /// One of each kind of layout, with rows, depth, matrices and slots of a token, and tokens. The last is cut into parts.
 type Case = (DType, usize, usize, Option<(usize, usize)>, &'static [usize]);
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     (DType::Q8_0, 200, 576, None, &[1, 33, 70]),
     (DType::Q4_K, 130, 768, None, &[65]),
     (DType::Q3_K, 65, 512, None, &[9]),
+    (DType::Q2_K, 66, 512, None, &[10]),
     (DType::IQ2_XXS, 129, 256, None, &[31]),
     (DType::IQ2_S, 40, 256, None, &[11]),
     (DType::F16, 100, 100, None, &[40]),

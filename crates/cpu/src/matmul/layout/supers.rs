@@ -2,7 +2,8 @@
 //! and small whole numbers by which it is multiplied, one a sub-block.
 //!
 //! A super-block of 16 rows is `d (f16) [| -dmin (f16)] | sub-scales of 8 blocks | padding to a cache line | 8 x codes`.
-//! Sub-scales keep to bytes: one i8 without minima; with minima two u8. The product of an f16 and a byte has at most 19 bits, so it is exact, and the scale is the file's to the bit.
+//! Sub-scales keep to bytes: one i8 without minima; with minima two u8.
+//! The product of an f16 and a byte has at most 19 bits, so it is exact, and the scale is the file's to the bit.
 
 use std::marker::PhantomData;
 
