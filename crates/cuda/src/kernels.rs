@@ -178,7 +178,6 @@ const WGMMA: (&str, &str) = source!("hopper/wgmma.cuh");
 const HOPPER_RING: (&str, &str) = source!("hopper/ring.cuh");
 const RAW: (&str, &str) = source!("matmul/raw.cuh");
 const FOLDED: (&str, &str) = source!("matmul/folded.cuh");
-const CODES_WEIGHTS: (&str, &str) = source!("matmul/codes_weights.cuh");
 const WIDE_WEIGHTS: (&str, &str) = source!("matmul/wide_weights.cuh");
 const RUNS: (&str, &str) = source!("matmul/runs.cuh");
 const WALK: (&str, &str) = source!("matmul/walk.cuh");
@@ -213,7 +212,7 @@ const CODES_PARTS: &[(&str, &str)] = &[
     source!("matmul/epilogue.cuh"),
     RAW,
     FOLDED,
-    CODES_WEIGHTS,
+    source!("matmul/codes_weights.cuh"),
     source!("matmul/codes.cu"),
 ];
 
