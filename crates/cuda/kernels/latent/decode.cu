@@ -91,22 +91,32 @@ struct Given {
         float highest = sink;
 #pragma unroll
         for (u32 b = 0; b < BLOCKS; b++) highest = larger(highest, stats[b].x);
+        // All before the first is needed: one behind another they would take longer than what blocks give.
+        float factors[BLOCKS];
+#pragma unroll
+        for (u32 b = 0; b < BLOCKS; b++) factors[b] = factor_of(stats[b].x, highest);
         float total = exp2_near(sink - highest + WEIGHT_BITS);
         float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
         for (u32 b = 0; b < BLOCKS; b++) {
-            if (b >= blocks) continue;
-            const float factor = factor_of(stats[b].x, highest);
-            total = fma(stats[b].y, factor, total);
-            sum.x = fma(sums[b].x, factor, sum.x);
-            sum.y = fma(sums[b].y, factor, sum.y);
-            sum.z = fma(sums[b].z, factor, sum.z);
-            sum.w = fma(sums[b].w, factor, sum.w);
+            const bool is_one = b < blocks;
+            total = is_one ? fma(stats[b].y, factors[b], total) : total;
+            sum.x = is_one ? fma(sums[b].x, factors[b], sum.x) : sum.x;
+            sum.y = is_one ? fma(sums[b].y, factors[b], sum.y) : sum.y;
+            sum.z = is_one ? fma(sums[b].z, factors[b], sum.z) : sum.z;
+            sum.w = is_one ? fma(sums[b].w, factors[b], sum.w) : sum.w;
         }
         const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
         return make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse);
     }
 };
+
+// Starts the way of a lane's key into L2, if it has one; each tile of heads has some of its lines.
+DEVICE void hasten(u64 own) {
+    if (!own) return;
+#pragma unroll 1
+    for (u32 line = blockIdx.y; line < (ROW_BYTES + 127) / 128; line += gridDim.y) prefetch((const u8*)own + line * 128);
+}
 
 // queries, y (rows, heads · WIDTH). Grid: blocks of a cluster, tiles of heads, rows.
 KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) latent_decode(
@@ -114,7 +124,6 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
     const u32* lists, u32 first, u32 heads, u32 ring, u32 window, u32 ratio, u32 top_k, float scale, const float* angles,
     u32 first_feature, u32 pairs, u32 way, u8* codes, uint2* scales, float4* minima) {
     let_next_start();
-    after_earlier_work();
     DYNAMIC_SHARED(u8, dynamic);
     u8* const shared = dynamic + ((1024 - (shared_address(dynamic) & 1023)) & 1023);
     u8* const weights = shared + QUERY_BYTES;
@@ -125,31 +134,41 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
     float* const totals = tops + WARPS * COLUMNS; // the same
 
     const u32 row = first + blockIdx.z, first_head = blockIdx.y * COLUMNS, block = block_of_cluster();
-    const Sight sight = {Step{rows, lists}.all_of(row), raw, compressed, selected_of(selected, row, top_k), ring, window, ratio, top_k};
+    const Step step = {rows, lists, true};
+    const Sight sight = {step.all_of(row), raw, compressed, selected_of(selected, row, top_k), ring, window, ratio, top_k};
     const u32 count = heads - first_head < COLUMNS ? heads - first_head : COLUMNS;
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    // Queries are on their way while it is looked up how many pages there are, and where keys are.
-    Query<WIDTH> several[COLUMNS / WARPS];
-#pragma unroll
-    for (u32 i = 0; i < COLUMNS / WARPS; i++) {
-        const u32 c = i * WARPS + warp;
-        several[i].load(c < count ? queries + ((u64)row * heads + first_head + c) * WIDTH : 0);
-    }
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, own_keys = warp * OWN_KEYS;
     const u32 pages = sight.pages(), blocks = pages < BLOCKS ? pages : BLOCKS;
+    // A lane finds one of a warp's keys of this page, or of the next. What the step itself says is found ahead of the turn, and on its way
+    // into L2 by then; rows that are chosen are not.
+    const u32 known = sight.selected ? sight.raw_pages() : pages;
+    auto find = [&](u32 page, u32 from, u32 to) {
+        page += lane / OWN_KEYS * BLOCKS;
+        return page >= from && page < to ? sight.seen_key(page, own_keys + lane % OWN_KEYS) : 0;
+    };
+    u64 found = find(block, 0, known);
+    hasten(found);
+    after_earlier_work();
 
     if (block < pages) {
-        // A lane finds one of a warp's keys of this page, or of the next.
-        const u32 own_keys = warp * OWN_KEYS;
-        auto find = [&](u32 page) {
-            page += lane / OWN_KEYS * BLOCKS;
-            return page < pages ? sight.seen_key(page, own_keys + lane % OWN_KEYS) : 0;
-        };
-        u64 found = find(block);
+        // Queries are on their way while keys are looked up. Blocks without a page need none.
+        Query<WIDTH> several[COLUMNS / WARPS];
+#pragma unroll
+        for (u32 i = 0; i < COLUMNS / WARPS; i++) {
+            const u32 c = i * WARPS + warp;
+            several[i].load(c < count ? queries + ((u64)row * heads + first_head + c) * WIDTH : 0);
+        }
+        if (known < pages) {
+            const u64 chosen = find(block, known, pages);
+            if (chosen) found = chosen;
+            // A page that has to wait for a stage.
+            if (STAGES == 1) hasten(lane < OWN_KEYS ? 0 : chosen);
+        }
         u32 from_lane = 0;
         // The lanes that know of the page that comes; once there are none, those that are next are looked up.
         auto go_on = [&](u32 page) {
             from_lane ^= OWN_KEYS;
-            if (from_lane == 0) found = find(page + BLOCKS);
+            if (from_lane == 0) found = find(page + BLOCKS, 0, pages);
         };
 #if IS_PACKED
         PackedKeys<OWN_KEYS> keys;
@@ -319,18 +338,24 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
     }
     const float* const of_row = angles + (u64)row * 2 * pairs;
     const u32 turns = angles ? OWN_COLUMNS * pairs : 0;
+    u32 pair = 0, turning = 0;
     float cosine = 0.0f, sine = 0.0f;
-    if (threadIdx.x < turns) {
-        cosine = of_row[threadIdx.x % pairs];
-        sine = of_row[pairs + threadIdx.x % pairs];
-    }
+    auto look_up = [&](u32 turn) {
+        pair = turn % pairs;
+        turning = turn / pairs;
+        cosine = of_row[pair];
+        sine = of_row[pairs + pair];
+    };
+    if (threadIdx.x < turns) look_up(threadIdx.x);
+    asked(pair);
+    asked(turning);
     asked(cosine);
     asked(sine);
     cluster_arrived();
 
     float* const result = (float*)shared; // [OWN_COLUMNS][WIDTH]
     const u32 sums_at = shared_address(stages), stats_at = shared_address(stats);
-    constexpr u32 AT_ONCE = OWN_FOURS > THREADS ? 2 : 1;
+    constexpr u32 AT_ONCE = ENDS <= 3 ? ENDS : 2;
 #pragma unroll
     for (u32 i = 0; i < OWN_FOURS; i += AT_ONCE * THREADS) {
         Given given[AT_ONCE];
@@ -354,9 +379,8 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
     if (angles) {
 #pragma unroll 1
         for (u32 i = threadIdx.x; i < turns; i += THREADS) {
-            const u32 pair = i % pairs;
-            if (i >= THREADS) cosine = of_row[pair], sine = of_row[pairs + pair];
-            float* one = result + i / pairs * WIDTH + first_feature + (way & 1 ? 2 * pair : pair);
+            if (i >= THREADS) look_up(i);
+            float* one = result + turning * WIDTH + first_feature + (way & 1 ? 2 * pair : pair);
             float* other = way & 1 ? one + 1 : one + pairs;
             const float2 both = turned(*one, *other, cosine, way & 2 ? -sine : sine);
             *one = both.x;
@@ -364,21 +388,20 @@ KERNEL __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THREADS, RESIDENT) laten
         }
         __syncthreads();
     }
-    const CodesOut coded = {codes, scales, minima};
-#pragma unroll 1
-    for (u32 own = 0; own < OWN_COLUMNS; own++) {
-        const u32 head = first_head + block * OWN_COLUMNS + own;
-        if (block * OWN_COLUMNS + own >= count) break;
-        float numbers[WIDTH / THREADS];
+    // All heads of the block at once, so that nothing of one waits for another.
+    constexpr u32 EACH = WIDTH / THREADS, NUMBERS = OWN_COLUMNS * EACH;
+    const u32 own_first = block * OWN_COLUMNS, own_count = count > own_first ? min(count - own_first, (u32)OWN_COLUMNS) : 0;
+    const u64 first_number = ((u64)row * heads + first_head + own_first) * WIDTH + threadIdx.x;
+    float numbers[NUMBERS];
 #pragma unroll
-        for (u32 k = 0; k < WIDTH / THREADS; k++) numbers[k] = result[own * WIDTH + k * THREADS + threadIdx.x];
+    for (u32 i = 0; i < NUMBERS; i++) numbers[i] = result[i * THREADS + threadIdx.x];
 #pragma unroll
-        for (u32 k = 0; k < WIDTH / THREADS; k++) y[((u64)row * heads + head) * WIDTH + k * THREADS + threadIdx.x] = numbers[k];
-        if (!codes) continue;
-        const u32 first_block = head * (WIDTH / 32) + warp;
-#pragma unroll
-        for (u32 k = 0; k < WIDTH / THREADS; k++)
-            put_codes(quantized(numbers[k]), lane, codes_place(row, first_block + k * WARPS, heads * WIDTH / 32), coded);
+    for (u32 i = 0; i < NUMBERS; i++)
+        if (i < own_count * EACH) y[first_number + i * THREADS] = numbers[i];
+    if (codes) {
+        // Neighbouring blocks of a row are eight places apart.
+        const u64 first_place = codes_place(row, (first_head + own_first) * (WIDTH / 32) + warp, heads * WIDTH / 32);
+        put_codes_of(numbers, own_count * EACH, first_place, WARPS * 8, CodesOut{codes, scales, minima});
     }
     // Nobody leaves while another block may still read here.
     cluster_arrived();
