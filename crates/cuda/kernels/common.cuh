@@ -24,6 +24,15 @@ DEVICE float exact(int magic_sum) { return __int_as_float(magic_sum) - MAGIC; }
 
 DEVICE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
+// a / b as division rounds it, by the operations that it is made of where both are moderate and not zero, so that nothing on the way is
+// too large or too small: no branch.
+DEVICE float moderate_quotient(float a, float b) {
+    const float near = reciprocal_near(b), inverse = fma(near, fma(-b, near, 1.0f), near);
+    float quotient = a * inverse;
+    quotient = fma(inverse, fma(-b, quotient, a), quotient);
+    return fma(inverse, fma(-b, quotient, a), quotient);
+}
+
 // A pair of features turned by an angle; numerics.rs, `rotate`.
 DEVICE float2 turned(float a, float b, float cosine, float sine) {
     return make_float2(fma(a, cosine, -(b * sine)), fma(b, cosine, a * sine));

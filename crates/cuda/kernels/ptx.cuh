@@ -35,6 +35,13 @@ DEVICE float exp2_near(float x) {
     return power;
 }
 
+// 1 / x within a unit or so of the last place.
+DEVICE float reciprocal_near(float x) {
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+    return inverse;
+}
+
 // Weights pass once: they go around L1 and come in whole lines of L2.
 DEVICE uint4 load_once(const uint4* at) {
     uint4 v;

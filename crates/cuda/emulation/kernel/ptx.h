@@ -89,6 +89,7 @@ EMULATED void end_of_copies() { emulation_end_of_copies(); }
 template <int GROUPS> EMULATED void wait_for_copies() { emulation_wait_for_copies(GROUPS); }
 
 EMULATED void copy_16_once(void* to, const void* from, HERE) { emulation_copy(to, from, 16, here); }
+EMULATED float reciprocal_near(float x) { return 1.0f / x; }
 EMULATED void prefetch(const void*) {}
 EMULATED u32 named_bytes(u32 first, u32 second, u32 which) {
     u32 bytes = __byte_perm(first, second, which);

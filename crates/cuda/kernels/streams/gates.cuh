@@ -2,12 +2,14 @@
 
 // The sum over a line of the matrix, in order from 0: of numbers `stride` lanes apart, the first in lane `first`.
 DEVICE float line_sum(float value, u32 first, u32 stride, u32 count) {
-    float numbers[STREAMS_MAX], sum = 0.0f;
+    float numbers[STREAMS_MAX];
     // All are asked for before the first is there.
 #pragma unroll
     for (u32 i = 0; i < STREAMS_MAX; i++) numbers[i] = __shfl_sync(0xffffffffu, value, (int)(first + i * stride) % 32);
+    // None is below zero, so the first is what it is on top of zero.
+    float sum = numbers[0];
 #pragma unroll
-    for (u32 i = 0; i < STREAMS_MAX; i++)
+    for (u32 i = 1; i < STREAMS_MAX; i++)
         if (i < count) sum = sum + numbers[i];
     return sum;
 }
@@ -17,6 +19,20 @@ DEVICE float gate_of(float mix, float scale, float base, bool is_in, float epsil
     const float sigmoid = 1.0f / (1.0f + canonical_exp(-fma(mix, scale, base)));
     return is_in ? sigmoid + epsilon : 2.0f * sigmoid;
 }
+
+// Lines of the matrix divided by their sums, in turns; the first by rows is done. Each division waits for the one before it.
+template <class Divide>
+DEVICE_MEMBER float balanced(float v, u32 row, u32 column, u32 count, u32 rounds, float epsilon, const Divide& divide) {
+#pragma unroll 1
+    for (u32 round = 0; round < rounds; round++) {
+        if (round > 0) v = divide(v, line_sum(v, row * count, 1, count) + epsilon);
+        v = divide(v, line_sum(v, column, count, count) + epsilon);
+    }
+    return v;
+}
+
+// Whether a number is positive, and neither very large nor very small: from 2^-60 to 2^60.
+DEVICE bool is_moderate(float value) { return __float_as_uint(value) - 0x21800000u <= 0x3c000000u; }
 
 // All gates of a row: lanes hold the matrix, of which lane r * count + k has row r and column k; lanes 16 and up the gates into the block
 // and out of it. `rounds` 0: there are only gates into the block.
@@ -37,11 +53,14 @@ DEVICE void row_gates(const float* in, const float* scale, const float* base, fl
     }
     v = canonical_exp(v - highest);
     v = v / line_sum(v, row * count, 1, count) + epsilon;
-#pragma unroll 1
-    for (u32 round = 0; round < rounds; round++) {
-        if (round > 0) v = v / (line_sum(v, row * count, 1, count) + epsilon);
-        v = v / (line_sum(v, column, count, count) + epsilon);
-    }
+    // The processor's own division asks each time whether numbers are moderate, and branches. Here they are asked once, at the end.
+    bool are_moderate = true;
+    const float quick = balanced(v, row, column, count, rounds, epsilon, [&](float a, float b) {
+        are_moderate = are_moderate && is_moderate(a) && is_moderate(b);
+        return moderate_quotient(a, b);
+    });
+    if (__all_sync(0xffffffffu, are_moderate)) v = quick;
+    else v = balanced(v, row, column, count, rounds, epsilon, [](float a, float b) { return a / b; });
     if (is_ours) out[at] = v;
 }
 
