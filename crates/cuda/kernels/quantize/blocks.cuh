@@ -30,8 +30,8 @@ DEVICE void put_codes(CodeBlock block, u32 lane, u64 at, const CodesOut& out) {
 
 DEVICE u64 codes_place(u64 row, u64 block, u64 blocks) { return (row / 8 * blocks + block) * 8 + row % 8; }
 
-// Codes of the first `count` of several blocks of which a warp has the numbers: the first at `at`, the next `stride` places on. The count is
-// the same in all lanes.
+// Codes of the first `count` of several blocks of which a warp has the numbers: the first at `at`, the next `stride` places on. The count
+// is the same in all lanes.
 template <int COUNT>
 DEVICE_MEMBER void put_codes_of(const float (&numbers)[COUNT], u32 count, u64 at, u32 stride, const CodesOut& out) {
     const u32 lane = threadIdx.x % 32;
