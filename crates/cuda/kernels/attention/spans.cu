@@ -193,13 +193,9 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
             if (draws && !span.is_one()) draw = walk.draw();
             ticket = draws ? walk.tell(turn, draw) : walk.next(turn);
         }
-#if CLUSTERED
-        arrive_alone();
-        cluster_arrived();
-        arrive_alone();
-        cluster_arrived();
-#endif
+#if !CLUSTERED
         return;
+#endif
     }
 
 #if SHARES_REGISTERS
@@ -208,7 +204,8 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
     const u32 group = warp / 4, own_key = warp % 4 * 16 + lane / 4, column = lane % 4 * 2;
     Consumer consumer = {ring, slabs, group, shared_address(expanded), expanded, 0xffffffffu, 0};
     const u32 queries_at = shared_address(shared), weights_at = shared_address(weights);
-    u32 next = 0, ticket = blockIdx.x;
+    // Warps that have brought a cluster's slabs have no span, and go on to where all of its threads meet.
+    u32 next = 0, ticket = warp < WARPS ? blockIdx.x : NO_TICKET;
 #pragma unroll 1
     for (u32 turn = 0; ticket != NO_TICKET; ticket = walk.next(turn++)) {
         const Span span = span_of(ticket);
@@ -378,20 +375,6 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
                 for (int h = 0; h < 2; h++)
                     held[place_of_sum(c, (group * OWN + o) * 64 + own_key + h * 8)] = sums[o][i / 2 * 4 + h * 2 + i % 2];
         }
-        arrive_with_shared();
-        cluster_arrived();
-        const Output out = {parts, stats, sinks, y, first, heads, stride};
-        const CodesOut coded = {codes, scales, minima};
-        const Merging<WARPS> merging = {cut, out, coded, shared_address(held), shared_address(totals), shared_address(tops)};
-        const u32 last = cut.span_of(newest.end - 1), units = tile.columns * UNITS;
-#pragma unroll 1
-        for (u32 unit = blockIdx.x * WARPS + warp; unit < units; unit += across * WARPS) {
-            const u32 c = unit / UNITS;
-            merging.merge(c, unit % UNITS, tile.row_of(c), tile.head_of(c), {begins[c], ends[c]}, last);
-        }
-        // What others have is read; nobody leaves while another block may still read here.
-        arrive_alone();
-        cluster_arrived();
 #else
         // Where a column's numbers go, and their factor, is found by one thread. Nobody reads weights any more.
         float** const targets = (float**)weights;
@@ -436,4 +419,21 @@ KERNEL __launch_bounds__(THREADS, RESIDENT) spans(const float* queries, const u8
         }
 #endif
     }
+#if CLUSTERED
+    arrive_with_shared();
+    cluster_arrived();
+    const Output out = {parts, stats, sinks, y, first, heads, stride};
+    const CodesOut coded = {codes, scales, minima};
+    const Merging<WARPS> merging = {cut, out, coded, shared_address(slabs), shared_address(totals), shared_address(tops)};
+    const Tile& tile = own.tile;
+    const u32 last = cut.span_of(own.newest.end - 1), units = warp < WARPS ? tile.columns * UNITS : 0;
+#pragma unroll 1
+    for (u32 unit = blockIdx.x * WARPS + warp; unit < units; unit += across * WARPS) {
+        const u32 c = unit / UNITS;
+        merging.merge(c, unit % UNITS, tile.row_of(c), tile.head_of(c), {begins[c], ends[c]}, last);
+    }
+    // What others have is read; nobody leaves while another block may still read here.
+    arrive_alone();
+    cluster_arrived();
+#endif
 }
