@@ -85,15 +85,21 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        /// Columns are normalised last; rows follow as rounds go on.
+        /// Columns are normalised last. Rows follow as rounds go on: a round shortens Hilbert's distance from the matrix to
+        /// its limit at least by tanh(d/4)^2, where `d` is the greatest difference of logits taken crosswise (Birkhoff 1957;
+        /// Franklin and Lorenz 1989). With logits within 1 of zero `d` is at most 4, so forty rounds leave 4e-10 of it; within
+        /// 3 they may leave two thirds, and nothing is promised of rows.
         #[test]
-        fn rows_and_columns_sum_to_one(logits in prop::collection::vec(-3f32..3.0, 16)) {
-            let mut matrix: Vec<f32> = logits.iter().map(|l| l.exp()).collect();
-            sinkhorn(&mut matrix, 4, 40, 1e-6);
-            for i in 0..4 {
-                let row: f32 = matrix[4 * i..][..4].iter().sum();
-                let column: f32 = (0..4).map(|r| matrix[4 * r + i]).sum();
-                prop_assert!((row - 1.0).abs() < 1e-3 && (column - 1.0).abs() < 1e-5, "{row} {column}");
+        fn rows_and_columns_sum_to_one(logits in prop::collection::vec(-1f32..1.0, 16), wide in 1f32..3.0) {
+            for (factor, rows_follow) in [(1.0, true), (wide, false)] {
+                let mut matrix: Vec<f32> = logits.iter().map(|l| (factor * l).exp()).collect();
+                sinkhorn(&mut matrix, 4, 40, 1e-6);
+                for i in 0..4 {
+                    let row: f32 = matrix[4 * i..][..4].iter().sum();
+                    let column: f32 = (0..4).map(|r| matrix[4 * r + i]).sum();
+                    prop_assert!((column - 1.0).abs() < 1e-5, "column {i}: {column}");
+                    prop_assert!(!rows_follow || (row - 1.0).abs() < 1e-5, "row {i}: {row}");
+                }
             }
         }
     }
