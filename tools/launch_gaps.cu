@@ -1,4 +1,4 @@
-// What lies between two launches, and what could stand in their place: the figures of BENCHMARKS.md, "What lies between two launches".
+// What lies between two launches, and what could stand in their place: the figures of docs/h200/step.md, "What lies between two launches".
 //   nvcc -O3 -arch=sm_90 -o launch_gaps tools/launch_gaps.cu && ./launch_gaps
 //
 // A graph has LAUNCHES launches. Each thread reads what another block of the launch before wrote, adds one and writes it, so that every
