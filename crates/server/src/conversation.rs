@@ -42,7 +42,8 @@ pub(crate) struct Chat {
     /// The prompt's text.
     prompt: String,
     pub(crate) format: &'static ChatFormat,
-    tools: Arc<Tools>,
+    /// None: there are to be no calls, for none were offered or none are wanted. What looks like one is content.
+    tools: Option<Arc<Tools>>,
     one_only: bool,
     /// Whether thinking was switched off.
     pub(crate) no_thoughts: bool,
@@ -51,7 +52,9 @@ pub(crate) struct Chat {
 impl Chat {
     /// A parser for a reply.
     pub(crate) fn parser(&self, model: &Model) -> ReplyParser {
-        let parser = ReplyParser::new(self.format, self.tools.clone()).with_tokenizer(model.tokenizer());
+        let parser = ReplyParser::new(self.format, self.tools.clone().unwrap_or_default());
+        let parser = if self.tools.is_some() { parser } else { parser.without_calls() };
+        let parser = parser.with_tokenizer(model.tokenizer());
         parser.with_ids(fresh_id("call_") + "_").after_prompt(&self.prompt)
     }
 
@@ -154,12 +157,13 @@ impl Conversation {
         let mut messages = if described { described::messages(&self.messages, tools) } else { self.messages.clone() };
         model.calls.recall(&mut messages);
         let known = Tools::parse(&list).map_err(|e| Problem::invalid(e.to_string()).about("tools"))?;
+        let known = (!tools.is_empty()).then(|| Arc::new(known));
         options.tools = Some(list).filter(|_| !described && !tools.is_empty());
         let (prompt, mut tokens) =
             chat::prompt(template, format, model.tokenizer(), &messages, &options).map_err(refused)?;
         let one_only = self.tools.one_only;
         let no_thoughts = self.think() == Some(Think::Off);
-        let chat = Chat { prompt, format, tools: Arc::new(known), one_only, no_thoughts };
+        let chat = Chat { prompt, format, tools: known, one_only, no_thoughts };
         tokens.extend(self.begun(&chat, model)?);
         Ok(Prepared { tokens, chat: Some(chat) })
     }

@@ -9,6 +9,7 @@
 //!   content, marks and all. What breaks or ends after it is closed into valid JSON and told as [`CallState::Repaired`];
 //!   text that follows the break is content. So no call is lost, and none is told that has no name.
 //! - White space around marks belongs to the marks. A mark out of its place is text.
+//! - Where no calls are wanted ([`ReplyParser::without_calls`]) what would be one is content, to the last character.
 
 mod calls;
 
@@ -31,6 +32,8 @@ pub struct ReplyParser {
     tools: Arc<Tools>,
     /// For each mark whether only a special token makes it.
     special: Vec<bool>,
+    /// Whether there may be calls.
+    calls: bool,
     ids: String,
     state: State,
     /// The beginning of a mark, perhaps.
@@ -87,6 +90,7 @@ impl ReplyParser {
             format,
             tools,
             special: vec![false; format.marks.len()],
+            calls: true,
             ids: "call_".to_owned(),
             state,
             pending: String::new(),
@@ -106,6 +110,13 @@ impl ReplyParser {
     #[must_use]
     pub fn with_specials(mut self, is_special: impl Fn(&str) -> bool) -> ReplyParser {
         self.special = self.format.marks.iter().map(|(_, text)| is_special(text)).collect();
+        self
+    }
+
+    /// Tells no calls: a block of them is content, marks and all. Where a message's head says that it is one, the message is content.
+    #[must_use]
+    pub fn without_calls(mut self) -> ReplyParser {
+        self.calls = false;
         self
     }
 
@@ -282,9 +293,11 @@ impl ReplyParser {
     /// The marks that count now.
     fn active(&self) -> Marks {
         const HEAD: Marks = Marks::of(&[Mark::Start, Mark::Channel, Mark::End]);
-        const OPEN: Marks = Marks::of(&[Mark::ThinkOpen, Mark::GroupOpen, Mark::CallOpen]).and(HEAD);
+        const TEXT: Marks = Marks::of(&[Mark::ThinkOpen]).and(HEAD);
+        const OPEN: Marks = Marks::of(&[Mark::GroupOpen, Mark::CallOpen]).and(TEXT);
         const CLOSE: Marks = Marks::of(&[Mark::CallClose, Mark::GroupClose]);
         match &self.state {
+            State::Content if !self.calls => TEXT,
             State::Content if self.stray => OPEN.and(CLOSE),
             State::Content => OPEN,
             State::Label(_) | State::Thinking => Marks::of(&[Mark::ThinkClose]).and(HEAD),
@@ -370,6 +383,7 @@ impl ReplyParser {
         self.skipping = false;
         self.state = match message {
             Message::Thinking => State::Thinking,
+            Message::Call(_) if !self.calls => State::Content,
             Message::Content => State::Content,
             Message::Call(name) => {
                 let progress = Progress { name: Some(name), arguments: String::new() };
@@ -446,7 +460,7 @@ impl ReplyParser {
             Calls::Literal { lead, bare: true } => lead.starts_with(c),
             _ => false,
         };
-        if bare && self.fresh && !self.tools.is_empty() {
+        if bare && self.fresh && self.calls && !self.tools.is_empty() {
             self.raw = std::mem::take(&mut self.spaces);
             self.begin_call("", true);
             return self.char(c, out);
