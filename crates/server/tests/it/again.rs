@@ -197,6 +197,47 @@ fn what_cannot_be_drawn_again_is_content() {
     assert_eq!((told.finish.as_str(), told.tokens, script.attempts()), ("max_tokens", spent as u64, 1));
 }
 
+/// Where no tool may be called, or none was offered, a sound call is text as well, to the last character.
+#[test]
+fn a_call_that_nobody_wants_is_content() {
+    let (server, script) = server();
+    let table = [
+        ("deepseek4", dsml(WEATHER)),
+        ("hermes", "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"days\": 2}}\n</tool_call>".to_owned()),
+        (
+            "qwen3_coder",
+            "<tool_call>\n<function=weather>\n<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>".to_owned(),
+        ),
+        ("llama3", "{\"name\": \"weather\", \"parameters\": {\"days\": 2}}".to_owned()),
+    ];
+    for (model, block) in &table {
+        for model in [(*model).to_owned(), format!("{model}+tokens")].iter().filter(|m| FAMILIES.contains(&m.as_str()))
+        {
+            // A bare call of llama3 is one at the beginning alone.
+            for text in [format!("I look.\n\n{block}\n\nSo it is."), block.clone()] {
+                unwanted(&server, (&script, &text), model, &text);
+            }
+        }
+    }
+    // A message's head says that it is a call; the message is content, as any other's.
+    let oss = "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{\"days\": 2}";
+    unwanted(&server, (&script, oss), "gpt_oss+tokens", "{\"days\": 2}");
+}
+
+fn unwanted(server: &Running, (script, text): (&Script, &str), model: &str, words: &str) {
+    let replies: (&Script, &[&str]) = (script, &[text, "never"]);
+    let expect = |finish: &str, told: Told| {
+        let seen = (told.words.as_str(), told.calls.len(), told.finish.as_str(), script.attempts());
+        assert_eq!(seen, (words, 0, finish, 1), "{model}: {text}");
+    };
+    for more in [json!({ "tool_choice": "none" }), json!({ "tools": null }), json!({ "tools": [] })] {
+        expect("stop", chat(server, replies, model, more));
+    }
+    for more in [json!({ "tool_choice": { "type": "none" } }), json!({ "tools": [] })] {
+        expect("end_turn", messages(server, replies, model, more));
+    }
+}
+
 /// A reply that is cut off in a call without a name ends before it, also in its second attempt, and there is no third.
 #[test]
 fn a_reply_that_is_cut_off_is_not_drawn_again() {
