@@ -9,7 +9,7 @@ use half::{bf16, f16};
 
 use super::{
     BlockAt, Layout, RowBlock,
-    forms::{Chosen, Fives, Form, Fp4, Grid2, Nibbles, Pairs, Signs, Threes, Uneven, Whole},
+    forms::{Chosen, Fives, Form, Fp4, Grid1, Nibbles, Pairs, Signs, Threes, Uneven, Whole},
 };
 use crate::{
     matmul::tile::{BLOCK, ROWS},
@@ -85,8 +85,8 @@ pub(in crate::matmul) struct Blocks<F, T, const SUB: usize, const MIN: bool, con
 pub(in crate::matmul) type BlocksOf1 = Blocks<Signs, f16, 32, false, 1>;
 /// TQ1_0, TQ2_0: 10 bytes.
 pub(in crate::matmul) type BlocksOf2 = Blocks<Pairs, f16, 32, false, 1>;
-/// IQ2_XXS: 16 bytes; the file has 8.25.
-pub(in crate::matmul) type BlocksGrid2 = Blocks<Chosen<Grid2, Threes>, f32, 32, false, 43>;
+/// IQ1_M: 20 bytes, of which two scales take four each; the file has 7.
+pub(in crate::matmul) type BlocksGrid1Halves = Blocks<Chosen<Grid1, Threes>, f32, 16, false, 9>;
 /// Q4_0: 18 bytes.
 pub(in crate::matmul) type BlocksOf4 = Blocks<Nibbles, f16, 32, false, 8>;
 /// Q4_1: 20 bytes.
@@ -105,12 +105,8 @@ pub(in crate::matmul) type BlocksOf5 = Blocks<Fives, f16, 32, false, 16>;
 pub(in crate::matmul) type BlocksOf5Min = Blocks<Fives, f16, 32, true, 0>;
 /// Q8_0: 34 bytes.
 pub(in crate::matmul) type BlocksOf8 = Blocks<Whole, f16, 32, false, 128>;
-/// Codes to bytes, f32 scales: 36 bytes.
-pub(in crate::matmul) type BlocksOf8Wide = Blocks<Whole, f32, 32, false, 128>;
 /// Codes to bytes, f32 scales and minima: 40 bytes.
 pub(in crate::matmul) type BlocksOf8WideMin = Blocks<Whole, f32, 32, true, 0>;
-/// Codes to bytes, two f32 scales a block: 40 bytes.
-pub(in crate::matmul) type BlocksOf8Halves = Blocks<Whole, f32, 16, false, 128>;
 
 impl<F: Form, T: Scale, const SUB: usize, const MIN: bool, const OFFSET: u8> Blocks<F, T, SUB, MIN, OFFSET> {
     /// Scales of 16 rows.

@@ -5,7 +5,7 @@
 //! own, and a shift and a mask bring one back. So a code costs its bits of memory, and unpacking a few instructions
 //! that all the token columns share.
 
-use tessera_formats::codec::grids::{LEVELS_FP4, LEVELS_IQ2, LEVELS_IQ4};
+use tessera_formats::codec::grids::{LEVELS_FP4, LEVELS_IQ2, LEVELS_IQ3_S, LEVELS_IQ3_XXS, LEVELS_IQ4};
 
 use crate::{
     matmul::tile::{BLOCK, QUAD, QUADS, ROWS},
@@ -163,8 +163,16 @@ impl Levels for Fp4 {
     const CODES: [u8; 16] = with_offset(LEVELS_FP4, 16);
 }
 
-/// IQ2's three sizes with both signs, which three bits choose: the codebook's entries, and the parity that fixes every
-/// eighth sign, are spent on speed.
+/// IQ1's three sizes with both shifts, in eighths, which three bits choose. Here and below, that a codebook has but some of all
+/// groups of sizes, and that a parity fixes some signs, is spent on speed.
+#[derive(Clone, Copy)]
+pub(in crate::matmul) struct Grid1;
+
+impl Levels for Grid1 {
+    const CODES: [u8; 16] = with_offset([-9, -7, -1, 1, 7, 9, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], 9);
+}
+
+/// IQ2's three sizes with both signs, which three bits choose.
 #[derive(Clone, Copy)]
 pub(in crate::matmul) struct Grid2;
 
@@ -173,6 +181,31 @@ impl Levels for Grid2 {
         let [a, b, c, _] = LEVELS_IQ2;
         with_offset([a, b, c, -a, -b, -c, a, a, a, a, a, a, a, a, a, a], 43)
     };
+}
+
+/// The eight sizes of IQ3_XXS with both signs.
+#[derive(Clone, Copy)]
+pub(in crate::matmul) struct Grid3;
+
+impl Levels for Grid3 {
+    const CODES: [u8; 16] = with_offset(with_signs(LEVELS_IQ3_XXS), 62);
+}
+
+/// The eight sizes of IQ3_S with both signs.
+#[derive(Clone, Copy)]
+pub(in crate::matmul) struct Odd3;
+
+impl Levels for Odd3 {
+    const CODES: [u8; 16] = with_offset(with_signs(LEVELS_IQ3_S), 15);
+}
+
+const fn with_signs(sizes: [i8; 8]) -> [i8; 16] {
+    let (mut levels, mut i) = ([0; 16], 0);
+    while i < 8 {
+        (levels[i], levels[8 + i]) = (sizes[i], -sizes[i]);
+        i += 1;
+    }
+    levels
 }
 
 const fn with_offset(levels: [i8; 16], offset: u8) -> [u8; 16] {
@@ -266,7 +299,10 @@ mod tests {
             check::<Sixes>(&random, x, |v| v & 63);
             check::<Chosen<Uneven>>(&random, x, |v| Uneven::CODES[usize::from(v & 15)]);
             check::<Chosen<Fp4>>(&random, x, |v| Fp4::CODES[usize::from(v & 15)]);
+            check::<Chosen<Grid1, Threes>>(&random, x, |v| Grid1::CODES[usize::from(v & 7)]);
             check::<Chosen<Grid2, Threes>>(&random, x, |v| Grid2::CODES[usize::from(v & 7)]);
+            check::<Chosen<Grid3>>(&random, x, |v| Grid3::CODES[usize::from(v & 15)]);
+            check::<Chosen<Odd3>>(&random, x, |v| Odd3::CODES[usize::from(v & 15)]);
         }
     }
 

@@ -1,9 +1,10 @@
-//! Super-blocks of 256 features, as most K formats and IQ4_XS have them: one f16 factor (or two, with minima) for all,
-//! and small whole numbers by which it is multiplied, one a sub-block.
+//! Super-blocks of 256 features, as most K formats and nearly all IQ formats have them: one f16 factor (or two, with minima) for
+//! all, and small whole numbers by which it, or an eighth or a quarter of it, is multiplied, one a sub-block.
 //!
 //! A super-block of 16 rows is `d (f16) [| -dmin (f16)] | sub-scales of 8 blocks | padding to a cache line | 8 x codes`.
 //! Sub-scales keep to bytes: one i8 without minima; with minima two u8.
-//! The product of an f16 and a byte has at most 19 bits, so it is exact, and the scale is the file's to the bit.
+//! The product of an f16 (or of a power of two's part of it) and a byte has at most 19 bits, so it is exact, and the scale is the
+//! file's to the bit.
 
 use std::marker::PhantomData;
 
@@ -11,7 +12,7 @@ use half::f16;
 
 use super::{
     BlockAt, Layout, RowBlock,
-    forms::{Chosen, Fives, Form, Nibbles, Sixes, Threes, Uneven},
+    forms::{Chosen, Fives, Form, Grid1, Grid2, Grid3, Nibbles, Odd3, Sixes, Threes, Uneven},
 };
 use crate::{
     matmul::tile::{BLOCK, ROWS},
@@ -19,11 +20,16 @@ use crate::{
 };
 
 /// A layout of this family: codes of form `F`, sub-blocks of `SUB` weights. `D_AT` is where a block of the file has
-/// its factor; the one of the minima follows it.
+/// its factor; the one of the minima follows it. Sub-scales count parts of the factor, `PARTS` of which are the whole.
 #[derive(Clone, Copy)]
-pub(in crate::matmul) struct Supers<F, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: usize>(
-    PhantomData<F>,
-);
+pub(in crate::matmul) struct Supers<
+    F,
+    const SUB: usize,
+    const MIN: bool,
+    const OFFSET: u8,
+    const D_AT: usize,
+    const PARTS: u8 = 1,
+>(PhantomData<F>);
 
 /// Q3_K: 14.5 bytes for 32 weights; the file has 13.75.
 pub(in crate::matmul) type SupersOf3 = Supers<Threes, 16, false, 4, 108>;
@@ -35,15 +41,27 @@ pub(in crate::matmul) type SupersOf5 = Supers<Fives, 32, true, 0, 0>;
 pub(in crate::matmul) type SupersOf6 = Supers<Sixes, 16, false, 32, 208>;
 /// IQ4_XS: 17.5 bytes; the file has 17.
 pub(in crate::matmul) type SupersUneven = Supers<Chosen<Uneven>, 32, false, 128, 0>;
+/// IQ1_S: 13.5 bytes; the file has 6.25.
+pub(in crate::matmul) type SupersGrid1 = Supers<Chosen<Grid1, Threes>, 32, false, 9, 0, 8>;
+/// IQ2_XXS: 13.5 bytes; the file has 8.25.
+pub(in crate::matmul) type SupersGrid2 = Supers<Chosen<Grid2, Threes>, 32, false, 43, 0, 8>;
+/// IQ2_XS, IQ2_S: 14.5 bytes; the files have 9.25 and 10.25.
+pub(in crate::matmul) type SupersGrid2Halves = Supers<Chosen<Grid2, Threes>, 16, false, 43, 0, 8>;
+/// IQ3_XXS: 17.5 bytes; the file has 12.25.
+pub(in crate::matmul) type SupersGrid3 = Supers<Chosen<Grid3>, 32, false, 62, 0, 4>;
+/// IQ3_S: 17.5 bytes; the file has 13.75.
+pub(in crate::matmul) type SupersOdd3 = Supers<Chosen<Odd3>, 32, false, 15, 0>;
 
 /// Blocks of a super-block.
 const BLOCKS: usize = 8;
 /// Bytes of a factor of 16 rows.
 const FACTOR: usize = 2 * ROWS;
 
-impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: usize>
-    Supers<F, SUB, MIN, OFFSET, D_AT>
+impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: usize, const PARTS: u8>
+    Supers<F, SUB, MIN, OFFSET, D_AT, PARTS>
 {
+    /// Of a factor, what sub-scales count.
+    const PART: f32 = 1.0 / PARTS as f32;
     /// Sub-blocks of a block.
     const HALVES: usize = BLOCK / SUB;
     /// Bytes of the factors.
@@ -63,8 +81,8 @@ impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: u
     }
 }
 
-impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: usize> Layout
-    for Supers<F, SUB, MIN, OFFSET, D_AT>
+impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: usize, const PARTS: u8> Layout
+    for Supers<F, SUB, MIN, OFFSET, D_AT, PARTS>
 {
     const SUB_BLOCK: usize = SUB;
     const HAS_MIN: bool = MIN;
@@ -94,7 +112,9 @@ impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: u
         unsafe {
             let from = at.scales.add(half * Self::SUBS);
             let subs = if MIN { simd.load_u8_at(from) } else { simd.load_i8_at(from.cast()) };
-            simd.mul(simd.load_f16_at(at.head.cast()), subs)
+            let d = simd.load_f16_at(at.head.cast());
+            let part = if PARTS == 1 { d } else { simd.mul(d, simd.splat(Self::PART)) };
+            simd.mul(part, subs)
         }
     }
 
@@ -119,8 +139,8 @@ impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: u
             let (_, subs, at) = Self::offsets(first + i);
             for half in 0..Self::HALVES {
                 let (lane, sub) = (subs + half * Self::SUBS + row, i * Self::HALVES + half);
-                let scale = multiple(d, weights.scales[sub]);
-                let min = if MIN { multiple(minus_dmin, weights.mins[sub]) } else { 0 };
+                let scale = multiple(d.to_f32() * Self::PART, weights.scales[sub]);
+                let min = if MIN { multiple(minus_dmin.to_f32(), weights.mins[sub]) } else { 0 };
                 if MIN {
                     (group[lane], group[lane + ROWS]) = (unsigned(scale), unsigned(min));
                 } else {
@@ -133,8 +153,7 @@ impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: u
 }
 
 /// The whole number of which `scale` is the product with a factor, to the bit, signs of zeros included.
-fn multiple(factor: f16, scale: f32) -> i32 {
-    let factor = factor.to_f32();
+fn multiple(factor: f32, scale: f32) -> i32 {
     let n = if factor != 0.0 {
         // The quotient is a whole number, so the division is exact.
         (scale / factor) as i32
@@ -163,12 +182,14 @@ mod tests {
 
     #[test]
     fn every_factor_gives_back_every_multiple() {
-        for bits in (0..=u16::MAX).map(f16::from_bits).filter(|d| d.is_finite()) {
-            for n in [-128i8, -127, -33, -32, -1, 0, 1, 3, 31, 63, 127] {
-                let scale = bits.to_f32() * f32::from(n);
-                let got = multiple(bits, scale);
-                assert_eq!((bits.to_f32() * got as f32).to_bits(), scale.to_bits());
-                assert!(got == i32::from(n) || bits == f16::ZERO, "{bits} times {n}");
+        let multiples = [-128i8, -127, -33, -32, -1, 0, 1, 3, 31, 63, 127];
+        for d in (0..=u16::MAX).map(f16::from_bits).filter(|d| d.is_finite()) {
+            for (n, parts) in multiples.into_iter().flat_map(|n| [1.0f32, 4.0, 8.0].map(|parts| (n, parts))) {
+                let factor = d.to_f32() / parts;
+                let scale = factor * f32::from(n);
+                let got = multiple(factor, scale);
+                assert_eq!((factor * got as f32).to_bits(), scale.to_bits());
+                assert!(got == i32::from(n) || d == f16::ZERO, "{d} / {parts} times {n}");
             }
         }
     }
@@ -176,6 +197,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "no multiple")]
     fn anything_else_is_refused() {
-        multiple(f16::ONE, 1.5);
+        multiple(1.0, 1.5);
     }
 }
