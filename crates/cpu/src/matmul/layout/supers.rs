@@ -1,8 +1,9 @@
 //! Super-blocks of 256 features, as most K formats and nearly all IQ formats have them: one f16 factor (or two, with minima) for
 //! all, and small whole numbers by which it, or an eighth or a quarter of it, is multiplied, one a sub-block.
 //!
-//! A super-block of 16 rows is `d (f16) [| -dmin (f16)] | sub-scales of 8 blocks | padding to a cache line | 8 x codes`.
-//! Sub-scales keep to bytes: one i8 without minima; with minima two u8.
+//! A super-block of 16 rows is `d (f32), or with minima d and -dmin (f16) | sub-scales of 8 blocks | 8 x codes`. Sub-scales keep to
+//! bytes: one i8 without minima; with minima two u8. So all parts fill cache lines, and where there is one factor it is the part
+//! that is counted, ready to be multiplied.
 //! The product of an f16 (or of a power of two's part of it) and a byte has at most 19 bits, so it is exact, and the scale is the
 //! file's to the bit.
 
@@ -54,22 +55,25 @@ pub(in crate::matmul) type SupersOdd3 = Supers<Chosen<Odd3>, 32, false, 15, 0>;
 
 /// Blocks of a super-block.
 const BLOCKS: usize = 8;
-/// Bytes of a factor of 16 rows.
+/// Bytes of a factor of 16 rows where there are two.
 const FACTOR: usize = 2 * ROWS;
+/// Bytes of the factors.
+const FACTORS: usize = 2 * FACTOR;
 
 impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: usize, const PARTS: u8>
     Supers<F, SUB, MIN, OFFSET, D_AT, PARTS>
 {
-    /// Of a factor, what sub-scales count.
-    const PART: f32 = 1.0 / PARTS as f32;
     /// Sub-blocks of a block.
     const HALVES: usize = BLOCK / SUB;
-    /// Bytes of the factors.
-    const FACTORS: usize = if MIN { 2 * FACTOR } else { FACTOR };
     /// Bytes of a sub-block's sub-scales, and sub-minima.
     const SUBS: usize = if MIN { 2 * ROWS } else { ROWS };
     /// Bytes before the codes.
-    const HEAD: usize = (Self::FACTORS + BLOCKS * Self::HALVES * Self::SUBS).next_multiple_of(CODE_BYTES);
+    const HEAD: usize = {
+        let head = FACTORS + BLOCKS * Self::HALVES * Self::SUBS;
+        assert!(head.is_multiple_of(CODE_BYTES), "codes stand on cache lines");
+        assert!(!MIN || PARTS == 1, "two factors stand as they are");
+        head
+    };
     /// Bytes of a super-block.
     const SUPER: usize = Self::HEAD + BLOCKS * F::BYTES;
 
@@ -77,7 +81,7 @@ impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: u
     #[inline(always)]
     const fn offsets(index: usize) -> (usize, usize, usize) {
         let (start, i) = (index / BLOCKS * Self::SUPER, index % BLOCKS);
-        (start, start + Self::FACTORS + i * Self::HALVES * Self::SUBS, start + Self::HEAD + i * F::BYTES)
+        (start, start + FACTORS + i * Self::HALVES * Self::SUBS, start + Self::HEAD + i * F::BYTES)
     }
 }
 
@@ -108,12 +112,11 @@ impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: u
 
     #[inline(always)]
     unsafe fn scales<S: Simd>(simd: S, at: BlockAt, half: usize) -> S::F32 {
-        // SAFETY: the super-block starts with 16 f16, and a sub-block has at least 16 bytes.
+        // SAFETY: the super-block starts with 16 factors, and a sub-block has at least 16 bytes.
         unsafe {
             let from = at.scales.add(half * Self::SUBS);
             let subs = if MIN { simd.load_u8_at(from) } else { simd.load_i8_at(from.cast()) };
-            let d = simd.load_f16_at(at.head.cast());
-            let part = if PARTS == 1 { d } else { simd.mul(d, simd.splat(Self::PART)) };
+            let part = if MIN { simd.load_f16_at(at.head.cast()) } else { simd.load_at(at.head.cast()) };
             simd.mul(part, subs)
         }
     }
@@ -131,15 +134,18 @@ impl<F: Form, const SUB: usize, const MIN: bool, const OFFSET: u8, const D_AT: u
         let (head, _, _) = Self::offsets(first);
         let factor = |at: usize| f16::from_le_bytes([weights.raw[at], weights.raw[at + 1]]);
         let (d, minus_dmin) = (factor(D_AT), if MIN { -factor(D_AT + 2) } else { f16::ZERO });
-        group[head + 2 * row..][..2].copy_from_slice(&d.to_le_bytes());
+        let part = d.to_f32() / f32::from(PARTS);
         if MIN {
+            group[head + 2 * row..][..2].copy_from_slice(&d.to_le_bytes());
             group[head + FACTOR + 2 * row..][..2].copy_from_slice(&minus_dmin.to_le_bytes());
+        } else {
+            group[head + 4 * row..][..4].copy_from_slice(&part.to_le_bytes());
         }
         for (i, codes) in weights.codes.iter().enumerate() {
             let (_, subs, at) = Self::offsets(first + i);
             for half in 0..Self::HALVES {
                 let (lane, sub) = (subs + half * Self::SUBS + row, i * Self::HALVES + half);
-                let scale = multiple(d.to_f32() * Self::PART, weights.scales[sub]);
+                let scale = multiple(part, weights.scales[sub]);
                 let min = if MIN { multiple(minus_dmin.to_f32(), weights.mins[sub]) } else { 0 };
                 if MIN {
                     (group[lane], group[lane + ROWS]) = (unsigned(scale), unsigned(min));
