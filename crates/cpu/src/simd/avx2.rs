@@ -93,6 +93,7 @@ impl Simd for Avx2 {
 
     const BYTE_OFFSET: i32 = 128;
     const TOKENS_MAX: usize = 4;
+    const SUMS_MAX: usize = 6;
 
     #[inline(always)]
     fn splat(self, v: f32) -> Self::F32 {

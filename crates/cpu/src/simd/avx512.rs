@@ -65,6 +65,7 @@ impl Simd for Avx512 {
 
     const BYTE_OFFSET: i32 = 0;
     const TOKENS_MAX: usize = 12;
+    const SUMS_MAX: usize = 24;
 
     #[inline(always)]
     fn splat(self, v: f32) -> __m512 {

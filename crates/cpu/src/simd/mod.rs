@@ -46,6 +46,9 @@ pub trait Simd: Copy + Send + Sync + std::fmt::Debug + 'static {
     /// The most token columns that a matmul tile holds in registers without loss.
     const TOKENS_MAX: usize;
 
+    /// The most [`Simd::F32`] that stay in registers as sums beside what is multiplied, where weights are plain.
+    const SUMS_MAX: usize;
+
     // ---- f32 lanes ----
 
     /// `v` in all lanes.

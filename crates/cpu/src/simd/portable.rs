@@ -30,6 +30,7 @@ impl Simd for Portable {
 
     const BYTE_OFFSET: i32 = 0;
     const TOKENS_MAX: usize = 2;
+    const SUMS_MAX: usize = 2;
 
     #[inline(always)]
     fn splat(self, v: f32) -> Self::F32 {

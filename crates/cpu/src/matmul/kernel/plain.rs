@@ -1,4 +1,4 @@
-//! Chains of products with plain weights: those of a part go on side by side where there are few tokens, since a chain alone waits for
+//! Chains of products with plain weights: two go on side by side where registers hold their sums, since a chain of few tokens alone waits for
 //! each of its links.
 
 use std::{marker::PhantomData, ops::Range};
@@ -8,11 +8,14 @@ use tessera_ops::numerics::{CHAIN_DEPTH, PART_DEPTH, part_count};
 use super::{Chain, Operands, Segments};
 use crate::{
     matmul::{
-        layout::floats::Float,
+        layout::floats::{self, Float, PAIR_DEPTH},
         tile::{ROWS, unroll},
     },
-    simd::Simd,
+    simd::{LINE_BYTES, Simd},
 };
+
+/// How far ahead a group's further panels ask for its weights, which the first one left in the second-level cache.
+const NEAR_BYTES: usize = 1024;
 
 /// Sums over plain floating-point weights.
 pub(super) struct Floats<T>(pub(super) PhantomData<T>);
@@ -39,18 +42,21 @@ impl<T: Float> Chain for Floats<T> {
 
     #[inline(always)]
     unsafe fn segment<S: Simd, const C: usize>(simd: S, from: &Operands, features: Range<usize>) -> [S::F32; C] {
-        // SAFETY: the caller's promises; chains are features of the part.
+        // SAFETY: the caller's promises; chains are features of the part, and a pair ends where the row does or before.
         unsafe {
-            if const { C <= S::TOKENS_MAX / CHAINS } && features.len() == PART_DEPTH {
-                let [first, second, third, fourth] = chains::<S, T, C, CHAINS>(simd, from, features.start, CHAIN_DEPTH);
-                return add_chains::<S, C>(simd, add_chains(simd, add_chains(simd, first, second), third), fourth);
+            let mut part = [simd.splat(0.0); C];
+            let mut start = features.start;
+            while const { 2 * C <= S::SUMS_MAX } && features.end - start >= PAIR_DEPTH {
+                let [first, second] = links::<S, T, C, 2>(simd, from, start, start, (CHAIN_DEPTH, 2));
+                part = if start == features.start { first } else { add_chains(simd, part, first) };
+                part = add_chains(simd, part, second);
+                start += PAIR_DEPTH;
             }
-            let length = |start: usize| CHAIN_DEPTH.min(features.end - start);
-            let [mut part] = chains::<S, T, C, 1>(simd, from, features.start, length(features.start));
-            let mut start = features.start + CHAIN_DEPTH;
             while start < features.end {
-                let [chain] = chains::<S, T, C, 1>(simd, from, start, length(start));
-                part = add_chains(simd, part, chain);
+                let (place, step) = floats::chain_place(start, from.depth);
+                let length = CHAIN_DEPTH.min(features.end - start);
+                let [chain] = links::<S, T, C, 1>(simd, from, start, place, (length, step));
+                part = if start == features.start { chain } else { add_chains(simd, part, chain) };
                 start += CHAIN_DEPTH;
             }
             part
@@ -58,32 +64,35 @@ impl<T: Float> Chain for Floats<T> {
     }
 }
 
-/// Sums of R neighbouring chains of so many features, for C tokens, which go on side by side.
+/// Sums of R neighbouring chains, which go on side by side, for C tokens: from a feature and its place in a group on, so many links, whose
+/// places are so many apart.
 ///
 /// # Safety
-/// As [`run`], for one group and one panel, which have these features.
+/// As [`run`], for one group and one panel, which have these features and places.
 #[inline(always)]
-unsafe fn chains<S: Simd, T: Float, const C: usize, const R: usize>(
+unsafe fn links<S: Simd, T: Float, const C: usize, const R: usize>(
     simd: S,
     from: &Operands,
     first: usize,
-    length: usize,
+    place: usize,
+    (length, step): (usize, usize),
 ) -> [[S::F32; C]; R] {
+    let ahead = if from.prefetch.first == 0 { from.prefetch.bytes } else { NEAR_BYTES };
     let mut acc = [[simd.splat(0.0); C]; R];
-    for k in first..first + length {
-        unroll!(4, r, {
+    for k in 0..length {
+        unroll!(2, r, {
             if const { r < R } {
-                let k = k + r * CHAIN_DEPTH;
-                let at = from.group.wrapping_add(k * ROWS * T::BYTES);
-                if from.prefetch.first == 0 {
-                    simd.prefetch(at.wrapping_add(from.prefetch.bytes));
+                let at = from.group.wrapping_add((place + k * step + r) * ROWS * T::BYTES);
+                // Two chains may share a line, which is asked for once.
+                if r == 0 || T::BYTES * ROWS >= LINE_BYTES {
+                    simd.prefetch(at.wrapping_add(ahead));
                 }
                 // SAFETY: a group holds 16 weights for each feature, `x` a row of activations for each token.
                 unsafe {
                     let w = T::load(simd, at);
                     unroll!(12, c, {
                         if const { c < C } {
-                            let x = simd.splat(from.x.add(c * from.x_stride + k).read());
+                            let x = simd.splat(from.x.add(c * from.x_stride + first + r * CHAIN_DEPTH + k).read());
                             acc[r][c] = simd.fma(w, x, acc[r][c]);
                         }
                     });
@@ -105,7 +114,4 @@ fn add_chains<S: Simd, const C: usize>(simd: S, mut sums: [S::F32; C], chain: [S
     sums
 }
 
-/// Chains of a part.
-const CHAINS: usize = PART_DEPTH / CHAIN_DEPTH;
-
-const _: () = assert!(CHAINS == 4, "chains that go on side by side are counted out");
+const _: () = assert!(PART_DEPTH.is_multiple_of(PAIR_DEPTH), "a pair of chains is of one part");
