@@ -9,11 +9,12 @@ use std::{
 use tessera_ops::{
     Attention, Batch, Compressor, Device, Error, Gate, KvEntry, KvLayout, LatentAttention, Linear, LinearStack,
     MatrixSource, RingPart, Rope, Rotation, Rounding, Router, Selector, StreamGates, Table,
-    numerics::quantization_rest,
+    numerics::quantization_rest, ranking::Candidate,
 };
 
 use crate::{
     attention::{self, Selection, SelectionPool},
+    best,
     compress::compress,
     embed, gate,
     isa::Isa,
@@ -96,6 +97,15 @@ impl CpuDevice {
     /// How many threads compute.
     pub fn threads(&self) -> usize {
         self.workers.pool.count()
+    }
+
+    /// Under audit, whether an op wrote behind the end of a tensor.
+    fn check_ends(&self, x: &Tensor) -> Result<(), Error> {
+        if x.is_overrun() || self.pool.overrun() {
+            let reason = "an op wrote behind the end of a tensor".to_owned();
+            return Err(Error::DeviceLost { device: self.name(), reason });
+        }
+        Ok(())
     }
 
     /// Runs projections of `x`.
@@ -358,14 +368,21 @@ impl Device for CpuDevice {
     }
 
     fn read(&self, x: &Tensor, out: &mut Vec<f32>) -> Result<(), Error> {
-        if x.is_overrun() || self.pool.overrun() {
-            let reason = "an op wrote behind the end of a tensor".to_owned();
-            return Err(Error::DeviceLost { device: self.name(), reason });
-        }
+        self.check_ends(x)?;
         // Logits of many sequences are megabytes.
         let x = x.as_slice();
         out.resize(x.len(), 0.0);
         self.workers.runs(out, LANES, |first, part| part.copy_from_slice(&x[first * LANES..][..part.len()]));
+        Ok(())
+    }
+
+    fn ranks(&self) -> bool {
+        true
+    }
+
+    fn best(&self, logits: &Tensor, _rows: usize, count: usize, out: &mut Vec<Candidate>) -> Result<(), Error> {
+        self.check_ends(logits)?;
+        best::best(&self.workers, logits, count, out);
         Ok(())
     }
 

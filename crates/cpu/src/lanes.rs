@@ -3,7 +3,7 @@
 use crate::{isa::Isa, simd::LANES, simd::Simd, threads::Threads};
 
 /// Below this many numbers an op is not worth a second thread.
-const ALONE_MAX: usize = 8 << 10;
+pub(crate) const ALONE_MAX: usize = 8 << 10;
 
 /// Who computes, and with which instructions.
 pub(crate) struct Workers {

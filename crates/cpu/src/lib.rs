@@ -4,6 +4,7 @@
 
 pub mod attention;
 pub mod audit;
+mod best;
 mod compress;
 pub mod device;
 mod embed;

@@ -18,6 +18,7 @@ pub struct Candidate {
 pub const BEST_MAX: usize = 128;
 
 /// Whether a logit is one that a sound model gives.
+#[inline]
 pub fn is_sound(logit: f32) -> bool {
     logit < f32::INFINITY
 }
@@ -35,14 +36,18 @@ pub fn order(a: &Candidate, b: &Candidate) -> Ordering {
 
 /// Appends the first `count` candidates of a row (or all there are), in order.
 pub fn best(logits: &[f32], count: usize, out: &mut Vec<Candidate>) {
-    let count = count.min(logits.len());
-    let mut all: Vec<Candidate> = (0..).zip(logits).map(|(id, logit)| Candidate { id, logit: *logit }).collect();
+    let all = (0..).zip(logits).map(|(id, logit)| Candidate { id, logit: *logit });
+    out.extend(first(all.collect(), count));
+}
+
+/// The first `count` of these candidates (or all), in order.
+pub fn first(mut all: Vec<Candidate>, count: usize) -> Vec<Candidate> {
     if count > 0 && count < all.len() {
         all.select_nth_unstable_by(count - 1, order);
     }
     all.truncate(count);
     all.sort_unstable_by(order);
-    out.extend(all);
+    all
 }
 
 #[cfg(test)]
