@@ -1,5 +1,5 @@
-//! Chains of products with plain weights: two go on side by side where registers hold their sums, since a chain of few tokens alone waits for
-//! each of its links.
+//! Chains of products with plain weights: two go on side by side where registers hold their sums, since a chain of few tokens alone
+//! waits for each of its links.
 
 use std::{marker::PhantomData, ops::Range};
 
