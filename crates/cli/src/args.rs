@@ -26,7 +26,7 @@ use crate::{
     arg_required_else_help = true,
     after_help = "Examples:
   tessera run \"Why is the sky blue?\"              answer with the default model, smollm2:135m
-  tessera run gemma3:270m \"Why is the sky blue?\"  name another; it is fetched first
+  tessera run gemma3:270m \"Rome was not built\"    name another; it is fetched first
   tessera chat model.gguf                         talk with a model from a file
 
 MODEL is a name (`tessera list --all`), hf:OWNER/REPO[/FILE], a GGUF file, the folder of an MLX checkpoint, or \
@@ -65,7 +65,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   tessera run \"Name three rivers.\"
-  tessera run gemma3:270m \"Name three rivers.\" --temperature 0 --max-tokens 64
+  tessera run gemma3:270m \"Three rivers are\" --temperature 0 --max-tokens 64
   tessera run smollm2:135m < question.txt
   tessera run model.gguf --raw \"Once upon a time\" --stats
   tessera run smollm2:135m \"Say yes or no.\" --json --logprobs 5
@@ -107,7 +107,7 @@ pub(crate) struct Run {
 
 Examples:
   tessera chat
-  tessera chat gemma3:270m --system \"Answer in one sentence.\"")]
+  tessera chat smollm2:135m --system \"Answer in one sentence.\"")]
 pub(crate) struct Chat {
     /// The model
     #[arg(default_value = crate::store::DEFAULT)]

@@ -57,7 +57,7 @@ pub(crate) const MODELS: &[Known] = &[
     },
     Known {
         name: "gemma3:270m",
-        about: "Gemma 3 270M Instruct, Q4_K_M",
+        about: "Gemma 3 270M, Q4_K_M: continues texts, knows no chat",
         file: "gemma-3-270m-q4_k_m.gguf",
         sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         parts: &[
