@@ -243,6 +243,25 @@ fn malformed_replies_lose_nothing() {
     check_all(MALFORMED);
 }
 
+/// Where nobody wants calls there are none, at whatever cut; thoughts are the same, and all else is told to the last character.
+#[test]
+fn calls_that_nobody_wants_are_content() {
+    for (name, text, expect) in WELL_FORMED.iter().chain(MALFORMED) {
+        let make = || parser(name).without_calls();
+        let words = told(&events(make(), [*text]));
+        check(make, text, &words.iter().map(String::as_str).collect::<Vec<_>>());
+        let said = words.iter().filter_map(|word| word.strip_prefix("say: ")).collect::<String>();
+        let is_thought = |word: &&str| word.starts_with("think: ");
+        let thoughts: Vec<_> = words.iter().map(String::as_str).filter(is_thought).collect();
+        assert_eq!(thoughts, expect.iter().copied().filter(is_thought).collect::<Vec<_>>(), "{name}: {text:?}");
+        assert!(words.iter().all(|word| is_thought(&word.as_str()) || word.starts_with("say: ")), "{name}: {words:?}");
+        // Heads of channels and marks of thoughts are not told.
+        if *name != "gpt-oss" && !["think>", "channel"].iter().any(|mark| text.contains(mark)) {
+            assert_eq!(said, *text, "{name}");
+        }
+    }
+}
+
 #[test]
 fn values_have_the_types_of_the_schema() {
     let call = |key: &str, value: &str| {
