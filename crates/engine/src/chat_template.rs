@@ -72,7 +72,7 @@ pub enum TemplateError {
     #[error("{model}: the chat template refuses these messages: {message}")]
     Refused { model: String, message: String },
     #[error(
-        "{model}: no chat template in the file; name one with --template ({}), or give a bare prompt",
+        "{model}: no chat template in the file; name one with --template ({}), or let it continue a bare prompt",
         built_in_names()
     )]
     Missing { model: String },
