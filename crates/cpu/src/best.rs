@@ -1,11 +1,11 @@
-//! The likeliest tokens of rows of logits, without a copy of them. All threads find the greatest of each run of logits; so many runs as
-//! tokens are wanted bound those from below, and only runs that reach the bound are looked at again.
+//! The likeliest tokens of rows of logits, without a copy of them. All threads find the greatest of each run of logits;
+//! they [bound](ranking::bound) what is wanted, and only runs that reach the bound are looked at again.
 
 use tessera_ops::ranking::{self, Candidate, is_sound};
 
 use crate::{
     isa::Kernel,
-    lanes::{ALONE_MAX, Workers},
+    lanes::Workers,
     simd::{LANES, Simd},
     tensor::Tensor,
 };
@@ -19,28 +19,20 @@ pub(crate) fn best(workers: &Workers, logits: &Tensor, count: usize, out: &mut V
     if count == 0 {
         return;
     }
-    let logits = logits.as_slice();
-    let spread = logits.len() > ALONE_MAX;
-    let runs = width.div_ceil(RUN);
-    let mut greatest = vec![f32::NEG_INFINITY; logits.len() / width * runs];
-    let find = |first: usize, greatest: &mut [f32]| workers.isa.run(Greatest { logits, width, first, greatest });
-    if spread {
-        workers.pool.run_chunks(&mut greatest, 1, find);
-    } else {
-        find(0, &mut greatest);
-    }
+    let (rows, runs, logits) = (logits.as_slice().len() / width, width.div_ceil(RUN), logits.as_slice());
+    let mut greatest = vec![f32::NEG_INFINITY; rows * runs];
+    workers.runs_of(&mut greatest, 1, logits.len(), |first, greatest| {
+        workers.isa.run(Greatest { logits, width, first, greatest });
+    });
     let before = out.len();
-    out.resize(before + logits.len() / width * count, Candidate { id: 0, logit: 0.0 });
-    let choose = |first: usize, out: &mut [Candidate]| {
+    out.resize(before + rows * count, Candidate { id: 0, logit: 0.0 });
+    // A run for each candidate, or a few more, is looked at again.
+    let numbers = rows * (runs + count.min(runs) * RUN);
+    workers.runs_of(&mut out[before..], count, numbers, |first, out| {
         for (row, out) in (first..).zip(out.chunks_exact_mut(count)) {
             choose_of_row(&logits[row * width..(row + 1) * width], &greatest[row * runs..(row + 1) * runs], out);
         }
-    };
-    if spread && logits.len() > width {
-        workers.pool.run_chunks(&mut out[before..], count, choose);
-    } else {
-        choose(0, &mut out[before..]);
-    }
+    });
 }
 
 /// What a logit counts as beside others: one that no sound model gives comes before all else.
@@ -85,11 +77,7 @@ impl Kernel for Greatest<'_> {
 
 /// Fills `out` with the first candidates of a row, given the greatest of its runs.
 fn choose_of_row(row: &[f32], greatest: &[f32], out: &mut [Candidate]) {
-    // So many runs have a logit that is no smaller, so all that are wanted are no smaller.
-    let least = match greatest.len().checked_sub(out.len()) {
-        Some(_) => *greatest.to_vec().select_nth_unstable_by(out.len() - 1, |a, b| b.total_cmp(a)).1,
-        None => f32::NEG_INFINITY,
-    };
+    let least = ranking::bound(&mut greatest.to_vec(), out.len());
     let runs = (0..).step_by(RUN).zip(row.chunks(RUN)).zip(greatest).filter(|(_, greatest)| **greatest >= least);
     let candidates = runs.flat_map(|((start, run), _)| (start..).zip(run)).filter(|(_, logit)| key(**logit) >= least);
     let found = ranking::first(candidates.map(|(id, logit)| Candidate { id, logit: *logit }).collect(), out.len());
@@ -101,7 +89,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{isa::Isa, tensor::Pool, threads::Threads};
+    use crate::{isa::Isa, lanes::ALONE_MAX, tensor::Pool, threads::Threads};
 
     /// Few values, so that many are equal; what no sound model gives; and tokens that are ruled out.
     fn logit() -> impl Strategy<Value = f32> {

@@ -1,6 +1,10 @@
 //! What row-wise ops share: a pool with an instruction set, and walks over numbers 16 at a time.
 
-use crate::{isa::Isa, simd::LANES, simd::Simd, threads::Threads};
+use crate::{
+    isa::{Isa, Kernel},
+    simd::{LANES, Simd},
+    threads::Threads,
+};
 
 /// Below this many numbers an op is not worth a second thread.
 pub(crate) const ALONE_MAX: usize = 8 << 10;
@@ -14,10 +18,22 @@ pub(crate) struct Workers {
 impl Workers {
     /// Spreads runs of `unit` numbers over the pool where there are enough: `job(first run, runs)`.
     pub(crate) fn runs(&self, data: &mut [f32], unit: usize, job: impl Fn(usize, &mut [f32]) + Sync) {
+        let numbers = data.len();
+        self.runs_of(data, unit, numbers, job);
+    }
+
+    /// The same of anything, where there is work for so many `numbers`.
+    pub(crate) fn runs_of<T: Send>(
+        &self,
+        data: &mut [T],
+        unit: usize,
+        numbers: usize,
+        job: impl Fn(usize, &mut [T]) + Sync,
+    ) {
         if data.is_empty() {
             return;
         }
-        if data.len() <= ALONE_MAX {
+        if numbers <= ALONE_MAX {
             job(0, data);
         } else {
             self.pool.run_chunks(data, unit, job);
@@ -77,3 +93,20 @@ macro_rules! map_lanes {
     };
 }
 pub(crate) use map_lanes;
+
+/// `y = fma(factor, x, y)`
+pub(crate) struct AddScaled<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) factor: f32,
+    pub(crate) y: &'a mut [f32],
+}
+
+impl Kernel for AddScaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let factor = simd.splat(self.factor);
+        zip_lanes!(simd, self.x, self.y, |x, y| simd.fma(factor, x, y));
+    }
+}

@@ -6,7 +6,7 @@ use tessera_ops::{Routing, Score, math, routing::choose};
 
 use crate::{
     isa::Kernel,
-    lanes::{Workers, load, map_lanes, store, zip_lanes},
+    lanes::{AddScaled, Workers, load, map_lanes, store},
     simd::{LANES, Simd},
     tensor::{Pool, Tensor},
     threads::SharedSlice,
@@ -266,28 +266,11 @@ pub(crate) fn combine(workers: &Workers, pool: &Arc<Pool>, rows: &Tensor, routes
             y.fill(0.0);
             for place in token * slots..(token + 1) * slots {
                 let row = &rows.row(place)[from..to];
-                workers.isa.run(AddScaled { x: row, weight: routes.weights()[place], y });
+                workers.isa.run(AddScaled { x: row, factor: routes.weights()[place], y });
             }
         }
     });
     y
-}
-
-/// `y = fma(weight, x, y)`
-struct AddScaled<'a> {
-    x: &'a [f32],
-    weight: f32,
-    y: &'a mut [f32],
-}
-
-impl Kernel for AddScaled<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let weight = simd.splat(self.weight);
-        zip_lanes!(simd, self.x, self.y, |x, y| simd.fma(weight, x, y));
-    }
 }
 
 #[cfg(test)]

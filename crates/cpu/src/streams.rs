@@ -9,7 +9,7 @@ use tessera_ops::{
 
 use crate::{
     isa::Kernel,
-    lanes::{Workers, load, map_lanes, store, zip_lanes},
+    lanes::{AddScaled, Workers, load, map_lanes, store},
     simd::{LANES, Simd},
     tensor::{Pool, Tensor},
     threads::SharedSlice,
@@ -112,23 +112,6 @@ pub(crate) fn collapse(workers: &Workers, pool: &Arc<Pool>, streams: &Tensor, ga
         }
     });
     y
-}
-
-/// `y = fma(factor, x, y)`
-struct AddScaled<'a> {
-    x: &'a [f32],
-    factor: f32,
-    y: &'a mut [f32],
-}
-
-impl Kernel for AddScaled<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let factor = simd.splat(self.factor);
-        zip_lanes!(simd, self.x, self.y, |x, y| simd.fma(factor, x, y));
-    }
 }
 
 pub(crate) fn spread(workers: &Workers, streams: &mut Tensor, y: &Tensor, gates: &Tensor, count: usize) {

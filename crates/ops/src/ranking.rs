@@ -40,6 +40,15 @@ pub fn best(logits: &[f32], count: usize, out: &mut Vec<Candidate>) {
     out.extend(first(all.collect(), count));
 }
 
+/// What the first `count` logits of a row reach at least, given the greatest of each group of them, which are put into another order: so
+/// many groups have a logit that is no smaller. Those that reach it are few.
+pub fn bound(greatest: &mut [f32], count: usize) -> f32 {
+    match (1..=greatest.len()).contains(&count) {
+        true => *greatest.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1,
+        false => f32::NEG_INFINITY,
+    }
+}
+
 /// The first `count` of these candidates (or all), in order.
 pub fn first(mut all: Vec<Candidate>, count: usize) -> Vec<Candidate> {
     if count > 0 && count < all.len() {

@@ -2,6 +2,8 @@
 
 use std::cmp::Ordering;
 
+use tessera_ops::ranking;
+
 /// How many candidates are put in order when the first is wanted. Most draws look no further.
 const FIRST_CHUNK: usize = 128;
 
@@ -10,9 +12,8 @@ const GROUP: usize = 64;
 
 /// The candidates in canonical order, as far as someone has asked.
 ///
-/// A full sort of 262,144 candidates costs more than a small model's layer. The k-th highest of the maxima of groups is a
-/// bound that at least k logits reach; those that do are few, are found in the groups whose maximum does, and come before
-/// all others.
+/// A full sort of 262,144 candidates costs more than a small model's layer. Those that reach a [bound](ranking::bound) are few, are
+/// found in the groups whose maximum does, and come before all others.
 #[derive(Debug, Default)]
 pub(super) struct Ranking {
     /// In order; not behind any candidate that is missing.
@@ -51,14 +52,8 @@ impl Ranking {
         if self.maxima.is_empty() {
             self.maxima.extend(logits.chunks(GROUP).map(highest));
         }
-        let bound = if count <= self.maxima.len() {
-            self.bounds.clone_from(&self.maxima);
-            // Logits are no NaN.
-            let by_height = |a: &f32, b: &f32| b.partial_cmp(a).unwrap_or(Ordering::Equal);
-            *self.bounds.select_nth_unstable_by(count - 1, by_height).1
-        } else {
-            f32::NEG_INFINITY
-        };
+        self.bounds.clone_from(&self.maxima);
+        let bound = ranking::bound(&mut self.bounds, count);
         self.ids.clear();
         for (group, _) in self.maxima.iter().enumerate().filter(|(_, highest)| **highest >= bound) {
             let first = group * GROUP;

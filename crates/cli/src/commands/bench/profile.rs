@@ -16,7 +16,7 @@ use tessera_ops::{
     profile::{Entry, Label},
 };
 
-use super::{args::Common, row::Facts, subject::Subject, times::Times};
+use super::{args::Common, batch::step_ranked, row::Facts, subject::Subject, times::Times};
 use crate::{
     args::Placement,
     device::{self, Card},
@@ -205,17 +205,17 @@ impl<D: Device> Run<D> {
         })
     }
 
-    /// A step as a server does it: what a device ranks is not read whole. Its time, and that of sampling.
+    /// A step as a server does it: its time, and that of sampling.
     fn step(&mut self, parts: &[Part<'_>], history: &[u32]) -> Result<[Duration; 2]> {
-        let vocabulary = self.subject.config.vocabulary;
         let start = Instant::now();
-        let Some(count) = self.sampler.enough(vocabulary).filter(|_| self.sequences.ranks()) else {
-            let mut logits = self.sequences.step(parts)?.to_vec();
-            return Ok([start.elapsed(), sample(&mut self.sampler, &mut logits, vocabulary, history)?]);
-        };
-        let best = self.sequences.step_best(parts, count)?;
-        let (time, start) = (start.elapsed(), Instant::now());
-        for (i, best) in best.chunks_exact(count).enumerate() {
+        let is_ranked = step_ranked(&mut self.sequences, parts, false)?;
+        let time = start.elapsed();
+        if !is_ranked {
+            let mut logits = self.sequences.logits().to_vec();
+            return Ok([time, sample(&mut self.sampler, &mut logits, self.subject.config.vocabulary, history)?]);
+        }
+        let start = Instant::now();
+        for (i, best) in self.sequences.best().chunks_exact(1).enumerate() {
             self.sampler.sample_best(best, i as u64)?;
         }
         Ok([time, start.elapsed()])
