@@ -133,6 +133,7 @@ fn brief_jobs<D: Device>(jobs: &mut Vec<Job<D>>) {
     jobs.push(Job::new(Op::Attention, name(KvFormat::Q8_0).0, make));
 }
 
+#[derive(Clone)]
 struct Sequences {
     spec: Attention,
     /// (heads)
@@ -379,6 +380,13 @@ impl Subject for Sequences {
             keys: self.keys.load(device)?,
             values: self.values.load(device)?,
             poison: self.poison.load(device)?,
+        })
+    }
+
+    fn of_halves(&self) -> Option<Sequences> {
+        (self.format == KvFormat::F16).then(|| {
+            let [queries, keys, values] = [&self.queries, &self.keys, &self.values].map(Inputs::to_f16);
+            Sequences { queries, keys, values, ..self.clone() }
         })
     }
 

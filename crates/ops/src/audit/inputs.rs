@@ -53,6 +53,7 @@ pub(super) fn numbers(name: &str, count: usize) -> Vec<f32> {
 }
 
 /// A table of input rows, still to be loaded.
+#[derive(Clone)]
 pub(super) struct Inputs(MatrixSource);
 
 impl Inputs {
@@ -70,6 +71,14 @@ impl Inputs {
         let bytes: Vec<u8> = halves.flat_map(f32::to_le_bytes).collect();
         let rows = values.len() / width;
         Inputs(MatrixSource { name: name.to_owned(), dtype: DType::F32, rows, depth: width, bytes: Bytes::new(bytes) })
+    }
+
+    /// The same, rounded to f16.
+    pub(super) fn to_f16(&self) -> Inputs {
+        let source = &self.0;
+        let stored = source.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+        let values: Vec<f32> = stored.map(|v| half::f16::from_f32(2.0 * v).to_f32()).collect();
+        Inputs::of(&source.name, source.depth, &values)
     }
 
     /// The table on a device.

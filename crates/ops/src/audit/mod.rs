@@ -4,7 +4,8 @@
 //! variant of the device computes them in many *arrangements*: every width around every tile's edge, in other
 //! places, beside other rows and beside a row that is not a number, in steps of every size. A row's bits must always
 //! be those of the reference, which says at once that a variant is right and that a row depends on itself alone.
-//! An op whose arithmetic has no reference ([`Scope::has_reference`]) is held to its own bits of rows that are alone, and to float64.
+//! An op whose arithmetic has no reference ([`Scope::has_reference`]) is held to its own bits of rows that are alone, and to float64,
+//! of inputs that are rounded as it rounds them where that would hide what else is wrong.
 //! The reference in turn must lie within [`compare::Arithmetic`]'s bound of float64, so that both cannot be wrong together.
 //!
 //! It bites only where outputs are poisoned: a device under audit fills memory with NaN before an op writes, so

@@ -59,6 +59,15 @@ pub(super) trait Subject {
         (0..facts.ids + u32::from(facts.has_bad)).map(|id| vec![id]).collect()
     }
 
+    /// The same of inputs that are rounded as what multiplies 16-bit numbers rounds them. Where there is one, a device whose arithmetic is its
+    /// own is held to the truth about that: what rounding inputs does to a row may be large, and what else goes wrong must not hide in it.
+    fn of_halves(&self) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        None
+    }
+
     /// Loads weights and inputs.
     fn load<D: Device>(&self, device: &D) -> Result<Self::Loaded<D>, Error>;
 
@@ -177,12 +186,21 @@ fn examine<S: Subject, D: Device>(
     rows
 }
 
+/// All rows, in order.
+fn all_ids(facts: &Facts) -> Vec<u32> {
+    (0..facts.ids + u32::from(facts.has_bad)).collect()
+}
+
+/// All rows in f64.
+fn truth<S: Subject>(subject: &S, facts: &Facts) -> Result<Vec<f32>, Error> {
+    subject.run(&Float64Device, &subject.load(&Float64Device)?, &[all_ids(facts)])
+}
+
 /// Computes the answers, and holds the reference against float64.
 fn answers<S: Subject>(subject: &S, facts: &Facts, row: &mut Row) -> Result<Answers, Error> {
     let (ids, has_bad) = (facts.ids as usize, usize::from(facts.has_bad));
-    let steps = [(0..(ids + has_bad) as u32).collect::<Vec<_>>()];
-    let truth = subject.run(&Float64Device, &subject.load(&Float64Device)?, &steps)?;
-    let reference = subject.run(&ReferenceDevice, &subject.load(&ReferenceDevice)?, &steps)?;
+    let truth = truth(subject, facts)?;
+    let reference = subject.run(&ReferenceDevice, &subject.load(&ReferenceDevice)?, &[all_ids(facts)])?;
     let width = reference.len() / (ids + has_bad);
     let bound = facts.arithmetic.bound(width);
     // The last row may be no number, and what it is stands in no relation to the truth.
@@ -216,8 +234,12 @@ fn alone<S: Subject, D: Device>(
     }
     // Keys and values are as coarse on all devices, and set the bound of attention; else operands do.
     let is_attention = matches!(facts.op, Op::Attention | Op::Latent);
-    let arithmetic = if is_attention { facts.arithmetic } else { Arithmetic::Halves };
-    let (truth, bound) = (answers.truth.clone(), arithmetic.bound(width));
+    let (truth, arithmetic) = match subject.of_halves() {
+        Some(of_halves) => (truth(&of_halves, facts)?, Arithmetic::HalfWeights),
+        None if is_attention => (answers.truth.clone(), facts.arithmetic),
+        None => (answers.truth.clone(), Arithmetic::Halves),
+    };
+    let bound = arithmetic.bound(width);
     let distances = compare::distances(&reference, &truth, ids, width);
     let found = compare::inexact(&reference, &truth, &distances, width, bound);
     row.count(ids, found.map(|d| failure(facts, "alone", 1, d)));
