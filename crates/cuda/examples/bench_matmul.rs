@@ -57,7 +57,7 @@ const WIDE: [(usize, usize, usize, usize); 9] = [
 ];
 
 /// Warpgroups, columns and their pieces, and blocks of a cluster.
-const MANY: [(usize, usize, usize, usize); 2] = [(2, 128, 2, 1), (2, 128, 2, 2)];
+const MANY: [(usize, usize, usize, usize); 3] = [(2, 64, 2, 1), (2, 128, 2, 1), (2, 128, 2, 2)];
 
 fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -131,8 +131,8 @@ fn tiles(subject: &mut Subject<'_>, layout: Layout, name: &str, columns: usize, 
             tiles.push(Tile::Wide(tile));
         }
     }
-    for (consumers, tokens, pieces, cluster) in MANY.into_iter().filter(|_| columns > 64) {
-        let tile = ManyTile { consumers, tokens, pieces, cluster };
+    for (consumers, tokens, pieces, cluster) in MANY.into_iter().filter(|many| columns > many.1 / 2) {
+        let tile = ManyTile { consumers, tokens, pieces, cluster, cost_percent: 100 };
         if tile.is_sound(layout) {
             tiles.push(Tile::Many(tile));
         }
@@ -152,7 +152,7 @@ fn tiles(subject: &mut Subject<'_>, layout: Layout, name: &str, columns: usize, 
                     "{row_tiles}x{column_tiles} fold {fold}, {blocks} blocks, teams {teams}, parts {parts}, stages {stages}"
                 )
             }
-            Tile::Many(ManyTile { consumers, tokens, pieces, cluster }) => {
+            Tile::Many(ManyTile { consumers, tokens, pieces, cluster, .. }) => {
                 format!("many: {consumers} warpgroups, {tokens} columns in {pieces} pieces, cluster {cluster}")
             }
         };

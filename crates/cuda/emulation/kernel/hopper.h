@@ -20,6 +20,7 @@ EMULATED void copy_bulk_once(u32 to, const void* from, u32 bytes, u32 barrier, H
 EMULATED void copy_bulk_to_all(u32 to, const void* from, u32 bytes, u32 barrier, u32 blocks, HERE) {
     emulation_copy_bulk(to, from, bytes, barrier, blocks, here);
 }
+EMULATED void reads_before_copies() {}
 EMULATED void writes_before_copies() {}
 
 // All but the largest size, which is no number, are f16 too.

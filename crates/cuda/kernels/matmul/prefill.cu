@@ -52,6 +52,7 @@ struct Consumer {
 #endif
     }
     DEVICE_MEMBER void give_weights() {
+        reads_before_copies();
         __syncwarp();
         if (lane == 0) barrier_arrive(barriers.weights_empty + 8 * w_at.stage);
         w_at.next();

@@ -38,10 +38,6 @@ const NARROW_COSTS: [(usize, f64); 3] = [(8, 1.03), (16, 1.2), (usize::MAX, 2.2)
 /// The same in a wide tile that has a processor to itself, unless four row tiles share columns.
 const ALONE_COST: f64 = 1.29;
 
-/// The same of a tile for many columns, by the blocks of a cluster: of Q4_K in single blocks, of Q8_0 in pairs, with 2,048 columns on an
-/// H200, without the launch that makes numbers of codes.
-const MANY_COSTS: [f64; 2] = [0.93, 0.79];
-
 /// More columns than any tile has.
 const MANY_COLUMNS: usize = 4096;
 
@@ -260,7 +256,7 @@ impl Tile {
                 Tile::Narrow(_) => narrow_cost,
                 Tile::Wide(tile) if rounds == 1 && tile.fold < 4 => ALONE_COST,
                 Tile::Wide(_) => 1.0,
-                Tile::Many(tile) => MANY_COSTS[tile.cluster - 1],
+                Tile::Many(tile) => tile.cost_percent as f64 / 100.0,
             };
             (rounds * height * tile.columns().max(MMA_COLUMNS)) as f64 * each
         };
@@ -268,7 +264,7 @@ impl Tile {
         let wanted = |t: &&Tile| match t {
             Tile::Narrow(_) => true,
             Tile::Wide(_) => columns > MMA_COLUMNS || shape.segments == 1,
-            Tile::Many(_) => columns > widths[0].max(widths[1]) && shape.segments <= SEGMENTS_COUNTED_MAX,
+            Tile::Many(tile) => columns > tile.columns() / 2 && shape.segments <= SEGMENTS_COUNTED_MAX,
         };
         let fits = |t: &&Tile| t.columns() == widths[t.kind()];
         let best = tiles().filter(fits).filter(wanted).min_by(|a, b| cost(a).total_cmp(&cost(b)));
@@ -315,7 +311,9 @@ mod tests {
             (32_768, 1, 65, is_many, 128),
             (32_768, 1, 2048, is_many, 128),
             (9728, 1, 16, is_narrow, 16),
-            (9728, 1, 64, is_wide, 64),
+            (9728, 1, 32, is_wide, 32),
+            (9728, 1, 33, is_many, 64),
+            (9728, 1, 64, is_many, 64),
             (4096, 1, 64, is_narrow, 64),
             (4096, 1, 128, is_narrow, 64),
             (4096, 1, 2048, is_many, 128),
@@ -329,6 +327,17 @@ mod tests {
                 (kind, width),
                 "{rows} rows, {segments} matrices, {columns} columns: {tile:?}"
             );
+        }
+    }
+
+    /// Of sub-blocks of 16, a few users' columns of a large matrix go to the kernel of many columns, but not where scales are folded.
+    #[test]
+    fn short_sub_blocks_have_many_columns_sooner() {
+        for layout in Layout::all().into_iter().filter(|l| l.sub == 16) {
+            let tiles = Tile::all(layout, "sm_90a");
+            let kind = |columns| Tile::select(&tiles, 132, Shape { rows: 32_768, segments: 1, columns }).kind();
+            let is_many = 1 + usize::from(layout.scales != Scales::Folded);
+            assert_eq!([32, 33, 64].map(kind), [1, is_many, is_many], "{layout:?}");
         }
     }
 

@@ -77,5 +77,7 @@ fn a_step_with_other_numbers_comes_again() {
     };
     let steps: Vec<_> = (0..12).map(&mut step).collect();
     assert_eq!(steps[0].0, 0);
-    assert!(steps[2..].iter().all(|step| *step == steps[2] && step.0 > 0), "{steps:?}");
+    // What a step gives back rests during the next one, so there are two sets of places; a card that gave them out in another order than that
+    // of addresses has each set once as it came, then once as it stays. What comes again after that is a graph.
+    assert!(steps[4..].iter().all(|step| *step == steps[4] && step.0 > 0), "{steps:?}");
 }

@@ -24,8 +24,8 @@ pub enum Arithmetic {
     /// Keys and values of 11 significant bits. They are wrong by 1.4e-4 of themselves in the root mean square, and a weight
     /// by as large a part of its score: where outliers meet, and scores reach 20, by 3e-3. Rows like that are few.
     KvHalf,
-    /// Weights of attention of 11 significant bits, over operands that are exact: each is wrong by 1.4e-4 of itself in the root mean square,
-    /// and a row by no more, as weights are divided by their sum.
+    /// Weights of attention of 11 significant bits, over operands that are exact: each is wrong by 1.4e-4 of itself in the root
+    /// mean square, and a row by no more, as weights are divided by their sum.
     HalfWeights,
     /// Keys and values as 8-bit codes: wrong by 1.2e-2 as activations are, 86 times as much as halves.
     KvCodes,

@@ -59,8 +59,9 @@ pub(super) trait Subject {
         (0..facts.ids + u32::from(facts.has_bad)).map(|id| vec![id]).collect()
     }
 
-    /// The same of inputs that are rounded as what multiplies 16-bit numbers rounds them. Where there is one, a device whose arithmetic is its
-    /// own is held to the truth about that: what rounding inputs does to a row may be large, and what else goes wrong must not hide in it.
+    /// The same of inputs that are rounded as what multiplies 16-bit numbers rounds them. Where there is one, a device whose
+    /// arithmetic is its own is held to the truth about that: what rounding inputs does to a row may be large, and what else
+    /// goes wrong must not hide in it.
     fn of_halves(&self) -> Option<Self>
     where
         Self: Sized,
