@@ -99,6 +99,10 @@ fn main() -> ExitCode {
     let (constants, names): (Vec<&str>, Vec<&str>) = names.into_iter().partition(|a| a.contains('='));
     let (folder, constants): (Vec<&str>, Vec<&str>) = constants.into_iter().partition(|a| a.starts_with("keep="));
     let folder = folder.first().map(|a| Path::new(&a["keep=".len()..]));
+    if let Some(Err(error)) = folder.map(fs::create_dir_all) {
+        eprintln!("the folder to keep kernels in can't be made: {error}");
+        return ExitCode::FAILURE;
+    }
     let modules = modules_of(&names, &constants);
     let all = archs.iter().flat_map(|a| modules.iter().filter(|m| m.runs_on(a)).map(move |m| (*m, *a)));
     let jobs: Vec<(Module, &str)> = all.filter(|(m, a)| !is_few || Some(a) == archs.last() || is_edge(*m)).collect();
