@@ -115,7 +115,8 @@ fn tiles(subject: &mut Subject<'_>, layout: Layout, name: &str, columns: usize, 
     let mut tiles = vec![];
     for (fold, (row_tiles, blocks, warps, block_warps)) in [1, 2, 4].into_iter().flat_map(|f| NARROW.map(|s| (f, s))) {
         let tile =
-            CodesTile { row_tiles, column_tiles: 1, fold, blocks, warps, block_warps, stages: 2 }.with_ring(layout);
+            CodesTile { row_tiles, column_tiles: 1, fold, blocks, warps, block_warps, stages: 2, is_staged: false };
+        let tile = tile.with_ring(layout).staged(layout, "sm_90a");
         let is_near = tile.columns() >= columns && (tile.row_tiles == 1 || tile.columns() < 3 * columns.max(2));
         if columns <= 8 && tile.is_sound(layout) && is_near {
             tiles.push(Tile::Narrow(tile));

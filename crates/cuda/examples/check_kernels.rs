@@ -37,7 +37,7 @@ const NAME_MAX: usize = 200;
 fn is_edge(module: Module) -> bool {
     match module {
         Module::Codes(layout, tile) => {
-            let others = || CodesTile::all(layout).map(CodesTile::columns);
+            let others = || CodesTile::all(layout, CARDS[0]).into_iter().map(CodesTile::columns);
             Some(tile.columns()) == others().min() || Some(tile.columns()) == others().max()
         }
         Module::Prefill(form, tile) => {

@@ -19,7 +19,8 @@ use crate::{
 
 /// Every width in tokens at which some kernel of these variants changes its way.
 pub fn all_edges(variants: &[Variant<CudaDevice>]) -> BTreeSet<usize> {
-    let codes = Layout::all().into_iter().flat_map(CodesTile::all).map(CodesTile::columns);
+    let codes =
+        Layout::all().into_iter().flat_map(|layout| CodesTile::all(layout, HOPPER_ARCH)).map(CodesTile::columns);
     let wide = Layout::all().into_iter().flat_map(|layout| WideTile::all(layout, HOPPER_ARCH)).map(WideTile::columns);
     let many = Layout::all().into_iter().flat_map(|layout| ManyTile::all(layout, HOPPER_ARCH)).map(ManyTile::columns);
     let mut edges: BTreeSet<usize> =

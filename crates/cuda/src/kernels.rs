@@ -213,6 +213,7 @@ const CODES_PARTS: &[(&str, &str)] = &[
     RAW,
     FOLDED,
     source!("matmul/codes_weights.cuh"),
+    source!("matmul/codes_inputs.cuh"),
     source!("matmul/codes.cu"),
 ];
 
@@ -226,11 +227,8 @@ impl Module {
         all.extend([Module::Rounding, Module::Streams, Module::Best, Module::Numbers, Module::Select, Module::Arrive]);
         all.extend(HALVES_THREADS.map(Module::Halves));
         for layout in Layout::all() {
-            all.extend(CodesTile::all(layout).map(|tile| Module::Codes(layout, tile)));
-            let wide = CARDS.iter().flat_map(|arch| WideTile::all(layout, arch));
-            let wide: HashSet<_> = wide.map(|tile| Module::Wide(layout, tile)).collect();
-            all.extend(wide);
-            all.extend(ManyTile::all(layout, HOPPER_ARCH).into_iter().map(|tile| Module::Many(layout, tile)));
+            let tiles: HashSet<_> = CARDS.iter().flat_map(|arch| Tile::all(layout, arch)).collect();
+            all.extend(tiles.into_iter().map(|tile| Module::product(layout, tile)));
         }
         for form in Layout::all().into_iter().map(Packed::Codes).chain(Float::forms()) {
             all.extend(Module::prefill(form));
@@ -354,6 +352,7 @@ impl Module {
             Module::Prefill(..) | Module::Many(..) | Module::Spans(..) | Module::Prompt(..) => arch == HOPPER_ARCH,
             Module::LatentPrompt(_) | Module::LatentDecode(..) | Module::Connect(..) => arch == HOPPER_ARCH,
             Module::PrefillWarps(_) => arch != HOPPER_ARCH,
+            Module::Codes(layout, tile) => CodesTile::all(layout, arch).contains(&tile),
             Module::Wide(layout, tile) => WideTile::all(layout, arch).contains(&tile),
             Module::WarpsPrompt(pages, tile) => {
                 WarpsPromptTile::all(pages, arch).contains(&WarpsPromptTile { is_capped: false, ..tile })

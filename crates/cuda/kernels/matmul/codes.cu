@@ -6,7 +6,7 @@
 // shared memory. So no bit depends on the width: a column is computed by the same operations wherever it stands.
 //
 // Each warp has a ring of STAGES steps of weights in shared memory, filled by copies that go on by themselves: what memory gives
-// depends on the bytes that are on their way, and registers do not hold as many.
+// depends on the bytes that are on their way, and registers do not hold as many. Activations lie beside them (codes_inputs.cuh).
 //
 // Scales cost more instructions than products do. So FOLD row tiles may share the eight columns of an instruction where there are
 // few: tile p of them multiplies columns that are zero but for its own 8 / FOLD, all into one set of sums, and each thread
@@ -20,41 +20,9 @@
 
 // Sets of sums: of FOLD row tiles each.
 #define SETS (ROW_TILES / FOLD)
-// Columns of a row tile among the eight of an instruction.
-#define FOLD_COLUMNS (8 / FOLD)
-// Units that are taken in one go.
-#define STEP_CHUNKS (UNITS >= 4 ? 1 : 4 / UNITS)
 
 static_assert(ROW_TILES % FOLD == 0 && COLUMN_TILES >= 1, "a tile holds something");
 static_assert(FOLD == 1 || FOLD == 2 || FOLD == 4, "a thread's two columns are of one row tile");
-
-// What the sums of this thread's two columns need of a block of activations, beside its codes.
-struct ColumnScales {
-    float dx[2];
-    // With minima: the scale times the sum of all codes.
-    float weighed[2];
-    // Sums of both halves' codes, in 16 bits each, where scales are folded.
-    u32 halves[2];
-    // Sums of codes, for each sub-block of the unit.
-    int sums[2][SUBS_PER_UNIT];
-
-    DEVICE_MEMBER void load(const uint2* scales, const float4* minima, int i) {
-        if (HAS_MIN && !IS_FOLDED) {
-            static_assert(!HAS_MIN || IS_FOLDED || SUB == 32, "minima are of blocks");
-            const float2 v = __ldg((const float2*)minima);
-            dx[i] = v.x;
-            weighed[i] = v.y;
-        }
-        if (OFFSET > 0 || !HAS_MIN || IS_FOLDED) {
-            const uint2 v = __ldg(scales);
-            dx[i] = __uint_as_float(v.x);
-            halves[i] = v.y;
-            const int first = (int)(short)v.y, second = (int)v.y >> 16;
-            sums[i][0] = SUB == 32 ? first + second : first;
-            if (SUB == 16) sums[i][SUBS_PER_UNIT - 1] = second;
-        }
-    }
-};
 
 #define MAGIC_BITS_OF(shift) (MAGIC_BITS - ((shift) << 23))
 #define MAGIC_OF(shift) (MAGIC / (float)(1 << (shift)))
@@ -101,13 +69,6 @@ DEVICE void take_unit(float (&acc)[4], const u32 (*a)[4], const RowScales (&rows
 }
 #endif
 
-// Where the blocks of a run of eight columns begin: that of the operand, and those of this thread's two results. Fewer than 2^32
-// blocks; the blocks of eight rows lie together (quantize.cu).
-struct ColumnBlocks {
-    u32 operand;
-    u32 results[2];
-};
-
 // A step of weights in shared memory: STEP_CHUNKS chunks of each row tile.
 #define STEP_BYTES (STEP_CHUNKS * CHUNK)
 #define SCALES_AT (32 * (LOW_BYTES + HIGH_BYTES))
@@ -129,58 +90,6 @@ DEVICE void bring(u8* stage, const u8* const (&base)[ROW_TILES], u32 at, u32 chu
         }
     }
 }
-
-// The activations' codes, scales and minima, the codes from this thread's part of a block on.
-struct Activations {
-    const u8* codes;
-    const uint2* scales;
-    const float4* minima;
-};
-
-// What CHUNKS chunks of weights are multiplied by. Of few columns it is read before the weights are waited for.
-template <int CHUNKS> struct Inputs {
-    static constexpr bool IS_AHEAD = COLUMN_TILES == 1 && (SETS == 1 || CHUNKS * UNITS < 8);
-    // Registers are few: scales come ahead where sums of codes do not stand beside them, or a step is short.
-    static constexpr int SCALE_NUMBERS = 1 + (HAS_MIN || (OFFSET > 0 && TABLE == 0) ? SUMS_PER_UNIT : 0);
-    static constexpr bool ARE_SCALES_AHEAD = IS_AHEAD && CHUNKS * UNITS * SCALE_NUMBERS <= 8;
-    const u8* codes[COLUMN_TILES];
-    const uint2* scales[COLUMN_TILES][2];
-    const float4* minima[COLUMN_TILES][2];
-    uint2 ahead[CHUNKS * UNITS];
-    ColumnScales scales_ahead[CHUNKS * UNITS];
-
-    // Of the chunks from chunk `at` on: blocks are found by constants from where the first one is.
-    DEVICE_MEMBER Inputs(u32 at, const Activations& x, const ColumnBlocks (&blocks)[COLUMN_TILES]) {
-        const u32 first = at * UNITS * 8;
-#pragma unroll
-        for (int c = 0; c < COLUMN_TILES; c++) {
-            codes[c] = x.codes + (u64)(blocks[c].operand + first) * 32;
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                scales[c][i] = x.scales + (blocks[c].results[i] + first);
-                minima[c][i] = x.minima + (blocks[c].results[i] + first);
-            }
-        }
-#pragma unroll
-        for (int unit = 0; unit < CHUNKS * UNITS; unit++) {
-            if (IS_AHEAD) ahead[unit] = read(0, unit);
-            if (ARE_SCALES_AHEAD) scales_ahead[unit] = read_scales(0, unit);
-        }
-    }
-    DEVICE_MEMBER uint2 operand(int c, int unit) const { return IS_AHEAD ? ahead[unit] : read(c, unit); }
-    DEVICE_MEMBER ColumnScales columns(int c, int unit) const {
-        return ARE_SCALES_AHEAD ? scales_ahead[unit] : read_scales(c, unit);
-    }
-
-private:
-    DEVICE_MEMBER uint2 read(int c, int unit) const { return __ldg((const uint2*)(codes[c] + unit * 8 * 32)); }
-    DEVICE_MEMBER ColumnScales read_scales(int c, int unit) const {
-        ColumnScales columns;
-#pragma unroll
-        for (int i = 0; i < 2; i++) columns.load(scales[c][i] + unit * 8, minima[c][i] + unit * 8, i);
-        return columns;
-    }
-};
 
 // CHUNKS chunks of a stage of weights, in registers: the stage is free again. `scaled` is which row tile of a set this thread scales.
 template <int CHUNKS> struct Weights {
@@ -205,7 +114,7 @@ struct Sums {
     u32 scaled;
     Kept kept;
 
-    template <int CHUNKS> DEVICE_MEMBER void take(const Weights<CHUNKS>& weights, const Inputs<CHUNKS>& inputs) {
+    template <int CHUNKS> DEVICE_MEMBER void take(const Weights<CHUNKS>& weights, const StepInputs<CHUNKS>& inputs) {
 #pragma unroll
         for (int unit = 0; unit < CHUNKS * UNITS; unit++) {
             const int k = unit / UNITS, u = unit % UNITS;
@@ -293,8 +202,8 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
     // Shared memory: the warps' rings, and the sums of all segments, [group][segment][row][column], columns padded by one. Where each
     // warp has one segment, its sums take the place of weights that are done with.
     u8* rings = (u8*)dynamic;
-    u8* ring = rings + warp * STAGES * STAGE_BYTES;
-    float* partial = (float*)(ONE_SEGMENT ? rings : rings + warps * STAGES * STAGE_BYTES);
+    u8 *ring = rings + warp * STAGES * STAGE_BYTES, *inputs_ring = rings + STAGES * (warps * STAGE_BYTES + warp * INPUT_BYTES);
+    float* partial = (float*)(ONE_SEGMENT ? rings : rings + warps * STAGES * (STAGE_BYTES + INPUT_BYTES));
     auto write_sums = [&](Sums& sums, u32 segment) {
         float* out = partial + (group * split + segment) * height * (width + 1);
 #pragma unroll
@@ -336,21 +245,14 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
 #pragma unroll
         for (int r = 0; r < ROW_TILES; r++)
             base[r] = weights + (matrix * (u64)tiles + (tile + r < tiles ? tile + r : tiles - 1)) * tile_bytes;
-        ColumnBlocks blocks[COLUMN_TILES];
-        auto first_block = [&](u32 column) {
-            u32 row = columns.row(column);
+        const auto first_block = [&](u32 column) {
+            const u32 row = columns.row(column);
             return (row / 8 * row_blocks + slice * (depth / 32)) * 8 + row % 8;
         };
-#pragma unroll
-        for (int c = 0; c < COLUMN_TILES; c++) {
-            blocks[c].operand = first_block(c * FOLD_COLUMNS + lane / 4 % FOLD_COLUMNS);
-#pragma unroll
-            for (int i = 0; i < 2; i++) blocks[c].results[i] = first_block(c * FOLD_COLUMNS + (lane % 4 * 2 + i) % FOLD_COLUMNS);
-        }
-        const Activations x = {x_codes + lane % 4 * 8, x_scales, x_minima};
+        const Inputs inputs({x_codes, x_scales, x_minima}, columns.count - columns.first, first_block);
 
         u32 brought = first, items_left = items - 1, slot = 0, slot_brought = 0;
-        auto bring_next = [&]() {
+        auto bring_weights = [&]() {
             if (brought >= last && items_left > 0) {
                 items_left--;
                 brought = first;
@@ -363,12 +265,33 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
                 brought += STEP_CHUNKS;
             }
             slot_brought = slot_brought + 1 < STAGES ? slot_brought + 1 : 0;
-            end_of_copies();
+        };
+        // The same steps, one behind the other.
+        u32 inputs_brought = first, inputs_left = items - 1, inputs_slot = 0;
+        auto bring_inputs = [&]() {
+            if (!IS_STAGED) return;
+            if (inputs_brought >= last && inputs_left > 0) inputs_left--, inputs_brought = first;
+            if (inputs_brought < last) {
+                const u32 chunks = last - inputs_brought < STEP_CHUNKS ? last - inputs_brought : STEP_CHUNKS;
+                inputs.bring(inputs_ring + inputs_slot * INPUT_BYTES, inputs_brought, chunks);
+                inputs_brought += STEP_CHUNKS;
+            }
+            inputs_slot = inputs_slot + 1 < STAGES ? inputs_slot + 1 : 0;
         };
 #pragma unroll 1
-        for (int i = 0; i < STAGES; i++) bring_next();
+        for (u32 i = 0; i < STAGES; i++) {
+            bring_weights();
+            if (!IS_STAGED) end_of_copies();
+        }
         if (!is_in_turn) after_earlier_work(turn);
         is_in_turn = true;
+        // All weights that are on their way are of the first of these groups.
+        if (IS_STAGED)
+#pragma unroll 1
+            for (u32 i = 0; i < STAGES; i++) {
+                bring_inputs();
+                end_of_copies();
+            }
 #pragma unroll 1
         for (u32 item = 0; item < items; item++) {
             u32 at = first;
@@ -379,27 +302,34 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
                 end /= 32 * UNITS;
 #pragma unroll 1
                 for (; at < end; at += STEP_CHUNKS) {
-                    const u8* stage = ring + slot * STAGE_BYTES;
+                    const u8 *stage = ring + slot * STAGE_BYTES, *inputs_stage = inputs_ring + slot * INPUT_BYTES;
                     slot = slot + 1 < STAGES ? slot + 1 : 0;
                     if (STEP_CHUNKS == 1 || end - at >= STEP_CHUNKS) {
-                        const Inputs<STEP_CHUNKS> inputs(at, x, blocks);
+                        const StepInputs<STEP_CHUNKS> step(inputs, at, inputs_stage, 0);
                         wait_for_copies<STAGES - 1>();
                         __syncwarp();
                         const Weights<STEP_CHUNKS> weights(stage, lane, sums.scaled);
                         // Sums of many columns leave no registers for all of a step: its weights are read as they are taken.
-                        if (COLUMN_TILES >= 4) sums.take(weights, inputs);
+                        if (COLUMN_TILES >= 4) sums.take(weights, step);
                         __syncwarp();
-                        bring_next();
-                        if (COLUMN_TILES < 4) sums.take(weights, inputs);
+                        bring_weights();
+                        if (!IS_STAGED) end_of_copies();
+                        if (COLUMN_TILES < 4) sums.take(weights, step);
+                        if (IS_STAGED) __syncwarp();
                     } else {
                         wait_for_copies<STAGES - 1>();
                         __syncwarp();
 #pragma unroll 1
                         for (u32 k = 0; at + k < end; k++)
-                            sums.take(Weights<1>(stage + k * CHUNK, lane, sums.scaled), Inputs<1>(at + k, x, blocks));
+                            sums.take(Weights<1>(stage + k * CHUNK, lane, sums.scaled),
+                                      StepInputs<1>(inputs, at + k, inputs_stage, k * UNITS));
                         __syncwarp();
-                        bring_next();
+                        bring_weights();
+                        if (!IS_STAGED) end_of_copies();
                     }
+                    if (!IS_STAGED) continue;
+                    bring_inputs();
+                    end_of_copies();
                 }
                 if (!ONE_SEGMENT) write_sums(sums, segment);
             }
@@ -416,8 +346,7 @@ KERNEL __launch_bounds__(THREADS, BLOCKS) codes(const u8* weights, const u8* wei
                 const u32 row = ((first_item + item) * groups + of_group) * height + row_here;
                 if (row >= rows || !columns.has(column)) continue;
                 float* in = partial + (of_group * split * height + row_here) * (width + 1) + column;
-                float sum = in[0];
-                for (u32 s = 1; s < split; s++) sum = sum + in[s * height * (width + 1)];
+                float sum = sum_in_order(in, height * (width + 1), split);
                 if (bias) sum = sum + bias[matrix * rows + row];
                 if (coded) in[0] = sum;
                 else y[(u64)columns.place(column) * stride + slice * rows + row] = sum;

@@ -4,7 +4,10 @@ use std::collections::HashSet;
 
 use tessera_ops::numerics::{CHAIN_DEPTH, PART_DEPTH, SEGMENTS_MAX, SQUARE_LANES, part_count};
 
-use super::layout::{Float, Layout};
+use super::{
+    layout::{Float, Layout, Scales, UNIT},
+    wide_tile::{BLOCK_OWN_BYTES, shared_bytes_max},
+};
 
 /// Weight rows of the matrix instruction.
 pub const MMA_ROWS: usize = 16;
@@ -26,6 +29,9 @@ const BLOCKS_WANTED: usize = 264;
 
 /// Beyond this, more bytes on their way make nothing faster.
 const STAGES_MAX: usize = 8;
+
+/// One stage is filled while another is taken.
+const STAGES_MIN: usize = 2;
 
 /// Turns of a block, at most; and where blocks come in several rounds.
 const TURNS_MAX: usize = 16;
@@ -61,27 +67,33 @@ pub struct CodesTile {
     pub block_warps: usize,
     /// Steps of weights in a warp's ring.
     pub stages: usize,
+    /// Whether activations lie beside weights in the rings; else they are read as they are taken.
+    pub is_staged: bool,
 }
 
 /// Features of a step of a ring, at least.
-const STEP_FEATURES: usize = 4 * super::layout::UNIT;
+const STEP_FEATURES: usize = 4 * UNIT;
 
 impl CodesTile {
     /// Every tile of a layout, from the narrowest to the widest, which serves all above it by several tiles. Measured on an H200: more
     /// rows share the reading of activations, as long as their sums and weights fit into registers; where scaling the sums costs
     /// most, a few columns are folded. First come those for matrices of some shapes alone ([`CodesTile::suits`]).
-    pub fn all(layout: Layout) -> impl Iterator<Item = CodesTile> {
+    pub fn all(layout: Layout, arch: &str) -> Vec<CodesTile> {
         let shape = |row_tiles, column_tiles, fold, warps| {
+            let (blocks, block_warps) = (2, SEGMENTS_MAX);
             let tile =
-                CodesTile { row_tiles, column_tiles, fold, blocks: 2, warps, block_warps: SEGMENTS_MAX, stages: 0 };
+                CodesTile { row_tiles, column_tiles, fold, blocks, warps, block_warps, stages: 0, is_staged: false };
             tile.with_ring(layout)
         };
         let small = |blocks, tile: CodesTile| CodesTile { blocks, block_warps: 4, ..tile }.with_ring(layout);
         // What scales of many sub-blocks cost is shared by four row tiles; the others have registers to spare for more blocks.
         let is_bulky = layout.units == 8;
         let few = if is_bulky { small(3, shape(4, 1, 4, 4)) } else { small(5, shape(2, 1, 2, 4)) };
-        // A matrix of few rows is on as many processors as it has row tiles, and much of it is on its way at once.
-        let short = CodesTile { blocks: if is_bulky { 2 } else { 3 }, ..shape(1, 1, 1, 8) }.with_ring(layout);
+        // A matrix of few rows is on as many processors as it has row tiles, and much of it is on its way at once; but no more than leaves
+        // room for what comes behind it, whose weights are to be on their way while this one ends.
+        let few_stages = CodesTile { stages: STAGES_MIN, ..shape(1, 1, 1, 8).staged(layout, arch) };
+        let many_blocks = CodesTile { blocks: if is_bulky { 2 } else { 3 }, ..shape(1, 1, 1, 8) }.with_ring(layout);
+        let short = if few_stages.is_staged { few_stages } else { many_blocks };
         let by_width = [
             // Of a bulky layout two row tiles have no room.
             [shape(2, 1, 2, 4), shape(2, 1, 2, 8), shape(1, 1, 1, 2)],
@@ -94,9 +106,20 @@ impl CodesTile {
             let sound = tiles.into_iter().find(|t| t.is_sound(layout));
             sound.unwrap_or_else(|| panic!("no tile of {tiles:?} can be launched for {layout:?}"))
         });
-        let mut tiles: Vec<CodesTile> = [few, short].into_iter().filter(|t| t.is_sound(layout)).chain(tiles).collect();
+        let tiles = [few, short].into_iter().filter(|t| t.is_sound(layout)).chain(tiles);
+        let mut tiles: Vec<_> = tiles.map(|t| if t.is_staged { t } else { t.staged(layout, arch) }).collect();
         tiles.dedup();
-        tiles.into_iter()
+        tiles
+    }
+
+    /// With activations in its rings, where a processor of a card has room for as many blocks of it as it shall hold. Bulky layouts gain by
+    /// it in small blocks alone: in others it takes the room of weights.
+    #[must_use]
+    pub fn staged(self, layout: Layout, arch: &str) -> CodesTile {
+        let can = self.column_tiles == 1 && (layout.units < 8 || self.block_warps < SEGMENTS_MAX);
+        let staged = CodesTile { is_staged: can, ..self }.with_ring(layout);
+        let of_block = staged.most_shared_bytes(layout) + BLOCK_OWN_BYTES;
+        if staged.blocks * of_block <= shared_bytes_max(arch) + BLOCK_OWN_BYTES { staged } else { self }
     }
 
     /// Whether it is for matrices of some shapes alone.
@@ -129,21 +152,23 @@ impl CodesTile {
         let rest = CodesTile { stages: 0, ..self }.most_shared_bytes(layout);
         let sums = if self.has_one_segment() { SEGMENTS_MAX * self.rows() * (self.columns() + 1) * 4 } else { 0 };
         let left = share.saturating_sub(rest - sums);
-        let stages = left / (self.block_warps * self.stage_bytes(layout));
-        CodesTile { stages: stages.clamp(2, STAGES_MAX), ..self }
+        let stages = left / (self.block_warps * (self.stage_bytes(layout) + self.input_bytes(layout)));
+        CodesTile { stages: stages.clamp(STAGES_MIN, STAGES_MAX), ..self }
     }
 
     /// The narrowest tile that takes so many columns at once, or the widest.
-    pub fn for_columns(layout: Layout, columns: usize) -> CodesTile {
-        let fits = CodesTile::all(layout).find(|t| t.columns() >= columns);
-        fits.or(CodesTile::all(layout).last()).expect("a layout has tiles")
+    pub fn for_columns(layout: Layout, arch: &str, columns: usize) -> CodesTile {
+        let all = CodesTile::all(layout, arch);
+        let fits = all.iter().find(|t| t.columns() >= columns);
+        *fits.or(all.last()).expect("a layout has tiles")
     }
 
     /// Whether a launch can have it: it holds something, its sums fit into registers and shared memory.
     pub fn is_sound(self, layout: Layout) -> bool {
         let sums = self.row_tiles * self.column_tiles * 4 / self.fold;
         let is_folded = matches!(self.fold, 1 | 2 | 4) && self.row_tiles.is_multiple_of(self.fold);
-        let is_shared = matches!(self.warps, 1 | 2 | 4 | 8) && self.warps <= self.block_warps && self.stages >= 2;
+        let is_shared =
+            matches!(self.warps, 1 | 2 | 4 | 8) && self.warps <= self.block_warps && self.stages >= STAGES_MIN;
         is_folded
             && is_shared
             && self.blocks > 0
@@ -179,11 +204,23 @@ impl CodesTile {
         self.row_tiles * chunks * layout.chunk_bytes()
     }
 
+    /// Bytes of activations beside a step of weights (`kernels/matmul/codes_inputs.cuh`): codes of all its units and columns, and what
+    /// scaling takes of each.
+    const fn input_bytes(self, layout: Layout) -> usize {
+        if !self.is_staged {
+            return 0;
+        }
+        let units = STEP_FEATURES.div_ceil(layout.chunk_features()) * layout.units;
+        let takes_weighed = layout.has_min && !matches!(layout.scales, Scales::Folded);
+        let takes_sums = layout.offset > 0 || !takes_weighed;
+        units * self.columns() * (UNIT + 8 * (takes_sums as usize + takes_weighed as usize))
+    }
+
     /// Rings of all warps, and the sums of all segments of each tile, whose rows of cells are padded by one.
     const fn shared_bytes(self, layout: Layout, split: usize, warps_each: usize) -> usize {
         let groups = self.block_warps / warps_each;
         let sums = groups * split * self.rows() * (self.columns() + 1) * size_of::<f32>();
-        let ring = groups * warps_each * self.stages * self.stage_bytes(layout);
+        let ring = groups * warps_each * self.stages * (self.stage_bytes(layout) + self.input_bytes(layout));
         // Where each warp has one segment, its sums take the place of weights that are done with.
         if !self.has_one_segment() {
             ring + sums
@@ -234,7 +271,7 @@ impl CodesTile {
     }
 
     pub(crate) fn constants(self, layout: Layout) -> Vec<(&'static str, usize)> {
-        let CodesTile { row_tiles, column_tiles, fold, blocks, warps: _, block_warps, stages } = self;
+        let CodesTile { row_tiles, column_tiles, fold, blocks, warps: _, block_warps, stages, is_staged } = self;
         vec![
             ("ROW_TILES", row_tiles),
             ("COLUMN_TILES", column_tiles),
@@ -243,6 +280,8 @@ impl CodesTile {
             ("THREADS", block_warps * WARP),
             ("STAGES", stages),
             ("STAGE_BYTES", self.stage_bytes(layout)),
+            ("IS_STAGED", is_staged.into()),
+            ("INPUT_BYTES", self.input_bytes(layout)),
             ("ONE_SEGMENT", self.has_one_segment().into()),
             ("GOES_ON", self.goes_on().into()),
         ]
@@ -373,13 +412,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::matmul::layout::Levels;
+    use crate::{kernels::CARDS, matmul::layout::Levels};
 
     /// Experts of a few tokens: all blocks of gate and up are on the card at once.
     #[test]
     fn experts_blocks_come_in_one_round() {
         let layout = Layout::all().into_iter().find(|l| l.levels == Levels::Iq2 && l.sub == 32).expect("IQ2_XXS");
-        let tile = CodesTile::all(layout).next().expect("one for experts");
+        let tile = CodesTile::all(layout, "sm_90a")[0];
         assert!(tile.goes_on() && tile.suits(2048, 6), "{tile:?}");
         for (places, turns, blocks) in
             [(6, 1, 384), (12, 2, 384), (18, 3, 396), (24, 4, 384), (48, 8, 384), (256, 8, 2048)]
@@ -401,14 +440,14 @@ mod tests {
             split in 1usize..=SEGMENTS_MAX,
             depth in 0usize..40_000,
         ) {
-            for layout in Layout::all() {
-                let tile = CodesTile::for_columns(layout, columns);
+            for (layout, arch) in Layout::all().into_iter().flat_map(|l| CARDS.map(|arch| (l, arch))) {
+                let tile = CodesTile::for_columns(layout, arch, columns);
                 let launch = tile.launch(layout, (rows, columns), 3, split);
                 let height = tile.rows() * launch.groups;
                 prop_assert!(launch.grid[0] * height >= rows && (launch.grid[0] - 1) * height < rows);
                 prop_assert!(launch.grid[1] * tile.columns() >= columns && (launch.grid[1] - 1) * tile.columns() < columns);
                 prop_assert!(launch.threads <= THREADS_MAX && launch.threads.is_multiple_of(launch.groups * WARP));
-                prop_assert!(launch.shared_bytes <= SHARED_BYTES_MAX);
+                prop_assert!(launch.shared_bytes <= shared_bytes_max(arch));
             }
             for float in Float::ALL {
                 let tile = FloatsTile::of(rows, columns);

@@ -51,7 +51,7 @@ pub fn shared_bytes_max(arch: &str) -> usize {
 }
 
 /// Bytes that a processor keeps for itself of each block's shared memory.
-const BLOCK_OWN_BYTES: usize = 1 << 10;
+pub(super) const BLOCK_OWN_BYTES: usize = 1 << 10;
 
 impl WideTile {
     /// Every tile of a layout on a card. Measured on an H200, of 88 shapes: two row tiles of
@@ -207,7 +207,7 @@ impl Tile {
     pub fn all(layout: Layout, arch: &str) -> Vec<Tile> {
         let wide = WideTile::all(layout, arch).into_iter().map(Tile::Wide);
         let many = ManyTile::all(layout, arch).into_iter().map(Tile::Many);
-        CodesTile::all(layout).map(Tile::Narrow).chain(wide).chain(many).collect()
+        CodesTile::all(layout, arch).into_iter().map(Tile::Narrow).chain(wide).chain(many).collect()
     }
 
     /// Those that a matrix of a shape may get at any width.

@@ -38,7 +38,7 @@ fn product(weights: u64, x: u64, y: u64, blocks: u32) -> Call {
     let mut args = [0u64; 29];
     (args[0], args[3], args[6], args[14]) = (weights, x, y, 100 * weights);
     (args[17], args[18]) = (NO_BLOCK as u64, NO_BLOCK as u64);
-    call(Module::Codes(layout, CodesTile::for_columns(layout, 1)), "codes", blocks, &args)
+    call(Module::Codes(layout, CodesTile::for_columns(layout, "sm_90a", 1)), "codes", blocks, &args)
 }
 
 #[test]
@@ -89,7 +89,10 @@ fn product_of_two(weights: u64, y: u64, rows: u64, tile: CodesTile) -> Call {
 }
 
 fn tile_of(rows: usize) -> CodesTile {
-    CodesTile::all(Layout::all()[0]).find(|tile| tile.rows() == rows).expect("a tile of so many rows")
+    CodesTile::all(Layout::all()[0], "sm_90a")
+        .into_iter()
+        .find(|tile| tile.rows() == rows)
+        .expect("a tile of so many rows")
 }
 
 #[test]
