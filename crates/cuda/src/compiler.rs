@@ -25,8 +25,8 @@ const FOLDERS: [&str; 3] = ["/usr/local/cuda/lib64", "/usr/local/cuda-13/lib64",
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compiler {
     version: (i32, i32),
-    /// How many turns of kernels are noted at most; none: kernels note nothing.
-    turns: Option<usize>,
+    /// How many blocks note at most when they ran; none: kernels note nothing.
+    noted: Option<usize>,
 }
 
 /// Machine code, and what the assembler says of it.
@@ -59,14 +59,14 @@ impl Compiler {
         self.version
     }
 
-    /// The same, whose kernels note when their turn comes, so many times at most; `kernels/timeline.cuh`.
-    pub fn noting(self, turns: usize) -> Compiler {
-        Compiler { turns: Some(turns), ..self }
+    /// The same, whose blocks note when they run, so many at most; `kernels/timeline.cuh`.
+    pub fn noting(self, blocks: usize) -> Compiler {
+        Compiler { noted: Some(blocks), ..self }
     }
 
     /// What tells one compiler's code from another's.
     pub(crate) fn key(self) -> String {
-        self.turns.map_or_else(|| format!("{:?}", self.version), |turns| format!("{:?} noting {turns}", self.version))
+        self.noted.map_or_else(|| format!("{:?}", self.version), |blocks| format!("{:?} noting {blocks}", self.version))
     }
 
     /// Compiles a module for a card: `sm_90a`.
@@ -76,9 +76,10 @@ impl Compiler {
     pub fn compile(self, module: Module, arch: &str) -> Result<Compiled, CompileError> {
         let failed = |log: String| CompileError { module: module.to_string(), arch: arch.to_owned(), log };
         let text = |text: String| CString::new(text).map_err(|e| failed(e.to_string()));
-        let source = text(module.source())?;
+        let source = module.source();
+        let source = text(if self.noted.is_some() { with_notes(&source) } else { source })?;
         let name = text(format!("{}.cu", module.name()))?;
-        let noting = self.turns.map(|turns| format!("-DTIMELINE={turns}"));
+        let noting = self.noted.map(|blocks| format!("-DTIMELINE={blocks}"));
         let options: Vec<CString> =
             options(module, arch).into_iter().chain(noting).map(text).collect::<Result<_, _>>()?;
         let options: Vec<_> = options.iter().map(|o| o.as_ptr()).collect();
@@ -104,6 +105,24 @@ impl Compiler {
         let warnings = log.lines().filter(is_warning).map(str::to_owned).collect();
         Ok(Compiled { binary, registers, spilled_bytes: spilled, shared_bytes, warnings })
     }
+}
+
+/// A source each of whose kernels begins with its notes; lines stay where they are.
+fn with_notes(source: &str) -> String {
+    let mut noted = String::with_capacity(source.len() + 64);
+    let mut is_head = false;
+    for line in source.lines() {
+        is_head |= line.starts_with("KERNEL");
+        match line.split_once('{').filter(|_| is_head) {
+            Some((head, body)) => {
+                noted.extend([head, "{ Noting noting(__func__);", body]);
+                is_head = false;
+            }
+            None => noted.push_str(line),
+        }
+        noted.push('\n');
+    }
+    noted
 }
 
 /// What the compiler is told. Contraction is off: sums are fused where the source says so, and nowhere else.
@@ -174,7 +193,7 @@ fn find() -> Option<Compiler> {
     let mut version = (0, 0);
     // SAFETY: both numbers are written.
     unsafe { sys::nvrtcVersion(&mut version.0, &mut version.1) };
-    Some(Compiler { version, turns: None })
+    Some(Compiler { version, noted: None })
 }
 
 /// Opens the libraries by their whole paths, for good: later they are found by name. The compiler itself opens its built-ins by
@@ -204,5 +223,22 @@ mod tests {
         assert_eq!(largest(log, " registers"), 128);
         assert_eq!((largest(log, " bytes spill stores"), largest(log, " bytes smem")), (12, 528));
         assert_eq!(largest("", " registers"), 0);
+    }
+
+    /// Kernels whose heads take several lines, or stand in one with their bodies, begin with notes; nothing else does, and no line moves.
+    #[test]
+    fn every_kernel_begins_with_its_notes() {
+        let source = |notes: &str| {
+            let first = format!("KERNEL bounds(4) first(u32 a,\n    u32 b) {{{notes}\n    if (a) {{\n    }}\n}}");
+            format!("struct A {{\n}};\n{first}\nKERNEL last() {{{notes} b(); }}\n")
+        };
+        assert_eq!(with_notes(&source("")), source(" Noting noting(__func__);"));
+        for module in Module::all() {
+            let (plain, noted) = (module.source(), with_notes(&module.source()));
+            let kernels = plain.lines().filter(|line| line.starts_with("KERNEL")).count();
+            assert!(kernels > 0, "{module}");
+            assert_eq!(noted.matches("Noting noting(__func__);").count(), kernels, "{module}");
+            assert_eq!(noted.lines().count(), plain.lines().count(), "{module}");
+        }
     }
 }

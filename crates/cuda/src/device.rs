@@ -15,7 +15,7 @@ use tessera_ops::{
 use crate::{
     attention::attend,
     cache::Cache,
-    driver::{Counts, Gpu, Memory, Purpose},
+    driver::{Counts, Gpu, Memory, Purpose, timeline::Turn},
     embedding,
     error::OpenError,
     kernels::Module,
@@ -133,12 +133,12 @@ impl CudaDevice {
         self.gpu.counts()
     }
 
-    /// Each kernel that runs in `work`, in graphs and started early as in any step, and the time from its turn to the next one's.
+    /// Each launch that runs in `work`, in graphs and started early as in any step, in the order of their turns.
     /// `host` is what the card waits for between steps. Nothing, unless the device was opened under profile.
     ///
     /// # Errors
     /// If the card fails.
-    pub fn turns(&self, work: impl FnOnce()) -> Result<Vec<(String, Duration)>, Error> {
+    pub fn turns(&self, work: impl FnOnce()) -> Result<Vec<Turn>, Error> {
         self.gpu.turns(work)
     }
 

@@ -37,7 +37,7 @@ mod args;
 mod memory;
 mod pinned;
 mod sending;
-mod timeline;
+pub(crate) mod timeline;
 mod timing;
 mod transfers;
 
@@ -160,7 +160,7 @@ impl Gpu {
         // Clusters of blocks, and kernels that start early, came with Hopper.
         let is_hopper = major >= 9;
         let timeline = (purpose == Purpose::Profile).then(Timeline::take).transpose().map_err(failed("open a card"))?;
-        let compiler = if timeline.is_some() { compiler.noting(timeline::TURNS_MAX) } else { compiler };
+        let compiler = if timeline.is_some() { compiler.noting(timeline::BLOCKS_MAX) } else { compiler };
         let is_audited = purpose == Purpose::Audit;
         let launching = if is_audited { Launching::Serial } else { Launching::from_environment()? };
         let attention_arch = attention::arch_from_environment(&arch)?;

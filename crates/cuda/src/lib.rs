@@ -36,7 +36,7 @@ mod threads;
 
 pub use cache::Cache;
 pub use device::CudaDevice;
-pub use driver::Counts;
+pub use driver::{Counts, timeline::Turn};
 pub use error::OpenError;
 pub use kv::KvPages;
 pub use roles::Numerics;

@@ -10,6 +10,7 @@ use std::{
 use anyhow::Result;
 use clap::{Args, builder::RangedU64ValueParser};
 use serde::Serialize;
+use tessera_cuda::Turn;
 use tessera_engine::{Part, Sampler, SamplingParams, SequenceId, Sequences};
 use tessera_ops::{
     Device, Profiled, Role,
@@ -30,7 +31,9 @@ Bytes are read or written once: weights as the file holds them, activations in f
 Operations are those of projections and attention. `rest` is what lies between the ops.
 On a card, stages are timed by its own clock and launch by launch, and `rest` is what a step takes beside them. What becomes one launch \
 with the stage before it counts there. Steps as a whole are timed as they are, with graphs. \
-Kernels are listed with the time from their turn in such a step to the next one's; `host` is what the card waits for between steps.
+Kernels are listed by the blocks of a launch, with the time from their turn in such a step to the next one's; and when half of the blocks \
+had begun, which is before the turn where launches start early, when half and when all had ended: medians of launches, microseconds from \
+the turn on. `host` is what the card waits for between steps.
 
 Examples:
   tessera profile smollm2:135m
@@ -140,10 +143,24 @@ struct Phase {
 #[derive(Serialize)]
 struct Kernel {
     kernel: String,
+    /// Of each launch; of all kernels together none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocks: Option<Blocks>,
     /// In a step.
     launches: usize,
     /// Of all of them, from their turn to the next kernel's.
     seconds: f64,
+}
+
+/// Blocks of a launch. Times are medians of launches, from the turn on.
+#[derive(Serialize)]
+struct Blocks {
+    count: usize,
+    /// When half of them had begun.
+    begun_seconds: f64,
+    /// When half of them had ended.
+    half_ended_seconds: f64,
+    ended_seconds: f64,
 }
 
 /// A stage of a layer, or of none.
@@ -286,17 +303,27 @@ impl<D: Device> Run<D> {
         let turns = card.inner().turns(|| done = run(self));
         self.device.pause(false);
         done?;
-        let mut sums: BTreeMap<String, (usize, Duration)> = BTreeMap::new();
-        for (kernel, time) in turns? {
-            let sum = sums.entry(kernel).or_default();
-            *sum = (sum.0 + 1, sum.1 + time);
+        let mut launches: BTreeMap<(String, usize), Vec<Turn>> = BTreeMap::new();
+        for turn in turns? {
+            launches.entry((turn.kernel.clone(), turn.blocks)).or_default().push(turn);
         }
-        let each = |(kernel, (launches, time)): (String, (usize, Duration))| Kernel {
-            kernel,
-            launches: launches / steps,
-            seconds: time.as_secs_f64() / steps as f64,
+        let each = |((kernel, count), turns): ((String, usize), Vec<Turn>)| {
+            let median = |nanos: fn(&Turn) -> i64| {
+                let mut all: Vec<i64> = turns.iter().map(nanos).collect();
+                all.sort_unstable();
+                all[all.len() / 2] as f64 / 1e9
+            };
+            let begun_seconds = median(|t| t.begun_nanos);
+            let (half_ended_seconds, ended_seconds) = (median(|t| t.half_ended_nanos), median(|t| t.ended_nanos));
+            let seconds: f64 = turns.iter().map(|t| t.time.as_secs_f64()).sum();
+            Kernel {
+                kernel,
+                blocks: Some(Blocks { count, begun_seconds, half_ended_seconds, ended_seconds }),
+                launches: (turns.len() + steps / 2) / steps,
+                seconds: seconds / steps as f64,
+            }
         };
-        let mut kernels: Vec<Kernel> = sums.into_iter().map(each).collect();
+        let mut kernels: Vec<Kernel> = launches.into_iter().map(each).collect();
         kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
         Ok(kernels)
     }
@@ -356,12 +383,19 @@ impl Phase {
         if self.kernels.is_empty() {
             return Ok(());
         }
-        writeln!(out, "{:<16}{:>10}{:>10}{:>10}", "kernel", "launches", "µs each", "ms")?;
+        let titles = ["blocks", "launches", "µs each", "ms", "begun", "half done", "done"];
+        writeln!(out, "{:<16}{}  (µs)", "kernel", titles.map(|title| format!("{title:>10}")).concat())?;
         let launches = self.kernels.iter().map(|k| k.launches).sum();
-        let all = Kernel { kernel: "all".to_owned(), launches, seconds: self.kernels.iter().map(|k| k.seconds).sum() };
-        for Kernel { kernel, launches, seconds } in self.kernels.iter().chain([&all]) {
+        let seconds = self.kernels.iter().map(|k| k.seconds).sum();
+        let all = Kernel { kernel: "all".to_owned(), blocks: None, launches, seconds };
+        for Kernel { kernel, blocks, launches, seconds } in self.kernels.iter().chain([&all]) {
             let each = seconds * 1e6 / (*launches).max(1) as f64;
-            writeln!(out, "{kernel:<16}{launches:>10}{each:>10.1}{:>10.3}", seconds * 1e3)?;
+            let count = blocks.as_ref().map_or(String::new(), |b| b.count.to_string());
+            write!(out, "{kernel:<16}{count:>10}{launches:>10}{each:>10.1}{:>10.3}", seconds * 1e3)?;
+            for time in blocks.iter().flat_map(|b| [b.begun_seconds, b.half_ended_seconds, b.ended_seconds]) {
+                write!(out, "{:>10.1}", time * 1e6)?;
+            }
+            writeln!(out)?;
         }
         Ok(())
     }
