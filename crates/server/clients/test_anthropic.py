@@ -2,7 +2,7 @@
 import anthropic
 import pytest
 
-from conftest import KEY
+from conftest import KEY, LONG
 
 # The package knows no temperature.
 GREEDY = {"temperature": 0}
@@ -85,6 +85,6 @@ def test_errors_are_typed(client, guarded, model):
 
 
 def test_who_hangs_up_leaves_no_trace(client, server, model):
-    with client.messages.stream(model=model, max_tokens=1500, messages=ASK) as stream:
+    with client.messages.stream(model=model, max_tokens=LONG, messages=ASK) as stream:
         next(iter(stream))
     server.idle()

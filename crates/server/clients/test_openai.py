@@ -5,7 +5,7 @@ import threading
 import openai
 import pytest
 
-from conftest import KEY
+from conftest import KEY, LONG
 
 TOOL = {
     "type": "function",
@@ -169,20 +169,20 @@ def test_errors_are_typed(client, guarded, model):
     with pytest.raises(openai.BadRequestError, match="nonsense"):
         client.chat.completions.create(model=model, messages=ASK, extra_body={"nonsense": 1})
     with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(model=model, messages=[{"role": "user", "content": "word " * 5000}])
+        client.chat.completions.create(model=model, messages=[{"role": "user", "content": "word " * 40000}])
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=guarded.url + "/v1", api_key="wrong", max_retries=0).models.list()
     assert openai.OpenAI(base_url=guarded.url + "/v1", api_key=KEY, max_retries=0).models.list().data
 
 
 def test_who_hangs_up_leaves_no_trace(client, server, model):
-    stream = client.chat.completions.create(model=model, messages=ASK, max_tokens=1500, stream=True, logit_bias={"257": -100, "259": -100})
+    stream = client.chat.completions.create(model=model, messages=ASK, max_tokens=LONG, stream=True, logit_bias={"257": -100, "259": -100})
     next(iter(stream))
     stream.close()
     server.idle()
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.3).chat.completions.create(
-            model=model, messages=ASK, max_tokens=1500, logit_bias={"257": -100, "259": -100}
+            model=model, messages=ASK, max_tokens=LONG, logit_bias={"257": -100, "259": -100}
         )
     server.idle()
 

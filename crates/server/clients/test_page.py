@@ -1,9 +1,12 @@
 """The page at `/` in a headless browser, by keyboard and by what a screen reader is told."""
 import pathlib
 import re
+import time
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
+
+from conftest import LONG
 
 SCREENSHOTS = pathlib.Path(__file__).resolve().parents[3] / "target" / "screenshots"
 FLAGS = [
@@ -67,12 +70,27 @@ def test_a_conversation_by_keyboard(page, model):
 
 
 def test_escape_stops_and_frees_the_slot(page, server):
-    ask(page, "Go on for long", 1500)
+    began = time.monotonic()
+    ask(page, "Go on for long", LONG)
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
     expect(page.locator("#turns li.assistant > .text").last).not_to_be_empty(timeout=30000)
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
+    # A page that is busy with drawing hears nothing until the reply is over.
+    assert time.monotonic() - began < 10
     server.idle()
+
+
+def test_a_new_conversation_before_the_first_word(page):
+    page.route("**/v1/chat/completions", lambda route: None)
+    ask(page, "Hello")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.locator("#turns li")).to_have_count(0)
+    page.unroute("**/v1/chat/completions")
+    ask(page, "Hello again")
+    expect(page.locator("#turns li.assistant > .text").last).not_to_be_empty(timeout=30000)
 
 
 def test_the_engine_is_seen_alive(page):
@@ -93,7 +111,7 @@ def test_settings_are_kept_and_reset(page):
 
 
 def test_errors_are_told(page):
-    ask(page, "word " * 6000)
+    ask(page, "word " * 40000)
     expect(page.get_by_role("alert")).not_to_be_empty(timeout=20000)
 
 

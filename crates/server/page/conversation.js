@@ -1,6 +1,7 @@
 // The conversation: turns, the reply that is being written, and what can be done with both.
 
 import { reply } from "./api.js";
+import { Drawing } from "./drawing.js";
 
 const SPEAKERS = { user: "You", assistant: "Model" };
 /** A reply in fences of three backticks has code in between. */
@@ -117,26 +118,34 @@ export class Conversation {
     const began = performance.now();
     let first = null;
     let thoughts = "";
-    let pieces = 0;
+    let tokens = 0;
+    let usage = null;
+    const drawing = new Drawing(() => {
+      show(parts.text, turn.content);
+      parts.thinking.hidden = thoughts === "";
+      parts.thoughts.textContent = thoughts;
+      this.#figures(began, first, tokens, usage);
+      this.#scroll(false);
+    });
     try {
       for await (const piece of reply(request, this.#settings.key(), running.signal)) {
         if (piece.text || piece.thinking) {
           first ??= performance.now();
-          pieces += 1;
+          tokens += 1;
         }
         turn.content += piece.text;
         thoughts += piece.thinking;
-        show(parts.text, turn.content);
-        parts.thinking.hidden = thoughts === "";
-        parts.thoughts.textContent = thoughts;
-        this.#figures(began, first, piece.usage?.completion_tokens ?? pieces, piece.usage);
-        this.#scroll(false);
+        usage ??= piece.usage;
+        tokens = usage?.completion_tokens ?? tokens;
+        drawing.ask();
       }
     } catch (problem) {
       if (!running.signal.aborted) this.#find("problem").textContent = problem.message;
     }
+    drawing.now();
     parts.item.removeAttribute("aria-busy");
-    if (turn.content === "" && thoughts === "") this.#removeLast();
+    const kept = this.#turns.at(-1) === turn;
+    if (kept && turn.content === "" && thoughts === "") this.#removeLast();
     this.#running = null;
     this.#offer();
     this.#find("prompt").focus();

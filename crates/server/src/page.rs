@@ -18,12 +18,13 @@ const IMAGE: &str = "image/svg+xml";
 const INDEX: &str = include_str!("../page/index.html");
 
 /// What is served under `/static/`: name, type and contents.
-const FILES: [(&str, &str, &str); 7] = [
+const FILES: [(&str, &str, &str); 8] = [
     ("style.css", STYLE, include_str!("../page/style.css")),
     ("icon.svg", IMAGE, include_str!("../page/icon.svg")),
     ("app.js", SCRIPT, include_str!("../page/app.js")),
     ("api.js", SCRIPT, include_str!("../page/api.js")),
     ("conversation.js", SCRIPT, include_str!("../page/conversation.js")),
+    ("drawing.js", SCRIPT, include_str!("../page/drawing.js")),
     ("engine.js", SCRIPT, include_str!("../page/engine.js")),
     ("settings.js", SCRIPT, include_str!("../page/settings.js")),
 ];

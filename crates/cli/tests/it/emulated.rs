@@ -183,6 +183,13 @@ fn steps_are_profiled() {
     assert!(kernels.iter().any(|k| k == "codes"), "{kernels:?}");
     let stores = decode["kernels"].as_array().unwrap().iter().find(|k| k["kernel"] == "store").unwrap();
     assert_eq!(stores["launches"], 2);
+    // Every block of every launch was seen, and ended after its turn.
+    for kernel in decode["kernels"].as_array().unwrap() {
+        let time = |field: &str| kernel["blocks"][field].as_f64().unwrap();
+        assert!(kernel["blocks"]["count"].as_u64().unwrap() > 0, "{kernel}");
+        assert!(time("begun_seconds") < time("half_ended_seconds"), "{kernel}");
+        assert!((0.0..=time("ended_seconds")).contains(&time("half_ended_seconds")), "{kernel}");
+    }
 }
 
 /// Prompt rows have another arithmetic, on Hopper and before it: near the CPU's, and the same whatever the chunks.
