@@ -16,8 +16,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 MODEL = "synth:llama,layers=2,width=256,heads=4,kv_heads=2,head_dim=64,feed_forward=512,vocabulary=4096,context=32768,format=Q8_0,seed=3"
-# Tokens of a reply that a test stops: twenty seconds of a quick machine, so that a slow browser finds it still running.
-LONG = 30000
+# Tokens of a reply that a test stops: some seconds on a quick machine, so that a slow browser finds it still running.
+LONG = 16000
 KEY = "a-key-for-tests"
 
 

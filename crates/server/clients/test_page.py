@@ -1,7 +1,6 @@
 """The page at `/` in a headless browser, by keyboard and by what a screen reader is told."""
 import pathlib
 import re
-import time
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
@@ -53,13 +52,14 @@ def shot(page, name):
 def test_a_conversation_by_keyboard(page, model):
     expect(page.get_by_role("combobox", name="Model")).to_have_value(model)
     expect(page.get_by_role("textbox", name="Message", exact=True)).to_be_focused()
-    ask(page, "Hello")
+    ask(page, "Hello", 1000)
     turns = page.get_by_role("list").filter(has=page.get_by_role("heading", name="Model")).get_by_role("listitem")
     expect(turns).to_have_count(2)
     expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=30000)
     said = turns.nth(1).inner_text()
     assert len(said.strip()) > len("Model") + 3
-    expect(page.locator("#figures")).to_contain_text("tokens/s")
+    told = re.search(r"([\d.]+) tokens/s", page.locator("#figures").inner_text())
+    assert 1 < float(told[1]) < 100000, "of so small a model on any machine"
     # The same again: greedy replies do not change.
     page.get_by_role("button", name="Regenerate").click()
     expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=30000)
@@ -70,14 +70,15 @@ def test_a_conversation_by_keyboard(page, model):
 
 
 def test_escape_stops_and_frees_the_slot(page, server):
-    began = time.monotonic()
+    broken_off = []
+    page.on("requestfailed", lambda request: broken_off.append(request.url))
     ask(page, "Go on for long", LONG)
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
     expect(page.locator("#turns li.assistant > .text").last).not_to_be_empty(timeout=30000)
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     # A page that is busy with drawing hears nothing until the reply is over.
-    assert time.monotonic() - began < 10
+    assert broken_off == [f"{server.url}/v1/chat/completions"]
     server.idle()
 
 

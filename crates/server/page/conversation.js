@@ -4,6 +4,8 @@ import { reply } from "./api.js";
 import { Drawing } from "./drawing.js";
 
 const SPEAKERS = { user: "You", assistant: "Model" };
+/** Seconds from which on a speed is told: what comes at once has been on its way for longer than it took to arrive. */
+const TIMED = 0.1;
 /** A reply in fences of three backticks has code in between. */
 const FENCE = /^```.*$/m;
 
@@ -155,7 +157,7 @@ export class Conversation {
     if (first === null) return;
     const wait = ((first - began) / 1000).toFixed(2);
     const seconds = (performance.now() - first) / 1000;
-    const speed = seconds > 0 && tokens > 1 ? `${((tokens - 1) / seconds).toFixed(1)} tokens/s` : "";
+    const speed = seconds >= TIMED ? `${((tokens - 1) / seconds).toFixed(1)} tokens/s` : "";
     const cached = usage?.prompt_tokens_details?.cached_tokens;
     const known = cached ? `${cached} prompt tokens known` : "";
     this.#find("figures").textContent = [`first after ${wait} s`, speed, known].filter(Boolean).join(" · ");
